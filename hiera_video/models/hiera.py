@@ -1,0 +1,487 @@
+"""Hiera: the hierarchical vision transformer of arXiv 2306.00989, for images and video.
+
+One space-time model serves both: an image is a clip of one frame, patchified by a (1, 7, 7) kernel.
+The file follows the data: patches, position embedding, unrolling into mask units, blocks that
+attend inside a unit (early) or everywhere (late) and pool between stages, head.
+
+Inside, tokens live *unrolled*, as `[B, M, U, D]`: M mask units, U tokens in each, ordered such that
+the tokens that a pooling step merges lie `U / stride` apart. Pooling is then a maximum over one
+axis, hiding a unit is dropping a row, and attention windows fold into the batch as a view. Whatever
+leaves the model is back in space-time order.
+
+Letters: B batch, C channels, T H W frames and pixels, t h w tokens along an axis, M mask units,
+K kept units, U tokens of a unit, D width. Parameter names are those of facebookresearch/hiera.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+Size3 = tuple[int, int, int]  # along (time, height, width)
+
+
+def unroll(
+    x: Float[Tensor, "B D t h w"], mask_unit: Size3, pools: Sequence[Size3]
+) -> Float[Tensor, "B M U D"]:
+    """Groups tokens by mask unit, and inside a unit by the pooling step that merges them.
+
+    `pools` are the strides of the pooling steps, first step first. Units come in space-time order.
+    """
+    t, h, w = mask_unit
+    batch = x.shape[0]
+    x = rearrange(x, "b d (T t) (H h) (W w) -> (b T H W) t h w d", t=t, h=h, w=w)
+    for i, j, k in pools:
+        x = rearrange(x, "n (t i) (h j) (w k) d -> (n i j k) t h w d", i=i, j=j, k=k)
+    return rearrange(
+        x, "(b m s) t h w d -> b m (s t h w) d", b=batch, s=math.prod(map(math.prod, pools))
+    )
+
+
+def reroll(
+    x: Float[Tensor, "B M U D"], units: Size3, mask_unit: Size3, pools: Sequence[Size3]
+) -> Float[Tensor, "B t h w D"]:
+    """The inverse of `unroll`, for a grid of `units` mask units of (now) `mask_unit` tokens.
+
+    `pools` are the steps that still separate tokens of a unit, first step first.
+    """
+    t, h, w = (m // math.prod(p[axis] for p in pools) for axis, m in enumerate(mask_unit))
+    batch = x.shape[0]
+    x = rearrange(x, "b m (s t h w) d -> (b m s) t h w d", t=t, h=h, w=w)
+    for i, j, k in reversed(pools):
+        x = rearrange(x, "(n i j k) t h w d -> n (t i) (h j) (w k) d", i=i, j=j, k=k)
+    T, H, W = units
+    return rearrange(x, "(b T H W) t h w d -> b (T t) (H h) (W w) d", b=batch, T=T, H=H, W=W)
+
+
+def pool_tokens(x: Tensor, size: int) -> Tensor:
+    """Maximum over the tokens that one pooling step merges: [B, M, U, ...] -> [B, M, U/size, ...]."""
+    if size == 1:
+        return x
+    x = x.unflatten(2, (size, -1))
+    # Equal values. amax is 11 times faster forward on a CPU, but its backward, which shares the
+    # gradient between ties, is slower than that of max, which sends it to one of them.
+    return x.max(dim=2).values if torch.is_grad_enabled() else x.amax(dim=2)
+
+
+def attend(
+    q: Float[Tensor, "B h V d"], k: Float[Tensor, "B h U d"], v: Float[Tensor, "B h U d"]
+) -> Float[Tensor, "B h V d"]:
+    """Softmax attention by a fused kernel.
+
+    torch's CPU kernel is at its best in float32: over 1568 tokens with 4 heads of 96, forward and
+    backward take 190 ms in bfloat16 and 82 ms converted. Bfloat16 inputs take that way on a CPU.
+    """
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for a whole sample with probability `rate` (stochastic depth)."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rate == 0.0 or not self.training:
+            return x
+        keep = 1.0 - self.rate
+        kept = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
+        return x * kept.div_(keep)
+
+    def extra_repr(self) -> str:
+        return f"rate={self.rate:.3f}"
+
+
+class MaskUnitAttention(nn.Module):
+    """Attention within each mask unit, or over all tokens; queries may be pooled on the way.
+
+    Replaces the pooling attention of MViTv2 (paper, section 3.2 and Tab. 1f).
+    """
+
+    def __init__(self, dim: int, dim_out: int, heads: int, pool: int, within_units: bool) -> None:
+        super().__init__()
+        self.heads, self.pool, self.within_units = heads, pool, within_units
+        self.qkv = nn.Linear(dim, 3 * dim_out)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
+        batch, units = x.shape[:2]
+        qkv = rearrange(self.qkv(x), "b m u (three h d) -> three b m u h d", three=3, h=self.heads)
+        q, k, v = qkv.unbind(0)
+        q = pool_tokens(q, self.pool)
+        # Windows fold into the batch as views: fused kernels take 4-D tensors only, and the 5-D
+        # call of the official code runs the unfused one (2.3x slower over 1568 tokens on a CPU).
+        fold = "b m u h d -> (b m) h u d" if self.within_units else "b m u h d -> b h (m u) d"
+        x = attend(*(rearrange(a, fold) for a in (q, k, v)))
+        if self.within_units:
+            x = rearrange(x, "(b m) h u d -> b m u (h d)", b=batch)
+        else:
+            x = rearrange(x, "b h (m u) d -> b m u (h d)", m=units)
+        return self.proj(x)
+
+
+class Mlp(nn.Module):
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class HieraBlock(nn.Module):
+    """Pre-norm transformer block. Where the width changes, so does the residual: linear, then pool."""
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        mlp_ratio: float,
+        drop_path: float,
+        pool: int,
+        within_units: bool,
+    ) -> None:
+        super().__init__()
+        self.pool = pool
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = MaskUnitAttention(dim, dim_out, heads, pool, within_units)
+        self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+
+    def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
+        y = self.norm1(x)
+        if self.proj is not None:
+            x = pool_tokens(self.proj(y), self.pool)
+        x = x + self.drop_path(self.attn(y))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping convolution from pixels to tokens (paper, section 3.2: as in MViTv2)."""
+
+    def __init__(
+        self, in_chans: int, dim: int, kernel: Size3, patch: Size3, padding: Size3
+    ) -> None:
+        super().__init__()
+        self.proj = nn.Conv3d(in_chans, dim, kernel, patch, padding)
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
+        return self.proj(x)
+
+
+class Head(nn.Module):
+    def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.projection = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
+
+    def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B L"]:
+        return self.projection(self.dropout(x))
+
+
+class Hiera(nn.Module):
+    """The backbone and its classifier.
+
+    Args:
+        input_size: frames, height and width of a clip, in pixels; (1, H, W) for images.
+        in_chans: colour channels of the input.
+        num_classes: outputs of the classifier; 0 leaves the pooled, normalised features.
+        embed_dim, num_heads: of the first stage; both double with each stage.
+        stages: blocks of each stage.
+        q_pool: how many stage transitions pool (3 in classifiers; 2 in MAE pretraining).
+        q_stride: tokens merged by a pooling step, along (time, height, width).
+        mask_unit: tokens of a mask unit, along (time, height, width): what masking keeps or hides as
+            one, and the window of early attention. A multiple of `q_stride ** q_pool`.
+        mask_unit_attn: for each stage, attend within units (True) or everywhere. The first block of a
+            stage follows the stage before it, since its keys are not pooled yet.
+        patch_kernel, patch_stride, patch_padding: of the patchifying convolution.
+        sep_pos_embed: learn the position embedding as a spatial plus a temporal part (video).
+        mlp_ratio: hidden width of the MLP over the block's width.
+        drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
+        head_dropout: dropout before the classifier.
+
+    Raises:
+        ValueError: for sizes that do not fit together, naming the nearest that do.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_size: Size3 = (16, 224, 224),
+        in_chans: int = 3,
+        num_classes: int = 400,
+        embed_dim: int = 96,
+        num_heads: int = 1,
+        stages: Sequence[int] = (2, 3, 16, 3),
+        q_pool: int = 3,
+        q_stride: Size3 = (1, 2, 2),
+        mask_unit: Size3 = (1, 8, 8),
+        mask_unit_attn: Sequence[bool] = (True, True, False, False),
+        patch_kernel: Size3 = (3, 7, 7),
+        patch_stride: Size3 = (2, 4, 4),
+        patch_padding: Size3 = (1, 3, 3),
+        sep_pos_embed: bool = True,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        head_dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= q_pool < len(stages):
+            raise ValueError(
+                f"q_pool is {q_pool}: allowed are 0 to {len(stages) - 1}, one per stage transition"
+            )
+        if len(mask_unit_attn) != len(stages):
+            raise ValueError(
+                f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
+            )
+        _check_mask_unit(mask_unit, q_stride, q_pool)
+        _check_input_size(input_size, patch_stride, mask_unit)
+
+        self.input_size: Size3 = _size3(input_size)
+        self.in_chans, self.num_classes, self.head_dropout = in_chans, num_classes, head_dropout
+        self.mask_unit: Size3 = _size3(mask_unit)
+        self.patch_stride: Size3 = _size3(patch_stride)
+        self.tokens_shape: Size3 = _size3(
+            i // s for i, s in zip(input_size, patch_stride, strict=True)
+        )
+        self.units_shape: Size3 = _size3(
+            n // m for n, m in zip(self.tokens_shape, mask_unit, strict=True)
+        )
+        self.num_units = math.prod(self.units_shape)
+        self.pools: list[Size3] = [_size3(q_stride)] * q_pool
+        self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
+        self.stage_dims = [embed_dim * 2**i for i in range(len(stages))]
+        self.grad_checkpointing = False
+
+        self.patch_embed = PatchEmbed(
+            in_chans, embed_dim, patch_kernel, patch_stride, patch_padding
+        )
+        t, h, w = self.tokens_shape
+        self.sep_pos_embed = sep_pos_embed
+        if sep_pos_embed:
+            self.pos_embed_spatial = nn.Parameter(torch.empty(1, h * w, embed_dim))
+            self.pos_embed_temporal = nn.Parameter(torch.empty(1, t, embed_dim))
+        else:
+            self.pos_embed = nn.Parameter(torch.empty(1, t * h * w, embed_dim))
+
+        depth = sum(stages)
+        self.blocks = nn.ModuleList()
+        for stage, num_blocks in enumerate(stages):
+            for i in range(num_blocks):
+                first = stage > 0 and i == 0
+                self.blocks.append(
+                    HieraBlock(
+                        dim=self.stage_dims[stage - 1 if first else stage],
+                        dim_out=self.stage_dims[stage],
+                        heads=num_heads * 2**stage,
+                        mlp_ratio=mlp_ratio,
+                        drop_path=drop_path * len(self.blocks) / max(depth - 1, 1),
+                        pool=math.prod(q_stride) if first and stage <= q_pool else 1,
+                        within_units=mask_unit_attn[stage - 1 if first else stage],
+                    )
+                )
+        self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
+        self.head = Head(self.num_features, num_classes, head_dropout)
+        self.init_weights()
+
+    @property
+    def num_features(self) -> int:
+        """Width of the last stage."""
+        return self.stage_dims[-1]
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Official initialisation: truncated normal 0.02, biases 0.02, a classifier 1000x smaller."""
+        for name, parameter in self.named_parameters():
+            if "pos_embed" in name:
+                nn.init.trunc_normal_(parameter, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv3d):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear | nn.LayerNorm):
+                nn.init.constant_(module.bias, 0.02)
+            if isinstance(module, nn.LayerNorm):
+                nn.init.ones_(module.weight)
+        self._scale_head()
+
+    @torch.no_grad()
+    def _scale_head(self, scale: float = 0.001) -> None:
+        for parameter in self.head.parameters():
+            parameter.mul_(scale)
+
+    # The way of the data.
+
+    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B L"]:
+        """A normalised clip of `input_size` to logits, in training and in evaluation alike."""
+        return self.forward_head(self.encode(x)[-1])
+
+    def forward_features(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B t h w D"]:
+        """The last stage's tokens in space-time order, not normalised."""
+        return self.reroll(self.encode(x)[-1], stage=-1)
+
+    def forward_head(
+        self, x: Float[Tensor, "B ... D"], pre_logits: bool = False
+    ) -> Float[Tensor, "B L"]:
+        """Tokens, in any order, to logits: mean, norm, dropout, linear.
+
+        With `pre_logits`, the pooled and normalised features `[B, D]` instead.
+        """
+        x = self.norm(x.flatten(1, -2).mean(dim=1))
+        return x if pre_logits else self.head(x)
+
+    def forward_intermediates(
+        self, x: Float[Tensor, "B C T H W"], indices: Sequence[int] | None = None
+    ) -> list[Float[Tensor, "B t h w D"]]:
+        """Outputs of the stages `indices` (all by default; -1 is the last), in space-time order."""
+        stages = range(len(self.stage_ends))
+        indices = list(stages if indices is None else indices)
+        for i in indices:
+            if i not in stages and i + len(stages) not in stages:
+                raise ValueError(f"indices has {i}: the model has stages 0 to {stages[-1]}")
+        outputs = self.encode(x)
+        return [self.reroll(outputs[i], stage=i) for i in indices]
+
+    def encode(
+        self, x: Float[Tensor, "B C T H W"], visible: Bool[Tensor, "B M"] | None = None
+    ) -> list[Float[Tensor, "B K U D"]]:
+        """Outputs of all stages, unrolled: K units (all, or the visible ones in space-time order) of U tokens.
+
+        Args:
+            visible: mask units to keep, True = kept, the same number for every clip of the batch. The
+                pixels of the others are zeroed before the overlapping patch convolution, so that
+                nothing of them leaks, and their tokens are dropped after it.
+        """
+        if tuple(x.shape[1:]) != (self.in_chans, *self.input_size):
+            raise ValueError(self._wrong_input(x.shape))
+        if visible is not None:
+            x = x * self._unit_pixels(visible).to(x.dtype)
+        x = self.patch_embed(x) + self.get_pos_embed()  # [B, D, t, h, w]
+        x = unroll(x, self.mask_unit, self.pools)  # [B, M, U, D]
+        if visible is not None:
+            x = x[visible].unflatten(0, (visible.shape[0], -1))  # [B, K, U, D]
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            if self.grad_checkpointing and self.training:
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x)
+            if i in self.stage_ends:
+                outputs.append(x)
+        return outputs
+
+    def get_pos_embed(self) -> Float[Tensor, "1 D t h w"]:
+        """The position embedding on the token grid."""
+        t, h, w = self.tokens_shape
+        if not self.sep_pos_embed:
+            return rearrange(self.pos_embed, "b (t h w) d -> b d t h w", t=t, h=h, w=w)
+        spatial = rearrange(self.pos_embed_spatial, "b (h w) d -> b d 1 h w", h=h, w=w)
+        return spatial + rearrange(self.pos_embed_temporal, "b t d -> b d t 1 1")
+
+    def reroll(self, x: Float[Tensor, "B M U D"], stage: int) -> Float[Tensor, "B t h w D"]:
+        """The unrolled output of a stage, with all units present, in space-time order."""
+        done = min(stage % len(self.stage_ends), len(self.pools))
+        unit = _size3(
+            m // math.prod(p[axis] for p in self.pools[:done])
+            for axis, m in enumerate(self.mask_unit)
+        )
+        return reroll(x, self.units_shape, unit, self.pools[done:])
+
+    def _unit_pixels(self, visible: Bool[Tensor, "B M"]) -> Bool[Tensor, "B 1 T H W"]:
+        x = visible.unflatten(1, (1, *self.units_shape))
+        for axis, size in enumerate(
+            u * p for u, p in zip(self.mask_unit, self.patch_stride, strict=True)
+        ):
+            x = x.repeat_interleave(size, dim=axis + 2)
+        return x
+
+    def _wrong_input(self, shape: Sequence[int]) -> str:
+        want = ", ".join(str(n) for n in (self.in_chans, *self.input_size))
+        return (
+            f"the input is {list(shape)}, this model takes [B, {want}] ([B, C, T, H, W]): "
+            "resize or resample the clip, or build the model with another input_size"
+        )
+
+    # What timm's users expect of a model, and what the optimizer asks.
+
+    def get_classifier(self) -> nn.Module:
+        return self.head.projection
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh classifier for `num_classes` outputs; 0 removes it."""
+        self.num_classes = num_classes
+        weight = self.norm.weight
+        self.head = Head(self.num_features, num_classes, self.head_dropout).to(
+            weight.device, weight.dtype
+        )
+        if num_classes:
+            with torch.no_grad():
+                nn.init.trunc_normal_(self.head.projection.weight, std=0.02)
+                nn.init.constant_(self.head.projection.bias, 0.02)
+            self._scale_head()
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory for about a third more time."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are not decayed although they are not vectors."""
+        return {name for name, _ in self.named_parameters() if "pos_embed" in name}
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of each parameter for layer-wise learning-rate decay.
+
+        As SlowFast counts (slowfast/models/optimizer.py): stem and position embeddings 0, block i
+        i + 1, norm and head one more than the last block.
+        """
+        ids = {}
+        for name, _ in self.named_parameters():
+            if name.startswith(("patch_embed.", "pos_embed")):
+                ids[name] = 0
+            elif name.startswith("blocks."):
+                ids[name] = int(name.split(".")[1]) + 1
+            else:
+                ids[name] = len(self.blocks) + 1
+        return ids
+
+
+def _size3(values: object) -> Size3:
+    t, h, w = values  # type: ignore[attr-defined]
+    return int(t), int(h), int(w)
+
+
+def _check_mask_unit(mask_unit: Size3, q_stride: Size3, q_pool: int) -> None:
+    needed = [s**q_pool for s in q_stride]
+    if any(m < 1 or m % n for m, n in zip(mask_unit, needed, strict=True)):
+        raise ValueError(
+            f"mask_unit is {tuple(mask_unit)}: with q_pool={q_pool} and q_stride={tuple(q_stride)} "
+            f"it must be a multiple of {tuple(needed)}, for example {_nearest(mask_unit, needed)}"
+        )
+
+
+def _check_input_size(input_size: Size3, patch_stride: Size3, mask_unit: Size3) -> None:
+    needed = [p * m for p, m in zip(patch_stride, mask_unit, strict=True)]
+    if any(i < 1 or i % n for i, n in zip(input_size, needed, strict=True)):
+        raise ValueError(
+            f"input_size is {tuple(input_size)} (frames, height, width): each must be a multiple of "
+            f"{tuple(needed)} (patch_stride x mask_unit); the nearest that works is "
+            f"{_nearest(input_size, needed)}"
+        )
+
+
+def _nearest(values: Size3, multiples: Sequence[int]) -> Size3:
+    return _size3(max(1, round(v / m)) * m for v, m in zip(values, multiples, strict=True))

@@ -1,0 +1,159 @@
+"""Hiera beside the official code on this machine: seconds a step and peak memory, as ratios from one run.
+
+    git clone https://github.com/facebookresearch/hiera /tmp/hiera   # v0.1.4
+    python tools/benchmark_model.py --official /tmp/hiera [--model hiera_base_16x224] [--batch 1]
+
+Both models get the same weights and input and run alternately in this process; times are medians.
+Peak memory is measured in a process of its own for each: the high-water mark of the resident set
+above the loaded model on a CPU, the allocator's peak on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+
+from hiera_video import create_model
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+WORK = ("forward", "step")
+
+
+def build(which: str, args: argparse.Namespace) -> torch.nn.Module:
+    if which == "official":
+        sys.path.insert(0, args.official)
+        import hiera  # the official package, not a dependency
+
+        model = getattr(hiera, args.model)(pretrained=False)
+    else:
+        model = create_model(args.model)
+    return model.to(args.device)
+
+
+def runner(
+    model: torch.nn.Module, work: str, precision: str, args: argparse.Namespace
+) -> Callable[[], torch.Tensor]:
+    """One call of `work`; both models get logits out of it, the official one with its own head."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(args.batch, 3, 16, 224, 224, generator=generator).to(args.device)
+    target = torch.zeros(args.batch, dtype=torch.long, device=args.device)
+    dtype = PRECISIONS[precision]
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(args.device, dtype=dtype, enabled=dtype is not None)
+
+    def forward() -> torch.Tensor:
+        with torch.inference_mode(), autocast():
+            return model(x)
+
+    def step() -> torch.Tensor:
+        with autocast():
+            logits = model(x)
+        F.cross_entropy(logits.float(), target).backward()
+        model.zero_grad(set_to_none=True)
+        return logits.detach()
+
+    model.train(work == "step")
+    return forward if work == "forward" else step
+
+
+def sync(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def time_pair(work: str, precision: str, args: argparse.Namespace) -> dict[str, float]:
+    models = {which: build(which, args) for which in ("official", "ours")}
+    weights = models["official"].state_dict()
+    models["ours"].load_state_dict(
+        {k: v.view(models["ours"].state_dict()[k].shape) for k, v in weights.items()}
+    )
+    calls = {which: runner(model, work, precision, args) for which, model in models.items()}
+    seconds: dict[str, list[float]] = {which: [] for which in calls}
+    for repeat in range(args.repeats + 1):
+        for which, call in calls.items():
+            sync(args.device)
+            start = time.perf_counter()
+            call()
+            sync(args.device)
+            if repeat:  # the first call warms up
+                seconds[which].append(time.perf_counter() - start)
+    return {which: statistics.median(values) for which, values in seconds.items()}
+
+
+def peak_gib(which: str, work: str, precision: str, args: argparse.Namespace) -> float:
+    """Measured in a child process, so that neither model sees what the other left behind."""
+    command = [
+        sys.executable,
+        __file__,
+        "--child",
+        which,
+        work,
+        precision,
+        "--official",
+        args.official,
+    ]
+    command += ["--model", args.model, "--batch", str(args.batch), "--device", args.device]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return json.loads(out.splitlines()[-1])
+
+
+def child(which: str, work: str, precision: str, args: argparse.Namespace) -> None:
+    model = build(which, args)
+    call = runner(model, work, precision, args)
+    if args.device == "cpu":
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        call()
+        call()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+    else:
+        before = torch.cuda.memory_allocated()
+        call()
+        call()
+        print((torch.cuda.max_memory_allocated() - before) / 2**30)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--official", required=True, help="folder of the cloned official repository"
+    )
+    parser.add_argument("--model", default="hiera_base_16x224")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.child:
+        child(*args.child, args)
+        return
+    print(
+        f"{args.model}, batch {args.batch}, {args.device}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+    )
+    print(
+        f"{'work':8} {'precision':10} {'official s':>10} {'ours s':>8} {'faster':>7} {'official GiB':>13} {'ours GiB':>9} {'leaner':>7}"
+    )
+    for work in WORK:
+        for precision in PRECISIONS:
+            s = time_pair(work, precision, args)
+            gib = {which: peak_gib(which, work, precision, args) for which in s}
+            print(
+                f"{work:8} {precision:10} {s['official']:10.3f} {s['ours']:8.3f} {s['official'] / s['ours']:6.2f}x "
+                f"{gib['official']:13.2f} {gib['ours']:9.2f} {gib['official'] / gib['ours']:6.2f}x",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
