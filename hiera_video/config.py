@@ -1,0 +1,434 @@
+"""All configuration: frozen dataclasses, and how files and `key.path=value` become one of them.
+
+A YAML file is the difference from the defaults below. The only file that knows OmegaConf.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+Config = TypeVar("Config")
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration: the message names the key, its value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    name: str = "hiera_base_16x224"
+    """A variant of `hiera_video.list_models()`."""
+    init: str | None = None
+    """Weights to start from: a file, a weights or run folder, or a published tag. Null: none."""
+    num_frames: int | None = None
+    """Frames of a clip. Null: the variant's."""
+    image_size: int | None = None
+    """Height and width of a clip, pixels. Null: the variant's."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `Hiera` that differ from the variant's, e.g. {mask_unit: [2, 8, 8]}."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block, 0..1."""
+    head_dropout: float = 0.0
+    """Dropout before the classifier, 0..1."""
+    pos_embed_resize: Literal["window", "bicubic"] = "window"
+    """How position embeddings are resized: aware of attention windows, or plainly bicubic."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    sampling: Literal["clip", "segments"] = "clip"
+    """Frames at a fixed distance (Kinetics), or one from each of num_frames equal parts (SSv2)."""
+    sampling_rate: int = 4
+    """Distance between sampled frames, source frames (frames at target_fps where that is set)."""
+    spacing: Literal["linspace", "strided"] = "linspace"
+    """Spread over num_frames * sampling_rate frames, ends included (SlowFast), or every n-th."""
+    target_fps: float | None = None
+    """Sample the video as if played at this rate, frames per second. Null: its own frames."""
+    end_policy: Literal["repeat_last", "wrap", "error"] = "repeat_last"
+    """What stands for the frames past the end of a video that is shorter than a clip."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train: str | None = None
+    """Training videos: a list file (csv, txt, json, jsonl) or a folder with one folder per class."""
+    val: str | None = None
+    """Validation videos, in the same forms."""
+    root: str | None = None
+    """Folder that relative paths in lists start from. Null: the list's own folder."""
+    class_names: str | None = None
+    """Text file with one class name a line, or a json label map. Null: from the data."""
+    multi_label: bool = False
+    """A video may have several classes: sigmoid, and mean average precision instead of top-1."""
+    balanced: bool = False
+    """Draw training videos so that every class is equally likely."""
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Library that decodes."""
+    deadline_sec: float = 60.0
+    """Longest time that reading one video may take, seconds."""
+    num_workers: int | None = None
+    """Decoding processes for each training process. Null: as many as its share of the CPU cores."""
+    max_failed_frac: float = 0.05
+    """Training stops when more than this fraction of the videos read failed (after 100 videos)."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Area of the random resized crop, fraction of the frame."""
+    crop_aspect: tuple[float, float] = (0.75, 1.3333)
+    """Width over height of the crop."""
+    flip: bool = True
+    """Flip half of the clips horizontally. Never for SSv2, whose labels tell left from right."""
+    rand_augment_magnitude: float | None = 7.0
+    """Magnitude of RandAugment, 0..10. Null: no RandAugment."""
+    rand_augment_std: float = 0.5
+    """Standard deviation of that magnitude."""
+    erasing_prob: float = 0.25
+    """Probability that a box of the clip is replaced by noise."""
+    mixup: float = 0.8
+    """Beta parameter of mixup. 0: none."""
+    cutmix: float = 1.0
+    """Beta parameter of cutmix. 0: none."""
+    label_smoothing: float = 0.1
+    """Probability mass spread over all classes."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """SGD has Nesterov momentum 0.9."""
+    lr: float = 8e-4
+    """Peak learning rate, absolute: for the global batch, never rescaled."""
+    warmup_lr: float = 1e-8
+    """Learning rate of the first step."""
+    final_lr: float = 1e-5
+    """Learning rate of the last step."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's."""
+    weight_decay: float = 0.05
+    """Of matrices; vectors and position embeddings are not decayed."""
+    layer_decay: float = 1.0
+    """Learning rate of a block over that of the block above it."""
+    clip_grad: float | None = 5.0
+    """Largest norm of the gradient. Null: not clipped."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    epochs: float = 100.0
+    """Length, effective epochs: num_repeats for each pass over the videos."""
+    warmup_epochs: float = 10.0
+    """Linear warmup, effective epochs."""
+    global_batch_size: int = 256
+    """Videos (not clips) a step, over all processes."""
+    accumulation_steps: int = 1
+    """Parts in which each process goes through its share of a step."""
+    num_repeats: int = 2
+    """Clips of each decoded video (repeated sampling)."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """bf16: autocast; weights, loss and optimizer stay in float32."""
+    seed: int = 0
+    """Decides the order of the videos and all randomness."""
+    train_only: Literal["all", "head"] = "all"
+    """head: a linear probe on the frozen backbone (its norm is trained too)."""
+    freeze_stages: int = 0
+    """Stages, from the first, that are not trained; with any, the patch embedding is not either."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: weigh each class by the inverse of its share of the training videos."""
+    ema_decay: float | None = None
+    """Evaluate and export an exponential moving average of the weights with this decay."""
+    compile: bool = False
+    """torch.compile the model."""
+    checkpoint_every: float = 1.0
+    """Distance between checkpoints, passes over the training videos."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay on disk."""
+    evaluate_every: float | None = 5.0
+    """Distance between one-view evaluations, passes over the training videos. Null: none."""
+    log_every: int = 10
+    """Distance between console lines, steps."""
+    max_nonfinite_steps: int = 10
+    """Steps in a row with a non-finite gradient (each is skipped) after which training stops."""
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    num_clips: int = 5
+    """Temporal clips of a video."""
+    num_crops: int = 3
+    """Spatial crops of a clip: 1 (centre) or 3 (along the longer side)."""
+    clip_rule: Literal["offset", "interval"] = "offset"
+    """The last clip ends with the video (SlowFast's offset sampling), or starts at even shares."""
+    short_side: int | None = None
+    """Short side after resizing, pixels. Null: the crop size for 3 crops, 256/224 of it for 1."""
+    batch_size: int = 16
+    """Views in one forward pass; those of several videos share it."""
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """`hiera-video finetune`: train a classifier on videos or images."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    run_dir: str = "runs/finetune"
+    """Where everything of the run goes; a run found there is resumed."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+    overwrite_config: bool = False
+    """Resume a run although its saved configuration differs."""
+
+    def check(self) -> None:
+        _require(self.data.train is not None, "data.train", None, "a list file or a folder")
+        _check_fraction("model.drop_path", self.model.drop_path)
+        _check_fraction("model.head_dropout", self.model.head_dropout)
+        _check_fraction("augment.erasing_prob", self.augment.erasing_prob)
+        _check_fraction("augment.label_smoothing", self.augment.label_smoothing)
+        _check_fraction("data.max_failed_frac", self.data.max_failed_frac)
+        _check_range("augment.crop_area", self.augment.crop_area, 1.0)
+        _check_range("augment.crop_aspect", self.augment.crop_aspect)
+        for key in (
+            "epochs",
+            "global_batch_size",
+            "accumulation_steps",
+            "num_repeats",
+            "checkpoint_every",
+        ):
+            _check_positive(f"train.{key}", getattr(self.train, key))
+        for key in ("keep_checkpoints", "log_every", "max_nonfinite_steps"):
+            _check_positive(f"train.{key}", getattr(self.train, key))
+        _check_positive("optim.lr", self.optim.lr)
+        _check_positive("clips.sampling_rate", self.clips.sampling_rate)
+        _check_views(self.views, self.clips)
+        _require(
+            0 <= self.train.warmup_epochs < self.train.epochs,
+            "train.warmup_epochs",
+            self.train.warmup_epochs,
+            f"0 up to less than train.epochs={self.train.epochs:g}",
+        )
+        _require(
+            0 < self.optim.layer_decay <= 1,
+            "optim.layer_decay",
+            self.optim.layer_decay,
+            "above 0, up to 1",
+        )
+        _require(
+            not (self.train.train_only == "head" and self.train.freeze_stages),
+            "train.freeze_stages",
+            self.train.freeze_stages,
+            "0 with train.train_only=head, which freezes the backbone already",
+        )
+        mixes = self.augment.mixup or self.augment.cutmix
+        _require(
+            not (mixes and self.train.train_only == "head" and self.model.init is None),
+            "model.init",
+            None,
+            "weights, when train.train_only=head: a probe on random features measures nothing",
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`hiera-video evaluate`: multi-view accuracy of a trained classifier.
+
+    `clips` and `views` start from what the checkpoint was trained with, not from the defaults here.
+    """
+
+    checkpoint: str | None = None
+    """A run folder or a weights folder."""
+    data: DataConfig = field(default_factory=DataConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of the forward pass."""
+    output_dir: str | None = None
+    """Folder for report.json, scores.npz and predictions.csv. Null: eval/ of the run folder."""
+    overwrite: bool = False
+    """Replace results that lie in output_dir."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    def check(self) -> None:
+        _require(
+            self.checkpoint is not None, "checkpoint", None, "a run folder or a weights folder"
+        )
+        _require(self.data.val is not None, "data.val", None, "a list file or a folder")
+        _check_views(self.views, self.clips)
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """`hiera-video predict FILE...`: the most likely classes of videos or images."""
+
+    inputs: list[str] = field(default_factory=list)
+    """Files, or folders of files."""
+    checkpoint: str | None = None
+    """A run folder or a weights folder."""
+    top_k: int = 5
+    """How many classes to print."""
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    views: ViewConfig = field(default_factory=ViewConfig)
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Library that decodes."""
+    deadline_sec: float = 60.0
+    """Longest time that reading one video may take, seconds."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of the forward pass."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    def check(self) -> None:
+        _require(bool(self.inputs), "FILE", None, "one video, image or folder at least")
+        _require(
+            self.checkpoint is not None, "checkpoint", None, "a run folder or a weights folder"
+        )
+        _check_positive("top_k", self.top_k)
+        _check_views(self.views, self.clips)
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """`hiera-video demo`: generate a small data set, fine-tune on it, evaluate, predict."""
+
+    output_dir: str = "demo"
+    """Folder for the data and the run."""
+    seed: int = 0
+    """Of the data and the training."""
+
+
+def load_config(
+    cls: type[Config],
+    files: Sequence[str] = (),
+    overrides: Sequence[str] = (),
+    defaults: dict[str, Any] | None = None,
+) -> Config:
+    """The defaults of `cls`, then `defaults`, then the files in order, then `key.path=value` overrides.
+
+    A file that does not exist is looked up among the shipped recipes (`kinetics400/hiera_base`).
+
+    Raises:
+        ConfigError: naming the key or file, what is wrong and what is allowed.
+    """
+    config: DictConfig = OmegaConf.structured(cls)
+    try:
+        if defaults:
+            config = OmegaConf.merge(config, defaults)  # type: ignore[assignment]
+        for name in files:
+            config = _merge(config, _load_yaml(find_config(name)), name)
+        for override in overrides:
+            if "=" not in override:
+                raise ConfigError(f"{override!r} is not of the form key.path=value")
+            config = _merge(config, OmegaConf.from_dotlist([override]), override)
+        result = OmegaConf.to_object(config)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).splitlines()[0]) from None
+    if not isinstance(result, cls):  # a YAML file that holds a list, for example
+        raise ConfigError(f"the configuration is not a {cls.__name__}")
+    return result
+
+
+def to_yaml(config: Any) -> str:
+    """The whole configuration, defaults included, as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain data; tuples become lists, as in YAML."""
+    return OmegaConf.to_container(OmegaConf.create(asdict(config)))  # type: ignore[return-value]
+
+
+def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
+    """`key: old -> new` for each leaf that differs between two configurations."""
+    found = []
+    for key in sorted(a.keys() | b.keys()):
+        old, new = a.get(key), b.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old} -> {new}")
+    return found
+
+
+def configs_folder() -> Path:
+    """Where the recipes lie: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(name: str) -> Path:
+    """A path as given, or a shipped recipe by its name, with or without `.yaml` and `configs/`."""
+    shipped = configs_folder()
+    relative = name.removeprefix("configs/").removesuffix(".yaml") + ".yaml"
+    for path in (Path(name), shipped / relative):
+        if path.is_file():
+            return path
+    known = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml"))
+    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else "shipped are " + ", ".join(known)
+    raise ConfigError(f"{name}: there is no such configuration file; {hint}")
+
+
+def _load_yaml(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except Exception as error:  # PyYAML's errors have no common public base class
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, DictConfig):
+        raise ConfigError(f"{path}: holds a list, not keys with values")
+    return loaded
+
+
+def _merge(config: DictConfig, update: DictConfig, source: str) -> DictConfig:
+    try:
+        return OmegaConf.merge(config, update)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        message = str(error).splitlines()[0]
+        raise ConfigError(f"{source}: {message}") from None
+
+
+def _require(condition: bool, key: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise ConfigError(
+            f"{key} is {'not set' if value is None else repr(value)}: needed is {allowed}"
+        )
+
+
+def _check_positive(key: str, value: float) -> None:
+    _require(value > 0, key, value, "a number above 0")
+
+
+def _check_fraction(key: str, value: float) -> None:
+    _require(0 <= value < 1, key, value, "from 0 up to less than 1")
+
+
+def _check_range(key: str, value: tuple[float, float], most: float = float("inf")) -> None:
+    allowed = "[low, high] with 0 < low <= high" + ("" if most == float("inf") else f" <= {most:g}")
+    _require(0 < value[0] <= value[1] <= most, key, list(value), allowed)
+
+
+def _check_views(views: ViewConfig, clips: ClipConfig) -> None:
+    _require(views.num_crops in (1, 3), "views.num_crops", views.num_crops, "1 or 3")
+    _check_positive("views.num_clips", views.num_clips)
+    _check_positive("views.batch_size", views.batch_size)
+    _require(
+        clips.sampling == "clip" or views.num_clips in (1, 2),
+        "views.num_clips",
+        views.num_clips,
+        "1 or 2 with clips.sampling=segments",
+    )

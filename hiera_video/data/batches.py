@@ -1,0 +1,96 @@
+"""What travels from the reading processes to the model's: dataclasses that state their shapes.
+
+Pixels are uint8 `[..., T, H, W, C]` until they are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A video that could not be read."""
+
+    name: str  # as its list names it
+    path: str
+    cause: str  # one of the causes of `VideoError`
+    message: str
+
+
+@dataclass(frozen=True)
+class ClipSample:
+    """The clips of one training video."""
+
+    name: str
+    labels: tuple[int, ...]
+    clips: np.ndarray  # uint8 [num_repeats, T, H, W, C]
+
+
+@dataclass
+class ClipBatch:
+    """The clips of several training videos, and the videos of the batch that failed."""
+
+    clips: Tensor  # uint8 [B, T, H, W, C]; B counts clips
+    labels: list[tuple[int, ...]]  # B label sets
+    names: list[str]  # B video names; none in a batch without any readable video
+    failures: list[Failure] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def pin_memory(self) -> ClipBatch:
+        self.clips = self.clips.pin_memory()
+        return self
+
+
+@dataclass(frozen=True)
+class ViewSample:
+    """All views of one video, as its unique frames and where the views lie in them."""
+
+    index: int  # of the record
+    frames: Tensor  # uint8 [U, H, W, C], each needed frame once, short side resized
+    clip_positions: np.ndarray  # int64 [num_clips, T], positions in `frames`
+    crop_offsets: list[tuple[int, int]]  # num_crops of (top, left), pixels
+
+    @property
+    def num_views(self) -> int:
+        return len(self.clip_positions) * len(self.crop_offsets)
+
+    def view(self, frames: Tensor, i: int, size: tuple[int, int]) -> Tensor:
+        """View `i`, clip by clip and in each crop by crop: uint8 [T, h, w, C].
+
+        `frames` are those of the sample, wherever they are by now.
+        """
+        clip, crop = divmod(i, len(self.crop_offsets))
+        top, left = self.crop_offsets[crop]
+        positions = torch.from_numpy(self.clip_positions[clip]).to(frames.device)
+        return frames[positions, top : top + size[0], left : left + size[1]]
+
+
+def collate_clips(
+    samples: Sequence[ClipSample | Failure], clip_shape: tuple[int, int, int, int]
+) -> ClipBatch:
+    """Stacks the clips of the videos that were read.
+
+    A batch without any holds one black clip of `clip_shape` [T, H, W, C] and has length 0: every
+    process of a run must go through the model equally often.
+    """
+    read = [s for s in samples if isinstance(s, ClipSample)]
+    failures = [s for s in samples if isinstance(s, Failure)]
+    if not read:
+        return ClipBatch(torch.zeros(1, *clip_shape, dtype=torch.uint8), [()], [], failures)
+    clips = torch.from_numpy(np.concatenate([s.clips for s in read]))
+    repeated = [s for s in read for _ in range(len(s.clips))]
+    return ClipBatch(clips, [s.labels for s in repeated], [s.name for s in repeated], failures)
+
+
+def only_sample(samples: Sequence[ViewSample | Failure]) -> ViewSample | Failure:
+    """Collates evaluation: videos differ in size, so they travel one by one."""
+    (sample,) = samples
+    return sample

@@ -1,0 +1,185 @@
+"""Records to samples: which frames, their pixels (each decoded once), the transform.
+
+A sample is a pure function of (seed, epoch, index). A video that cannot be read becomes a `Failure`,
+never another video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from hiera_video.data.annotations import VideoRecord
+from hiera_video.data.batches import ClipSample, Failure, ViewSample
+from hiera_video.data.transforms import resize_short_side
+from hiera_video.video.reader import VideoError, VideoReader, open_video
+from hiera_video.video.sampling import (
+    ClipRule,
+    EndPolicy,
+    Spacing,
+    clip_indices,
+    clip_length,
+    crop_offsets,
+    random_clip_start,
+    resample_indices,
+    segment_clips_indices,
+    segment_indices,
+    uniform_clip_starts,
+)
+
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class ClipSampler:
+    """Which frames of a video make a clip.
+
+    `sampling` "clip" takes frames at a fixed distance, "segments" one from each of `num_frames` parts.
+    Rates and lengths are in frames of the video, or of the video at `target_fps` where that is set.
+    """
+
+    num_frames: int
+    sampling: Literal["clip", "segments"] = "clip"
+    sampling_rate: int = 4
+    spacing: Spacing = "linspace"
+    target_fps: float | None = None
+    end_policy: EndPolicy = "repeat_last"
+
+    def random_clips(
+        self, video: VideoReader, num_clips: int, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Source frame indices of `num_clips` independent clips, int64 [num_clips, T]."""
+        timeline = self._timeline(video)
+        if self.sampling == "segments":
+            clips = [segment_indices(len(timeline), self.num_frames, rng) for _ in range(num_clips)]
+        else:
+            length = self._length(video, len(timeline))
+            clips = [
+                self._clip(random_clip_start(len(timeline), length, rng), len(timeline))
+                for _ in range(num_clips)
+            ]
+        return timeline[np.stack(clips)]
+
+    def uniform_clips(
+        self, video: VideoReader, num_clips: int, rule: ClipRule = "offset"
+    ) -> np.ndarray:
+        """Source frame indices of the clips of multi-view evaluation, int64 [num_clips, T]."""
+        timeline = self._timeline(video)
+        if self.sampling == "segments":
+            clips = segment_clips_indices(len(timeline), self.num_frames, num_clips)
+        else:
+            length = self._length(video, len(timeline))
+            starts = uniform_clip_starts(len(timeline), length, num_clips, rule)
+            clips = [self._clip(start, len(timeline)) for start in starts]
+        return timeline[np.stack(clips)]
+
+    def _timeline(self, video: VideoReader) -> np.ndarray:
+        if self.target_fps is None or len(video) == 1:
+            return np.arange(len(video))
+        return resample_indices(video.frame_times_sec, video.end_sec, self.target_fps)
+
+    def _length(self, video: VideoReader, video_frames: int) -> int:
+        length = clip_length(self.num_frames, self.sampling_rate, self.spacing)
+        if self.end_policy == "error" and video_frames < length:
+            raise VideoError(
+                video.path,
+                "too_short",
+                f"{video_frames} frames, a clip covers {length}: lower clips.sampling_rate or set "
+                "clips.end_policy to repeat_last or wrap",
+            )
+        return length
+
+    def _clip(self, start: float, video_frames: int) -> np.ndarray:
+        return clip_indices(
+            start, self.num_frames, self.sampling_rate, self.spacing, video_frames, self.end_policy
+        )
+
+
+class OpenVideo(Protocol):
+    """`open_video` with its backend and deadline chosen."""
+
+    def __call__(self, path: str) -> VideoReader: ...
+
+
+def read_frames(video: VideoReader, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The unique frames of `indices` uint8 [U, H, W, C], and the positions of `indices` in them."""
+    unique, positions = np.unique(indices, return_inverse=True)
+    return video.frames(unique), positions.reshape(indices.shape)
+
+
+class TrainingClips(Dataset[ClipSample | Failure]):
+    """Random clips of videos; indexed by (epoch, index of the record)."""
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        sampler: ClipSampler,
+        transform: Transform,
+        *,
+        num_repeats: int,
+        seed: int,
+        open_video: OpenVideo = open_video,
+    ) -> None:
+        self.records, self.sampler, self.transform = records, sampler, transform
+        self.num_repeats, self.seed, self.open_video = num_repeats, seed, open_video
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int]) -> ClipSample | Failure:
+        epoch, index = key
+        record = self.records[index]
+        rng = np.random.default_rng([self.seed, epoch, index])
+        try:
+            with self.open_video(record.path) as video:
+                indices = self.sampler.random_clips(video, self.num_repeats, rng)
+                frames, positions = read_frames(video, indices)
+        except VideoError as error:
+            return _failure(record, error)
+        clips = np.stack([self.transform(frames[clip], rng) for clip in positions])
+        return ClipSample(record.name, record.labels, clips)
+
+
+class EvaluationViews(Dataset[ViewSample | Failure]):
+    """All views of videos; one pass over a file whatever their number."""
+
+    def __init__(
+        self,
+        records: Sequence[VideoRecord],
+        sampler: ClipSampler,
+        *,
+        crop_size: tuple[int, int],
+        short_side: int,
+        num_clips: int,
+        num_crops: int,
+        clip_rule: ClipRule = "offset",
+        open_video: OpenVideo = open_video,
+    ) -> None:
+        self.records, self.sampler = records, sampler
+        self.crop_size, self.short_side = crop_size, short_side
+        self.num_clips, self.num_crops, self.clip_rule = num_clips, num_crops, clip_rule
+        self.open_video = open_video
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> ViewSample | Failure:
+        record = self.records[index]
+        try:
+            with self.open_video(record.path) as video:
+                indices = self.sampler.uniform_clips(video, self.num_clips, self.clip_rule)
+                frames, positions = read_frames(video, indices)
+        except VideoError as error:
+            return _failure(record, error)
+        frames = resize_short_side(frames, self.short_side)
+        offsets = crop_offsets(*frames.shape[1:3], self.crop_size[0], self.num_crops)
+        return ViewSample(index, torch.from_numpy(frames), positions, offsets)
+
+
+def _failure(record: VideoRecord, error: VideoError) -> Failure:
+    return Failure(record.name, record.path, error.cause, str(error))

@@ -1,0 +1,86 @@
+"""Views of videos to one prediction a video.
+
+Softmax per view in float32, then the mean over views, as SlowFast's TestMeter and VideoMAE's merge
+do. Views of several videos share a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class VideoViews(Protocol):
+    """The views of one video (`hiera_video.data.batches.ViewSample` is one)."""
+
+    frames: Tensor  # uint8 [U, H, W, C]
+
+    @property
+    def num_views(self) -> int: ...
+
+    def view(self, frames: Tensor, i: int, size: tuple[int, int]) -> Tensor:
+        """uint8 [T, h, w, C], cut from `frames` where they are."""
+
+
+Video = TypeVar("Video", bound=VideoViews)
+
+
+@torch.inference_mode()
+def score_views(
+    model: nn.Module,
+    videos: Iterable[Video],
+    normalize: Callable[[Tensor], Tensor],
+    *,
+    crop_size: tuple[int, int],
+    batch_size: int,
+    device: torch.device,
+    bf16: bool = False,
+    multi_label: bool = False,
+) -> Iterator[tuple[Video, np.ndarray]]:
+    """Yields each video with the probabilities of its views, float32 [V, L], in order.
+
+    Args:
+        normalize: uint8 [B, T, h, w, C] to float [B, C, T, h, w], on the device.
+        crop_size: height and width of a view, pixels.
+        batch_size: views in a forward pass.
+        multi_label: sigmoid instead of softmax.
+    """
+    model.eval()
+    waiting: deque[tuple[Video, list[Tensor]]] = deque()  # with the scores that are there already
+    batch: list[tuple[list[Tensor], Tensor]] = []  # where the score goes, and the view's pixels
+
+    def run() -> None:
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
+            logits = model(normalize(torch.stack([pixels for _, pixels in batch]))).float()
+        probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=1)
+        for (scores, _), row in zip(batch, probabilities.cpu(), strict=True):
+            scores.append(row)
+        batch.clear()
+
+    def finished() -> Iterator[tuple[Video, np.ndarray]]:
+        while waiting and len(waiting[0][1]) == waiting[0][0].num_views:
+            video, scores = waiting.popleft()
+            yield video, torch.stack(scores).numpy()
+
+    for video in videos:
+        frames = video.frames.to(device, non_blocking=True)
+        scores: list[Tensor] = []
+        waiting.append((video, scores))
+        for i in range(video.num_views):
+            batch.append((scores, video.view(frames, i, crop_size)))
+            if len(batch) == batch_size:
+                run()
+        yield from finished()
+    if batch:
+        run()
+    yield from finished()
+
+
+def average_views(scores: np.ndarray) -> np.ndarray:
+    """Probabilities of the views [V, L] to those of the video [L]: their mean."""
+    return scores.mean(axis=0, dtype=np.float64).astype(np.float32)

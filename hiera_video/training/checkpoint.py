@@ -1,0 +1,108 @@
+"""Checkpoints: everything that resuming needs, written whole or not at all.
+
+    checkpoints/step_00001200/    a torch.distributed.checkpoint: model, optimizer, average, step
+    checkpoints/step_00001200.tmp being written, or left by a killed run; never read
+
+N processes write their parts; M processes may read them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+from hiera_video.training.distributed import barrier, is_distributed
+
+_NAME = re.compile(r"step_(\d{8})")
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
+) -> Path:
+    """Writes `folder/step_N`; every process calls it."""
+    final = folder / f"step_{step:08d}"
+    temporary = final.with_name(final.name + ".tmp")
+    main = not is_distributed() or torch.distributed.get_rank() == 0
+    if main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    barrier()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own notes on running without a process group
+        dcp.save(
+            _state(step, model, optimizer, average),
+            checkpoint_id=temporary,
+            no_dist=not is_distributed(),
+        )
+    barrier()
+    if main:
+        if final.exists():  # the same step saved again, by a run resumed from an earlier one
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    barrier()
+    return final
+
+
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None = None,
+) -> int:
+    """Restores model, optimizer and average in place; returns the number of steps done."""
+    state = _state(0, model, optimizer, average)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.load(state, checkpoint_id=path, no_dist=not is_distributed())
+    set_state_dict(
+        model,
+        optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict=state["optimizer"],
+    )
+    if average is not None:
+        average.load_state_dict(state["average"])
+    return int(state["step"])
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The complete checkpoint of the highest step, or None."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Deletes all but the `keep` newest checkpoints, and what killed runs left half-written."""
+    for path in [*_checkpoints(folder)[:-keep], *folder.glob("step_*.tmp")]:
+        shutil.rmtree(path)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*") if _NAME.fullmatch(p.name))
+
+
+def _state(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> dict[str, Any]:
+    weights, optimizer_state = get_state_dict(model, optimizer)
+    state: dict[str, Any] = {
+        "step": torch.tensor(step),
+        "model": weights,
+        "optimizer": optimizer_state,
+    }
+    if average is not None:
+        state["average"] = average.state_dict()
+    return state

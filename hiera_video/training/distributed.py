@@ -1,0 +1,92 @@
+"""Ranks and reductions, from the variables that torchrun sets; without them, one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among those of the run."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[Process]:
+    """Joins the other processes that torchrun started, if any, and leaves them at the end.
+
+    Args:
+        device: "auto", or a torch device; each process of a machine gets a GPU of its own.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    name = _best_device() if device == "auto" else device
+    chosen = torch.device(name)
+    if chosen.type == "cuda":
+        if chosen.index is None:
+            chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+    if "WORLD_SIZE" not in os.environ:
+        yield Process(0, 1, 1, chosen)
+        return
+    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Process(
+            dist.get_rank(),
+            dist.get_world_size(),
+            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+            chosen,
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def sum_over_processes(values: Tensor) -> Tensor:
+    """Elementwise sum, in place; the same values without other processes."""
+    if is_distributed():
+        dist.all_reduce(values)
+    return values
+
+
+def gather_on_main(value: T) -> list[T] | None:
+    """`value` of every process, in the order of ranks, on the main process; None on the others."""
+    if not is_distributed():
+        return [value]
+    if dist.get_rank() != 0:
+        dist.gather_object(value)
+        return None
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.gather_object(value, gathered)
+    return gathered
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,134 @@
+"""The one training step that pretraining, fine-tuning and detection share.
+
+Everything random in a step is seeded by (seed, step, rank): a resumed run goes on to the bit.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from hiera_video.data.batches import ClipBatch, Failure
+from hiera_video.training.distributed import Process, sum_over_processes
+from hiera_video.training.optim import set_learning_rate
+
+LossFunction = Callable[[nn.Module, ClipBatch, np.random.Generator], Tensor]
+"""(model, batch, random numbers) -> the sum of the losses of the batch's clips, float32."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step did. Counts and the loss are over all processes, names and failures are not."""
+
+    step: int  # steps done, this one included
+    loss: float  # mean over the clips of the step
+    lr: float
+    grad_norm: float  # before clipping
+    num_clips: int
+    num_failed: int  # videos
+    skipped: bool  # the gradient was not finite, or no video could be read
+    names: list[str]  # of the videos of this process
+    failures: list[Failure]  # of this process
+    stop: bool  # a process was asked to stop
+    data_sec: float  # of step_sec, waiting for data
+    step_sec: float
+
+
+def train_steps(
+    model: nn.Module,
+    loss_function: LossFunction,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[ClipBatch],
+    *,
+    start_step: int,
+    end_step: int,
+    accumulation_steps: int,
+    lr_at: Callable[[int], float],
+    clip_grad: float | None,
+    bf16: bool,
+    seed: int,
+    process: Process,
+    average: AveragedModel | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Iterator[StepReport]:
+    """Trains from `start_step` to `end_step`, reporting each step after it was taken.
+
+    A step takes `accumulation_steps` batches. The loss is the mean over the clips that could be read,
+    over all processes, however unevenly they are spread. A step whose gradient is not finite leaves
+    weights and optimizer untouched.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    device = process.device
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+    for step in range(start_step, end_step):
+        started = time.perf_counter()
+        group = list(islice(batches, accumulation_steps))
+        waited = time.perf_counter() - started
+        torch.manual_seed(_mix_seeds(seed, step, process.rank))
+        rng = np.random.default_rng([seed, step, process.rank])
+        clips = sum(len(batch) for batch in group)
+        num_failed = sum(len(batch.failures) for batch in group)
+        counts = torch.tensor([clips, num_failed, stop_requested()], dtype=torch.float64)
+        counts = sum_over_processes(counts)  # on the host: what follows needs no device for it
+        num_clips = int(counts[0])
+
+        lr = lr_at(step)
+        set_learning_rate(optimizer, lr)
+        # DDP averages over processes; the loss is a mean over clips.
+        scale = process.world_size / max(num_clips, 1)
+        loss_sum = torch.zeros((), device=device)
+        for i, batch in enumerate(group):
+            last = i == len(group) - 1
+            with nullcontext() if last or not _is_ddp(model) else model.no_sync():  # type: ignore[operator]
+                with autocast:
+                    loss = loss_function(model, batch, rng)
+                if not len(batch):
+                    loss = loss * 0.0
+                (loss * scale).backward()
+            loss_sum += loss.detach()
+        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
+        loss_sum = sum_over_processes(loss_sum)
+        # The step's only wait for the device: whether to step depends on the norm.
+        loss_value, grad_norm = torch.stack([loss_sum, norm.to(loss_sum)]).tolist()
+        skipped = num_clips == 0 or not (math.isfinite(loss_value) and math.isfinite(grad_norm))
+        if not skipped:
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(_unwrap(model))
+        optimizer.zero_grad(set_to_none=True)
+        yield StepReport(
+            step=step + 1,
+            loss=loss_value / max(num_clips, 1),
+            lr=lr,
+            grad_norm=grad_norm,
+            num_clips=num_clips,
+            num_failed=int(counts[1]),
+            skipped=skipped,
+            names=[name for batch in group for name in batch.names],
+            failures=[failure for batch in group for failure in batch.failures],
+            stop=bool(counts[2]),
+            data_sec=waited,
+            step_sec=time.perf_counter() - started,
+        )
+
+
+def _is_ddp(model: nn.Module) -> bool:
+    return isinstance(model, DistributedDataParallel)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def _mix_seeds(*seeds: int) -> int:
+    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,174 @@
+"""The run folder and what is told while training.
+
+runs/NAME/
+    config.yaml       the whole configuration
+    run.json          versions, command, processes, data
+    train.log         what the console shows
+    metrics.jsonl     one line a step or evaluation
+    tb/               the same for TensorBoard, where it is installed
+    failures.jsonl    videos that could not be read
+    checkpoints/  weights/  eval/
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hiera_video
+from hiera_video.data.batches import Failure
+from hiera_video.training.distributed import Process
+
+logger = logging.getLogger("hiera_video")
+
+
+def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
+    """Messages to stderr, and appended to `log_file`; `quiet` (all but rank 0) passes warnings only."""
+    root = logging.getLogger("hiera_video")
+    for handler in root.handlers:
+        handler.close()
+    root.handlers.clear()
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
+    root.propagate = False
+    form = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if log_file is not None and not quiet:
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(form)
+        root.addHandler(handler)
+
+
+class RunReport:
+    """Writes metrics of a run; on all but the main process it does nothing.
+
+    Args:
+        folder: the run folder.
+        start_step: the step that the run goes on from: what was reported beyond it, by a run that was
+            killed after its last checkpoint, is dropped.
+    """
+
+    def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
+        self.folder, self.process = folder, process
+        self._tensorboard: Any = None
+        if not process.is_main:
+            return
+        self._metrics_path = folder / "metrics.jsonl"
+        self._drop_beyond(start_step)
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)
+
+    def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl and the points of TensorBoard, after `step` steps."""
+        if not self.process.is_main:
+            return
+        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **values})
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def failures(self, failures: list[Failure], step: int) -> None:
+        """Appends to failures.jsonl; every process writes its own."""
+        for failure in failures:
+            logger.warning("skipped %s", failure.message)
+            append_jsonl(self.folder / "failures.jsonl", {"step": step, **asdict(failure)})
+
+    def close(self) -> None:
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+
+    def _drop_beyond(self, step: int) -> None:
+        if not self._metrics_path.exists():
+            return
+        lines = self._metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = []
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except json.JSONDecodeError:  # the line that a killed run was writing
+                logger.warning("dropped an incomplete line of %s", self._metrics_path)
+        write_text(self._metrics_path, "".join(kept))
+
+
+class ConsoleLine:
+    """The training line: loss, rate, speed, share of waiting for data, time left, memory."""
+
+    def __init__(self, end_step: int, device: torch.device) -> None:
+        self.end_step, self.device = end_step, device
+        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
+
+    def add(self, step_sec: float, data_sec: float, num_clips: int) -> None:
+        self._steps += 1
+        self._seconds += step_sec
+        self._waited += data_sec
+        self._clips += num_clips
+
+    def take(self, step: int, loss: float, lr: float, grad_norm: float) -> str:
+        """The line for the steps since the last one."""
+        seconds = self._seconds / self._steps
+        left = (self.end_step - step) * seconds
+        line = (
+            f"step {step}/{self.end_step}  loss {loss:.4f}  lr {lr:.2e}  grad {grad_norm:.2f}  "
+            f"{seconds:.2f} s/step  {self._clips / self._seconds:.1f} clips/s  "
+            f"data {100 * self._waited / self._seconds:.0f}%  eta {_clock(left)}"
+        )
+        if self.device.type == "cuda":
+            line += f"  mem {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"
+        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
+        return line
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this run, for run.json."""
+    return {
+        "hiera_video": hiera_video.__version__,
+        "git_commit": _git_commit(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "python": platform.python_version(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Adds one line; concurrent processes do not interleave within a line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one piece."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _git_commit() -> str | None:
+    here = Path(hiera_video.__file__).parent
+    command = ["git", "-C", str(here), "rev-parse", "HEAD"]
+    try:
+        out = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return out.stdout.strip() or None
+
+
+def _clock(seconds: float) -> str:
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{secs:02}"
