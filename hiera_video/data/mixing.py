@@ -1,0 +1,105 @@
+"""Mixup and cutmix of whole clips, and the soft targets that they need.
+
+One draw for a batch, whose clips are paired with the batch in reverse order, as timm's `Mixup` does
+in its "batch" mode. In cutmix the same box is exchanged in all frames. The recipe of the Hiera
+paper (arXiv 2306.00989, Tab. 11b): mixup 0.8, cutmix 1.0, label smoothing 0.1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Box = tuple[int, int, int, int]  # top, bottom, left, right
+
+
+def soft_targets(
+    labels: Int[Tensor, " B"], num_classes: int, smoothing: float = 0.0
+) -> Float[Tensor, "B K"]:
+    """One-hot targets with label smoothing: each row sums to 1.
+
+    Every class gets `smoothing / num_classes`, the right one `1 - smoothing` more.
+    """
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing is {smoothing}; allowed: 0 to below 1")
+    off = smoothing / num_classes
+    targets = torch.full((len(labels), num_classes), off, device=labels.device)
+    return targets.scatter_(1, labels.long()[:, None], 1 - smoothing + off)
+
+
+def mix(
+    clips: Float[Tensor, "B C T H W"],
+    targets: Float[Tensor, "B K"],
+    *,
+    mixup: float = 0.8,
+    cutmix: float = 1.0,
+    switch_prob: float = 0.5,
+    generator: np.random.Generator,
+) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
+    """Mixes each clip with its partner, by mixup or by cutmix. `clips` are overwritten.
+
+    In an odd batch the clip in the middle is its own partner and stays as it is, as does a batch of
+    one. Targets may be smoothed, multi-hot, or anything else that can be averaged.
+
+    Args:
+        mixup: alpha of mixup's Beta(alpha, alpha); 0 turns mixup off.
+        cutmix: the same for cutmix.
+        switch_prob: share of the batches that get cutmix where both are on.
+        generator: the draw is a function of its state; the device plays no part.
+    """
+    for name, value in (("mixup", mixup), ("cutmix", cutmix)):
+        if value < 0:
+            raise ValueError(f"{name} is {value}; allowed: 0 (off) or more")
+    if not 0 <= switch_prob <= 1:
+        raise ValueError(f"switch_prob is {switch_prob}; allowed: 0 to 1")
+    if not mixup and not cutmix:
+        return clips, targets
+    if cutmix and (not mixup or generator.random() < switch_prob):
+        kept = float(generator.beta(cutmix, cutmix))
+        box = cutmix_box(clips.shape[-2], clips.shape[-1], kept, generator)
+        return cut_and_paste(clips, targets, box)
+    return blend(clips, targets, float(generator.beta(mixup, mixup)))
+
+
+def blend(
+    clips: Float[Tensor, "B C T H W"], targets: Float[Tensor, "B K"], kept: float
+) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
+    """Mixup (arXiv 1710.09412): `kept` of each clip, the rest from its partner. In place."""
+    partners = clips.flip(0)
+    clips.mul_(kept).add_(partners, alpha=1 - kept)
+    return clips, _blend_targets(targets, kept)
+
+
+def cut_and_paste(
+    clips: Float[Tensor, "B C T H W"], targets: Float[Tensor, "B K"], box: Box
+) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
+    """Cutmix (arXiv 1905.04899): a box of the partner through all frames. In place.
+
+    Targets are weighted by the true area, which is smaller than drawn where the box is cut off.
+    """
+    top, bottom, left, right = box
+    inside = clips[..., top:bottom, left:right]
+    inside.copy_(inside.flip(0))
+    area = (bottom - top) * (right - left)
+    return clips, _blend_targets(targets, 1 - area / (clips.shape[-2] * clips.shape[-1]))
+
+
+def _blend_targets(targets: Float[Tensor, "B K"], kept: float) -> Float[Tensor, "B K"]:
+    return targets * kept + targets.flip(0) * (1 - kept)
+
+
+def cutmix_box(height: int, width: int, kept: float, generator: np.random.Generator) -> Box:
+    """A box around a uniform centre that leaves `kept` of the frame free, before it is cut off."""
+    side = math.sqrt(1 - kept)  # of the box, as a share of the frame's
+    box_height, box_width = int(height * side), int(width * side)
+    y, x = int(generator.integers(height)), int(generator.integers(width))
+    return (
+        max(y - box_height // 2, 0),
+        min(y + (box_height + 1) // 2, height),
+        max(x - box_width // 2, 0),
+        min(x + (box_width + 1) // 2, width),
+    )
