@@ -1,0 +1,228 @@
+"""From decoded frames to the clip that a model sees: crops, flips, augmentation, normalisation.
+
+Frames are uint8 `[T, H, W, 3]`, RGB, until they are on the device; `normalize` ends the way there.
+A training transform is a pure function of the frames and of the generator handed to it, and treats
+all frames of a clip alike. The steps are those of SlowFast's masked_ssl recipes, which the Hiera
+paper follows: random resized crop, horizontal flip, RandAugment, random erasing. One order differs:
+SlowFast augments whole frames and crops afterwards; cropping first costs a fraction, and means that
+translations and shears are relative to the crop.
+
+The kernels are OpenCV's rather than torchvision's: BENCH_HERE
+(`tools/benchmark_transforms.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from hiera_video.data.randaugment import RandAugment
+from hiera_video.video.sampling import resized_shape
+
+Frames = UInt8[np.ndarray, "T H W 3"]
+Range = tuple[float, float]
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+CROP_TRIES = 10
+ERASING_AREA = (0.02, 1 / 3)  # of the frame
+ERASING_ASPECT = (0.3, 1 / 0.3)  # height / width
+ERASING_TRIES = 100
+
+
+def limit_threads() -> None:
+    """One thread for OpenCV and torch: to be called where a loader's worker starts.
+
+    Workers are as many as the cores; threads of their own would only compete.
+    """
+    cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+
+
+class PretrainTransform:
+    """Random resized crop and flip: all that masked pretraining uses (paper, Tab. 11a).
+
+    Args:
+        size: of the clip that comes out, in pixels: a side or (height, width).
+        crop_area: smallest and largest share of the frame that the crop covers.
+        crop_aspect: narrowest and widest crop, width / height.
+        flip: mirror half of the clips. Not for SSv2, where left and right are part of the class.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        crop_area: Range = (0.5, 1.0),
+        crop_aspect: Range = (3 / 4, 4 / 3),
+        flip: bool = True,
+    ) -> None:
+        height, width = (size, size) if isinstance(size, int) else size
+        if height < 1 or width < 1:
+            raise ValueError(f"size is {size}; allowed: 1 or more pixels")
+        if not 0 < crop_area[0] <= crop_area[1] <= 1:
+            raise ValueError(f"crop_area is {crop_area}; allowed: 0 < smallest <= largest <= 1")
+        if not 0 < crop_aspect[0] <= crop_aspect[1]:
+            raise ValueError(f"crop_aspect is {crop_aspect}; allowed: 0 < narrowest <= widest")
+        self.height, self.width = height, width
+        self.crop_area = crop_area
+        self.crop_aspect = crop_aspect
+        self.flip = flip
+
+    def __call__(
+        self, frames: Frames, rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "T height width 3"]:
+        """A new, contiguous array."""
+        check_frames(frames)
+        height, width = frames.shape[1:3]
+        box = random_crop_box(height, width, self.crop_area, self.crop_aspect, rng)
+        clip = resized_crop(frames, box, self.height, self.width)
+        if self.flip and rng.random() < 0.5:
+            clip = cv2.flip(clip.reshape(-1, self.width, 3), 1).reshape(clip.shape)
+        return clip
+
+
+class FinetuneTransform:
+    """Random resized crop, flip, RandAugment and random erasing (paper, Tab. 11b; SlowFast).
+
+    Args:
+        size, crop_area, crop_aspect, flip: as in `PretrainTransform`.
+        mean, std: of the colours, RGB in 0..1; the noise of random erasing follows them.
+        rand_augment: None for none.
+        erasing_prob: share of the clips in which a box is erased.
+    """
+
+    def __init__(
+        self,
+        size: int | tuple[int, int],
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        crop_area: Range = (0.08, 1.0),
+        crop_aspect: Range = (3 / 4, 4 / 3),
+        flip: bool = True,
+        rand_augment: RandAugment | None = None,
+        erasing_prob: float = 0.25,
+    ) -> None:
+        if not 0 <= erasing_prob <= 1:
+            raise ValueError(f"erasing_prob is {erasing_prob}; allowed: 0 to 1")
+        self.crop_and_flip = PretrainTransform(
+            size, crop_area=crop_area, crop_aspect=crop_aspect, flip=flip
+        )
+        self.rand_augment = rand_augment
+        self.erasing_prob = erasing_prob
+        self.mean, self.std = tuple(mean), tuple(std)
+
+    def __call__(
+        self, frames: Frames, rng: np.random.Generator
+    ) -> UInt8[np.ndarray, "T height width 3"]:
+        """A new, contiguous array."""
+        clip = self.crop_and_flip(frames, rng)
+        if self.rand_augment is not None:
+            clip = self.rand_augment(clip, rng)
+        if rng.random() < self.erasing_prob:
+            erase_random_box(clip, self.mean, self.std, rng)
+        return clip
+
+
+def check_frames(frames: np.ndarray) -> None:
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
+        raise ValueError(
+            f"frames are {frames.dtype} of shape {frames.shape}; allowed: uint8 [T, H, W, 3], "
+            "none of them zero"
+        )
+
+
+def random_crop_box(
+    height: int, width: int, area: Range, aspect: Range, rng: np.random.Generator
+) -> Box:
+    """A box of uniform area (as a share) and log-uniform width / height, anywhere in the frame.
+
+    Ten tries to make one that fits; then the largest central box of an allowed aspect ratio.
+    """
+    for _ in range(CROP_TRIES):
+        box_height, box_width = _random_shape(height * width, area, aspect, rng)
+        if 0 < box_height <= height and 0 < box_width <= width:
+            top = int(rng.integers(height - box_height, endpoint=True))
+            left = int(rng.integers(width - box_width, endpoint=True))
+            return top, left, box_height, box_width
+    narrowest, widest = aspect
+    box_height = min(height, max(1, round(width / narrowest)))
+    box_width = min(width, max(1, round(height * widest)))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _random_shape(
+    pixels: int, area: Range, aspect: Range, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Height and width of a box that covers a share `area` of so many pixels."""
+    target = pixels * rng.uniform(*area)
+    width_to_height = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
+    return round(math.sqrt(target / width_to_height)), round(math.sqrt(target * width_to_height))
+
+
+def resized_crop(
+    frames: Frames, box: Box, height: int, width: int
+) -> UInt8[np.ndarray, "T height width 3"]:
+    """One box of all frames, resized as SlowFast does: bilinear without antialiasing."""
+    top, left, box_height, box_width = box
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for frame, resized in zip(frames, out, strict=True):
+        cropped = frame[top : top + box_height, left : left + box_width]
+        cv2.resize(cropped, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
+    return out
+
+
+def resize_short_side(frames: Frames, short_side: int) -> UInt8[np.ndarray, "T h w 3"]:
+    """For evaluation: the short side becomes `short_side`, the long one keeps the aspect ratio.
+
+    Bilinear without antialiasing, which is SlowFast's resizing rounded to grey levels. Frames that
+    have the size already are returned as they are.
+    """
+    check_frames(frames)
+    height, width = frames.shape[1:3]
+    new_height, new_width = resized_shape(height, width, short_side)
+    if (new_height, new_width) == (height, width):
+        return frames
+    return resized_crop(frames, (0, 0, height, width), new_height, new_width)
+
+
+def erase_random_box(
+    clip: Frames, mean: Sequence[float], std: Sequence[float], rng: np.random.Generator
+) -> None:
+    """Random erasing (arXiv 1708.04896) in place: noise in one box, the same box in all frames.
+
+    The noise is normal in normalised units, drawn for each pixel of each frame, as in SlowFast's
+    "cube" mode; what lies outside of black and white is clipped. A clip in which 100 boxes in a
+    row do not fit stays as it is.
+    """
+    frames, height, width, channels = clip.shape
+    for _ in range(ERASING_TRIES):
+        box_height, box_width = _random_shape(height * width, ERASING_AREA, ERASING_ASPECT, rng)
+        if 0 < box_height < height and 0 < box_width < width:
+            break
+    else:
+        return
+    top = int(rng.integers(height - box_height, endpoint=True))
+    left = int(rng.integers(width - box_width, endpoint=True))
+    noise = rng.standard_normal((frames, box_height, box_width, channels), dtype=np.float32)
+    noise *= 255 * np.asarray(std, np.float32)
+    noise += 255 * np.asarray(mean, np.float32) + 0.5  # then cut off: rounded
+    box = clip[:, top : top + box_height, left : left + box_width]
+    box[...] = np.clip(noise, 0, 255, out=noise)
+
+
+def normalize(
+    clips: UInt8[Tensor, "B T H W C"], mean: Sequence[float], std: Sequence[float]
+) -> Float[Tensor, "B C T H W"]:
+    """`(clips / 255 - mean) / std` in float32, channels first, on the device of `clips`."""
+    shape = (1, -1, 1, 1, 1)
+    x = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
+    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=x.device).view(shape)
+    scale = 255 * torch.tensor(std, dtype=torch.float32, device=x.device).view(shape)
+    return x.sub_(shift).div_(scale)

@@ -1,0 +1,285 @@
+"""Crops, flips, erasing, evaluation resize and normalisation of clips."""
+
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiera_video.data import transforms
+from hiera_video.data.randaugment import RandAugment
+from hiera_video.data.transforms import (
+    FinetuneTransform,
+    PretrainTransform,
+    erase_random_box,
+    normalize,
+    random_crop_box,
+    resize_short_side,
+    resized_crop,
+)
+
+MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
+WHOLE = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
+
+
+def noise(*shape, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def finetune(size, **arguments):
+    return FinetuneTransform(size, mean=MEAN, std=STD, **arguments)
+
+
+sides = st.integers(1, 400)
+
+
+@given(
+    height=sides,
+    width=sides,
+    area=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
+    aspect=st.tuples(st.floats(0.2, 5), st.floats(0.2, 5)).map(sorted).map(tuple),
+    seed=st.integers(0, 2**32),
+)
+def test_crop_lies_in_the_frame(height, width, area, aspect, seed):
+    box = random_crop_box(height, width, area, aspect, np.random.default_rng(seed))
+    top, left, box_height, box_width = box
+    assert all(type(v) is int for v in box)
+    assert box_height >= 1
+    assert box_width >= 1
+    assert 0 <= top <= height - box_height
+    assert 0 <= left <= width - box_width
+
+
+def test_crop_area_and_aspect_follow_their_ranges():
+    rng = np.random.default_rng(0)
+    boxes = [random_crop_box(2000, 2000, (0.1, 0.5), (3 / 4, 4 / 3), rng) for _ in range(4000)]
+    top, left, h, w = np.array(boxes, float).T
+    share, log_aspect = h * w / 2000**2, np.log(w / h) / math.log(4 / 3)
+    assert share.min() >= 0.099
+    assert share.max() <= 0.501
+    assert share.mean() == pytest.approx(0.3, abs=0.01)  # uniform
+    assert share.std() == pytest.approx(0.4 / math.sqrt(12), abs=0.005)
+    assert np.abs(log_aspect).max() <= 1.005
+    assert log_aspect.mean() == pytest.approx(0, abs=0.04)  # log-uniform
+    assert log_aspect.std() == pytest.approx(1 / math.sqrt(3), abs=0.02)
+    assert (top / (2000 - h)).mean() == pytest.approx(0.5, abs=0.03)
+    assert (left / (2000 - w)).mean() == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        (100, 1000, (0, 433, 100, 133)),  # too wide: the widest allowed crop, central
+        (1000, 100, (433, 0, 133, 100)),
+    ],
+)
+def test_crop_that_never_fits_is_central(height, width, expected):
+    rng = np.random.default_rng(0)
+    crop = random_crop_box(height, width, (1.0, 1.0), (3 / 4, 4 / 3), rng)
+    assert crop == expected
+
+
+def test_crop_that_never_fits_but_need_not_be_cut_is_the_frame(monkeypatch):
+    monkeypatch.setattr(transforms, "CROP_TRIES", 0)
+    rng = np.random.default_rng(0)
+    assert random_crop_box(91, 83, (0.1, 1.0), (3 / 4, 4 / 3), rng) == (0, 0, 91, 83)
+
+
+def test_crop_is_every_frames_and_resized_as_slowfast_does():
+    frames = noise(3, 61, 97, 3)
+    ours = resized_crop(frames, (7, 11, 41, 53), 32, 48)
+    cropped = torch.from_numpy(frames[:, 7:48, 11:64]).permute(0, 3, 1, 2).float()
+    theirs = F.interpolate(cropped, size=(32, 48), mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), atol=1)
+    assert ours.flags.c_contiguous
+
+
+@pytest.mark.parametrize("make", [PretrainTransform, finetune])
+@pytest.mark.parametrize("size", [32, (24, 40)])
+@pytest.mark.parametrize("shape", [(4, 61, 97, 3), (1, 33, 20, 3), (2, 1, 1, 3)])
+def test_clip_has_the_size_asked_for(make, size, shape):
+    transform, frames = make(size), noise(*shape)
+    before = frames.copy()
+    for seed in range(8):
+        clip = transform(frames, np.random.default_rng(seed))
+        assert clip.shape == (shape[0], *((32, 32) if size == 32 else size), 3)
+        assert clip.dtype == np.uint8
+        assert clip.flags.c_contiguous
+        assert clip.flags.writeable
+    np.testing.assert_array_equal(frames, before)
+
+
+def test_clip_is_a_function_of_the_generator():
+    transform, frames = finetune(32, rand_augment=RandAugment(MEAN)), noise(3, 50, 60, 3)
+    cv2.setRNGSeed(1)
+    first = [transform(frames, np.random.default_rng(seed)) for seed in range(20)]
+    np.random.seed(5)  # noqa: NPY002  global states play no part
+    torch.manual_seed(5)
+    cv2.setRNGSeed(7)
+    again = [transform(frames, np.random.default_rng(seed)) for seed in range(20)]
+    np.testing.assert_array_equal(first, again)
+    assert len({clip.tobytes() for clip in first}) == 20
+
+
+def test_read_only_and_strided_frames_are_welcome():
+    frames = noise(3, 50, 120, 3)
+    frames.flags.writeable = False
+    view, transform = frames[:, :, ::2], finetune(32, rand_augment=RandAugment(MEAN))
+    for seed in range(10):
+        expected = transform(view.copy(), np.random.default_rng(seed))
+        np.testing.assert_array_equal(transform(view, np.random.default_rng(seed)), expected)
+
+
+def test_identical_frames_stay_identical():
+    frames = np.repeat(noise(1, 50, 60, 3), 4, axis=0)
+    transform = finetune(32, rand_augment=RandAugment(MEAN, num_layers=4), erasing_prob=0.0)
+    for seed in range(30):
+        clip = transform(frames, np.random.default_rng(seed))
+        assert (clip == clip[:1]).all()
+
+
+@pytest.mark.parametrize("width", [32, 33])
+def test_flip_mirrors_half_of_the_clips(width):
+    frames = noise(3, width, width, 3)
+    transform, rng = PretrainTransform(width, **WHOLE), np.random.default_rng(0)
+    flipped = 0
+    for _ in range(200):
+        clip = transform(frames, rng)
+        assert (clip == frames).all() or (clip == frames[:, :, ::-1]).all()
+        flipped += bool((clip != frames).any())
+    assert 70 < flipped < 130
+
+
+@pytest.mark.parametrize("make", [PretrainTransform, finetune])
+def test_flip_false_never_mirrors(make):
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint8)[:, None], (2, 64, 64, 3))
+    transform = make(32, flip=False, **({"erasing_prob": 0.0} if make is finetune else {}))
+    for seed in range(100):
+        clip = transform(ramp, np.random.default_rng(seed)).astype(int)
+        assert clip[0, 0, -1, 0] >= clip[0, 0, 0, 0]
+
+
+def test_steps_come_in_order(monkeypatch):
+    """RandAugment sees the crop; erasing comes last."""
+    calls = []
+
+    def augment(frames, rng):
+        calls.append(frames.shape)
+        return np.zeros_like(frames)
+
+    transform = finetune(32, rand_augment=augment, erasing_prob=1.0)
+    clip = transform(noise(2, 50, 60, 3), np.random.default_rng(0))
+    assert calls == [(2, 32, 32, 3)]
+    assert clip.any()  # zeros but for the box
+
+
+def erased_box(clip):
+    """Where a clip of zeros was erased: (top, bottom, left, right), and whether it is one box."""
+    hit = (clip > 0).any(axis=(0, 3))
+    rows, columns = np.flatnonzero(hit.any(1)), np.flatnonzero(hit.any(0))
+    return rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+
+
+def test_erasing_is_one_box_of_noise_in_all_frames():
+    rng = np.random.default_rng(0)
+    shares, aspects, values = [], [], []
+    for _ in range(150):
+        clip = np.zeros((4, 90, 120, 3), np.uint8)
+        erase_random_box(clip, MEAN, STD, rng)
+        top, bottom, left, right = erased_box(clip)
+        box = clip[:, top:bottom, left:right].copy()
+        clip[:, top:bottom, left:right] = 0
+        assert not clip.any()
+        assert (box > 0).mean() > 0.95  # noise is rarely black
+        assert (box[0] != box[1]).mean() > 0.9  # each frame has its own
+        shares.append(box.shape[1] * box.shape[2] / (90 * 120))
+        aspects.append(box.shape[1] / box.shape[2])
+        values.append(box.ravel())
+    assert min(shares) > 0.01
+    assert max(shares) < 1 / 3 + 0.02
+    assert np.mean(shares) == pytest.approx((0.02 + 1 / 3) / 2, abs=0.03)
+    assert min(aspects) > 0.25
+    assert max(aspects) < 4
+    values = np.concatenate(values).astype(float)
+    assert values.mean() == pytest.approx(255 * 0.45, abs=1)
+    assert values.std() == pytest.approx(255 * 0.225, abs=2)  # a little is clipped
+
+
+@pytest.mark.parametrize(
+    ("probability", "low", "high"), [(0.0, 0, 0), (0.25, 25, 78), (1, 200, 200)]
+)
+def test_erasing_probability(probability, low, high):
+    transform, rng = finetune(32, erasing_prob=probability), np.random.default_rng(0)
+    frames = np.zeros((2, 40, 40, 3), np.uint8)
+    assert low <= sum(transform(frames, rng).any() for _ in range(200)) <= high
+
+
+def test_erasing_gives_up_where_no_box_fits():
+    clip = noise(2, 1, 1, 3)
+    before = clip.copy()
+    erase_random_box(clip, MEAN, STD, np.random.default_rng(0))
+    np.testing.assert_array_equal(clip, before)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((90, 120), (32, 42)), ((121, 90), (43, 32)), ((64, 64), (32, 32))]
+)
+def test_evaluation_resize_is_that_of_slowfast(shape, expected):
+    frames = noise(2, *shape, 3)
+    ours = resize_short_side(frames, 32)
+    assert ours.shape == (2, *expected, 3)
+    channels_first = torch.from_numpy(frames).permute(0, 3, 1, 2).float()
+    theirs = F.interpolate(channels_first, size=expected, mode="bilinear", align_corners=False)
+    np.testing.assert_allclose(ours, theirs.permute(0, 2, 3, 1).numpy(), atol=1)
+
+
+def test_evaluation_resize_leaves_the_right_size_alone():
+    frames = noise(2, 32, 57, 3)
+    np.testing.assert_array_equal(resize_short_side(frames, 32), frames)
+
+
+def test_normalize():
+    clips = torch.from_numpy(noise(2, 3, 5, 7, 3))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    x = normalize(clips, mean, std)
+    assert x.shape == (2, 3, 3, 5, 7)
+    assert x.dtype == torch.float32
+    assert x.is_contiguous()
+    expected = (clips.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
+    torch.testing.assert_close(x.double(), expected.permute(0, 4, 1, 2, 3), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.zeros((2, 8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.uint8),
+        np.zeros((2, 8, 8, 4), np.uint8),
+        np.zeros((0, 8, 8, 3), np.uint8),
+    ],
+)
+def test_wrong_frames_are_named(frames):
+    with pytest.raises(ValueError, match=r"allowed: uint8 \[T, H, W, 3\]"):
+        PretrainTransform(8)(frames, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"allowed: uint8 \[T, H, W, 3\]"):
+        resize_short_side(frames, 8)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size": 0}, "size is 0"),
+        ({"crop_area": (0.0, 1.0)}, "crop_area is"),
+        ({"crop_area": (0.5, 0.1)}, "crop_area is"),
+        ({"crop_area": (0.5, 1.5)}, "crop_area is"),
+        ({"crop_aspect": (2.0, 1.0)}, "crop_aspect is"),
+        ({"erasing_prob": 1.5}, "erasing_prob is 1.5"),
+    ],
+)
+def test_mistakes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        finetune(**({"size": 8} | arguments))
