@@ -95,7 +95,8 @@ def test_operation_is_that_of_timm(name, make, shape, auto_augment):
 
 def timm_operation(auto_augment, name, frame, argument):
     timm_name = TIMM_NAMES[name]
-    arguments = () if auto_augment.LEVEL_TO_ARG[timm_name] is None else (argument,)
+    whole = int(argument) if argument.is_integer() else argument  # PIL wants bits as an int
+    arguments = () if auto_augment.LEVEL_TO_ARG[timm_name] is None else (whole,)
     image = auto_augment.NAME_TO_OP[timm_name](
         Image.fromarray(frame),
         *arguments,
@@ -157,7 +158,7 @@ def test_draws_follow_the_policy():
 
 def test_magnitude_is_clipped():
     rng = np.random.default_rng(0)
-    draws = [a for _ in range(500) for a in RandAugment(MEAN, magnitude_std=50).draw(rng)]
+    draws = [a for _ in range(500) for a in RandAugment(MEAN, magnitude_std=50.0).draw(rng)]
     degrees = np.array([argument for name, argument in draws if name == "rotate"])
     assert set(np.abs(np.unique(degrees))) >= {0.0, 30.0}
     assert np.abs(degrees).max() == 30
@@ -171,7 +172,7 @@ def test_fill_is_the_mean_colour():
 
 
 def test_strongest_posterize_leaves_nothing():
-    assert not apply_operation("posterize", noise((1, 8, 8, 3)), 0, FILL).any()
+    assert not apply_operation("posterize", noise((1, 8, 8, 3)), 0.0, FILL).any()
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -205,10 +206,10 @@ def test_clip_is_a_function_of_the_generator():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"magnitude": 11}, "magnitude is 11"),
-        ({"magnitude_std": -1}, "magnitude_std is -1"),
+        ({"magnitude": 11.0}, "magnitude is 11"),
+        ({"magnitude_std": -1.0}, "magnitude_std is -1"),
         ({"num_layers": -1}, "num_layers is -1"),
-        ({"mean": (123, 116, 104)}, "mean is"),
+        ({"mean": (123.0, 116.0, 104.0)}, "mean is"),
     ],
 )
 def test_mistakes_are_named(arguments, message):

@@ -15,6 +15,7 @@ from hiera_video.data.randaugment import RandAugment
 from hiera_video.data.transforms import (
     FinetuneTransform,
     PretrainTransform,
+    check_frames,
     erase_random_box,
     normalize,
     random_crop_box,
@@ -40,7 +41,7 @@ sides = st.integers(1, 400)
 @given(
     height=sides,
     width=sides,
-    area=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted).map(tuple),
+    area=st.tuples(st.floats(0.01, 1.0), st.floats(0.01, 1.0)).map(sorted).map(tuple),
     aspect=st.tuples(st.floats(0.2, 5), st.floats(0.2, 5)).map(sorted).map(tuple),
     seed=st.integers(0, 2**32),
 )
@@ -163,15 +164,16 @@ def test_flip_false_never_mirrors(make):
         assert clip[0, 0, -1, 0] >= clip[0, 0, 0, 0]
 
 
-def test_steps_come_in_order(monkeypatch):
+def test_steps_come_in_order():
     """RandAugment sees the crop; erasing comes last."""
     calls = []
 
-    def augment(frames, rng):
-        calls.append(frames.shape)
-        return np.zeros_like(frames)
+    class Blackout(RandAugment):
+        def __call__(self, frames, rng):
+            calls.append(frames.shape)
+            return np.zeros_like(frames)
 
-    transform = finetune(32, rand_augment=augment, erasing_prob=1.0)
+    transform = finetune(32, rand_augment=Blackout(MEAN), erasing_prob=1.0)
     clip = transform(noise(2, 50, 60, 3), np.random.default_rng(0))
     assert calls == [(2, 32, 32, 3)]
     assert clip.any()  # zeros but for the box
@@ -210,7 +212,7 @@ def test_erasing_is_one_box_of_noise_in_all_frames():
 
 
 @pytest.mark.parametrize(
-    ("probability", "low", "high"), [(0.0, 0, 0), (0.25, 25, 78), (1, 200, 200)]
+    ("probability", "low", "high"), [(0.0, 0, 0), (0.25, 25, 78), (1.0, 200, 200)]
 )
 def test_erasing_probability(probability, low, high):
     transform, rng = finetune(32, erasing_prob=probability), np.random.default_rng(0)
@@ -264,8 +266,11 @@ def test_normalize():
 )
 def test_wrong_frames_are_named(frames):
     with pytest.raises(ValueError, match=r"allowed: uint8 \[T, H, W, 3\]"):
-        PretrainTransform(8)(frames, np.random.default_rng(0))
-    with pytest.raises(ValueError, match=r"allowed: uint8 \[T, H, W, 3\]"):
+        check_frames(frames)
+    for call in (PretrainTransform(8), finetune(8)):
+        with pytest.raises((ValueError, TypeError)):  # TypeError: from jaxtyping's checks, if on
+            call(frames, np.random.default_rng(0))
+    with pytest.raises((ValueError, TypeError)):
         resize_short_side(frames, 8)
 
 
