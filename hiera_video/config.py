@@ -6,6 +6,7 @@ A YAML file is the difference from the defaults below. The only file that knows 
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ class ClipConfig:
 @dataclass(frozen=True)
 class DataConfig:
     train: str | None = None
-    """Training videos: a list file (csv, txt, json, jsonl) or a folder with one folder per class."""
+    """Training videos: a list (csv, txt, json, jsonl), or a folder with one folder a class."""
     val: str | None = None
     """Validation videos, in the same forms."""
     root: str | None = None
@@ -317,7 +318,7 @@ def load_config(
     overrides: Sequence[str] = (),
     defaults: dict[str, Any] | None = None,
 ) -> Config:
-    """The defaults of `cls`, then `defaults`, then the files in order, then `key.path=value` overrides.
+    """The defaults of `cls`, then `defaults`, the files in order, and `key.path=value` overrides.
 
     A file that does not exist is looked up among the shipped recipes (`kinetics400/hiera_base`).
 
@@ -362,6 +363,38 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
         elif old != new:
             found.append(f"{prefix}{key}: {old} -> {new}")
     return found
+
+
+def trained_with(checkpoint: str) -> dict[str, Any]:
+    """How the clips and views of a trained model were sampled: the defaults for using it."""
+    for folder in (Path(checkpoint), Path(checkpoint) / "weights"):
+        if (folder / "config.json").is_file():
+            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            return {key: saved[key] for key in ("clips", "views") if key in saved}
+    return {}
+
+
+def check_same_config(saved: Path, config: Any) -> None:
+    """Compares a configuration with that of the run that is about to be resumed, if there is one.
+
+    Keys that do not touch results may differ.
+
+    Raises:
+        ConfigError: naming the keys that differ, unless `overwrite_config` is set.
+    """
+    if not saved.exists() or config.overwrite_config:
+        return
+    changed = [
+        line
+        for line in differences(OmegaConf.to_container(_load_yaml(saved)), to_dict(config))  # type: ignore[arg-type]
+        if line.split(":")[0]
+        not in ("device", "overwrite_config", "data.num_workers", "train.log_every")
+    ]
+    if changed:
+        raise ConfigError(
+            f"{saved.parent} holds a run with another configuration ({'; '.join(changed)}): choose "
+            "another run_dir, or set overwrite_config=true to go on with the new one"
+        )
 
 
 def configs_folder() -> Path:

@@ -146,7 +146,13 @@ class TrainingClips(Dataset[ClipSample | Failure]):
 
 
 class EvaluationViews(Dataset[ViewSample | Failure]):
-    """All views of videos; one pass over a file whatever their number."""
+    """All views of videos; one pass over a file whatever their number.
+
+    Args:
+        crop_size: height and width of a view, pixels.
+        short_side: of the resized frames, pixels; None for the crop's with three crops, and 256/224
+            of it with one (SlowFast's 256 for crops of 224).
+    """
 
     def __init__(
         self,
@@ -154,13 +160,15 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         sampler: ClipSampler,
         *,
         crop_size: tuple[int, int],
-        short_side: int,
         num_clips: int,
         num_crops: int,
+        short_side: int | None = None,
         clip_rule: ClipRule = "offset",
         open_video: OpenVideo = open_video,
     ) -> None:
         self.records, self.sampler = records, sampler
+        if short_side is None:
+            short_side = crop_size[0] if num_crops > 1 else round(crop_size[0] * 256 / 224)
         self.crop_size, self.short_side = crop_size, short_side
         self.num_clips, self.num_crops, self.clip_rule = num_clips, num_crops, clip_rule
         self.open_video = open_video

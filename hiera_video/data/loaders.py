@@ -1,14 +1,15 @@
 """Loaders: seeded and resumable order for training, exact sharding for evaluation.
 
-The order of training is a pure function of (seed, epoch) and independent of the number of processes:
-step k of an epoch takes the k-th `global_batch_size` videos of that epoch's permutation, whoever
+The order of training is a pure function of (seed, epoch), whatever the number of processes: step k
+of an epoch takes the k-th `global_batch_size` videos of that epoch's permutation, whoever
 reads them.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from hiera_video.data.batches import collate_clips, only_sample
+from hiera_video.data.batches import Failure, ViewSample, collate_clips, only_sample
 from hiera_video.data.datasets import EvaluationViews, TrainingClips
 
 
@@ -137,18 +138,29 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: EvaluationViews, order: EvaluationOrder, *, num_workers: int
+    dataset: EvaluationViews, *, rank: int = 0, world_size: int = 1, num_workers: int
 ) -> DataLoader[Any]:
-    """One `ViewSample` or `Failure` a video, in order."""
+    """One `ViewSample` or `Failure` a video, in the order of `EvaluationOrder`."""
     return DataLoader(
         dataset,
-        sampler=order,
+        sampler=EvaluationOrder(len(dataset), rank=rank, world_size=world_size),
         batch_size=1,
         collate_fn=only_sample,
         num_workers=num_workers,
         worker_init_fn=_start_worker,
         prefetch_factor=2 if num_workers else None,
     )
+
+
+def readable(
+    samples: Iterable[ViewSample | Failure], failures: list[Failure]
+) -> Iterator[ViewSample]:
+    """The samples that could be read; the others are appended to `failures`."""
+    for sample in samples:
+        if isinstance(sample, Failure):
+            failures.append(sample)
+        else:
+            yield sample
 
 
 def default_num_workers(processes: int) -> int:
@@ -158,6 +170,7 @@ def default_num_workers(processes: int) -> int:
 
 
 def _start_worker(_: int) -> None:
-    # One process decodes one video with one thread: more would only fight over the cores.
-    cv2.setNumThreads(1)
+    # One process decodes with one thread: more would only compete for the cores.
+    cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle

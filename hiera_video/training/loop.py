@@ -6,6 +6,7 @@ Everything random in a step is seeded by (seed, step, rank): a resumed run goes 
 from __future__ import annotations
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -24,6 +25,26 @@ from hiera_video.training.optim import set_learning_rate
 
 LossFunction = Callable[[nn.Module, ClipBatch, np.random.Generator], Tensor]
 """(model, batch, random numbers) -> the sum of the losses of the batch's clips, float32."""
+
+
+class StopSignal:
+    """While entered, SIGTERM is noted instead of ending the process."""
+
+    def __init__(self) -> None:
+        self._received = False
+
+    def requested(self) -> bool:
+        return self._received
+
+    def _note(self, *_: object) -> None:
+        self._received = True
+
+    def __enter__(self) -> StopSignal:
+        self._previous = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self._previous)
 
 
 @dataclass(frozen=True)
@@ -63,9 +84,9 @@ def train_steps(
 ) -> Iterator[StepReport]:
     """Trains from `start_step` to `end_step`, reporting each step after it was taken.
 
-    A step takes `accumulation_steps` batches. The loss is the mean over the clips that could be read,
-    over all processes, however unevenly they are spread. A step whose gradient is not finite leaves
-    weights and optimizer untouched.
+    A step takes `accumulation_steps` batches. The loss is the mean over the clips that could be
+    read, over all processes, however unevenly they are spread. A step whose gradient is not finite
+    leaves weights and optimizer untouched.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = process.device

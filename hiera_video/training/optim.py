@@ -19,9 +19,9 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Groups of trainable parameters, each with its `lr_scale` and `weight_decay`.
 
-    Layer decay as SlowFast counts it (slowfast/models/optimizer.py): the head learns at full rate, the
-    last block at `layer_decay` of it, and so on down to the stem. Vectors (biases, norms) and the
-    parameters named in `no_weight_decay` are not decayed.
+    Layer decay as SlowFast counts it (slowfast/models/optimizer.py): the head learns at full rate,
+    the last block at `layer_decay` of it, and so on down to the stem. Vectors (biases, norms) and
+    the parameters named in `no_weight_decay` are not decayed.
     """
     top = max(layer_ids.values())
     groups: dict[tuple[int, bool], dict[str, object]] = {}

@@ -27,13 +27,14 @@ import torch
 
 import hiera_video
 from hiera_video.data.batches import Failure
-from hiera_video.training.distributed import Process
+from hiera_video.training.distributed import Process, barrier
+from hiera_video.training.loop import StepReport
 
 logger = logging.getLogger("hiera_video")
 
 
 def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
-    """Messages to stderr, and appended to `log_file`; `quiet` (all but rank 0) passes warnings only."""
+    """Messages to stderr, and appended to `log_file`; `quiet` passes warnings only, to stderr."""
     root = logging.getLogger("hiera_video")
     for handler in root.handlers:
         handler.close()
@@ -54,8 +55,8 @@ class RunReport:
 
     Args:
         folder: the run folder.
-        start_step: the step that the run goes on from: what was reported beyond it, by a run that was
-            killed after its last checkpoint, is dropped.
+        start_step: the step that the run goes on from: what a run that was killed after its last
+            checkpoint reported beyond it is dropped.
     """
 
     def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
@@ -78,6 +79,22 @@ class RunReport:
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def step(self, done: StepReport) -> None:
+        """The metrics of a training step, its unreadable videos, and the videos of a skipped one."""
+        values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
+        self.metrics(
+            done.step, "train", {**values, "step_sec": done.step_sec, "data_sec": done.data_sec}
+        )
+        self.failures(done.failures, done.step)
+        if done.skipped:
+            logger.warning(
+                "step %d skipped: loss %g, gradient norm %g; its videos: %s",
+                done.step,
+                done.loss,
+                done.grad_norm,
+                ", ".join(dict.fromkeys(done.names)) or "none could be read",
+            )
 
     def failures(self, failures: list[Failure], step: int) -> None:
         """Appends to failures.jsonl; every process writes its own."""
@@ -110,18 +127,19 @@ class ConsoleLine:
         self.end_step, self.device = end_step, device
         self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
 
-    def add(self, step_sec: float, data_sec: float, num_clips: int) -> None:
+    def add(self, done: StepReport) -> None:
         self._steps += 1
-        self._seconds += step_sec
-        self._waited += data_sec
-        self._clips += num_clips
+        self._seconds += done.step_sec
+        self._waited += done.data_sec
+        self._clips += done.num_clips
 
-    def take(self, step: int, loss: float, lr: float, grad_norm: float) -> str:
-        """The line for the steps since the last one."""
+    def take(self, done: StepReport) -> str:
+        """The line for the steps since the last one; loss and gradient are those of the last."""
         seconds = self._seconds / self._steps
-        left = (self.end_step - step) * seconds
+        left = (self.end_step - done.step) * seconds
         line = (
-            f"step {step}/{self.end_step}  loss {loss:.4f}  lr {lr:.2e}  grad {grad_norm:.2f}  "
+            f"step {done.step}/{self.end_step}  loss {done.loss:.4f}  lr {done.lr:.2e}  "
+            f"grad {done.grad_norm:.2f}  "
             f"{seconds:.2f} s/step  {self._clips / self._seconds:.1f} clips/s  "
             f"data {100 * self._waited / self._seconds:.0f}%  eta {_clock(left)}"
         )
@@ -131,6 +149,43 @@ class ConsoleLine:
         return line
 
 
+class FailureLimit:
+    """Stops training when too many videos cannot be read.
+
+    Args:
+        max_failed_frac: of the videos read since the start, once there are 100 of them.
+    """
+
+    def __init__(self, max_failed_frac: float) -> None:
+        self.max_failed_frac = max_failed_frac
+        self.num_read, self.num_failed = 0, 0
+
+    def add(self, done: StepReport, num_repeats: int) -> None:
+        """Counts the videos of a step, over all processes.
+
+        Raises:
+            RuntimeError: over the limit.
+        """
+        self.num_failed += done.num_failed
+        self.num_read += done.num_clips // num_repeats + done.num_failed
+        if self.num_read >= 100 and self.num_failed > self.max_failed_frac * self.num_read:
+            raise RuntimeError(
+                f"{self.num_failed} of {self.num_read} videos could not be read, more than "
+                f"data.max_failed_frac={self.max_failed_frac:g}; failures.jsonl lists them"
+            )
+
+
+def start_run(folder: Path, process: Process, config_yaml: str) -> None:
+    """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too."""
+    if process.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", config_yaml)
+        started = {**environment(), "processes": process.world_size, "device": str(process.device)}
+        append_jsonl(folder / "run.json", started)
+    setup_logging(folder / "train.log", quiet=not process.is_main)
+    barrier()
+
+
 def environment() -> dict[str, Any]:
     """Versions, machine and command of this run, for run.json."""
     return {
@@ -138,7 +193,9 @@ def environment() -> dict[str, Any]:
         "git_commit": _git_commit(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "machine": torch.cuda.get_device_name()
+        if torch.cuda.is_available()
+        else platform.machine(),
         "python": platform.python_version(),
         "command": sys.argv,
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

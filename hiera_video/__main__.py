@@ -1,0 +1,13 @@
+"""`python -m hiera_video`, which torchrun starts."""
+
+import os
+import sys
+
+from hiera_video.cli import main
+
+if __name__ == "__main__":
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import record
+
+        main = record(main)  # so that torchrun shows the error of the process that failed first
+    sys.exit(main())

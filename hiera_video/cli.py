@@ -1,0 +1,112 @@
+"""The `hiera-video` command: sub-commands and exit codes, no logic.
+
+    hiera-video COMMAND [FILE...] [--config FILE] [key.path=value ...]
+
+Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 done but some inputs failed (listed),
+130 interrupted, 143 stopped by SIGTERM after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import hiera_video
+from hiera_video.config import (
+    ConfigError,
+    DemoConfig,
+    EvaluateConfig,
+    FinetuneConfig,
+    PredictConfig,
+    load_config,
+    to_yaml,
+    trained_with,
+)
+
+COMMANDS: dict[str, tuple[type, str]] = {
+    "finetune": (FinetuneConfig, "train a classifier on videos or images"),
+    "evaluate": (EvaluateConfig, "multi-view accuracy of a trained classifier"),
+    "predict": (PredictConfig, "the most likely classes of videos or images"),
+    "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
+}
+OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of all commands."""
+    top = argparse.ArgumentParser(
+        prog="hiera-video", description="Hiera for video: train, evaluate, predict."
+    )
+    version = f"hiera-video {hiera_video.__version__}"
+    top.add_argument("--version", action="version", version=version)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (cls, summary) in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=cls.__doc__)
+        sub.add_argument(
+            "--config",
+            action="append",
+            default=[],
+            metavar="FILE",
+            help="a YAML file, or a shipped recipe such as kinetics400/hiera_base; may be repeated",
+        )
+        sub.add_argument(
+            "--print-config", action="store_true", help="print the whole configuration"
+        )
+        sub.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
+        sub.add_argument("--json", action="store_true", help="results as JSON, for machines")
+        operands = "FILE or key.path=value" if name == "predict" else "key.path=value"
+        sub.add_argument(
+            "operands", nargs="*", metavar=operands, help="see --print-config for keys"
+        )
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; mistakes of the user end as one line on stderr."""
+    args = parser().parse_intermixed_args(arguments)
+    try:
+        config = read_config(args)
+        if args.print_config:
+            print(to_yaml(config), end="")
+            return 0
+        config.check()
+        command = importlib.import_module(f"hiera_video.commands.{args.command}")
+        return command.run(config, dry_run=args.dry_run, as_json=args.json)
+    except ConfigError as error:
+        print(f"hiera-video {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _is_ours(error):
+            raise
+        print(f"hiera-video {args.command}: {error}", file=sys.stderr)
+        return 1
+
+
+def read_config(args: argparse.Namespace) -> Any:
+    """The configuration that the command line asks for."""
+    cls = COMMANDS[args.command][0]
+    files = [operand for operand in args.operands if not OVERRIDE.match(operand)]
+    overrides = [operand for operand in args.operands if OVERRIDE.match(operand)]
+    if files and args.command != "predict":
+        raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
+    config = load_config(cls, args.config, overrides)
+    if getattr(config, "checkpoint", None) is not None:
+        defaults = trained_with(config.checkpoint)
+        config = load_config(cls, args.config, overrides, defaults)
+    return replace(config, inputs=[*config.inputs, *files]) if files else config
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether this project raised the error: its message says all, a trace would bury it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return Path(frames[-1].filename).is_relative_to(Path(__file__).parent)

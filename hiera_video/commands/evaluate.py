@@ -1,0 +1,181 @@
+"""`hiera-video evaluate`: multi-view accuracy of a trained classifier, and its scores on disk."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hiera_video.config import EvaluateConfig
+from hiera_video.data.annotations import VideoList, read_video_list
+from hiera_video.data.batches import Failure
+from hiera_video.data.datasets import ClipSampler, EvaluationViews
+from hiera_video.data.loaders import default_num_workers, evaluation_loader, readable
+from hiera_video.data.transforms import normalize
+from hiera_video.evaluation.classification import VideoScores, summarize
+from hiera_video.evaluation.results import write_predictions, write_scores
+from hiera_video.evaluation.views import score_views
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.weights import load_folder
+from hiera_video.training.distributed import Process, gather_on_main, process_group
+from hiera_video.training.reporting import environment, setup_logging, write_text
+from hiera_video.video.reader import open_video
+
+logger = logging.getLogger(__name__)
+
+RESULTS = ("report.json", "scores.npz", "predictions.csv")
+
+
+def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Evaluates and writes the results; returns the exit code."""
+    assert config.checkpoint is not None  # config.check() saw to it
+    assert config.data.val is not None
+    with process_group(config.device) as process:
+        setup_logging(quiet=not process.is_main)
+        model, meta = load_folder(config.checkpoint)
+        if not meta.get("class_names"):
+            raise ValueError(
+                f"{config.checkpoint} is no trained classifier: its config.json has no class_names"
+            )
+        val = read_video_list(
+            config.data.val,
+            root=config.data.root,
+            class_names=meta["class_names"],
+            multi_label=meta["multi_label"],
+        )
+        unlabelled = [record.name for record in val.records if not record.labels]
+        if unlabelled:
+            raise ValueError(
+                f"{val.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for one; "
+                "`hiera-video predict` takes videos without"
+            )
+        folder = output_folder(config)
+        existing = [name for name in RESULTS if (folder / name).exists()]
+        if existing and not config.overwrite:
+            raise ValueError(
+                f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or set "
+                "overwrite=true to replace them"
+            )
+        views = EvaluationViews(
+            val.records,
+            ClipSampler(num_frames=model.input_size[0], **asdict(config.clips)),
+            crop_size=model.input_size[1:],
+            short_side=config.views.short_side,
+            num_clips=config.views.num_clips,
+            num_crops=config.views.num_crops,
+            clip_rule=config.views.clip_rule,
+            open_video=partial(
+                open_video, backend=config.data.backend, deadline_sec=config.data.deadline_sec
+            ),
+        )
+        protocol = describe_protocol(config, views)
+        if dry_run:
+            print(json.dumps({"videos": len(val.records), **protocol}, indent=2))
+            return 0
+        model = model.to(process.device)
+        videos, failures = score(config, process, model, views, meta["multi_label"])
+        if process.is_main:
+            summary = summarize(videos, expected=len(val.records), multi_label=meta["multi_label"])
+            report = {
+                "checkpoint": config.checkpoint,
+                "data": val.source,
+                **summary,
+                "failed": [asdict(failure) for failure in failures],
+                **protocol,
+                "environment": environment(),
+            }
+            folder.mkdir(parents=True, exist_ok=True)
+            write_scores(folder / "scores.npz", videos, val.records, val.class_names)
+            write_predictions(
+                folder / "predictions.csv", videos, failures, val.records, val.class_names
+            )
+            write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+            print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
+        return 3 if failures else 0
+
+
+def score(
+    config: EvaluateConfig,
+    process: Process,
+    model: Hiera,
+    views: EvaluationViews,
+    multi_label: bool,
+) -> tuple[list[VideoScores], list[Failure]]:
+    """The scores of all videos that could be read, in the order of the list, on the main process.
+
+    Elsewhere, the share of this process.
+    """
+    workers = config.data.num_workers
+    loader = evaluation_loader(
+        views,
+        rank=process.rank,
+        world_size=process.world_size,
+        num_workers=default_num_workers(process.local_world_size) if workers is None else workers,
+    )
+    failures: list[Failure] = []
+    bar = tqdm(loader, unit="video", disable=None if process.is_main else True)
+    scored = score_views(
+        model,
+        readable(bar, failures),
+        partial(normalize, mean=model.mean, std=model.std),
+        crop_size=views.crop_size,
+        batch_size=config.views.batch_size,
+        device=process.device,
+        bf16=config.precision == "bf16",
+        multi_label=multi_label,
+    )
+    videos = [VideoScores(v.index, views.records[v.index].labels, scores) for v, scores in scored]
+    gathered = gather_on_main((videos, failures)) or [(videos, failures)]
+    videos = sorted((v for part, _ in gathered for v in part), key=lambda v: v.index)
+    return videos, [failure for _, part in gathered for failure in part]
+
+
+def output_folder(config: EvaluateConfig) -> Path:
+    """`output_dir`, else eval/ beside the weights of a run."""
+    assert config.checkpoint is not None
+    if config.output_dir is not None:
+        return Path(config.output_dir)
+    checkpoint = Path(config.checkpoint)
+    return (checkpoint.parent if checkpoint.name == "weights" else checkpoint) / "eval"
+
+
+def describe_protocol(config: EvaluateConfig, views: EvaluationViews) -> dict[str, Any]:
+    """What the figures were obtained with, as the report states it."""
+    return {
+        "views": {"num_clips": views.num_clips, "num_crops": views.num_crops},
+        "clip_rule": config.views.clip_rule,
+        "num_frames": views.sampler.num_frames,
+        **asdict(config.clips),
+        "crop_size": list(views.crop_size),
+        "short_side": views.short_side,
+        "backend": config.data.backend,
+        "precision": config.precision,
+        "fusion": "mean of probabilities over views",
+    }
+
+
+def tell(report: dict[str, Any], folder: Path) -> str:
+    """The report for a person."""
+    views = f"{report['views']['num_clips']} clips x {report['views']['num_crops']} crops"
+    lines = [
+        f"{report['decoded']} of {report['expected']} videos decoded, "
+        f"{len(report['failed'])} failed",
+        f"views: {views}, {report['num_frames']}x{report['sampling_rate']} frames, crops of "
+        f"{report['crop_size'][0]} px, short side {report['short_side']} px, {report['backend']}",
+    ]
+    for key, name in (
+        ("video", "video level"),
+        ("video_failed_as_wrong", "video level, failed videos as wrong"),
+        ("clip", "each view for itself"),
+    ):
+        if key in report and (key != "video_failed_as_wrong" or report["failed"]):
+            values = "  ".join(f"{k} {100 * v:.2f} %" for k, v in report[key].items())
+            lines.append(f"{name}: {values}")
+    lines += [f"failed: {failure['message']}" for failure in report["failed"]]
+    lines.append(f"results are in {folder}")
+    return "\n".join(lines)

@@ -1,0 +1,363 @@
+"""`hiera-video finetune`: train a classifier on videos or images, from weights or from scratch.
+
+Longer than other commands, because a run is read from top to bottom here: data, model, length,
+resuming, loop, what is left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hiera_video.config import FinetuneConfig, check_same_config, to_yaml
+from hiera_video.data.annotations import VideoList, check_splits, read_video_list
+from hiera_video.data.batches import Failure
+from hiera_video.data.datasets import ClipSampler, EvaluationViews, TrainingClips
+from hiera_video.data.loaders import (
+    TrainingOrder,
+    balanced_weights,
+    default_num_workers,
+    evaluation_loader,
+    readable,
+    steps_per_epoch,
+    training_loader,
+)
+from hiera_video.data.randaugment import RandAugment
+from hiera_video.data.transforms import FinetuneTransform, normalize
+from hiera_video.evaluation.classification import VideoScores, summarize
+from hiera_video.evaluation.views import score_views
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.registry import create_model
+from hiera_video.models.weights import save_weights
+from hiera_video.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
+from hiera_video.training.distributed import Process, gather_on_main, process_group
+from hiera_video.training.loop import StopSignal, train_steps
+from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
+from hiera_video.training.reporting import ConsoleLine, FailureLimit, RunReport, start_run
+from hiera_video.video.reader import open_video
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: FinetuneConfig, *, dry_run: bool = False) -> int:
+    """Trains to the end, or until stopped; returns the exit code."""
+    with process_group(config.device) as process, StopSignal() as stop:
+        settings = config.train
+        train, val = read_lists(config)
+        labels = [record.labels for record in train.records]
+        num_classes = len(train.class_names)
+        folder = Path(config.run_dir)
+        if not dry_run:
+            check_same_config(folder / "config.yaml", config)
+            start_run(folder, process, to_yaml(config))
+
+        # The model, and what of it learns.
+        model = create_model(
+            config.model.name,
+            checkpoint=config.model.init,
+            num_classes=num_classes,
+            num_frames=config.model.num_frames,
+            image_size=config.model.image_size,
+            drop_path=config.model.drop_path,
+            head_dropout=config.model.head_dropout,
+            pos_embed_resize=config.model.pos_embed_resize,
+            **config.model.overrides,
+        ).to(process.device)
+        model.set_grad_checkpointing(config.model.grad_checkpointing)
+        freeze(model, train_only=settings.train_only, freeze_stages=settings.freeze_stages)
+        optimizer = build_optimizer(
+            config.optim.optimizer,
+            parameter_groups(
+                model,
+                weight_decay=config.optim.weight_decay,
+                layer_decay=config.optim.layer_decay,
+                layer_ids=model.layer_ids(),
+                no_weight_decay=model.no_weight_decay(),
+            ),
+            lr=config.optim.lr,
+            betas=config.optim.betas,
+        )
+        average = None
+        if settings.ema_decay is not None:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
+
+        # How long: effective epochs count the repeats of a video.
+        pass_steps = steps_per_epoch(len(train.records), settings.global_batch_size)
+        end_step = math.ceil(settings.epochs / settings.num_repeats * pass_steps)
+        lr_at = partial(
+            learning_rate,
+            total_steps=end_step,
+            warmup_steps=round(settings.warmup_epochs / settings.num_repeats * pass_steps),
+            peak=config.optim.lr,
+            first=config.optim.warmup_lr,
+            last=config.optim.final_lr,
+        )
+        for line in describe(config, process, model, train, val, end_step):
+            print(line) if dry_run else logger.info(line)
+        order = partial(
+            TrainingOrder,
+            len(train.records),
+            global_batch_size=settings.global_batch_size,
+            accumulation_steps=settings.accumulation_steps,
+            end_step=end_step,
+            seed=settings.seed,
+            rank=process.rank,
+            world_size=process.world_size,
+            weights=balanced_weights(labels, num_classes) if config.data.balanced else None,
+        )
+        if dry_run:
+            order(start_step=0)  # says if the batch does not divide
+            return 0
+
+        # Go on where an earlier start of this run stopped.
+        checkpoints = folder / "checkpoints"
+        latest = latest_checkpoint(checkpoints)
+        start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
+        if latest:
+            logger.info("resumed from %s", latest)
+
+        loader = training_loader(
+            training_clips(config, model, train),
+            order(start_step=start_step),
+            clip_shape=(*model.input_size, 3),
+            num_workers=num_workers(config, process),
+            pin_memory=process.device.type == "cuda",
+        )
+        loss = ClassificationLoss(
+            num_classes=num_classes,
+            mean=model.mean,
+            std=model.std,
+            mixup=config.augment.mixup,
+            cutmix=config.augment.cutmix,
+            label_smoothing=config.augment.label_smoothing,
+            multi_label=config.data.multi_label,
+            class_weights=balanced_class_weights(labels, num_classes)
+            if settings.class_weights == "balanced"
+            else None,
+        )
+        if settings.compile:
+            model.compile()
+        wrapped = DistributedDataParallel(model) if process.world_size > 1 else model
+        report = RunReport(folder, process, start_step)
+        console = ConsoleLine(end_step, process.device)
+        limit = FailureLimit(config.data.max_failed_frac)
+        checkpoint_steps = max(1, round(settings.checkpoint_every * pass_steps))
+        evaluate_steps = settings.evaluate_every and max(
+            1, round(settings.evaluate_every * pass_steps)
+        )
+        nonfinite = 0
+        step = start_step
+
+        for done in train_steps(
+            wrapped,
+            loss,
+            optimizer,
+            iter(loader),
+            start_step=start_step,
+            end_step=end_step,
+            accumulation_steps=settings.accumulation_steps,
+            lr_at=lr_at,
+            clip_grad=config.optim.clip_grad,
+            bf16=settings.precision == "bf16",
+            seed=settings.seed,
+            process=process,
+            average=average,
+            stop_requested=stop.requested,
+        ):
+            step, last = done.step, done.step == end_step
+            report.step(done)
+            console.add(done)
+            limit.add(done, settings.num_repeats)
+            nonfinite = nonfinite + 1 if done.skipped else 0
+            if nonfinite >= settings.max_nonfinite_steps:
+                raise RuntimeError(
+                    f"{nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or train "
+                    "with train.precision=fp32"
+                )
+            if last or step % settings.log_every == 0 or step == start_step + 1:
+                logger.info(console.take(done))
+            if last or done.stop or step % checkpoint_steps == 0:
+                save_checkpoint(checkpoints, step, model, optimizer, average)
+                if process.is_main:
+                    prune_checkpoints(checkpoints, settings.keep_checkpoints)
+            if done.stop:
+                logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
+                return 143
+            if val is not None and (last or (evaluate_steps and step % evaluate_steps == 0)):
+                evaluate(config, process, average or model, model, val, report, step)
+
+        trained = average.module if average is not None else model
+        if process.is_main:
+            save_weights(folder / "weights", trained, meta=exported(config, train))
+            logger.info("trained %d steps; weights are in %s", end_step, folder / "weights")
+        report.close()
+        return 3 if (folder / "failures.jsonl").exists() else 0
+
+
+def read_lists(config: FinetuneConfig) -> tuple[VideoList, VideoList | None]:
+    """The training and validation lists, with the same classes."""
+    data = config.data
+    assert data.train is not None  # config.check() saw to it
+    read = partial(read_video_list, root=data.root, multi_label=data.multi_label)
+    train = read(data.train, class_names=data.class_names)
+    unlabelled = [record.name for record in train.records if not record.labels]
+    if unlabelled:
+        raise ValueError(
+            f"{train.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for one; "
+            "fine-tuning needs a class for each"
+        )
+    if data.val is None:
+        return train, None
+    val = read(data.val, class_names=train.class_names)
+    for warning in check_splits(train, val):
+        logger.warning(warning)
+    return train, val
+
+
+def clip_sampler(config: FinetuneConfig, model: Hiera) -> ClipSampler:
+    return ClipSampler(num_frames=model.input_size[0], **asdict(config.clips))
+
+
+def training_clips(config: FinetuneConfig, model: Hiera, train: VideoList) -> TrainingClips:
+    augment = config.augment
+    rand_augment = None
+    if augment.rand_augment_magnitude is not None:
+        rand_augment = RandAugment(
+            model.mean,
+            magnitude=augment.rand_augment_magnitude,
+            magnitude_std=augment.rand_augment_std,
+        )
+    transform = FinetuneTransform(
+        model.input_size[1:],
+        mean=model.mean,
+        std=model.std,
+        crop_area=augment.crop_area,
+        crop_aspect=augment.crop_aspect,
+        flip=augment.flip,
+        rand_augment=rand_augment,
+        erasing_prob=augment.erasing_prob,
+    )
+    return TrainingClips(
+        train.records,
+        clip_sampler(config, model),
+        transform,
+        num_repeats=config.train.num_repeats,
+        seed=config.train.seed,
+        open_video=opener(config),
+    )
+
+
+def evaluate(
+    config: FinetuneConfig,
+    process: Process,
+    model: torch.nn.Module,
+    classifier: Hiera,
+    val: VideoList,
+    report: RunReport,
+    step: int,
+) -> None:
+    """One centre view of each validation video; every process takes its share."""
+    size = classifier.input_size[1:]
+    views = EvaluationViews(
+        val.records,
+        clip_sampler(config, classifier),
+        crop_size=size,
+        num_clips=1,
+        num_crops=1,
+        open_video=opener(config),
+    )
+    loader = evaluation_loader(
+        views,
+        rank=process.rank,
+        world_size=process.world_size,
+        num_workers=num_workers(config, process),
+    )
+    failures: list[Failure] = []
+    scored = score_views(
+        model,
+        readable(loader, failures),
+        partial(normalize, mean=classifier.mean, std=classifier.std),
+        crop_size=size,
+        batch_size=config.views.batch_size,
+        device=process.device,
+        bf16=config.train.precision == "bf16",
+        multi_label=config.data.multi_label,
+    )
+    videos = [VideoScores(v.index, val.records[v.index].labels, scores) for v, scores in scored]
+    model.train()
+    report.failures(failures, step)
+    gathered = gather_on_main(videos)
+    if gathered is None:
+        return
+    videos = sorted((v for part in gathered for v in part), key=lambda v: v.index)
+    summary = summarize(videos, expected=len(val.records), multi_label=config.data.multi_label)
+    accuracy = summary.get("video", {})
+    report.metrics(step, "val", {**accuracy, "decoded": summary["decoded"]})
+    told = "  ".join(f"{name} {100 * value:.2f}" for name, value in accuracy.items())
+    logger.info(
+        "step %d  val (1 view)  %s  %d of %d videos",
+        step,
+        told,
+        summary["decoded"],
+        summary["expected"],
+    )
+
+
+def exported(config: FinetuneConfig, train: VideoList) -> dict[str, Any]:
+    """What evaluation and prediction need to know beside the weights."""
+    return {
+        "class_names": list(train.class_names),
+        "multi_label": config.data.multi_label,
+        "clips": asdict(config.clips),
+        "views": asdict(config.views),
+    }
+
+
+def describe(
+    config: FinetuneConfig,
+    process: Process,
+    model: Hiera,
+    train: VideoList,
+    val: VideoList | None,
+    end_step: int,
+) -> list[str]:
+    """What is about to happen, in a few lines."""
+    settings, clips = config.train, config.clips
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frames = f"{model.input_size[0]}x{clips.sampling_rate}"
+    micro = settings.global_batch_size // (process.world_size * settings.accumulation_steps)
+    return [
+        f"{len(train.records)} training videos of {len(train.class_names)} classes from "
+        f"{train.source}"
+        + (f", {len(val.records)} validation videos" if val else ", no validation"),
+        f"{config.model.name}, input {model.input_size}, {learning / 1e6:.2f} M parameters learn; "
+        f"{clips.sampling} sampling {frames}, flips {'on' if config.augment.flip else 'off'}",
+        f"{end_step} steps of {settings.global_batch_size} videos x {settings.num_repeats} clips = "
+        f"{settings.global_batch_size * settings.num_repeats} clips: {process.world_size} processes x "
+        f"{settings.accumulation_steps} parts x {micro} videos; peak lr {config.optim.lr:g} "
+        f"({config.optim.optimizer}, {settings.precision}, {process.device})",
+    ]
+
+
+def opener(config: FinetuneConfig) -> Any:
+    return partial(open_video, backend=config.data.backend, deadline_sec=config.data.deadline_sec)
+
+
+def num_workers(config: FinetuneConfig, process: Process) -> int:
+    if config.data.num_workers is not None:
+        return config.data.num_workers
+    return default_num_workers(process.local_world_size)

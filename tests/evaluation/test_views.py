@@ -1,0 +1,87 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video.evaluation.views import average_views, score_views
+
+
+@dataclass
+class Video:
+    frames: torch.Tensor
+    num_views: int
+
+    def view(self, frames, i, size):
+        return frames[:1, : size[0], : size[1]] + i
+
+
+class Brightness(torch.nn.Module):
+    """Logits that depend on a view alone: (its mean, 0)."""
+
+    def __init__(self):
+        super().__init__()
+        self.batches = []
+
+    def forward(self, x):
+        self.batches.append(len(x))
+        return torch.stack([x.mean(dim=(1, 2, 3, 4)), torch.zeros(len(x))], dim=1)
+
+
+def score(videos, batch_size, **changes):
+    model = Brightness()
+    settings = dict(crop_size=(4, 4), batch_size=batch_size, device=torch.device("cpu")) | changes
+    normalize = lambda x: x.permute(0, 4, 1, 2, 3).float() / 10  # noqa: E731
+    return list(score_views(model, videos, normalize, **settings)), model.batches
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
+def test_views_of_several_videos_share_batches(batch_size):
+    videos = [
+        Video(torch.full((2, 6, 6, 3), value, dtype=torch.uint8), num_views)
+        for value, num_views in [(0, 3), (10, 1), (20, 4)]
+    ]
+    scored, batches = score(videos, batch_size)
+    assert [video for video, _ in scored] == videos
+    assert sum(batches) == 8
+    assert all(b == batch_size for b in batches[:-1])
+    for (video, scores), value in zip(scored, (0, 10, 20), strict=True):
+        logits = np.array([(value + i) / 10 for i in range(video.num_views)])
+        expected = 1 / (1 + np.exp(-logits))  # softmax against a logit of 0
+        np.testing.assert_allclose(scores[:, 0], expected, rtol=1e-5)
+        np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-6)
+
+
+def test_finished_videos_do_not_pile_up():
+    """With views that never fill a batch exactly, videos still leave as soon as they are scored."""
+    alive = 0
+
+    def videos():
+        nonlocal alive
+        for _ in range(50):
+            alive += 1
+            yield Video(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), 3)
+
+    most = 0
+    for _ in score_views(
+        Brightness(),
+        videos(),
+        lambda x: x.permute(0, 4, 1, 2, 3).float(),
+        crop_size=(4, 4),
+        batch_size=4,
+        device=torch.device("cpu"),
+    ):
+        most = max(most, alive)
+        alive -= 1
+    assert most <= 3
+
+
+def test_several_labels_use_the_sigmoid():
+    ((_, scores),), _ = score(
+        [Video(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), 1)], 1, multi_label=True
+    )
+    np.testing.assert_allclose(scores, [[0.5, 0.5]])
+
+
+def test_average_is_that_of_probabilities():
+    assert average_views(np.array([[1.0, 0.0], [0.5, 0.5]])).tolist() == [0.75, 0.25]
