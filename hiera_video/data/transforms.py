@@ -8,9 +8,9 @@ SlowFast augments whole frames and crops afterwards; cropping first costs a frac
 translations and shears are relative to the crop.
 
 The kernels are OpenCV's rather than torchvision.transforms.v2's, on uint8 both: from 16x256x340 to
-16x224x224 on one core, crop and flip take 2.4 to 2.8 ms instead of 8.5 to 9.6, the whole fine-tuning
-pipeline 9 to 11 instead of 39 to 44 (`tools/benchmark_transforms.py`). OpenCV starts threads of its
-own: where a loader's worker starts is the place for `cv2.setNumThreads(1)`, not the import.
+16x224x224 on one core, crop and flip take 2.4 to 2.8 ms instead of 8.5 to 9.6, the whole pipeline
+for fine-tuning 9 to 11 instead of 39 to 44 (`tools/benchmark_transforms.py`). OpenCV starts threads
+of its own: `cv2.setNumThreads(1)` belongs where a loader's worker starts, not into an import.
 """
 
 from __future__ import annotations
