@@ -1,0 +1,225 @@
+"""Every recipe under configs/: it loads, its command is right, its model has the published size."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from hiera_video import cli
+from hiera_video.config import EvaluateConfig, FinetuneConfig, configs_folder, load_config
+from hiera_video.models.registry import PUBLISHED, create_model
+
+CONFIGS = configs_folder()
+RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
+PAPER = [name for name in RECIPES if not name.startswith("demo/")]
+FINETUNE = {
+    f"{folder}/hiera_{size}.yaml"
+    for folder, sizes in {
+        "kinetics400": "base base_plus large huge",
+        "kinetics600": "base base_plus large huge",
+        "kinetics700": "base base_plus large huge",
+        "ssv2": "large_16x224 large_32x224",
+        "imagenet1k": "tiny small base base_plus large huge",
+    }.items()
+    for size in sizes.split()
+}
+NUM_CLASSES = {
+    "kinetics400": 400,
+    "kinetics600": 600,
+    "kinetics700": 700,
+    "ssv2": 174,
+    "imagenet1k": 1000,
+}
+
+# Millions, with 1000 classes for images and 400 for videos, counted from the widths and depths of
+# Tab. 2; rounded to millions they are the published ones.
+PARAMETERS = {
+    "hiera_tiny_224": 27.91,
+    "hiera_small_224": 35.01,
+    "hiera_base_224": 51.52,
+    "hiera_base_plus_224": 69.90,
+    "hiera_large_224": 213.74,
+    "hiera_huge_224": 672.78,
+    "hiera_base_16x224": 51.09,
+    "hiera_base_plus_16x224": 69.39,
+    "hiera_large_16x224": 213.09,
+    "hiera_huge_16x224": 671.63,
+}
+
+
+def header(name: str) -> str:
+    """The comment that a recipe opens with, without its marks."""
+    lines = []
+    for line in (CONFIGS / name).read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.removeprefix("#").strip())
+    return "\n".join(lines)
+
+
+def header_commands(name: str) -> list[object]:
+    """What the commands of that comment configure, checked."""
+    configs = []
+    for line in re.sub(r"\\\n", " ", header(name)).splitlines():
+        if line.startswith("torchrun "):
+            words = shlex.split(line)
+            args = cli.parser().parse_args(words[words.index("hiera_video") + 1 :])
+            config = load_config(cli.COMMANDS[args.command][0], args.config, args.operands)
+            config.check()
+            configs.append(config)
+    return configs
+
+
+def load_recipe(name: str) -> FinetuneConfig:
+    config = load_config(FinetuneConfig, [str(CONFIGS / name)], ["data.train=t", "data.val=v"])
+    config.check()
+    return config
+
+
+def equal_to_default(values: dict, config: object, prefix: str = "") -> list[str]:
+    """Keys of a YAML file that say what the defaults say already."""
+    assert is_dataclass(config)
+    assert set(values) <= {f.name for f in fields(config)}
+    found = []
+    for key, value in values.items():
+        default = getattr(config, key)
+        if is_dataclass(default):
+            found += equal_to_default(value, default, f"{prefix}{key}.")
+        elif value == default:
+            found.append(prefix + key)
+    return found
+
+
+def test_every_recipe_is_there():
+    assert set(RECIPES) >= FINETUNE
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_loads_and_passes_its_checks(name):
+    load_recipe(name)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_says_only_what_differs_from_the_defaults(name):
+    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / name))
+    values.get("model", {}).pop("name", None)  # a recipe names its model, be it the default
+    assert equal_to_default(values, FinetuneConfig()) == []
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_opens_with_command_source_and_figure(name):
+    text = header(name)
+    assert re.search(r"^Source: arXiv 2306\.00989, Tab\. \d+", text, re.M)
+    assert re.search(r"^Published: (\d\d\.\d % top-1, \d|not published)", text, re.M)
+    assert re.search(r"^Obtained: .*(Not yet run by us\.|\d\d\.\d)", text, re.M)
+    assert f"configs/{name}" in text
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_its_commands_are_right(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    recipe, evaluation = header_commands(name)
+    assert isinstance(recipe, FinetuneConfig)
+    assert isinstance(evaluation, EvaluateConfig)
+    assert evaluation.checkpoint == recipe.run_dir
+    assert evaluation.data.val == recipe.data.val
+
+
+def test_run_folders_differ():
+    folders = [load_recipe(name).run_dir for name in PAPER]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_starts_from_published_weights(name):
+    model = load_recipe(name).model
+    assert f"{model.name}.{model.init}" in PUBLISHED
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_model_has_the_published_size(name):
+    config = load_recipe(name).model
+    num_classes = NUM_CLASSES[name.split("/")[0]]
+    with torch.device("meta"):
+        model = create_model(
+            config.name,
+            num_classes=num_classes,
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            head_dropout=config.head_dropout,
+            **config.overrides,
+        )
+    is_image = config.name.endswith("_224")
+    other_classes = num_classes - (1000 if is_image else 400)
+    other_frames = (config.num_frames or 16) - 16
+    expected = PARAMETERS[config.name] * 1e6 + other_classes * (model.num_features + 1)
+    expected += other_frames // 2 * model.stage_dims[0]  # of the temporal position embedding
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(expected, abs=0.006e6)
+    assert model.input_size == ((1 if is_image else 16 + other_frames), 224, 224)
+
+
+# The tables of the paper once more, by column, so that no recipe drifts from them.
+KINETICS = {  # Tab. 11b: lr, epochs, drop path, head dropout, layer decay for 3200 epochs
+    "base": (8e-4, 150, 0.2, 0.3, 0.8),
+    "base_plus": (8e-4, 150, 0.2, 0.3, 0.8),
+    "large": (8e-4, 100, 0.2, 0.5, 0.875),
+    "huge": (4e-4, 100, 0.3, 0.5, 0.875),
+}
+IMAGENET = {  # Tab. 14: lr, epochs, drop path, layer decay for 1600 epochs
+    "tiny": (2e-3, 300, 0.1, 0.65),
+    "small": (2e-3, 200, 0.1, 0.65),
+    "base": (2e-3, 100, 0.1, 0.7),
+    "base_plus": (1e-3, 100, 0.1, 0.7),
+    "large": (1e-3, 50, 0.1, 0.85),
+    "huge": (1e-3, 50, 0.3, 0.85),
+}
+
+
+@pytest.mark.parametrize("size", KINETICS)
+@pytest.mark.parametrize("folder", ["kinetics400", "kinetics600", "kinetics700"])
+def test_kinetics_follows_table_11(folder, size):
+    c = load_recipe(f"{folder}/hiera_{size}.yaml")
+    m, o, t, a, v = c.model, c.optim, c.train, c.augment, c.views
+    assert m.name == f"hiera_{size}_16x224"
+    assert (o.lr, t.epochs, m.drop_path, m.head_dropout, o.layer_decay) == KINETICS[size]
+    assert (o.optimizer, o.betas, o.weight_decay, o.clip_grad) == ("adamw", (0.9, 0.999), 0.05, 5)
+    assert (t.warmup_epochs, t.num_repeats, t.global_batch_size) == (10, 2, 256)
+    assert (a.rand_augment_magnitude, a.rand_augment_std) == (7, 0.5)
+    assert (a.mixup, a.cutmix, a.label_smoothing, a.erasing_prob) == (0.8, 1, 0.1, 0.25)
+    assert (a.flip, a.crop_area) == (True, (0.08, 1))
+    assert (c.clips.sampling, c.clips.sampling_rate, c.clips.target_fps) == ("clip", 4, 30)
+    assert (v.num_clips, v.num_crops, v.clip_rule, v.short_side) == (5, 3, "offset", None)
+
+
+@pytest.mark.parametrize(
+    ("frames", "lr", "batch", "mixup", "cutmix", "smoothing", "drop_path"),
+    [(16, 0.16, 256, 0.8, 1.0, 0.1, 0.1), (32, 0.08, 128, 0, 0, 0, 0.2)],
+)
+def test_ssv2_follows_table_12(frames, lr, batch, mixup, cutmix, smoothing, drop_path):
+    c = load_recipe(f"ssv2/hiera_large_{frames}x224.yaml")
+    m, o, t, a, v = c.model, c.optim, c.train, c.augment, c.views
+    assert (m.num_frames or 16, m.drop_path, m.head_dropout) == (frames, drop_path, 0.5)
+    assert (o.optimizer, o.lr, o.weight_decay, o.layer_decay) == ("sgd", lr, 1e-4, 0.875)
+    assert (t.epochs, t.warmup_epochs, t.global_batch_size, t.num_repeats) == (40, 3, batch, 1)
+    assert (a.rand_augment_magnitude, a.rand_augment_std, a.flip) == (7, 0.5, False)
+    assert (a.mixup, a.cutmix, a.label_smoothing) == (mixup, cutmix, smoothing)
+    assert (c.clips.sampling, v.num_clips, v.num_crops) == ("segments", 1, 3)
+
+
+@pytest.mark.parametrize("size", IMAGENET)
+def test_imagenet_follows_table_14(size):
+    c = load_recipe(f"imagenet1k/hiera_{size}.yaml")
+    m, o, t, a, v = c.model, c.optim, c.train, c.augment, c.views
+    assert m.name == f"hiera_{size}_224"
+    assert (o.lr, t.epochs, m.drop_path, o.layer_decay) == IMAGENET[size]
+    assert (o.optimizer, o.betas, o.weight_decay) == ("adamw", (0.9, 0.999), 0.05)
+    assert (t.warmup_epochs, t.global_batch_size, t.num_repeats) == (5, 1024, 1)
+    assert (a.rand_augment_magnitude, a.rand_augment_std) == (9, 0.5)
+    assert (a.mixup, a.cutmix, a.label_smoothing) == (0.8, 1, 0.1)
+    assert (v.num_clips, v.num_crops) == (1, 1)
