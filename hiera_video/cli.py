@@ -48,7 +48,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (cls, summary) in COMMANDS.items():
-        sub = commands.add_parser(name, help=summary, description=cls.__doc__)
+        operands = "FILE ... [key.path=value ...]" if name == "predict" else "[key.path=value ...]"
+        usage = f"hiera-video {name} [options] {operands}"
+        sub = commands.add_parser(name, usage=usage, help=summary, description=cls.__doc__)
         sub.add_argument(
             "--config",
             action="append",
@@ -61,18 +63,19 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
         sub.add_argument("--json", action="store_true", help="results as JSON, for machines")
-        operands = "FILE or key.path=value" if name == "predict" else "key.path=value"
-        sub.add_argument(
-            "operands", nargs="*", metavar=operands, help="see --print-config for keys"
-        )
     return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; mistakes of the user end as one line on stderr."""
-    args = parser().parse_intermixed_args(arguments)
+    arguments_of = parser()
+    # Operands may stand between options, which argparse allows only for what it does not know.
+    args, operands = arguments_of.parse_known_args(arguments)
+    unknown = [operand for operand in operands if operand.startswith("--")]
+    if unknown:
+        arguments_of.error(f"unknown option {unknown[0]}; settings are given as key.path=value")
     try:
-        config = read_config(args)
+        config = read_config(args, operands)
         if args.print_config:
             print(to_yaml(config), end="")
             return 0
@@ -92,11 +95,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def read_config(args: argparse.Namespace) -> Any:
+def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
     """The configuration that the command line asks for."""
     cls = COMMANDS[args.command][0]
-    files = [operand for operand in args.operands if not OVERRIDE.match(operand)]
-    overrides = [operand for operand in args.operands if OVERRIDE.match(operand)]
+    files = [operand for operand in operands if not OVERRIDE.match(operand)]
+    overrides = [operand for operand in operands if OVERRIDE.match(operand)]
     if files and args.command != "predict":
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
     config = load_config(cls, args.config, overrides)

@@ -78,7 +78,7 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             print(json.dumps({"videos": len(val.records), **protocol}, indent=2))
             return 0
         model = model.to(process.device)
-        videos, failures = score(config, process, model, views, meta["multi_label"])
+        videos, failures = score(config, process, model, views, meta)
         if process.is_main:
             summary = summarize(videos, expected=len(val.records), multi_label=meta["multi_label"])
             report = {
@@ -104,7 +104,7 @@ def score(
     process: Process,
     model: Hiera,
     views: EvaluationViews,
-    multi_label: bool,
+    meta: dict[str, Any],
 ) -> tuple[list[VideoScores], list[Failure]]:
     """The scores of all videos that could be read, in the order of the list, on the main process.
 
@@ -122,12 +122,12 @@ def score(
     scored = score_views(
         model,
         readable(bar, failures),
-        partial(normalize, mean=model.mean, std=model.std),
+        partial(normalize, mean=meta["mean"], std=meta["std"]),
         crop_size=views.crop_size,
         batch_size=config.views.batch_size,
         device=process.device,
         bf16=config.precision == "bf16",
-        multi_label=multi_label,
+        multi_label=meta["multi_label"],
     )
     videos = [VideoScores(v.index, views.records[v.index].labels, scores) for v, scores in scored]
     gathered = gather_on_main((videos, failures)) or [(videos, failures)]

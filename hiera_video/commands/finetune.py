@@ -35,8 +35,8 @@ from hiera_video.data.transforms import FinetuneTransform, normalize
 from hiera_video.evaluation.classification import VideoScores, summarize
 from hiera_video.evaluation.views import score_views
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.registry import create_model
-from hiera_video.models.weights import save_weights
+from hiera_video.models.registry import create_model, input_statistics
+from hiera_video.models.weights import architecture, save_weights
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -53,7 +53,7 @@ from hiera_video.video.reader import open_video
 logger = logging.getLogger(__name__)
 
 
-def run(config: FinetuneConfig, *, dry_run: bool = False) -> int:
+def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Trains to the end, or until stopped; returns the exit code."""
     with process_group(config.device) as process, StopSignal() as stop:
         settings = config.train
@@ -77,6 +77,7 @@ def run(config: FinetuneConfig, *, dry_run: bool = False) -> int:
             pos_embed_resize=config.model.pos_embed_resize,
             **config.model.overrides,
         ).to(process.device)
+        mean, std = input_statistics(architecture(model))
         model.set_grad_checkpointing(config.model.grad_checkpointing)
         freeze(model, train_only=settings.train_only, freeze_stages=settings.freeze_stages)
         optimizer = build_optimizer(
@@ -139,8 +140,8 @@ def run(config: FinetuneConfig, *, dry_run: bool = False) -> int:
         )
         loss = ClassificationLoss(
             num_classes=num_classes,
-            mean=model.mean,
-            std=model.std,
+            mean=mean,
+            std=std,
             mixup=config.augment.mixup,
             cutmix=config.augment.cutmix,
             label_smoothing=config.augment.label_smoothing,
@@ -182,11 +183,11 @@ def run(config: FinetuneConfig, *, dry_run: bool = False) -> int:
             report.step(done)
             console.add(done)
             limit.add(done, settings.num_repeats)
-            nonfinite = nonfinite + 1 if done.skipped else 0
+            nonfinite = nonfinite + 1 if done.skipped and done.num_clips else 0
             if nonfinite >= settings.max_nonfinite_steps:
                 raise RuntimeError(
-                    f"{nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or train "
-                    "with train.precision=fp32"
+                    f"{nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or "
+                    "train with train.precision=fp32"
                 )
             if last or step % settings.log_every == 0 or step == start_step + 1:
                 logger.info(console.take(done))
@@ -234,17 +235,18 @@ def clip_sampler(config: FinetuneConfig, model: Hiera) -> ClipSampler:
 
 def training_clips(config: FinetuneConfig, model: Hiera, train: VideoList) -> TrainingClips:
     augment = config.augment
+    mean, std = input_statistics(architecture(model))
     rand_augment = None
     if augment.rand_augment_magnitude is not None:
         rand_augment = RandAugment(
-            model.mean,
+            mean,
             magnitude=augment.rand_augment_magnitude,
             magnitude_std=augment.rand_augment_std,
         )
     transform = FinetuneTransform(
         model.input_size[1:],
-        mean=model.mean,
-        std=model.std,
+        mean=mean,
+        std=std,
         crop_area=augment.crop_area,
         crop_aspect=augment.crop_aspect,
         flip=augment.flip,
@@ -272,6 +274,7 @@ def evaluate(
 ) -> None:
     """One centre view of each validation video; every process takes its share."""
     size = classifier.input_size[1:]
+    mean, std = input_statistics(architecture(classifier))
     views = EvaluationViews(
         val.records,
         clip_sampler(config, classifier),
@@ -290,7 +293,7 @@ def evaluate(
     scored = score_views(
         model,
         readable(loader, failures),
-        partial(normalize, mean=classifier.mean, std=classifier.std),
+        partial(normalize, mean=mean, std=std),
         crop_size=size,
         batch_size=config.views.batch_size,
         device=process.device,

@@ -50,7 +50,7 @@ def run(config: PredictConfig, *, dry_run: bool = False, as_json: bool = False) 
         scored = score_views(
             model.to(process.device),
             readable(evaluation_loader(views, num_workers=workers), failures),
-            partial(normalize, mean=model.mean, std=model.std),
+            partial(normalize, mean=meta["mean"], std=meta["std"]),
             crop_size=size,
             batch_size=config.views.batch_size,
             device=process.device,
