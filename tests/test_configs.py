@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import fields, is_dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -62,14 +63,14 @@ def header(name: str) -> str:
     return "\n".join(lines)
 
 
-def header_commands(name: str) -> list[object]:
+def header_commands(name: str) -> list[Any]:
     """What the commands of that comment configure, checked."""
     configs = []
     for line in re.sub(r"\\\n", " ", header(name)).splitlines():
         if line.startswith("torchrun "):
             words = shlex.split(line)
-            args = cli.parser().parse_args(words[words.index("hiera_video") + 1 :])
-            config = load_config(cli.COMMANDS[args.command][0], args.config, args.operands)
+            args, operands = cli.parser().parse_known_args(words[words.index("hiera_video") + 1 :])
+            config = cli.read_config(args, operands)
             config.check()
             configs.append(config)
     return configs
