@@ -16,7 +16,7 @@ K kept units, U tokens of a unit, D width. Parameter names are those of facebook
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 Size3 = tuple[int, int, int]  # along (time, height, width)
+
+ARCHITECTURE = (
+    *("input_size", "in_chans", "embed_dim", "num_heads", "stages", "mlp_ratio"),
+    *("q_pool", "q_stride", "mask_unit", "mask_unit_attn"),
+    *("patch_kernel", "patch_stride", "patch_padding", "sep_pos_embed"),
+)
 
 
 def unroll(
@@ -62,7 +68,7 @@ def reroll(
 
 
 def pool_tokens(x: Tensor, size: int) -> Tensor:
-    """Maximum over the tokens that one pooling step merges: [B, M, U, ...] -> [B, M, U/size, ...]."""
+    """Maximum over the tokens that a pooling step merges: [B, M, U, ...] -> [B, M, U/size, ...]."""
     if size == 1:
         return x
     x = x.unflatten(2, (size, -1))
@@ -142,7 +148,7 @@ class Mlp(nn.Module):
 
 
 class HieraBlock(nn.Module):
-    """Pre-norm transformer block. Where the width changes, so does the residual: linear, then pool."""
+    """Pre-norm transformer block. A change of width takes the residual along: linear, then pool."""
 
     def __init__(
         self,
@@ -205,10 +211,10 @@ class Hiera(nn.Module):
         stages: blocks of each stage.
         q_pool: how many stage transitions pool (3 in classifiers; 2 in MAE pretraining).
         q_stride: tokens merged by a pooling step, along (time, height, width).
-        mask_unit: tokens of a mask unit, along (time, height, width): what masking keeps or hides as
-            one, and the window of early attention. A multiple of `q_stride ** q_pool`.
-        mask_unit_attn: for each stage, attend within units (True) or everywhere. The first block of a
-            stage follows the stage before it, since its keys are not pooled yet.
+        mask_unit: tokens of a mask unit, along (time, height, width): what masking keeps or hides
+            as one, and the window of early attention. A multiple of `q_stride ** q_pool`.
+        mask_unit_attn: for each stage, attend within units (True) or everywhere. The first block of
+            a stage follows the stage before it, since its keys are not pooled yet.
         patch_kernel, patch_stride, patch_padding: of the patchifying convolution.
         sep_pos_embed: learn the position embedding as a spatial plus a temporal part (video).
         mlp_ratio: hidden width of the MLP over the block's width.
@@ -240,6 +246,7 @@ class Hiera(nn.Module):
         drop_path: float = 0.0,
         head_dropout: float = 0.0,
     ) -> None:
+        arguments = locals()
         super().__init__()
         if not 0 <= q_pool < len(stages):
             raise ValueError(
@@ -252,6 +259,8 @@ class Hiera(nn.Module):
         _check_mask_unit(mask_unit, q_stride, q_pool)
         _check_input_size(input_size, patch_stride, mask_unit)
 
+        # Keyword arguments that build this network again, save for its classifier's outputs.
+        self.architecture = {key: arguments[key] for key in ARCHITECTURE}
         self.input_size: Size3 = _size3(input_size)
         self.in_chans, self.num_classes, self.head_dropout = in_chans, num_classes, head_dropout
         self.mask_unit: Size3 = _size3(mask_unit)
@@ -306,7 +315,7 @@ class Hiera(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Official initialisation: truncated normal 0.02, biases 0.02, a classifier 1000x smaller."""
+        """As the official code: truncated normal 0.02, biases 0.02, a classifier 1000x smaller."""
         for name, parameter in self.named_parameters():
             if "pos_embed" in name:
                 nn.init.trunc_normal_(parameter, std=0.02)
@@ -359,12 +368,12 @@ class Hiera(nn.Module):
     def encode(
         self, x: Float[Tensor, "B C T H W"], visible: Bool[Tensor, "B M"] | None = None
     ) -> list[Float[Tensor, "B K U D"]]:
-        """Outputs of all stages, unrolled: K units (all, or the visible ones in space-time order) of U tokens.
+        """Outputs of all stages, unrolled: K units, in space-time order, of U tokens.
 
         Args:
-            visible: mask units to keep, True = kept, the same number for every clip of the batch. The
-                pixels of the others are zeroed before the overlapping patch convolution, so that
-                nothing of them leaks, and their tokens are dropped after it.
+            visible: mask units to keep, True = kept, the same number for every clip of the batch.
+                The pixels of the others are zeroed before the overlapping patch convolution, so
+                that nothing of them leaks, and their tokens are dropped after it. None: all.
         """
         if tuple(x.shape[1:]) != (self.in_chans, *self.input_size):
             raise ValueError(self._wrong_input(x.shape))
@@ -428,10 +437,9 @@ class Hiera(nn.Module):
         self.head = Head(self.num_features, num_classes, self.head_dropout).to(
             weight.device, weight.dtype
         )
-        if num_classes:
-            with torch.no_grad():
-                nn.init.trunc_normal_(self.head.projection.weight, std=0.02)
-                nn.init.constant_(self.head.projection.bias, 0.02)
+        if isinstance(self.head.projection, nn.Linear):
+            nn.init.trunc_normal_(self.head.projection.weight, std=0.02)
+            nn.init.constant_(self.head.projection.bias, 0.02)
             self._scale_head()
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -459,8 +467,8 @@ class Hiera(nn.Module):
         return ids
 
 
-def _size3(values: object) -> Size3:
-    t, h, w = values  # type: ignore[attr-defined]
+def _size3(values: Iterable[int]) -> Size3:
+    t, h, w = values
     return int(t), int(h), int(w)
 
 
@@ -477,8 +485,8 @@ def _check_input_size(input_size: Size3, patch_stride: Size3, mask_unit: Size3) 
     needed = [p * m for p, m in zip(patch_stride, mask_unit, strict=True)]
     if any(i < 1 or i % n for i, n in zip(input_size, needed, strict=True)):
         raise ValueError(
-            f"input_size is {tuple(input_size)} (frames, height, width): each must be a multiple of "
-            f"{tuple(needed)} (patch_stride x mask_unit); the nearest that works is "
+            f"input_size is {tuple(input_size)} (frames, height, width): it must be a multiple of "
+            f"{tuple(needed)} (patch_stride x mask_unit) along each; the nearest that works is "
             f"{_nearest(input_size, needed)}"
         )
 
