@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiera_video.config import (
@@ -134,6 +134,7 @@ def test_configurations_are_frozen():
         config.optim.lr = 1.0
 
 
+@settings(max_examples=15, deadline=None)
 @given(
     lr=st.floats(1e-9, 10),
     path=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), min_size=1),
