@@ -9,5 +9,5 @@ if __name__ == "__main__":
     if "TORCHELASTIC_ERROR_FILE" in os.environ:
         from torch.distributed.elastic.multiprocessing.errors import record
 
-        main = record(main)  # so that torchrun shows the error of the process that failed first
+        sys.exit(record(main)())  # so that torchrun shows the error of the first to fail
     sys.exit(main())

@@ -102,7 +102,7 @@ def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
     overrides = [operand for operand in operands if OVERRIDE.match(operand)]
     if files and args.command != "predict":
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
-    config = load_config(cls, args.config, overrides)
+    config: Any = load_config(cls, args.config, overrides)
     if getattr(config, "checkpoint", None) is not None:
         defaults = trained_with(config.checkpoint)
         config = load_config(cls, args.config, overrides, defaults)

@@ -185,7 +185,8 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         except VideoError as error:
             return _failure(record, error)
         frames = resize_short_side(frames, self.short_side)
-        offsets = crop_offsets(*frames.shape[1:3], self.crop_size[0], self.num_crops)
+        height, width = frames.shape[1:3]
+        offsets = crop_offsets(height, width, self.crop_size[0], self.num_crops)
         return ViewSample(index, torch.from_numpy(frames), positions, offsets)
 
 

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 class VideoViews(Protocol):
     """The views of one video (`hiera_video.data.batches.ViewSample` is one)."""
 
-    frames: Tensor  # uint8 [U, H, W, C]
+    @property
+    def frames(self) -> Tensor:
+        """uint8 [U, H, W, C]."""
 
     @property
     def num_views(self) -> int: ...

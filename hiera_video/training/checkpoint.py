@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from hiera_video.training.distributed import barrier, is_distributed
 
@@ -42,7 +43,7 @@ def save_checkpoint(
     barrier()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own notes on running without a process group
-        dcp.save(
+        save(
             _state(step, model, optimizer, average),
             checkpoint_id=temporary,
             no_dist=not is_distributed(),
@@ -66,7 +67,7 @@ def load_checkpoint(
     state = _state(0, model, optimizer, average)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.load(state, checkpoint_id=path, no_dist=not is_distributed())
+        load(state, checkpoint_id=path, no_dist=not is_distributed())
     set_state_dict(
         model,
         optimizer,

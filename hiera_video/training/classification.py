@@ -65,8 +65,8 @@ class ClassificationLoss:
             labels = torch.tensor([label for (label,) in batch.labels])
             return soft_targets(labels, self.num_classes, self.label_smoothing)
         targets = torch.zeros(len(batch), self.num_classes)
-        for row, labels in zip(targets, batch.labels, strict=True):
-            row[list(labels)] = 1.0
+        for row, classes in zip(targets, batch.labels, strict=True):
+            row[list(classes)] = 1.0
         return targets
 
 

@@ -46,7 +46,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW, or SGD with Nesterov momentum 0.9; the groups bring their weight decay."""
     if name == "adamw":
-        return torch.optim.AdamW(list(groups), lr=lr, betas=tuple(betas))
+        return torch.optim.AdamW(list(groups), lr=lr, betas=(betas[0], betas[1]))
     if name == "sgd":
         return torch.optim.SGD(list(groups), lr=lr, momentum=0.9, nesterov=True)
     raise ValueError(f"optimizer is {name!r}: allowed are adamw, sgd")

@@ -83,9 +83,8 @@ class RunReport:
     def step(self, done: StepReport) -> None:
         """The metrics of a training step, its unreadable videos, and the videos of a skipped one."""
         values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
-        self.metrics(
-            done.step, "train", {**values, "step_sec": done.step_sec, "data_sec": done.data_sec}
-        )
+        values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
         if done.skipped:
             logger.warning(

@@ -1,0 +1,132 @@
+"""The data path of 5 x 3 evaluation beside two other ways to get the same views.
+
+    python tools/benchmark_views.py VIDEO [VIDEO ...] [--repeats 5]
+
+All end with 15 uint8 views [16, 224, 224, 3] of each video, in one thread, opening included:
+
+* ours: one pass over the union of the frames, each resized once, views as slices;
+* all clips at once (mmaction2's way): decord reads the frames of all clips, each is resized, and
+  three crops are cut from each;
+* each view apart (SlowFast's and VideoMAE's way): decord opens, reads, resizes and cuts for a view.
+
+Needs decord and OpenCV. Prints medians and ratios from one run, the three taken by turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+
+from hiera_video.data.annotations import VideoRecord
+from hiera_video.data.batches import ViewSample
+from hiera_video.data.datasets import ClipSampler, EvaluationViews
+from hiera_video.video.sampling import (
+    clip_indices,
+    clip_length,
+    crop_offsets,
+    resized_shape,
+    uniform_clip_starts,
+)
+
+NUM_FRAMES, SAMPLING_RATE, NUM_CLIPS, NUM_CROPS, SIZE = 16, 4, 5, 3, 224
+
+
+def ours(path: str) -> np.ndarray:
+    views = EvaluationViews(
+        [VideoRecord(path, (), path)],
+        ClipSampler(NUM_FRAMES, sampling_rate=SAMPLING_RATE),
+        crop_size=(SIZE, SIZE),
+        num_clips=NUM_CLIPS,
+        num_crops=NUM_CROPS,
+    )
+    sample = views[0]
+    assert isinstance(sample, ViewSample), sample
+    size = (SIZE, SIZE)
+    return np.stack([sample.view(sample.frames, i, size).numpy() for i in range(sample.num_views)])
+
+
+def clips_of(video_frames: int) -> np.ndarray:
+    """int64 [NUM_CLIPS, NUM_FRAMES], the same frames for all."""
+    length = clip_length(NUM_FRAMES, SAMPLING_RATE, "linspace")
+    starts = uniform_clip_starts(video_frames, length, NUM_CLIPS)
+    return np.stack(
+        [
+            clip_indices(s, NUM_FRAMES, SAMPLING_RATE, "linspace", video_frames, "repeat_last")
+            for s in starts
+        ]
+    )
+
+
+def resized(frames: np.ndarray) -> np.ndarray:
+    height, width = resized_shape(*frames.shape[1:3], SIZE)
+    return np.stack([cv2.resize(f, (width, height)) for f in frames])
+
+
+def all_clips_at_once(path: str) -> np.ndarray:
+    import decord
+
+    reader = decord.VideoReader(path, num_threads=1)
+    clips = clips_of(len(reader))
+    frames = resized(reader.get_batch(clips.reshape(-1)).asnumpy())
+    offsets = crop_offsets(*frames.shape[1:3], SIZE, NUM_CROPS)
+    crops = [np.ascontiguousarray(frames[:, y : y + SIZE, x : x + SIZE]) for y, x in offsets]
+    return (
+        np.stack(crops, 1).reshape(NUM_CLIPS, NUM_FRAMES, NUM_CROPS, SIZE, SIZE, 3).swapaxes(1, 2)
+    )
+
+
+def each_view_apart(path: str) -> np.ndarray:
+    import decord
+
+    views = []
+    for view in range(NUM_CLIPS * NUM_CROPS):
+        reader = decord.VideoReader(path, num_threads=1)
+        frames = resized(reader.get_batch(clips_of(len(reader))[view // NUM_CROPS]).asnumpy())
+        y, x = crop_offsets(*frames.shape[1:3], SIZE, NUM_CROPS)[view % NUM_CROPS]
+        views.append(np.ascontiguousarray(frames[:, y : y + SIZE, x : x + SIZE]))
+    return np.stack(views)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("videos", nargs="+")
+    parser.add_argument("--repeats", type=int, default=5)
+    args = parser.parse_args()
+    cv2.setNumThreads(0)
+    ways: dict[str, Callable[[str], np.ndarray]] = {
+        "ours": ours,
+        "all clips at once": all_clips_at_once,
+        "each view apart": each_view_apart,
+    }
+    print(f"{'video':32} {'ours ms':>8} {'at once':>14} {'apart':>16}  same views")
+    ratios: dict[str, list[float]] = {name: [] for name in ways}
+    for path in args.videos:
+        reference = ours(path)
+        same = all(
+            np.array_equal(way(path).reshape(reference.shape), reference) for way in ways.values()
+        )
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for _ in range(args.repeats):
+            for name, way in ways.items():
+                start = time.perf_counter()
+                way(path)
+                seconds[name].append(time.perf_counter() - start)
+        ms = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+        for name in ways:
+            ratios[name].append(ms[name] / ms["ours"])
+        told = [f"{ms[n]:7.0f} ({ratios[n][-1]:.1f}x)" for n in list(ways)[1:]]
+        name = path.rpartition("/")[2]
+        print(f"{name:32} {ms['ours']:8.0f} {told[0]:>14} {told[1]:>16}  {'yes' if same else 'NO'}")
+    for name in list(ways)[1:]:
+        print(f"median over videos: {statistics.median(ratios[name]):.1f}x faster than {name}")
+
+
+if __name__ == "__main__":
+    main()
