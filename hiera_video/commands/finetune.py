@@ -36,7 +36,7 @@ from hiera_video.evaluation.classification import VideoScores, summarize
 from hiera_video.evaluation.views import score_views
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import create_model, input_statistics
-from hiera_video.models.weights import architecture, save_weights
+from hiera_video.models.weights import save_weights
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -77,7 +77,7 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             pos_embed_resize=config.model.pos_embed_resize,
             **config.model.overrides,
         ).to(process.device)
-        mean, std = input_statistics(architecture(model))
+        mean, std = input_statistics(model.architecture)
         model.set_grad_checkpointing(config.model.grad_checkpointing)
         freeze(model, train_only=settings.train_only, freeze_stages=settings.freeze_stages)
         optimizer = build_optimizer(
@@ -201,7 +201,7 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             if val is not None and (last or (evaluate_steps and step % evaluate_steps == 0)):
                 evaluate(config, process, average or model, model, val, report, step)
 
-        trained = average.module if average is not None else model
+        trained: Hiera = average.module if average is not None else model  # type: ignore[assignment]
         if process.is_main:
             save_weights(folder / "weights", trained, meta=exported(config, train))
             logger.info("trained %d steps; weights are in %s", end_step, folder / "weights")
@@ -235,7 +235,7 @@ def clip_sampler(config: FinetuneConfig, model: Hiera) -> ClipSampler:
 
 def training_clips(config: FinetuneConfig, model: Hiera, train: VideoList) -> TrainingClips:
     augment = config.augment
-    mean, std = input_statistics(architecture(model))
+    mean, std = input_statistics(model.architecture)
     rand_augment = None
     if augment.rand_augment_magnitude is not None:
         rand_augment = RandAugment(
@@ -274,7 +274,7 @@ def evaluate(
 ) -> None:
     """One centre view of each validation video; every process takes its share."""
     size = classifier.input_size[1:]
-    mean, std = input_statistics(architecture(classifier))
+    mean, std = input_statistics(classifier.architecture)
     views = EvaluationViews(
         val.records,
         clip_sampler(config, classifier),
