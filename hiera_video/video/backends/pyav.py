@@ -1,0 +1,216 @@
+"""Reading through PyAV: exact, always there, and the fastest of the three on H.264 with B-frames.
+
+Two things save time. A frame that is not wanted and that no other frame refers to is not decoded:
+the decoder's `skip_frame` is set packet by packet (measured on H.264 with B-frames: 1.3 to 1.5
+times as fast at 16x4, pixels identical). And one swscale context serves all frames of a reader; a
+new one for each frame, as `frame.to_ndarray` makes it, costs 0.3 ms each.
+
+Decoded frames are told apart by a number that travels through the decoder in place of the packet's
+presentation time, so that missing, repeated or wrong timestamps cannot mix up frames.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.video.reformatter import VideoReformatter
+
+from hiera_video.video.index import choose_stream, filled_packets, open_container, scan
+from hiera_video.video.reader import Deadline, VideoError, VideoReader
+
+# Codecs in which "non-reference" means that no frame at all refers to it. Not HEVC: a "sub-layer
+# non-reference picture" may still serve a higher temporal layer. Not MPEG-4 part 2: in AVI a packet
+# may hold two frames, and skipping the first loses the second.
+SKIPPING_CODECS = frozenset({"h264", "mpeg1video", "mpeg2video"})
+MAX_HELD_FRAMES = 32  # decoders reorder over at most 16 frames: more means that one is lost
+
+
+class PyavReader(VideoReader):
+    """See `VideoReader`."""
+
+    backend = "pyav"
+
+    def __init__(self, path: str, deadline_sec: float) -> None:
+        self.path = path
+        self.deadline_sec = deadline_sec
+        self._container: InputContainer | None = None
+        self._current_read: Iterator[tuple[int, av.Packet]] | None = None
+        self._reformatter = VideoReformatter()
+        self._shape: tuple[int, int] | None = None  # (height, width) after rotation
+        self._stored_size: tuple[int, int] | None = None  # (width, height) before
+        self._quarter_turns = 0  # counter-clockwise
+        try:
+            deadline = Deadline(path, deadline_sec)
+            self.index = scan(path, self._open(), self._stream, deadline)
+        except BaseException:
+            self.close()
+            raise
+        self.frame_times_sec = self.index.frame_times_sec
+        self.end_sec = self.index.end_sec
+
+    @property
+    def height(self) -> int:
+        return self._known_shape()[0]
+
+    @property
+    def width(self) -> int:
+        return self._known_shape()[1]
+
+    def close(self) -> None:
+        if self._container is not None:
+            self._container.close()
+        self._container = None
+        self._current_read = None
+
+    def _open(self) -> InputContainer:
+        """(Re)open the file at its beginning."""
+        self.close()
+        self._container = open_container(self.path, self.deadline_sec)
+        self._stream = choose_stream(self.path, self._container)
+        self._stream.codec_context.thread_count = 1
+        return self._container
+
+    def _known_shape(self) -> tuple[int, int]:
+        if self._shape is None:  # only a decoded frame carries the display matrix
+            self.frames([0])
+        assert self._shape is not None
+        return self._shape
+
+    def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
+        for start, run in self._runs(positions):
+            yield from self._read_run(start, run, deadline)
+
+    def _runs(self, positions: list[int]) -> list[tuple[int, list[int]]]:
+        """Cut positions into runs (start packet, positions), each decoded in one go.
+
+        A new run, that is a seek, begins where a later key frame makes decoding shorter.
+        """
+        runs: list[tuple[int, list[int]]] = []
+        last_packet = -1
+        for position in positions:
+            start, packet = self.index.start_of[position], self.index.packet_of[position]
+            if not runs or start > last_packet + 1:
+                runs.append((start, []))
+                last_packet = packet
+            runs[-1][1].append(position)
+            last_packet = max(last_packet, packet)
+        return runs
+
+    def _read_run(
+        self, start: int, run: list[int], deadline: Deadline
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the frames of a run in order.
+
+        What does not come out of a decoder that began at a key frame (a key frame that is none, a
+        stream that refreshes gradually) is tried once more from the beginning of the file, skipping
+        nothing.
+        """
+        done = 0
+        for from_start in (False, True):
+            held: dict[int, av.VideoFrame] = {}
+            for packet_number, frame in self._decode(start, run[done:], from_start, deadline):
+                held[packet_number] = frame
+                while done < len(run) and self.index.packet_of[run[done]] in held:
+                    frame = held.pop(self.index.packet_of[run[done]])
+                    yield run[done], self._to_rgb(frame)
+                    done += 1
+                if len(held) > MAX_HELD_FRAMES:
+                    break
+            if done == len(run):
+                return
+        raise VideoError(
+            self.path,
+            "truncated",
+            f"frame {run[done]} of {len(self)} (at {self.frame_times_sec[run[done]]:.3f} s) does "
+            "not decode, the file is cut off or damaged; fetch it again or leave it out",
+        )
+
+    def _decode(
+        self, start: int, positions: list[int], from_start: bool, deadline: Deadline
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yield (packet number, frame) of the wanted frames in the order in which they come out."""
+        wanted = {self.index.packet_of[position] for position in positions}
+        may_skip = not from_start and self._stream.codec_context.name in SKIPPING_CODECS
+        first = 0 if from_start else start
+        for number, packet in self._packets(first, max(wanted), from_start):
+            deadline.check()
+            context = self._stream.codec_context
+            context.skip_frame = "NONREF" if may_skip and number not in wanted else "DEFAULT"
+            if packet is not None:
+                packet.pts = number
+            try:
+                frames = context.decode(packet)
+            except av.error.FFmpegError:
+                continue  # if a wanted frame is lost by it, the caller notices
+            for frame in frames:
+                if frame.pts in wanted and not frame.is_corrupt:
+                    yield frame.pts, frame
+
+    def _packets(
+        self, first: int, last: int, from_start: bool
+    ) -> Iterator[tuple[int, av.Packet | None]]:
+        """Packets `first` to `last` for a freshly flushed decoder, then None, which drains it.
+
+        Draining gives the frames that the decoder still holds without any more packets.
+        """
+        if self._container is None:
+            raise ValueError(f"the reader of {self.path} is closed")
+        packets: Iterator[tuple[int, av.Packet]] | None = None
+        if not from_start:
+            packets = self._seek(first, self._container)
+        if packets is None:
+            packets = enumerate(filled_packets(self.path, self._open(), self._stream))
+        self._current_read = packets
+        for number, packet in packets:
+            if number >= first:
+                yield number, packet
+                if self._current_read is not packets:  # going on would crash inside libav
+                    raise ValueError(
+                        f"the reader of {self.path} was closed or read from again before this "
+                        "read had ended; open the file twice"
+                    )
+            if number >= last:
+                break
+        yield last, None
+
+    def _seek(
+        self, first: int, container: InputContainer
+    ) -> Iterator[tuple[int, av.Packet]] | None:
+        """Numbered packets from `first` or an earlier one on; None if the file cannot do that."""
+        if self.index.stamp_name is None:
+            return None
+        try:
+            container.seek(self.index.stamps[first], stream=self._stream)
+        except av.error.FFmpegError:
+            return None
+        packets = self._numbered(filled_packets(self.path, container, self._stream))
+        landed = next(packets, None)
+        if landed is None or landed[0] > first:
+            return None
+        return itertools.chain([landed], packets)
+
+    def _numbered(self, packets: Iterator[av.Packet]) -> Iterator[tuple[int, av.Packet]]:
+        """Packets with the numbers that the scan gave them; ends where they do not follow on."""
+        previous = None
+        for packet in packets:
+            number = self.index.number_of.get(getattr(packet, self.index.stamp_name or "pts"))
+            if previous is None and number is None:
+                continue  # the rest of a packet that a transport stream was entered in
+            if number is None or (previous is not None and number != previous + 1):
+                return
+            yield number, packet
+            previous = number
+
+    def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [H, W, 3], upright; a frame of another size than the first is scaled to that."""
+        if self._stored_size is None:
+            self._stored_size = frame.width, frame.height
+            self._quarter_turns = round(frame.rotation / 90) % 4
+            self._shape = (frame.height, frame.width)
+            if self._quarter_turns % 2:
+                self._shape = (frame.width, frame.height)
+        width, height = self._stored_size
+        rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        return np.ascontiguousarray(np.rot90(rgb, self._quarter_turns))

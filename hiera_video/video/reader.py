@@ -1,0 +1,255 @@
+"""Opening videos and images: the protocol of a reader, its errors, and the choice of backend.
+
+Nothing here imports a decoding library: each is imported by the backend that needs it.
+"""
+
+import logging
+import os
+import stat
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+
+Backend = Literal["pyav", "decord", "torchcodec"]
+Cause = Literal[
+    "missing",  # no such file
+    "not_a_file",  # a folder, a pipe, a device
+    "empty",  # zero bytes
+    "not_a_video",  # no decoder makes sense of the bytes
+    "no_video_stream",  # audio only, or nothing but cover art
+    "truncated",  # cut off or damaged: something that was asked for does not decode
+    "no_frames",  # a video stream without a single frame
+    "timeout",  # the deadline passed
+    "backend",  # the installed libraries cannot read it
+]
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
+
+logger = logging.getLogger(__name__)
+
+
+class VideoError(Exception):
+    """A file that cannot be read as asked. `str()` is one line: path, what is wrong, what to do."""
+
+    def __init__(self, path: str, cause: Cause, sentence: str) -> None:
+        super().__init__(path, cause, sentence)  # all of them, so that workers can pickle it
+        self.path = path
+        self.cause = cause
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.sentence}"
+
+
+class Deadline:
+    """A wall-clock limit that every loop over packets or frames checks."""
+
+    def __init__(self, path: str, limit_sec: float) -> None:
+        self._path = path
+        self.limit_sec = limit_sec
+        self.restart()
+
+    def restart(self) -> None:
+        self._end = time.monotonic() + self.limit_sec
+
+    def check(self) -> None:
+        if time.monotonic() > self._end:
+            raise VideoError(
+                self._path,
+                "timeout",
+                f"reading did not end within deadline_sec={self.limit_sec:g}; leave the file out, "
+                "or give it more time",
+            )
+
+
+class VideoReader(ABC):
+    """Random access to the frames of one video, by position in presentation order.
+
+    Attributes:
+        path: the file.
+        backend: the library that really decodes, which may differ from the one asked for.
+        frame_times_sec: float64 [F], ascending presentation times as the file states them.
+        end_sec: time at which the last frame leaves the screen.
+    """
+
+    path: str
+    backend: str
+    frame_times_sec: np.ndarray
+    end_sec: float
+    deadline_sec: float
+
+    @property
+    @abstractmethod
+    def height(self) -> int:
+        """Rows of a frame in pixels, after rotation."""
+
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Columns of a frame in pixels, after rotation."""
+
+    @abstractmethod
+    def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (position, uint8 [H, W, 3]) for ascending unique positions; all, or raise."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free the file and the decoder. Closing twice does nothing."""
+
+    def __len__(self) -> int:
+        return len(self.frame_times_sec)
+
+    @property
+    def fps(self) -> float:
+        """Average frame rate, for reports only: frames are addressed by position or time."""
+        return len(self) / (self.end_sec - float(self.frame_times_sec[0]))
+
+    def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return uint8 [T, H, W, 3] RGB, T = len(indices): any order, duplicates allowed.
+
+        Each frame that occurs in `indices` is decoded once. The reader's deadline holds for the
+        whole call.
+
+        Raises:
+            ValueError: an index is negative or not below the number of frames.
+            VideoError: a frame does not decode (nothing is put in its place), or time is up.
+        """
+        positions, slots = np.unique(self._checked(indices), return_inverse=True)
+        if positions.size == 0:
+            return np.empty((0, self.height, self.width, 3), np.uint8)
+        clip: np.ndarray | None = None
+        decoded = self._read(positions.tolist(), Deadline(self.path, self.deadline_sec))
+        for rank, (_, frame) in enumerate(decoded):
+            if clip is None:
+                clip = np.empty((len(slots), *frame.shape), np.uint8)
+            clip[np.flatnonzero(slots == rank)] = frame
+        assert clip is not None
+        return clip
+
+    def stream(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (index, uint8 [H, W, 3] RGB) for ascending unique indices, in bounded memory.
+
+        The reader's deadline holds for each wait for a frame, not for what the caller does between.
+
+        Raises:
+            ValueError: indices are out of range, not ascending, or repeated.
+            VideoError: as `frames`.
+        """
+        positions = self._checked(indices)
+        if np.any(np.diff(positions) <= 0):
+            raise ValueError(
+                "stream: indices must be ascending and unique; frames() takes any order"
+            )
+        deadline = Deadline(self.path, self.deadline_sec)
+        return self._restarting(self._read(positions.tolist(), deadline), deadline)
+
+    @staticmethod
+    def _restarting(
+        decoded: Iterator[tuple[int, np.ndarray]], deadline: Deadline
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        deadline.restart()
+        for index, frame in decoded:
+            yield index, frame
+            deadline.restart()
+
+    def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        positions = np.asarray(indices)
+        if positions.size == 0:
+            return np.empty(0, np.int64)
+        if positions.ndim != 1 or not np.issubdtype(positions.dtype, np.integer):
+            raise ValueError(f"indices must be a list of integers, not {indices!r}")
+        low, high = int(positions.min()), int(positions.max())
+        if low < 0 or high >= len(self):
+            raise ValueError(
+                f"frame {low if low < 0 else high} of {self.path} does not exist; "
+                f"allowed are 0 to {len(self) - 1}"
+            )
+        return positions.astype(np.int64)
+
+    def __enter__(self) -> "VideoReader":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+def open_video(
+    path: str | os.PathLike[str], backend: Backend = "pyav", *, deadline_sec: float = 60.0
+) -> VideoReader:
+    """Open a video, or an image as a video of one frame.
+
+    Frame times, the stream (the first with the default disposition; cover art is none) and rotation
+    are the same for all backends. Where decord or torchcodec cannot serve a file with the same
+    frames as PyAV, one warning names the file and the reason, and PyAV is used; `reader.backend`
+    tells which one it is.
+
+    Args:
+        path: a file.
+        backend: "pyav", "decord" or "torchcodec".
+        deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each wait of
+            `stream`. Checked between packets; the native loops of decord and torchcodec cannot be
+            interrupted inside a call, so an untrusted file belongs to PyAV.
+
+    Raises:
+        VideoError: the file cannot be read; `.cause` says why.
+        ValueError: an unknown backend, or a deadline that is not positive.
+        ImportError: the library of the backend is not installed, with the pip line.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(
+            f"backend={backend!r} is unknown; allowed are {', '.join(get_args(Backend))}"
+        )
+    if not deadline_sec > 0:
+        raise ValueError(f"deadline_sec={deadline_sec} must be positive")
+    path = os.fspath(path)
+    _check_file(path)
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        from hiera_video.video.backends.image import ImageReader
+
+        return ImageReader(path, deadline_sec)
+
+    from hiera_video.video.backends.pyav import PyavReader
+
+    if backend == "pyav":
+        return PyavReader(path, deadline_sec)
+    from hiera_video.video.backends.checked import BackendRefusal, warn_handed_over
+
+    reader_class: Callable[[PyavReader], VideoReader]
+    if backend == "decord":
+        from hiera_video.video.backends.decord import DecordReader as reader_class
+    else:
+        from hiera_video.video.backends.torchcodec import TorchcodecReader as reader_class
+    exact = PyavReader(path, deadline_sec)
+    try:
+        return reader_class(exact)
+    except BackendRefusal as refusal:
+        warn_handed_over(path, backend, refusal)
+        return exact
+    except BaseException:
+        exact.close()
+        raise
+
+
+@cache
+def warn_once(sentence: str) -> None:
+    """Log a warning once in this process: files are opened in every epoch."""
+    logger.warning(sentence)
+
+
+def _check_file(path: str) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise VideoError(path, "missing", "no such file; check the path in the list") from None
+    except OSError as error:
+        raise VideoError(path, "missing", f"cannot be reached ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(path, "not_a_file", "is a folder or a device; name a video file")
+    if status.st_size == 0:
+        raise VideoError(path, "empty", "is empty (0 bytes); fetch it again")
+    if not os.access(path, os.R_OK):
+        raise VideoError(path, "missing", "cannot be read (permission denied)")
