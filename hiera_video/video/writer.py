@@ -1,0 +1,80 @@
+"""Frames -> mp4, for demonstrations and overlays."""
+
+import os
+from collections.abc import Iterable, Mapping
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+MAX_RATE_DENOMINATOR = 1001  # 30000/1001 and its like stay exact
+
+
+def write_video(
+    path: str | os.PathLike[str],
+    frames: Iterable[np.ndarray],
+    fps: float | Fraction,
+    *,
+    codec: str = "libx264",
+    options: Mapping[str, str] | None = None,
+) -> int:
+    """Encode frames as an mp4 file of constant frame rate and return how many there were.
+
+    The file appears under its name only when it is complete; an older one is replaced then.
+
+    Args:
+        path: where to write.
+        frames: uint8 [H, W, 3] RGB each, all of one size, H and W even (4:2:0 chroma).
+        fps: frames per second.
+        codec: a libav encoder.
+        options: options of that encoder, e.g. {"crf": "18", "g": "30"}.
+
+    Raises:
+        ValueError: no frames, an odd or changing size, another dtype, a rate that is not positive.
+    """
+    import av
+
+    if not fps > 0:
+        raise ValueError(f"fps={fps} must be positive")
+    rate = Fraction(fps).limit_denominator(MAX_RATE_DENOMINATOR)
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    shape: tuple[int, ...] | None = None
+    num_frames = 0
+    try:
+        with av.open(str(unfinished), "w", format="mp4") as container:
+            stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
+            for frame in frames:
+                shape = _checked_shape(frame, num_frames, shape)
+                if num_frames == 0:
+                    stream.height, stream.width = shape[:2]
+                    stream.pix_fmt = "yuv420p"
+                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                picture.pts = num_frames
+                picture.time_base = 1 / rate
+                container.mux(stream.encode(picture))
+                num_frames += 1
+            if num_frames == 0:
+                raise ValueError(f"{path}: there are no frames to write")
+            container.mux(stream.encode(None))
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return num_frames
+
+
+def _checked_shape(
+    frame: np.ndarray, number: int, shape: tuple[int, ...] | None
+) -> tuple[int, ...]:
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+        raise ValueError(
+            f"frame {number} is {frame.dtype} {list(frame.shape)}; allowed is uint8 [H, W, 3]"
+        )
+    if frame.shape[0] % 2 or frame.shape[1] % 2:
+        raise ValueError(
+            f"frame {number} has {frame.shape[0]} x {frame.shape[1]} pixels (height x width); "
+            "both must be even, crop or pad by one"
+        )
+    if shape is not None and frame.shape != shape:
+        raise ValueError(f"frame {number} is {list(frame.shape)}, the first is {list(shape)}")
+    return frame.shape
