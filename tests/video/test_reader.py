@@ -1,0 +1,175 @@
+"""The conformance suite: every backend gives the frames of a linear decode, pixel for pixel."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hiera_video.video.reader import open_video, warn_once
+from tests.video.striped_video import decode_linearly, make_striped_video, read_number
+
+B_FRAMES = {"bf": "3", "g": "20"}
+UNEVEN_PTS = np.cumsum(np.random.default_rng(0).integers(10, 90, 60)).tolist()
+
+# name -> (file name, arguments of make_striped_video, backends that serve it themselves)
+ALL = ("pyav", "decord", "torchcodec")
+FILES: dict[str, tuple[str, dict, tuple[str, ...]]] = {
+    "b_frames": ("b.mp4", {"options": B_FRAMES}, ALL),
+    "no_b_frames": ("p.mp4", {"options": {"bf": "0", "g": "12"}}, ALL),
+    "one_key_frame": ("k.mp4", {"options": {"bf": "2", "g": "250"}}, ALL),
+    "open_gop": (
+        "o.mp4",
+        {"options": {"x264-params": "open-gop=1:keyint=15:bframes=3:scenecut=0"}},
+        ("pyav", "torchcodec"),
+    ),
+    "pyramid_vfr": ("v.mp4", {"pts": UNEVEN_PTS, "options": {"bf": "5", "g": "24"}}, ALL),
+    "intra_refresh": (
+        "r.mp4",
+        {"options": {"x264-params": "intra-refresh=1:keyint=10:bframes=2"}},
+        ("pyav",),
+    ),
+    "no_count_mkv": ("n.mkv", {"options": B_FRAMES}, ALL),
+    "vp9": ("v.webm", {"codec": "libvpx-vp9", "options": {"g": "20", "speed": "8"}}, ALL),
+    "hevc": (
+        "h.mp4",
+        {"codec": "libx265", "options": {"x265-params": "log-level=none:keyint=15:open-gop=1"}},
+        ("pyav", "torchcodec"),
+    ),
+    "ten_bit": ("t.mp4", {"pix_fmt": "yuv420p10le", "options": B_FRAMES}, ("pyav",)),
+    "odd_size": ("odd.mp4", {"codec": "mpeg4", "size": (63, 97)}, ("pyav",)),
+    "transport_stream": ("x.ts", {"options": B_FRAMES}, ("pyav",)),
+    "avi_b_frames": ("b.avi", {"codec": "mpeg4", "options": {"bf": "2", "g": "12"}}, ("pyav",)),
+    "avi_h264": ("h.avi", {"options": B_FRAMES}, ("pyav",)),
+    "raw_h264": ("raw.h264", {"options": B_FRAMES}, ("pyav",)),
+    "mpeg2": ("m.mpg", {"codec": "mpeg2video", "options": {"bf": "2", "g": "12"}}, ("pyav",)),
+    "two_streams": ("two.mp4", {"streams": (0, 300)}, ("pyav", "torchcodec")),
+    "cover_art": ("cover.mp4", {"cover_art": True}, ALL),
+    "single_frame": ("one.mp4", {"num_frames": 1}, ALL),
+    "rotated_90": ("r90.mp4", {"rotation": 90, "options": B_FRAMES}, ALL),
+    "rotated_180": ("r180.mp4", {"rotation": 180}, ALL),
+    "rotated_270": ("r270.mp4", {"rotation": 270}, ALL),
+    "non_ascii_name": ("Übung läuft 走る.mp4", {}, ALL),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("videos with spaces")
+
+
+@pytest.fixture(params=FILES)
+def video(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, dict, tuple[str, ...]]:
+    name, arguments, backends = FILES[request.param]
+    if not (folder / name).exists():
+        make_striped_video(folder / name, **arguments)
+    return folder / name, arguments, backends
+
+
+@pytest.fixture(params=ALL)
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "decord":
+        pytest.importorskip("decord")
+    if request.param == "torchcodec":
+        pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
+    return request.param
+
+
+def test_frames_equal_a_linear_decode(video, backend, caplog):
+    path, arguments, served_by = video
+    warn_once.cache_clear()
+    expected = decode_linearly(path)
+    num_frames = arguments.get("num_frames", 60)
+    assert len(expected) == num_frames
+    rng = np.random.default_rng(1)
+    with caplog.at_level(logging.WARNING), open_video(path, backend) as reader:
+        assert len(reader) == num_frames
+        assert (reader.height, reader.width) == expected[0].shape[:2]
+        if "size" not in arguments:
+            assert (reader.height, reader.width) == (64, 96)
+        for count in (1, 2, 5, 16, 100):
+            indices = rng.integers(0, num_frames, count)
+            clip = reader.frames(indices)
+            assert clip.dtype == np.uint8
+            assert clip.flags.c_contiguous
+            assert clip.shape == (count, *expected[0].shape)
+            for frame, index in zip(clip, indices, strict=True):
+                assert read_number(frame) == index
+                assert np.array_equal(frame, expected[index])
+        every_third = list(reader.stream(range(0, num_frames, 3)))
+        assert [index for index, _ in every_third] == list(range(0, num_frames, 3))
+        assert all(np.array_equal(frame, expected[index]) for index, frame in every_third)
+        really = reader.backend
+    assert really == (backend if backend in served_by else "pyav")
+    handed_over = [r.getMessage() for r in caplog.records if "cannot serve" in r.getMessage()]
+    assert len(handed_over) == (really != backend)
+    assert all(str(path) in message for message in handed_over)
+
+
+def test_times_are_those_of_the_file(video, backend):
+    path, arguments, _ = video
+    with open_video(path, backend) as reader:
+        times = reader.frame_times_sec
+        assert times.dtype == np.float64
+        expected = np.arange(len(reader)) / 25
+        if "pts" in arguments:
+            expected = np.array(arguments["pts"]) / 1000
+        assert np.allclose(times - times[0], expected - expected[0], atol=1.1e-3)
+        assert times[-1] < reader.end_sec < times[-1] + 0.1
+        assert reader.fps == pytest.approx(len(reader) / (reader.end_sec - times[0]))
+
+
+def test_default_stream_is_chosen(tmp_path, backend):
+    path = make_striped_video(tmp_path / "d.mkv", 12, streams=(0, 300), default_stream=1)
+    with open_video(path, backend) as reader:
+        assert [read_number(frame) for frame in reader.frames([0, 11])] == [300, 311]
+
+
+def test_wrong_indices_are_refused(folder, backend):
+    path = make_striped_video(folder / "indices.mp4", 10)
+    with open_video(path, backend) as reader:
+        assert reader.frames([]).shape == (0, 64, 96, 3)
+        for wrong in ([10], [-1], [0.5], [[1]]):
+            with pytest.raises(ValueError, match=r"allowed are 0 to 9|list of integers"):
+                reader.frames(wrong)
+        with pytest.raises(ValueError, match="ascending"):
+            reader.stream([3, 3])
+        reader.close()
+        with pytest.raises(ValueError, match="closed"):
+            reader.frames([1])
+
+
+def test_reads_of_one_reader_may_not_interleave(folder):
+    path = make_striped_video(folder / "b2.mp4", options=B_FRAMES)
+    with open_video(path) as reader:
+        first = reader.stream(range(60))
+        assert [read_number(next(first)[1]) for _ in range(10)] == list(range(10))
+        assert read_number(reader.frames([50])[0]) == 50
+        with pytest.raises(ValueError, match="open the file twice"):
+            list(first)
+        second = reader.stream(range(60))
+        next(second)
+    with pytest.raises(ValueError, match="was closed"):
+        list(second)
+
+
+def test_unwanted_frames_are_not_decoded_or_kept(folder, monkeypatch):
+    """Few packets are fed for a clip in the last GOP, and a stream holds a handful of frames."""
+    path = make_striped_video(folder / "gops.mp4", 200, options={"bf": "3", "g": "20"})
+    with open_video(path) as reader:
+        fed = []
+        packets = reader._packets
+
+        def counted(*arguments):
+            for number, packet in packets(*arguments):
+                fed.append(number)
+                yield number, packet
+
+        monkeypatch.setattr(reader, "_packets", counted)
+        assert [read_number(frame) for frame in reader.frames([190, 5])] == [190, 5]
+        assert len(fed) < 40
+        fed.clear()
+        stream = reader.stream(range(0, 200))
+        for index, frame in stream:
+            assert read_number(frame) == index
+            assert len(fed) - index < 12  # the decoder is never far ahead of what was taken
