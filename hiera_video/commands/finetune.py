@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -18,22 +19,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.config import FinetuneConfig, check_same_config, to_yaml
-from hiera_video.data.annotations import VideoList, check_splits, read_video_list
-from hiera_video.data.batches import Failure
+from hiera_video.data.annotations import VideoList, read_splits
 from hiera_video.data.datasets import ClipSampler, EvaluationViews, TrainingClips
 from hiera_video.data.loaders import (
     TrainingOrder,
     balanced_weights,
     default_num_workers,
-    evaluation_loader,
-    readable,
     steps_per_epoch,
     training_loader,
 )
 from hiera_video.data.randaugment import RandAugment
-from hiera_video.data.transforms import FinetuneTransform, normalize
-from hiera_video.evaluation.classification import VideoScores, summarize
-from hiera_video.evaluation.views import score_views
+from hiera_video.data.transforms import FinetuneTransform
+from hiera_video.evaluation.classification import summarize
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import create_model, input_statistics
 from hiera_video.models.weights import save_weights
@@ -44,10 +41,11 @@ from hiera_video.training.checkpoint import (
     save_checkpoint,
 )
 from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
-from hiera_video.training.distributed import Process, gather_on_main, process_group
+from hiera_video.training.distributed import Process, process_group
 from hiera_video.training.loop import StopSignal, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
 from hiera_video.training.reporting import ConsoleLine, FailureLimit, RunReport, start_run
+from hiera_video.training.validation import validate
 from hiera_video.video.reader import open_video
 
 logger = logging.getLogger(__name__)
@@ -57,7 +55,15 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
     """Trains to the end, or until stopped; returns the exit code."""
     with process_group(config.device) as process, StopSignal() as stop:
         settings = config.train
-        train, val = read_lists(config)
+        data = config.data
+        assert data.train is not None  # config.check() saw to it
+        train, val = read_splits(
+            data.train,
+            data.val,
+            root=data.root,
+            class_names=data.class_names,
+            multi_label=data.multi_label,
+        )
         labels = [record.labels for record in train.records]
         num_classes = len(train.class_names)
         folder = Path(config.run_dir)
@@ -131,8 +137,20 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         if latest:
             logger.info("resumed from %s", latest)
 
+        sampler = ClipSampler(num_frames=model.input_size[0], **asdict(config.clips))
+        size = model.input_size[1:]
+        views = None
+        if val is not None:
+            views = EvaluationViews(
+                val.records,
+                sampler,
+                crop_size=size,
+                num_clips=1,
+                num_crops=1,
+                open_video=opener(config),
+            )
         loader = training_loader(
-            training_clips(config, model, train),
+            training_clips(config, sampler, train, size, mean, std),
             order(start_step=start_step),
             clip_shape=(*model.input_size, 3),
             num_workers=num_workers(config, process),
@@ -198,8 +216,8 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             if done.stop:
                 logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
                 return 143
-            if val is not None and (last or (evaluate_steps and step % evaluate_steps == 0)):
-                evaluate(config, process, average or model, model, val, report, step)
+            if views and (last or (evaluate_steps and step % evaluate_steps == 0)):
+                evaluate(config, process, average or model, views, (mean, std), report, step)
 
         trained: Hiera = average.module if average is not None else model  # type: ignore[assignment]
         if process.is_main:
@@ -209,33 +227,16 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         return 3 if (folder / "failures.jsonl").exists() else 0
 
 
-def read_lists(config: FinetuneConfig) -> tuple[VideoList, VideoList | None]:
-    """The training and validation lists, with the same classes."""
-    data = config.data
-    assert data.train is not None  # config.check() saw to it
-    read = partial(read_video_list, root=data.root, multi_label=data.multi_label)
-    train = read(data.train, class_names=data.class_names)
-    unlabelled = [record.name for record in train.records if not record.labels]
-    if unlabelled:
-        raise ValueError(
-            f"{train.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for one; "
-            "fine-tuning needs a class for each"
-        )
-    if data.val is None:
-        return train, None
-    val = read(data.val, class_names=train.class_names)
-    for warning in check_splits(train, val):
-        logger.warning(warning)
-    return train, val
-
-
-def clip_sampler(config: FinetuneConfig, model: Hiera) -> ClipSampler:
-    return ClipSampler(num_frames=model.input_size[0], **asdict(config.clips))
-
-
-def training_clips(config: FinetuneConfig, model: Hiera, train: VideoList) -> TrainingClips:
+def training_clips(
+    config: FinetuneConfig,
+    sampler: ClipSampler,
+    train: VideoList,
+    size: tuple[int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> TrainingClips:
+    """Random, augmented clips of the training videos."""
     augment = config.augment
-    mean, std = input_statistics(model.architecture)
     rand_augment = None
     if augment.rand_augment_magnitude is not None:
         rand_augment = RandAugment(
@@ -244,7 +245,7 @@ def training_clips(config: FinetuneConfig, model: Hiera, train: VideoList) -> Tr
             magnitude_std=augment.rand_augment_std,
         )
     transform = FinetuneTransform(
-        model.input_size[1:],
+        size,
         mean=mean,
         std=std,
         crop_area=augment.crop_area,
@@ -255,7 +256,7 @@ def training_clips(config: FinetuneConfig, model: Hiera, train: VideoList) -> Tr
     )
     return TrainingClips(
         train.records,
-        clip_sampler(config, model),
+        sampler,
         transform,
         num_repeats=config.train.num_repeats,
         seed=config.train.seed,
@@ -267,57 +268,34 @@ def evaluate(
     config: FinetuneConfig,
     process: Process,
     model: torch.nn.Module,
-    classifier: Hiera,
-    val: VideoList,
+    views: EvaluationViews,
+    statistics: tuple[Sequence[float], Sequence[float]],
     report: RunReport,
     step: int,
 ) -> None:
     """One centre view of each validation video; every process takes its share."""
-    size = classifier.input_size[1:]
-    mean, std = input_statistics(classifier.architecture)
-    views = EvaluationViews(
-        val.records,
-        clip_sampler(config, classifier),
-        crop_size=size,
-        num_clips=1,
-        num_crops=1,
-        open_video=opener(config),
-    )
-    loader = evaluation_loader(
-        views,
-        rank=process.rank,
-        world_size=process.world_size,
-        num_workers=num_workers(config, process),
-    )
-    failures: list[Failure] = []
-    scored = score_views(
+    multi_label = config.data.multi_label
+    videos, failures = validate(
         model,
-        readable(loader, failures),
-        partial(normalize, mean=mean, std=std),
-        crop_size=size,
+        views,
+        process,
+        mean=statistics[0],
+        std=statistics[1],
         batch_size=config.views.batch_size,
-        device=process.device,
+        num_workers=num_workers(config, process),
         bf16=config.train.precision == "bf16",
-        multi_label=config.data.multi_label,
+        multi_label=multi_label,
     )
-    videos = [VideoScores(v.index, val.records[v.index].labels, scores) for v, scores in scored]
     model.train()
-    report.failures(failures, step)
-    gathered = gather_on_main(videos)
-    if gathered is None:
+    if not process.is_main:
         return
-    videos = sorted((v for part in gathered for v in part), key=lambda v: v.index)
-    summary = summarize(videos, expected=len(val.records), multi_label=config.data.multi_label)
+    report.failures(failures, step)
+    summary = summarize(videos, expected=len(views), multi_label=multi_label)
     accuracy = summary.get("video", {})
     report.metrics(step, "val", {**accuracy, "decoded": summary["decoded"]})
     told = "  ".join(f"{name} {100 * value:.2f}" for name, value in accuracy.items())
-    logger.info(
-        "step %d  val (1 view)  %s  %d of %d videos",
-        step,
-        told,
-        summary["decoded"],
-        summary["expected"],
-    )
+    counts = f"{summary['decoded']} of {summary['expected']} videos"
+    logger.info("step %d  val (1 view)  %s  %s", step, told, counts)
 
 
 def exported(config: FinetuneConfig, train: VideoList) -> dict[str, Any]:
