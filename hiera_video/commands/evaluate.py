@@ -9,21 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from hiera_video.config import EvaluateConfig
-from hiera_video.data.annotations import VideoList, read_video_list
-from hiera_video.data.batches import Failure
+from hiera_video.data.annotations import read_video_list
 from hiera_video.data.datasets import ClipSampler, EvaluationViews
-from hiera_video.data.loaders import default_num_workers, evaluation_loader, readable
-from hiera_video.data.transforms import normalize
-from hiera_video.evaluation.classification import VideoScores, summarize
+from hiera_video.data.loaders import default_num_workers
+from hiera_video.evaluation.classification import summarize
 from hiera_video.evaluation.results import write_predictions, write_scores
-from hiera_video.evaluation.views import score_views
-from hiera_video.models.hiera import Hiera
 from hiera_video.models.weights import load_folder
-from hiera_video.training.distributed import Process, gather_on_main, process_group
+from hiera_video.training.distributed import process_group
 from hiera_video.training.reporting import environment, setup_logging, write_text
+from hiera_video.training.validation import validate
 from hiera_video.video.reader import open_video
 
 logger = logging.getLogger(__name__)
@@ -40,7 +35,7 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
         model, meta = load_folder(config.checkpoint)
         if not meta.get("class_names"):
             raise ValueError(
-                f"{config.checkpoint} is no trained classifier: its config.json has no class_names"
+                f"{config.checkpoint}: not a classifier, config.json has no class_names"
             )
         val = read_video_list(
             config.data.val,
@@ -77,8 +72,21 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
         if dry_run:
             print(json.dumps({"videos": len(val.records), **protocol}, indent=2))
             return 0
-        model = model.to(process.device)
-        videos, failures = score(config, process, model, views, meta)
+        workers = config.data.num_workers
+        videos, failures = validate(
+            model.to(process.device),
+            views,
+            process,
+            mean=meta["mean"],
+            std=meta["std"],
+            batch_size=config.views.batch_size,
+            num_workers=default_num_workers(process.local_world_size)
+            if workers is None
+            else workers,
+            bf16=config.precision == "bf16",
+            multi_label=meta["multi_label"],
+            progress=process.is_main,
+        )
         if process.is_main:
             summary = summarize(videos, expected=len(val.records), multi_label=meta["multi_label"])
             report = {
@@ -97,42 +105,6 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
         return 3 if failures else 0
-
-
-def score(
-    config: EvaluateConfig,
-    process: Process,
-    model: Hiera,
-    views: EvaluationViews,
-    meta: dict[str, Any],
-) -> tuple[list[VideoScores], list[Failure]]:
-    """The scores of all videos that could be read, in the order of the list, on the main process.
-
-    Elsewhere, the share of this process.
-    """
-    workers = config.data.num_workers
-    loader = evaluation_loader(
-        views,
-        rank=process.rank,
-        world_size=process.world_size,
-        num_workers=default_num_workers(process.local_world_size) if workers is None else workers,
-    )
-    failures: list[Failure] = []
-    bar = tqdm(loader, unit="video", disable=None if process.is_main else True)
-    scored = score_views(
-        model,
-        readable(bar, failures),
-        partial(normalize, mean=meta["mean"], std=meta["std"]),
-        crop_size=views.crop_size,
-        batch_size=config.views.batch_size,
-        device=process.device,
-        bf16=config.precision == "bf16",
-        multi_label=meta["multi_label"],
-    )
-    videos = [VideoScores(v.index, views.records[v.index].labels, scores) for v, scores in scored]
-    gathered = gather_on_main((videos, failures)) or [(videos, failures)]
-    videos = sorted((v for part, _ in gathered for v in part), key=lambda v: v.index)
-    return videos, [failure for _, part in gathered for failure in part]
 
 
 def output_folder(config: EvaluateConfig) -> Path:

@@ -328,8 +328,8 @@ def describe(
         f"{config.model.name}, input {model.input_size}, {learning / 1e6:.2f} M parameters learn; "
         f"{clips.sampling} sampling {frames}, flips {'on' if config.augment.flip else 'off'}",
         f"{end_step} steps of {settings.global_batch_size} videos x {settings.num_repeats} clips = "
-        f"{settings.global_batch_size * settings.num_repeats} clips: {process.world_size} processes x "
-        f"{settings.accumulation_steps} parts x {micro} videos; peak lr {config.optim.lr:g} "
+        f"{settings.global_batch_size * settings.num_repeats} clips: {process.world_size} processes "
+        f"x {settings.accumulation_steps} parts x {micro} videos; peak lr {config.optim.lr:g} "
         f"({config.optim.optimizer}, {settings.precision}, {process.device})",
     ]
 

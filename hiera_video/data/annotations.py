@@ -144,6 +144,36 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
     return tuple(names)
 
 
+def read_splits(
+    train: str | os.PathLike[str],
+    val: str | os.PathLike[str] | None,
+    *,
+    root: str | os.PathLike[str] | None = None,
+    class_names: str | os.PathLike[str] | Sequence[str] | None = None,
+    multi_label: bool = False,
+) -> tuple[VideoList, VideoList | None]:
+    """The lists to train on and to validate with, of the same classes; logs what looks wrong.
+
+    Raises:
+        AnnotationError: as `read_video_list`, and for training videos without labels.
+    """
+    train_list = read_video_list(train, root=root, class_names=class_names, multi_label=multi_label)
+    unlabelled = [record.name for record in train_list.records if not record.labels]
+    if unlabelled:
+        raise AnnotationError(
+            f"{train_list.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for "
+            "one; training needs a class for each"
+        )
+    if val is None:
+        return train_list, None
+    val_list = read_video_list(
+        val, root=root, class_names=train_list.class_names, multi_label=multi_label
+    )
+    for warning in check_splits(train_list, val_list):
+        logger.warning(warning)
+    return train_list, val_list
+
+
 def check_splits(train: VideoList, val: VideoList) -> list[str]:
     """Warnings about two lists, one to train on and one to validate with.
 

@@ -1,7 +1,7 @@
 """Records to samples: which frames, their pixels (each decoded once), the transform.
 
-A sample is a pure function of (seed, epoch, index). A video that cannot be read becomes a `Failure`,
-never another video.
+A sample is a pure function of (seed, epoch, index). A video that cannot be read becomes a
+`Failure`, never another video.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 class ClipSampler:
     """Which frames of a video make a clip.
 
-    `sampling` "clip" takes frames at a fixed distance, "segments" one from each of `num_frames` parts.
+    `sampling` "clip" takes frames at a fixed distance, "segments" one from each of T equal parts.
     Rates and lengths are in frames of the video, or of the video at `target_fps` where that is set.
     """
 

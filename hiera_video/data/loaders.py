@@ -25,8 +25,8 @@ from hiera_video.data.datasets import EvaluationViews, TrainingClips
 class TrainingOrder(Sampler[list[tuple[int, int]]]):
     """Yields, for one process, the (epoch, index) keys of each micro-batch from `start_step` on.
 
-    Each step gives `accumulation_steps` micro-batches, of equal size but in the last, partial step of
-    an epoch, where some may be empty; every process yields equally many.
+    Each step gives `accumulation_steps` micro-batches, of equal size but in the last, partial step
+    of an epoch, where some may be empty; every process yields equally many.
 
     Args:
         num_videos: length of the data set.

@@ -81,7 +81,7 @@ class RunReport:
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
 
     def step(self, done: StepReport) -> None:
-        """The metrics of a training step, its unreadable videos, and the videos of a skipped one."""
+        """The metrics of a step, the videos that could not be read, those of a skipped step."""
         values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
         self.metrics(done.step, "train", values)
