@@ -214,6 +214,12 @@ class FinetuneConfig:
         for key in ("keep_checkpoints", "log_every", "max_nonfinite_steps"):
             _check_positive(f"train.{key}", getattr(self.train, key))
         _check_positive("optim.lr", self.optim.lr)
+        if self.optim.clip_grad is not None:  # 0 would mean: no clipping
+            _check_positive("optim.clip_grad", self.optim.clip_grad)
+        if self.train.ema_decay is not None:
+            _check_fraction("train.ema_decay", self.train.ema_decay)
+        for key, value in (("mixup", self.augment.mixup), ("cutmix", self.augment.cutmix)):
+            _require(value >= 0, f"augment.{key}", value, "0 (none) or more")
         _check_positive("clips.sampling_rate", self.clips.sampling_rate)
         _check_views(self.views, self.clips)
         _require(
@@ -234,9 +240,8 @@ class FinetuneConfig:
             self.train.freeze_stages,
             "0 with train.train_only=head, which freezes the backbone already",
         )
-        mixes = self.augment.mixup or self.augment.cutmix
         _require(
-            not (mixes and self.train.train_only == "head" and self.model.init is None),
+            not (self.train.train_only == "head" and self.model.init is None),
             "model.init",
             None,
             "weights, when train.train_only=head: a probe on random features measures nothing",
@@ -334,7 +339,7 @@ def load_config(
         for override in overrides:
             if "=" not in override:
                 raise ConfigError(f"{override!r} is not of the form key.path=value")
-            config = _merge(config, OmegaConf.from_dotlist([override]), override)
+            config = _merge(config, _parse_override(override), override)
         result = OmegaConf.to_object(config)
     except OmegaConfBaseException as error:
         raise ConfigError(str(error).splitlines()[0]) from None
@@ -350,7 +355,7 @@ def to_yaml(config: Any) -> str:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The configuration as plain data; tuples become lists, as in YAML."""
-    return OmegaConf.to_container(OmegaConf.create(asdict(config)))  # type: ignore[return-value]
+    return json.loads(json.dumps(asdict(config)))
 
 
 def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
@@ -427,12 +432,34 @@ def _load_yaml(path: Path) -> DictConfig:
     return loaded
 
 
+def _parse_override(override: str) -> DictConfig:
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:  # as above
+        raise ConfigError(f"{override}: not valid YAML: {' '.join(str(error).split())}") from None
+
+
 def _merge(config: DictConfig, update: DictConfig, source: str) -> DictConfig:
     try:
         return OmegaConf.merge(config, update)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError(f"{source}: {message}") from None
+        message, key = str(error).splitlines()[0], _wrong_key(config, update)
+        # OmegaConf leaves these two unfilled inside tuples.
+        message = message.replace(" '$VALUE' of type '$VALUE_TYPE'", "")
+        where = source if source.startswith(key) else f"{source}: {key}"
+        raise ConfigError(f"{where}: {message}") from None
+
+
+def _wrong_key(config: DictConfig, update: DictConfig) -> str:
+    """The first key of `update` that cannot be merged: not every error of OmegaConf names it."""
+    for name, value in update.items_ex(resolve=False):
+        try:
+            OmegaConf.merge(config, {name: value})
+        except OmegaConfBaseException:
+            if isinstance(value, DictConfig) and isinstance(config.get(name), DictConfig):
+                return f"{name!s}.{_wrong_key(config[name], value)}"
+            return str(name)
+    return ""
 
 
 def _require(condition: bool, key: str, value: object, allowed: str) -> None:
@@ -458,6 +485,10 @@ def _check_range(key: str, value: tuple[float, float], most: float = float("inf"
 def _check_views(views: ViewConfig, clips: ClipConfig) -> None:
     _require(views.num_crops in (1, 3), "views.num_crops", views.num_crops, "1 or 3")
     _check_positive("views.num_clips", views.num_clips)
+    if views.short_side is not None:
+        _check_positive("views.short_side", views.short_side)
+    if clips.target_fps is not None:
+        _check_positive("clips.target_fps", clips.target_fps)
     _check_positive("views.batch_size", views.batch_size)
     _require(
         clips.sampling == "clip" or views.num_clips in (1, 2),

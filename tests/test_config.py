@@ -14,7 +14,9 @@ from hiera_video.config import (
     EvaluateConfig,
     FinetuneConfig,
     PredictConfig,
+    check_same_config,
     configs_folder,
+    differences,
     find_config,
     load_config,
     to_dict,
@@ -164,6 +166,8 @@ def test_what_is_written_reads_back(tmp_path_factory, lr, path, area, clip_grad)
         ("train.num_repeat=4", ["'num_repeat'", "'num_repeats'"]),
         ("optim.lr=fast", ["optim.lr=fast", "Float"]),
         ("optim.lr=[1,2]", ["optim.lr", "Float"]),
+        ("augment.crop_area=[0.5,a]", ["augment.crop_area", "Float"]),
+        ("model.overrides={mask_unit:[2,8,8]}", ["model.overrides", "not valid YAML"]),
         ("train.num_repeats=2.5", ["2.5", "Integer"]),
         ("train.compile=maybe", ["'maybe'", "bool"]),
         ("train.global_batch_size=null", ["train.global_batch_size", "int"]),
@@ -194,7 +198,9 @@ def test_a_wrong_override_is_told_in_one_line(override, parts):
         ("optim: {lrr: 1}", ["'lrr'", "'lr'"]),
         ("optimizer: {lr: 1}", ["'optimizer'"]),
         ("optim: {optimizer: adam}", ["'adam'", "adamw", "sgd"]),
-        ("optim: {lr: fast}", ["'fast'"]),
+        ("optim: {lr: fast}", ["optim.lr", "'fast'"]),
+        ("augment: {crop_area: [0.5]}", ["augment.crop_area", "length 1"]),
+        ("train: {epochs: 3}\noptim: 3", [": optim: "]),
         ("optim:", ["optim"]),  # a section without keys
         ("- a\n- b", ["a list"]),
         ("only words", ["only words"]),
@@ -266,6 +272,11 @@ def test_training_needs_data():
         ("views.num_crops=2", "views.num_crops", ["2", "1 or 3"]),
         ("views.num_clips=0", "views.num_clips", ["0", "above 0"]),
         ("views.batch_size=0", "views.batch_size", ["0", "above 0"]),
+        ("views.short_side=0", "views.short_side", ["0", "above 0"]),
+        ("clips.target_fps=0", "clips.target_fps", ["0", "above 0"]),
+        ("optim.clip_grad=0", "optim.clip_grad", ["0", "above 0"]),
+        ("train.ema_decay=1", "train.ema_decay", ["1", "less than 1"]),
+        ("augment.mixup=-1", "augment.mixup", ["-1", "0 (none)"]),
     ],
 )
 def test_a_value_out_of_range_names_key_value_and_range(override, key, parts):
@@ -293,6 +304,7 @@ def test_a_probe_needs_weights():
     message = check_message("train.train_only=head")
     assert message.startswith("model.init is not set")
     assert "train.train_only=head" in message
+    assert "model.init" in check_message("train.train_only=head", "augment={mixup: 0, cutmix: 0}")
     finetune("data.train=t", "train.train_only=head", "model.init=w.pth").check()
 
 
@@ -309,3 +321,24 @@ def test_a_probe_needs_weights():
 def test_evaluate_and_predict_name_what_they_miss(cls, overrides, key):
     with pytest.raises(ConfigError, match=f"^{key} is "):
         load_config(cls, overrides=overrides).check()
+
+
+# Resuming with another configuration.
+
+
+def test_differences_are_listed_by_key():
+    changed = to_dict(finetune("optim.lr=1", "augment.crop_area=[0.5,1]"))
+    assert differences(to_dict(finetune()), changed) == [
+        "augment.crop_area: [0.08, 1.0] -> [0.5, 1.0]",
+        "optim.lr: 0.0008 -> 1.0",
+    ]
+
+
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
+    saved = tmp_path / "config.yaml"
+    check_same_config(saved, finetune())  # no run yet
+    saved.write_text(to_yaml(finetune()))
+    check_same_config(saved, finetune("device=cpu", "data.num_workers=3"))  # results stay the same
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0008 -> 1\.0.*overwrite_config=true"):
+        check_same_config(saved, finetune("optim.lr=1"))
+    check_same_config(saved, finetune("optim.lr=1", "overwrite_config=true"))
