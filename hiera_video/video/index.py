@@ -15,7 +15,7 @@ from typing import Literal
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 from av.video.stream import VideoStream
 
 from hiera_video.video.reader import Deadline, VideoError, warn_once
@@ -103,8 +103,8 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
             path, "backend", "has a codec that the installed PyAV lacks; convert it to H.264"
         )
     for other in container.streams:
-        if other.index != stream.index:
-            other.discard = Discard.all  # the demuxer then does not read them
+        if other.index != stream.index and hasattr(av.stream, "Discard"):  # PyAV 18 has it
+            other.discard = av.stream.Discard.all  # the demuxer then does not read them
     return stream
 
 

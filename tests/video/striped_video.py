@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import pytest
 from av.stream import Disposition
 
 NUM_BITS = 10
@@ -60,7 +61,7 @@ def make_striped_video(
         if cover_art:
             cover = container.add_stream("mjpeg", rate=1)
             cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"
-            cover.disposition = Disposition.attached_pic
+            cover.disposition = Disposition.attached_pic.value
         encoders = []
         for index in range(len(streams)):
             stream = container.add_stream(codec, rate=fps, options=dict(options or {}))
@@ -68,9 +69,10 @@ def make_striped_video(
             stream.pix_fmt = pix_fmt
             stream.codec_context.thread_count = 1
             if rotation:
+                pytest.importorskip("av", "18", reason="older PyAV cannot write a rotation")
                 stream.set_display_rotation(rotation)
             if default_stream is not None:
-                stream.disposition = Disposition(int(index == default_stream))
+                stream.disposition = Disposition.default.value if index == default_stream else 0
             if pts is not None:
                 stream.codec_context.time_base = Fraction(1, 1000)
             encoders.append(stream)
