@@ -46,9 +46,8 @@ def unroll(
     x = rearrange(x, "b d (T t) (H h) (W w) -> (b T H W) t h w d", t=t, h=h, w=w)
     for i, j, k in pools:
         x = rearrange(x, "n (t i) (h j) (w k) d -> (n i j k) t h w d", i=i, j=j, k=k)
-    return rearrange(
-        x, "(b m s) t h w d -> b m (s t h w) d", b=batch, s=math.prod(map(math.prod, pools))
-    )
+    steps = math.prod([math.prod(pool) for pool in pools])
+    return rearrange(x, "(b m s) t h w d -> b m (s t h w) d", b=batch, s=steps)
 
 
 def reroll(
