@@ -1,3 +1,35 @@
 """Hiera for video (arXiv 2306.00989)."""
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hiera_video.models.hiera import Hiera as Hiera
+    from hiera_video.models.registry import create_model as create_model
+    from hiera_video.models.registry import list_models as list_models
+    from hiera_video.video.reader import open_video as open_video
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "Hiera": "hiera_video.models.hiera",
+    "create_model": "hiera_video.models.registry",
+    "list_models": "hiera_video.models.registry",
+    "open_video": "hiera_video.video.reader",
+}
+__all__ = ["Hiera", "__version__", "create_model", "list_models", "open_video"]
+
+
+def __getattr__(name: str) -> object:
+    """Imports a public name when it is first used: torch alone takes seconds."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'hiera_video' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -1,0 +1,238 @@
+"""The variants of Hiera, the published weights, and `create_model`.
+
+Names are ARCHITECTURE, or ARCHITECTURE.TAG with the tag of published weights: `hiera_base_16x224`,
+`hiera_base_16x224.mae_k400_ft_k400`. Sizes are those of the paper's table 8.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from hiera_video.models.hiera import Hiera, Size3
+
+if TYPE_CHECKING:
+    from hiera_video.models.weights import Checkpoint
+
+PosEmbedResize = Literal["window", "bicubic"]
+Statistics = tuple[float, float, float]  # of the three colour channels, for values in 0..1
+
+IMAGENET_MEAN: Statistics = (0.485, 0.456, 0.406)
+IMAGENET_STD: Statistics = (0.229, 0.224, 0.225)
+KINETICS_MEAN: Statistics = (0.45, 0.45, 0.45)
+KINETICS_STD: Statistics = (0.225, 0.225, 0.225)
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 96, "num_heads": 1, "stages": (1, 2, 7, 2)},
+    "small": {"embed_dim": 96, "num_heads": 1, "stages": (1, 2, 11, 2)},
+    "base": {"embed_dim": 96, "num_heads": 1, "stages": (2, 3, 16, 3)},
+    "base_plus": {"embed_dim": 112, "num_heads": 2, "stages": (2, 3, 16, 3)},
+    "large": {"embed_dim": 144, "num_heads": 2, "stages": (2, 6, 36, 4)},
+    "huge": {"embed_dim": 256, "num_heads": 4, "stages": (2, 6, 36, 4)},
+}
+IMAGE: dict[str, Any] = {
+    "input_size": (1, 224, 224),
+    "num_classes": 1000,
+    "patch_kernel": (1, 7, 7),
+    "patch_stride": (1, 4, 4),
+    "patch_padding": (0, 3, 3),
+    "sep_pos_embed": False,
+}
+VIDEO: dict[str, Any] = {
+    "input_size": (16, 224, 224),
+    "num_classes": 400,
+    "patch_kernel": (3, 7, 7),
+    "patch_stride": (2, 4, 4),
+    "patch_padding": (1, 3, 3),
+    "sep_pos_embed": True,
+}
+VARIANTS: dict[str, dict[str, Any]] = {
+    f"hiera_{size}_{clip}": {**dims, **kind}
+    for clip, kind in (("224", IMAGE), ("16x224", VIDEO))
+    for size, dims in SIZES.items()
+}
+
+
+def is_image(arguments: Mapping[str, Any]) -> bool:
+    """Whether these keyword arguments build an image model: one frame, no patches over time."""
+    return arguments["input_size"][0] == 1 and arguments["patch_kernel"][0] == 1
+
+
+def input_statistics(arguments: Mapping[str, Any]) -> tuple[Statistics, Statistics]:
+    """Mean and standard deviation by which the published models of this kind normalise."""
+    if is_image(arguments):
+        return IMAGENET_MEAN, IMAGENET_STD
+    return KINETICS_MEAN, KINETICS_STD
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A file of facebookresearch/hiera."""
+
+    architecture: str
+    tag: str
+    url: str
+    num_classes: int | None  # None: a masked autoencoder, without a classifier
+    input_size: Size3
+    sampling_rate: int | None  # distance between the frames of a clip, in source frames
+    mean: Statistics
+    std: Statistics
+    license: str = "CC-BY-NC-4.0"
+
+    @property
+    def file_name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def _published() -> Iterable[PublishedWeights]:
+    base = "https://dl.fbaipublicfiles.com/hiera"
+    for name, arguments in VARIANTS.items():
+        if name in ("hiera_tiny_16x224", "hiera_small_16x224"):
+            continue  # nobody has released any
+        data, rate = ("in1k", None) if is_image(arguments) else ("k400", 4)
+        rest = (arguments["input_size"], rate, *input_statistics(arguments))
+        yield PublishedWeights(name, f"mae_{data}", f"{base}/mae_{name}.pth", None, *rest)
+        classes = arguments["num_classes"]
+        yield PublishedWeights(name, f"mae_{data}_ft_{data}", f"{base}/{name}.pth", classes, *rest)
+
+
+PUBLISHED: dict[str, PublishedWeights] = {f"{w.architecture}.{w.tag}": w for w in _published()}
+
+
+def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
+    """Names that match `pattern`: of variants, or with `pretrained` of published weights."""
+    return fnmatch.filter(PUBLISHED if pretrained else VARIANTS, pattern)
+
+
+def create_model(
+    name: str | None = None,
+    *,
+    checkpoint: str | Path | Checkpoint | None = None,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    mask_unit: Sequence[int] | None = None,
+    q_pool: int | None = None,
+    drop_path: float = 0.0,
+    head_dropout: float = 0.0,
+    pos_embed_resize: PosEmbedResize = "window",
+    **overrides: Any,
+) -> Hiera:
+    """A Hiera, with random weights or those of `checkpoint`. The load report is logged.
+
+    Args:
+        name: a variant of `list_models()`, or ARCHITECTURE.TAG for one with its published weights.
+            None takes the architecture from `checkpoint`, which must then be a weights folder.
+        checkpoint: a file or folder that `hiera_video.models.weights` reads; the tag of published
+            weights, alone or as ARCHITECTURE.TAG (image weights are inflated into a video model).
+        num_classes: outputs of the classifier, 0 for none; a count that differs from the
+            checkpoint's gives a fresh classifier. None: the checkpoint's, else the variant's.
+        num_frames: frames of a clip. None: the variant's.
+        image_size: pixels of a clip, of both sides or as (height, width). None: the variant's.
+        mask_unit: tokens of a mask unit, (time, height, width). None: the variant's, (1, 8, 8).
+        q_pool: stage transitions that pool. None: the variant's, 3.
+        drop_path, head_dropout: regularisation in training.
+        pos_embed_resize: how position embeddings of another size are adapted, see
+            `hiera_video.models.adapt.resize_spatial`.
+        overrides: other keyword arguments of `Hiera`.
+
+    Raises:
+        ValueError: unknown name or argument, sizes or weights that do not fit.
+        FileNotFoundError, ConnectionError: weights that are not there or cannot be fetched.
+    """
+    if name is not None and "." in name:
+        if checkpoint is not None:
+            raise ValueError(f"name is {name!r}, which names weights: give no checkpoint beside it")
+        _known(name, PUBLISHED, "published weights are")
+        name, checkpoint = PUBLISHED[name].architecture, name
+    if name is not None:
+        _known(name, VARIANTS, "variants are")
+
+    source = None
+    if checkpoint is not None:
+        # Here, so that building a model needs neither safetensors nor json.
+        from hiera_video.models.weights import load_weights, read_checkpoint
+
+        if isinstance(checkpoint, str) and f"{name}.{checkpoint}" in PUBLISHED:
+            checkpoint = f"{name}.{checkpoint}"
+        source = read_checkpoint(checkpoint)
+
+    if name is not None:
+        arguments = dict(VARIANTS[name])
+    elif source is not None and source.architecture:
+        arguments = dict(source.architecture)
+    else:
+        raise ValueError(
+            "name is None: name a variant, or give a weights folder with a config.json"
+        )
+    if num_classes is None and source is not None:
+        num_classes = source.num_classes
+    frames, height, width = arguments["input_size"]
+    if num_frames is not None and is_image(arguments) and num_frames != 1:
+        raise ValueError(
+            f"num_frames is {num_frames}: {name or source} is an image model, of 1 frame; "
+            "video variants are " + ", ".join(list_models("*_16x224"))
+        )
+    if image_size is not None:
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    arguments["input_size"] = (frames if num_frames is None else num_frames, height, width)
+    chosen = {"num_classes": num_classes, "mask_unit": mask_unit, "q_pool": q_pool}
+    arguments |= {key: value for key, value in chosen.items() if value is not None}
+    arguments |= {"drop_path": drop_path, "head_dropout": head_dropout, **overrides}
+    if source is None:
+        return build(arguments)
+
+    # Drawing the first values of a huge model takes half a minute, and all of them are overwritten.
+    with torch.device("meta"):
+        model = build(arguments)
+    model.to_empty(device=torch.get_default_device())
+    load_weights(model, source, pos_embed_resize=pos_embed_resize)
+    return model
+
+
+def build(arguments: Mapping[str, Any]) -> Hiera:
+    """`Hiera(**arguments)` with lists as tuples; an unknown argument is a ValueError."""
+    for key in arguments:
+        _known(key, inspect.signature(Hiera).parameters, "arguments of Hiera are")
+    return Hiera(**{key: _tuple(value) for key, value in arguments.items()})
+
+
+def variant_name(arguments: Mapping[str, Any]) -> str:
+    """The variant that these keyword arguments build, at any size of input; else the nearest."""
+
+    def distance(name: str) -> float:
+        size = VARIANTS[name]
+        width = abs(size["embed_dim"] / arguments["embed_dim"] - 1)
+        depth = abs(sum(size["stages"]) / sum(arguments["stages"]) - 1)
+        return width + depth
+
+    kind = "*_224" if is_image(arguments) else "*_16x224"
+    name = min(list_models(kind), key=distance)
+    exact = all(
+        VARIANTS[name][k] == v
+        for k in ("embed_dim", "num_heads", "stages")
+        if (v := _tuple(arguments[k]))
+    )
+    return name if exact else f"custom (nearest {name})"
+
+
+def _known(name: str, allowed: Iterable[str], sentence: str) -> None:
+    """Raises ValueError with the nearest right name for one that is not allowed."""
+    allowed = list(allowed)
+    if name in allowed:
+        return
+    near = difflib.get_close_matches(name, allowed, n=1, cutoff=0.0)
+    raise ValueError(
+        f"{name!r} is unknown; nearest is {near[0]!r}. The {sentence}: {', '.join(allowed)}"
+    )
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

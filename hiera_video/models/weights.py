@@ -1,0 +1,424 @@
+"""Weights: fetch, read, load with a report, save.
+
+The file follows a load. Whatever the layout of a file (official, timm, transformers, ours), its
+keys become the parameter names of `Hiera`, which are the official ones. A key that no list here
+knows is an error, and so is a parameter that the file lacks; only a classifier may start afresh.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shutil
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hiera_video.models.adapt import PATCHES, adapt_state
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.registry import (
+    PUBLISHED,
+    PosEmbedResize,
+    PublishedWeights,
+    build,
+    create_model,
+    input_statistics,
+    variant_name,
+)
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "hiera_video"  # in the config.json of a weights folder
+STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files keep the tensors
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile
+HEAD = ("head.projection.weight", "head.projection.bias")
+ENCODER = re.compile(
+    r"pos_embed(_spatial|_temporal)?|(patch_embed\.proj|norm|head\.projection)\.(weight|bias)"
+    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
+)
+# What an autoencoder has beside its encoder (official, transformers), and AveragedModel's counter.
+DROPPED = re.compile(
+    r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred|blocks)\..+|multi_scale_fusion_heads\..+"
+    r"|decoder\..+|multiscale_fusion\..+|n_averaged"
+)
+TIMM = {"head.fc.": "head.projection.", "head.norm.": "norm."}
+TRANSFORMERS = {
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "embeddings.position_embeddings": "pos_embed",
+    "pooler.layernorm.": "norm.",
+    "classifier.": "head.projection.",
+    "layernorm_before.": "norm1.",
+    "layernorm_after.": "norm2.",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a file or folder, under official names."""
+
+    source: str
+    layout: str  # official, timm, transformers, or hiera_video for a weights folder
+    state: dict[str, Tensor]  # of the encoder and its classifier; patch kernels [D, C, t, h, w]
+    dropped: list[str] = field(default_factory=list)  # keys that an encoder does without
+    renamed: list[str] = field(default_factory=list)  # an autoencoder's norm serves as the model's
+    config: dict[str, Any] = field(default_factory=dict)  # config.json of a weights folder
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the classifier; None where nothing tells, as in a masked autoencoder."""
+        if self.config:
+            return int(self.config["num_classes"])
+        return self.state[HEAD[0]].shape[0] if HEAD[0] in self.state else None
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of `Hiera` that a weights folder states; empty for other layouts."""
+        return dict(self.config.get("architecture", {}))
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor of a checkpoint and of every parameter of a model."""
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)  # parameters that got the file's values
+    renamed: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)  # "what: how", for values that were adapted
+    reinitialised: list[str] = field(default_factory=list)  # parameters of a fresh classifier
+    dropped: list[str] = field(default_factory=list)  # keys of the file that were not used
+    missing: list[str] = field(default_factory=list)  # parameters left as they were
+    loaded_frac: float = 0.0  # of the model's parameters, counted by elements
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.reinitialised) + len(self.missing)
+        lines = [
+            f"{self.source} ({self.layout} layout): loaded {len(self.loaded)} of {total} tensors, "
+            f"{self.loaded_frac:.1%} of the parameters"
+        ]
+        for what in ("renamed", "resized", "reinitialised", "dropped", "missing"):
+            if entries := getattr(self, what):
+                lines.append(f"  {what} ({len(entries)}): {_shorten(entries)}")
+        return "\n".join(lines)
+
+
+def _shorten(names: Sequence[str], shown: int = 6) -> str:
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+# Fetching and reading.
+
+
+def fetch(weights: PublishedWeights, timeout_sec: float = 30.0) -> Path:
+    """The file of published weights in torch.hub's cache, fetched if it is not there yet.
+
+    Raises:
+        ConnectionError: it cannot be fetched; says which file to put where by hand.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.file_name
+    if path.is_file():
+        return path
+    logger.warning("fetching %s (licence %s) to %s", weights.url, weights.license, path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with urllib.request.urlopen(weights.url, timeout=timeout_sec) as response:
+            with part.open("wb") as file:
+                shutil.copyfileobj(response, file, 1 << 20)
+            size, expected = part.stat().st_size, response.headers.get("Content-Length")
+        if expected and size != int(expected):
+            raise OSError(f"got {size} of {expected} bytes")
+        part.replace(path)
+    except OSError as error:  # URLError and time-outs are OSErrors
+        raise ConnectionError(
+            f"cannot fetch {weights.url} ({error}): fetch {weights.file_name} by other means and "
+            f"put it into {path.parent}, or give its path as the checkpoint"
+        ) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
+    """Reads a file, a weights folder (or a run folder that holds one), or published weights.
+
+    Args:
+        source: a .safetensors file, or what torch.save wrote: a state dict, bare or under
+            `model_state` (official files), `model`, `module` or `state_dict`; a folder with
+            config.json and model.safetensors, of ours or of transformers; ARCHITECTURE.TAG.
+
+    Raises:
+        FileNotFoundError: nothing there, or a folder without config.json.
+        ValueError: not the weights of a Hiera; gives the keys or the reason.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    path = fetch(PUBLISHED[source]) if source in PUBLISHED else Path(source)
+    config: dict[str, Any] = {}
+    if path.is_dir():
+        if (path / "weights" / "config.json").is_file():  # a run folder
+            path = path / "weights"
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"{path} is not a weights folder: it has no config.json")
+        try:
+            config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path / 'config.json'} is not JSON: {error}") from error
+        if config.get("format") != FORMAT:
+            config = {}
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: there is no such file or folder, and no published weights are called so; "
+            f"there are {', '.join(PUBLISHED)}"
+        )
+    return _to_official(str(source), _read_file(path), config)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without the prefixes of wrappers. Nothing in it is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            data: Any = load_file(path)
+        else:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises any of six kinds on bytes that it did not write
+        code = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
+        if code:
+            raise ValueError(
+                f"{path} is refused: it holds a pickled {code[1]}, and unpickling may run any "
+                "code. If you trust the file, save its state dict alone with torch.save"
+            ) from error
+        raise ValueError(f"{path} is damaged or not a file of weights") from error
+
+    while isinstance(data, dict):
+        entry = next((e for e in STATE_ENTRIES if isinstance(data.get(e), dict)), None)
+        if entry is None:
+            break
+        data = data[entry]
+    found = data if isinstance(data, dict) else {type(data).__name__: data}
+    others = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
+    if others or not found:
+        raise ValueError(
+            f"{path} holds no state dict, neither bare nor under {', '.join(STATE_ENTRIES)}; "
+            f"not tensors are: {_shorten(others)}"
+        )
+    state = {}
+    for key, value in found.items():
+        while key.startswith(WRAPPER_PREFIXES):
+            key = key.partition(".")[2]
+        if key in state:
+            raise ValueError(f"{path} holds {key} twice, with and without a wrapper's prefix")
+        state[key] = value
+    return state
+
+
+def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) -> Checkpoint:
+    """Renames keys to official ones and sets those aside that an encoder does without."""
+    layout = "hiera_video" if config else "official"
+    if any(key.startswith(tuple(TIMM)) for key in state):
+        layout = "timm"
+        state = {_rename(key, TIMM): value for key, value in state.items()}
+    elif any("embeddings.patch_embeddings" in key for key in state):
+        layout = "transformers"
+        state = _from_transformers(state)
+    dropped = [key for key in state if DROPPED.fullmatch(key)]
+    state = {key: value for key, value in state.items() if key not in dropped}
+    renamed = []
+    if "encoder_norm.weight" in state:
+        renamed.append("encoder_norm -> norm")
+        state = {_rename(key, {"encoder_norm.": "norm."}): value for key, value in state.items()}
+    if unknown := [key for key in state if not ENCODER.fullmatch(key)]:
+        raise ValueError(
+            f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
+            f"{len(state) + len(dropped)} keys are not, {_shorten(unknown)}"
+        )
+    if PATCHES in state and state[PATCHES].dim() == 4:  # of images
+        state[PATCHES] = state[PATCHES].unsqueeze(2)
+    return Checkpoint(source, layout, state, dropped, renamed, config)
+
+
+def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Blocks counted through all stages, and official names."""
+    layer = re.compile(r"(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
+    matches = {key: layer.fullmatch(key) for key in state}
+    places = sorted({(int(m[1]), int(m[2])) for m in matches.values() if m})
+    official = {}
+    for key, value in state.items():
+        if m := matches[key]:
+            block = places.index((int(m[1]), int(m[2])))
+            official[f"blocks.{block}.{_rename(m[3], TRANSFORMERS)}"] = value
+        else:
+            official[_rename(key.removeprefix("hiera."), TRANSFORMERS)] = value
+    return official
+
+
+def _rename(key: str, prefixes: Mapping[str, str]) -> str:
+    for old, new in prefixes.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+# Adapting and loading.
+
+
+def load_weights(
+    model: Hiera,
+    source: str | Path | Checkpoint,
+    *,
+    pos_embed_resize: PosEmbedResize = "window",
+    allow_partial: bool = False,
+) -> LoadReport:
+    """Loads weights into a model, whole or not at all, and logs the report that it returns.
+
+    Patch kernels and position embeddings of another clip size are adapted (see adapt.py), so that
+    image weights fit a video model too. A classifier for another number of classes, or none as in
+    a masked autoencoder, starts afresh.
+
+    Args:
+        source: as for `read_checkpoint`.
+        pos_embed_resize: how position embeddings are interpolated in space: in step with the
+            attention windows ("window"), or plainly ("bicubic").
+        allow_partial: parameters that the checkpoint lacks keep their values and are reported as
+            missing, rather than being an error.
+
+    Raises:
+        ValueError: weights of another architecture, or missing parameters.
+    """
+    checkpoint = read_checkpoint(source)
+    parameters = dict(model.named_parameters())
+    state = dict(checkpoint.state)
+    report = LoadReport(checkpoint.source, checkpoint.layout, renamed=checkpoint.renamed)
+    report.dropped += checkpoint.dropped
+    if checkpoint.num_classes != model.num_classes:
+        unused = [key for key in HEAD if state.pop(key, None) is not None]
+        if model.num_classes == 0:
+            report.dropped += unused
+        else:
+            report.reinitialised += HEAD
+    _check_architecture(checkpoint, model)
+    try:
+        report.resized += adapt_state(state, model, checkpoint.architecture, pos_embed_resize)
+    except ValueError as error:
+        raise ValueError(f"{report.source}: {error}") from error
+
+    report.missing += [k for k in parameters if k not in state and k not in report.reinitialised]
+    if report.missing and not allow_partial:
+        raise ValueError(
+            f"{report.source} lacks {len(report.missing)} of the model's {len(parameters)} "
+            f"parameters: {_shorten(report.missing)}"
+        )
+    for key, value in state.items():
+        own = list(parameters[key].shape) if key in parameters else "without it"
+        if list(value.shape) != own:
+            raise ValueError(f"{report.source} has {key} {list(value.shape)}, the model is {own}")
+    with torch.no_grad():
+        for key, value in state.items():
+            parameters[key].copy_(value)
+    if report.reinitialised:
+        model.reset_classifier(model.num_classes)
+    report.loaded += state
+    sizes = {key: parameter.numel() for key, parameter in parameters.items()}
+    report.loaded_frac = sum(sizes[key] for key in state) / sum(sizes.values())
+    logger.info("%s", report)
+    return report
+
+
+def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
+    """Compares widths and depths, as shapes tell them, and heads, as a weights folder does."""
+    widths: list[int] = []
+    while (key := f"blocks.{len(widths)}.norm2.weight") in checkpoint.state:
+        widths.append(checkpoint.state[key].shape[0])
+    own = model.architecture
+    theirs = {
+        "num_heads": own["num_heads"],
+        **checkpoint.architecture,
+        "embed_dim": min(widths, default=0),
+        "stages": tuple(widths.count(width) for width in sorted(set(widths))),
+    }
+    differs = [
+        f"{key} {theirs[key]}, not {own[key]}"
+        for key in ("embed_dim", "stages", "num_heads")
+        if theirs[key] != (tuple(own[key]) if key == "stages" else own[key])
+    ]
+    if widths and differs:
+        raise ValueError(
+            f"{checkpoint.source} looks like {variant_name({**own, **theirs})}, the model is "
+            f"{variant_name(own)}: the file has {', '.join(differs)}"
+        )
+
+
+# Saving, and building what a folder describes.
+
+
+def save_weights(folder: str | Path, model: Hiera, *, meta: Mapping[str, Any]) -> None:
+    """Writes config.json and model.safetensors; the folder appears when both are complete.
+
+    Args:
+        folder: replaced if it is a weights folder already.
+        meta: goes into config.json beside the architecture: `class_names`, `sampling_rate`, and
+            whatever JSON can hold. `name`, `mean` and `std` default to those of the variant.
+
+    Raises:
+        ValueError: `meta` contradicts the model, or is not JSON.
+        FileExistsError: `folder` is something else than a weights folder.
+    """
+    folder, (mean, std) = Path(folder), input_statistics(model.architecture)
+    fixed = {
+        "format": FORMAT,
+        "architecture": model.architecture,
+        "num_classes": model.num_classes,
+        "num_frames": model.input_size[0],
+    }
+    if claimed := sorted(fixed.keys() & meta.keys()):
+        raise ValueError(f"meta has {', '.join(claimed)}, which the model decides")
+    if (names := meta.get("class_names")) and len(names) != model.num_classes:
+        raise ValueError(f"meta has {len(names)} class_names for {model.num_classes} classes")
+    name = variant_name(model.architecture)
+    config = {"name": name, **fixed, "class_names": [], "mean": mean, "std": std, **meta}
+    try:
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+    except TypeError as error:
+        raise ValueError(f"meta does not fit into config.json: {error}") from error
+    replaces = (folder / "config.json").is_file()
+    if folder.exists() and not replaces:
+        raise FileExistsError(f"{folder} exists and is not a weights folder")
+
+    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    part.mkdir(parents=True)
+    try:
+        state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        save_file(state, part / "model.safetensors", metadata={"format": "pt"})
+        (part / "config.json").write_text(text + "\n", encoding="utf-8")
+        if replaces:
+            logger.info("replacing the weights in %s", folder)
+            folder.rename(old)
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def model_from_config(config: Mapping[str, Any]) -> Hiera:
+    """The model, with random weights, that the config.json of a weights folder describes."""
+    if missing := {"architecture", "num_classes"} - config.keys():
+        raise ValueError(f"the config of a weights folder lacks {', '.join(sorted(missing))}")
+    return build({**config["architecture"], "num_classes": config["num_classes"]})
+
+
+def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
+    """The model of a weights folder, in training mode as when built, and its config."""
+    checkpoint = read_checkpoint(folder)
+    if not checkpoint.config:
+        raise ValueError(f"{folder} is not a weights folder that `save_weights` wrote")
+    return create_model(checkpoint=checkpoint), checkpoint.config

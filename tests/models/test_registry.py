@@ -1,0 +1,121 @@
+"""Variants, published weights, and the arguments of `create_model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hiera_video import create_model, list_models
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.registry import (
+    IMAGENET_MEAN,
+    KINETICS_STD,
+    PUBLISHED,
+    VARIANTS,
+    variant_name,
+)
+
+# Millions of parameters: the paper's sizes, counted from its table 8, 1000 and 400 classes.
+PARAMETERS = {
+    "hiera_tiny_224": 27.91,
+    "hiera_small_224": 35.01,
+    "hiera_base_224": 51.52,
+    "hiera_base_plus_224": 69.90,
+    "hiera_large_224": 213.74,
+    "hiera_huge_224": 672.78,
+    "hiera_tiny_16x224": 27.48,
+    "hiera_small_16x224": 34.58,
+    "hiera_base_16x224": 51.09,
+    "hiera_base_plus_16x224": 69.39,
+    "hiera_large_16x224": 213.09,
+    "hiera_huge_16x224": 671.63,
+}
+
+
+def create_on_meta(*args: Any, **kwargs: Any) -> Hiera:
+    with torch.device("meta"):
+        return create_model(*args, **kwargs)
+
+
+def test_list_models() -> None:
+    assert list_models() == list(PARAMETERS)
+    assert list_models("*base*_16x224") == ["hiera_base_16x224", "hiera_base_plus_16x224"]
+    assert len(list_models(pretrained=True)) == 20
+    assert "hiera_base_16x224.mae_k400_ft_k400" in list_models("*16x224*", pretrained=True)
+    assert not list_models("hiera_tiny_16x224*", pretrained=True)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameter_counts(name: str) -> None:
+    model = create_on_meta(name)
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    assert round(count, 2) == PARAMETERS[name]
+    assert variant_name(model.architecture) == name
+
+
+def test_published_weights() -> None:
+    weights = PUBLISHED["hiera_large_16x224.mae_k400"]
+    assert weights.url == "https://dl.fbaipublicfiles.com/hiera/mae_hiera_large_16x224.pth"
+    assert weights.file_name == "mae_hiera_large_16x224.pth"
+    assert (weights.num_classes, weights.sampling_rate, weights.std) == (None, 4, KINETICS_STD)
+    weights = PUBLISHED["hiera_tiny_224.mae_in1k_ft_in1k"]
+    assert weights.file_name == "hiera_tiny_224.pth"
+    assert (weights.num_classes, weights.sampling_rate) == (1000, None)
+    assert weights.mean == IMAGENET_MEAN
+    assert {w.license for w in PUBLISHED.values()} == {"CC-BY-NC-4.0"}
+    assert all(w.architecture in VARIANTS for w in PUBLISHED.values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "input_size"),
+    [
+        ({"num_frames": 8}, (8, 224, 224)),
+        ({"num_frames": 32, "image_size": 160}, (32, 160, 160)),
+        ({"image_size": (320, 192)}, (16, 320, 192)),
+    ],
+)
+def test_sizes(arguments: dict[str, Any], input_size: tuple[int, int, int]) -> None:
+    assert create_on_meta("hiera_tiny_16x224", **arguments).input_size == input_size
+
+
+def test_overrides_as_from_yaml() -> None:
+    model = create_on_meta(
+        "hiera_tiny_16x224", mask_unit=[2, 8, 8], q_pool=2, in_chans=1, stages=[1, 1, 2, 1]
+    )
+    assert model.mask_unit == (2, 8, 8)
+    assert len(model.pools) == 2
+    assert len(model.blocks) == 5
+    assert create_on_meta("hiera_tiny_224", num_classes=0)(
+        torch.zeros(1, 3, 1, 224, 224, device="meta")
+    ).shape == (1, 768)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("hiera_bsae_16x224", {}, "'hiera_bsae_16x224' is unknown; nearest is 'hiera_base_16x224'"),
+        ("hiera_base_16x224.mae_k600", {}, "nearest is 'hiera_base_16x224.mae_k400'"),
+        ("hiera_base_16x224.mae_k400", {"checkpoint": "x.pth"}, "no checkpoint beside it"),
+        ("hiera_tiny_16x224", {"mask_units": (1, 8, 8)}, "nearest is 'mask_unit'"),
+        ("hiera_tiny_16x224", {"image_size": 472}, r"\(16, 480, 480\)"),
+        ("hiera_tiny_16x224", {"image_size": (224, 450)}, r"\(16, 224, 448\)"),
+        ("hiera_tiny_16x224", {"num_frames": 7}, r"\(8, 224, 224\)"),
+        ("hiera_tiny_16x224", {"mask_unit": (1, 6, 8)}, r"multiple of \(1, 8, 8\)"),
+        ("hiera_tiny_16x224", {"q_pool": 4}, "q_pool is 4: allowed are 0 to 3"),
+        ("hiera_tiny_224", {"num_frames": 16}, "image model, of 1 frame"),
+        (None, {}, "name is None"),
+    ],
+)
+def test_refusals(name: str | None, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        create_on_meta(name, **arguments)
+
+
+def test_missing_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        create_model("hiera_tiny_224", checkpoint=tmp_path / "weights.pth")
+    with pytest.raises(FileNotFoundError, match=r"there are hiera_tiny_224\.mae_in1k"):
+        create_model("hiera_tiny_16x224", checkpoint="mae_k400")  # nobody has published it

@@ -1,0 +1,697 @@
+"""Every layout of weights, what is adapted, what is refused, and what the report says."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import urllib.error
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from hiera_video.models import weights as weights_module
+from hiera_video.models.adapt import inflate_patches, resize_spatial, resize_temporal
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.registry import PUBLISHED, create_model
+from hiera_video.models.weights import (
+    HEAD,
+    LoadReport,
+    fetch,
+    load_folder,
+    load_weights,
+    model_from_config,
+    read_checkpoint,
+    save_weights,
+)
+
+VIDEO: dict[str, Any] = {
+    "input_size": (8, 64, 64),
+    "num_classes": 5,
+    "embed_dim": 16,
+    "stages": (1, 2, 2, 1),
+}
+IMAGE: dict[str, Any] = {
+    **VIDEO,
+    "input_size": (1, 64, 64),
+    "patch_kernel": (1, 7, 7),
+    "patch_stride": (1, 4, 4),
+    "patch_padding": (0, 3, 3),
+    "sep_pos_embed": False,
+}
+State = dict[str, Tensor]
+
+
+def hiera(arguments: dict[str, Any], seed: int = 0, **changes: Any) -> Hiera:
+    torch.manual_seed(seed)
+    model = Hiera(**{**arguments, **changes})
+    for parameter in model.parameters():
+        nn.init.normal_(
+            parameter, std=0.3 if parameter.dim() == 1 else parameter[0].numel() ** -0.5
+        )
+    return model.eval()
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, batch: int = 2) -> Tensor:
+    torch.manual_seed(9)
+    return model.eval()(torch.randn(batch, 3, *model.input_size))
+
+
+def official(model: Hiera) -> State:
+    """The state dict that the official code would have: image kernels without a time axis."""
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    if model.architecture["patch_kernel"][0] == 1:
+        state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].squeeze(2)
+    return state
+
+
+def autoencoder(model: Hiera) -> State:
+    """The keys of an official masked autoencoder."""
+    state = {
+        key.replace("norm.", "encoder_norm.") if key.startswith("norm.") else key: value
+        for key, value in official(model).items()
+        if key not in HEAD
+    }
+    for key in (
+        *("mask_token", "decoder_pos_embed", "decoder_embed.weight", "decoder_norm.bias"),
+        *("decoder_pred.bias", "decoder_blocks.0.attn.qkv.weight"),
+        *("multi_scale_fusion_heads.0.weight", "multi_scale_fusion_heads.1.bias"),
+    ):
+        state[key] = torch.zeros(3)
+    return state
+
+
+def saved(path: Path, content: Any) -> Path:
+    torch.save(content, path)
+    return path
+
+
+# Layouts.
+
+
+def timm_layout(state: State) -> State:
+    names = {"head.projection.": "head.fc.", "norm.": "head.norm."}
+    return {weights_module._rename(key, names): value for key, value in state.items()}
+
+
+def transformers_layout(state: State, stages: tuple[int, ...] = (1, 2, 2, 1)) -> State:
+    places = [f"encoder.stages.{s}.layers.{i}" for s, n in enumerate(stages) for i in range(n)]
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith("blocks."):
+            _, block, rest = key.split(".", 2)
+            rest = rest.replace("norm1", "layernorm_before").replace("norm2", "layernorm_after")
+            key = f"hiera.{places[int(block)]}.{rest}"
+        else:
+            key = {
+                "pos_embed": "hiera.embeddings.position_embeddings",
+                "patch_embed.proj.weight": "hiera.embeddings.patch_embeddings.projection.weight",
+                "patch_embed.proj.bias": "hiera.embeddings.patch_embeddings.projection.bias",
+                "norm.weight": "hiera.pooler.layernorm.weight",
+                "norm.bias": "hiera.pooler.layernorm.bias",
+                "head.projection.weight": "classifier.weight",
+                "head.projection.bias": "classifier.bias",
+            }[key]
+        renamed[key] = value
+    return renamed
+
+
+def prefixed(prefix: str) -> Callable[[State], State]:
+    return lambda state: {prefix + key: value for key, value in state.items()}
+
+
+LAYOUTS: dict[str, tuple[Callable[[State], Any], str]] = {
+    "official": (lambda s: {"model_state": s, "config": {"embed_dim": 16}}, "official"),
+    "model": (lambda s: {"model": s, "epoch": 3, "optimizer": {"state": {}}}, "official"),
+    "module": (lambda s: {"module": s}, "official"),
+    "state_dict": (lambda s: {"state_dict": s}, "official"),
+    "bare": (lambda s: s, "official"),
+    "ddp": (prefixed("module."), "official"),
+    "compiled": (prefixed("_orig_mod."), "official"),
+    "compiled_ddp": (prefixed("module._orig_mod."), "official"),
+    "averaged": (lambda s: {"n_averaged": torch.tensor(3), **prefixed("module.")(s)}, "official"),
+    "timm": (timm_layout, "timm"),
+    "transformers": (transformers_layout, "transformers"),
+    "half": (lambda s: {key: value.double() for key, value in s.items()}, "official"),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name: str, tmp_path: Path) -> None:
+    wrap, layout = LAYOUTS[name]
+    trained, model = hiera(IMAGE), hiera(IMAGE, seed=1)
+    report = load_weights(model, saved(tmp_path / "x.pth", wrap(official(trained))))
+    assert torch.equal(logits(model), logits(trained))
+    assert report.layout == layout
+    assert report.loaded_frac == 1.0
+    assert sorted(report.loaded) == sorted(n for n, _ in model.named_parameters())
+    assert report.missing == report.resized == report.reinitialised == []
+    assert report.dropped == (["n_averaged"] if name == "averaged" else [])
+
+
+def test_safetensors_file_and_foreign_folder(tmp_path: Path) -> None:
+    trained, model = hiera(IMAGE), hiera(IMAGE, seed=1)
+    save_file(transformers_layout(official(trained)), tmp_path / "model.safetensors")
+    load_weights(model, tmp_path / "model.safetensors")
+    assert torch.equal(logits(model), logits(trained))
+
+    (tmp_path / "config.json").write_text('{"model_type": "hiera"}')
+    model = hiera(IMAGE, seed=1)
+    assert load_weights(model, str(tmp_path)).layout == "transformers"
+    assert torch.equal(logits(model), logits(trained))
+    with pytest.raises(ValueError, match="not a weights folder that"):
+        load_folder(tmp_path)
+    with pytest.raises(ValueError, match="name is None"):
+        create_model(checkpoint=tmp_path)
+
+
+def test_timm_model_gives_the_same_logits(tmp_path: Path) -> None:
+    timm_hiera = pytest.importorskip("timm.models.hiera")
+    torch.manual_seed(0)
+    other = timm_hiera.Hiera(
+        img_size=(64, 64), num_classes=5, embed_dim=16, stages=(1, 2, 2, 1), norm_layer="LayerNorm"
+    ).eval()
+    nn.init.normal_(other.head.fc.weight)
+    model = hiera(IMAGE)
+    assert load_weights(model, saved(tmp_path / "x.pth", other.state_dict())).loaded_frac == 1.0
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(model(x.unsqueeze(2)), other(x), atol=1e-5)
+
+
+def test_timm_video_model_gives_the_same_logits(tmp_path: Path) -> None:
+    timm_hiera = pytest.importorskip("timm.models.hiera")
+    torch.manual_seed(0)
+    other = timm_hiera.Hiera(
+        img_size=(8, 64, 64),
+        num_classes=5,
+        embed_dim=16,
+        stages=(1, 2, 2, 1),
+        q_stride=(1, 2, 2),
+        mask_unit_size=(1, 8, 8),
+        patch_kernel=(3, 7, 7),
+        patch_stride=(2, 4, 4),
+        patch_padding=(1, 3, 3),
+        sep_pos_embed=True,
+    ).eval()
+    nn.init.normal_(other.head.fc.weight)
+    model = hiera(VIDEO)
+    assert load_weights(model, saved(tmp_path / "x.pth", other.state_dict())).loaded_frac == 1.0
+    x = torch.randn(2, 3, 8, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(model(x), other(x), atol=1e-5)
+
+
+def test_transformers_model_gives_the_same_logits(tmp_path: Path) -> None:
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("needs transformers")
+    from transformers import HieraConfig, HieraForImageClassification, HieraForPreTraining
+
+    config = HieraConfig(
+        embed_dim=16, image_size=[64, 64], depths=[1, 2, 2, 1], num_heads=[1, 2, 4, 8], num_labels=5
+    )
+    torch.manual_seed(0)
+    other = HieraForImageClassification(config).eval()
+    for parameter in other.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    other.save_pretrained(tmp_path)
+    model = hiera(IMAGE)
+    assert load_weights(model, tmp_path).loaded_frac == 1.0
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        assert torch.allclose(model(x.unsqueeze(2)), other(x).logits, atol=1e-4)
+
+    config.decoder_hidden_size, config.decoder_depth, config.decoder_num_heads = 32, 2, 2
+    config.num_query_pool = 2
+    HieraForPreTraining(config).save_pretrained(tmp_path / "mae")
+    report = load_weights(model, tmp_path / "mae")
+    assert report.renamed == ["encoder_norm -> norm"]
+    assert report.reinitialised == list(HEAD)
+    assert len(report.loaded) == len(model.state_dict()) - 2
+
+
+# Masked autoencoders and classifiers.
+
+
+def test_masked_autoencoder(tmp_path: Path) -> None:
+    trained = hiera(VIDEO)
+    source = saved(tmp_path / "mae.pth", {"model_state": autoencoder(trained)})
+    model = hiera(VIDEO, seed=1)
+    report = load_weights(model, source)
+    assert report.renamed == ["encoder_norm -> norm"]
+    assert report.reinitialised == list(HEAD)
+    assert len(report.dropped) == 8
+    assert report.missing == []
+    assert torch.equal(model.norm.weight, trained.norm.weight)
+    assert torch.equal(model.blocks[3].attn.qkv.weight, trained.blocks[3].attn.qkv.weight)
+    assert model.head.projection.weight.abs().max() < 1e-3  # fresh
+    text = str(report)
+    assert text.splitlines()[0].startswith(f"{source} (official layout): loaded ")
+    assert "reinitialised (2): head.projection.weight, head.projection.bias" in text
+    assert "dropped (8): mask_token, decoder_pos_embed" in text
+    assert "and 2 more" in text
+
+    assert read_checkpoint(source).num_classes is None
+    features = hiera(VIDEO, seed=1, num_classes=0)
+    report = load_weights(features, source)
+    assert (report.reinitialised, report.loaded_frac) == ([], 1.0)
+
+
+def test_class_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = hiera(VIDEO)
+    source = saved(tmp_path / "x.pth", official(trained))
+    model = hiera(VIDEO, seed=1, num_classes=7)
+    with caplog.at_level("INFO"):
+        report = load_weights(model, source)
+    assert str(report) in caplog.text
+    assert report.reinitialised == list(HEAD)
+    assert logits(model).shape == (2, 7)
+    assert report.loaded_frac == pytest.approx(
+        1 - 7 * 129 / sum(p.numel() for p in model.parameters())
+    )
+
+    report = load_weights(hiera(VIDEO, num_classes=0), source)
+    assert report.dropped == list(HEAD)
+
+
+def test_create_model_takes_the_class_count_of_the_checkpoint(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        tiny = create_model("hiera_tiny_16x224", num_classes=3, num_frames=4, image_size=64)
+    tiny.to_empty(device="cpu").init_weights()
+    source = saved(tmp_path / "x.pth", official(tiny))
+    create = {"checkpoint": source, "num_frames": 4, "image_size": 64}
+    model = create_model("hiera_tiny_16x224", **create)
+    assert model.num_classes == 3
+    assert torch.equal(logits(model), logits(tiny))
+    assert create_model("hiera_tiny_16x224", **create, num_classes=6).num_classes == 6
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+# Other sizes.
+
+
+def test_other_lengths_and_sizes(tmp_path: Path) -> None:
+    trained = hiera(VIDEO)
+    source = saved(tmp_path / "x.pth", official(trained))
+    model = hiera(VIDEO, seed=1, input_size=(16, 96, 160))
+    report = load_weights(model, source)
+    assert report.resized == [
+        "pos_embed_temporal: 4 -> 8 (linear)",
+        "pos_embed_spatial: 16x16 -> 24x40 (window)",
+    ]
+    assert report.loaded_frac == 1.0
+    assert model.pos_embed_spatial.shape == (1, 960, 16)
+    assert logits(model, 1).isfinite().all()
+    model = hiera(VIDEO, input_size=(4, 64, 64))
+    report = load_weights(model, source)
+    assert report.resized == ["pos_embed_temporal: 4 -> 2 (linear)"]
+    assert torch.equal(model.pos_embed_spatial, trained.pos_embed_spatial)
+    pairs = trained.pos_embed_temporal.unflatten(1, (2, 2)).mean(2)
+    assert torch.allclose(model.pos_embed_temporal, pairs, atol=1e-6)
+
+
+def test_window_resize_keeps_patterns_in_step() -> None:
+    pattern, ramp = torch.randn(1, 4, 8, 8), torch.linspace(-1, 1, 7)[:, None].expand(7, 7)
+    smooth = F.interpolate(ramp[None, None], scale_factor=8, mode="bicubic")
+    smooth = smooth - smooth.unflatten(3, (7, 8)).unflatten(2, (7, 8)).mean((2, 4)).tile(7, 7)
+    grid = pattern.tile(7, 7) + smooth
+    for size in ((40, 40), (64, 64), (80, 48)):
+        out = resize_spatial(grid, size, (8, 8), "window")
+        rest = F.interpolate(smooth, size=size, mode="bicubic")
+        tiled = pattern.tile(size[0] // 8, size[1] // 8)
+        assert torch.allclose(out, tiled + rest, atol=1e-5)
+        plain = resize_spatial(grid, size, (8, 8), "bicubic")
+        assert (plain - tiled - rest).std() > 0.1 * pattern.std()
+    assert torch.allclose(resize_spatial(grid, (56, 56), (8, 8), "window"), grid, atol=1e-5)
+
+
+def test_refused_resizes() -> None:
+    grid = torch.randn(1, 4, 12, 12)
+    with pytest.raises(ValueError, match="12x12 tokens does not divide into windows of 8x8"):
+        resize_spatial(grid, (24, 24), (8, 8), "window")
+    assert resize_spatial(grid, (24, 24), (8, 8), "bicubic").shape == (1, 4, 24, 24)
+    with pytest.raises(ValueError, match="allowed are 'window' and 'bicubic'"):
+        resize_spatial(grid, (24, 24), (8, 8), "bilinear")
+
+
+def test_resize_works_in_float32() -> None:
+    grid = torch.randn(1, 4, 16, 16, dtype=torch.bfloat16)
+    assert resize_spatial(grid, (24, 24), (8, 8), "window").dtype == torch.float32
+    assert resize_temporal(torch.randn(1, 4, 8, dtype=torch.float16), 8).dtype == torch.float32
+
+
+def test_resize_modes(tmp_path: Path) -> None:
+    source = saved(tmp_path / "x.pth", official(hiera(VIDEO)))
+    window, bicubic = (hiera(VIDEO, input_size=(8, 96, 96)) for _ in range(2))
+    load_weights(window, source)
+    report = load_weights(bicubic, source, pos_embed_resize="bicubic")
+    assert report.resized == ["pos_embed_spatial: 16x16 -> 24x24 (bicubic)"]
+    assert not torch.allclose(window.pos_embed_spatial, bicubic.pos_embed_spatial, atol=1e-3)
+
+
+def test_folder_states_a_grid_that_is_not_square(tmp_path: Path) -> None:
+    wide = hiera(VIDEO, input_size=(8, 32, 128))  # 8 x 32 tokens, as many as 16 x 16
+    save_weights(tmp_path / "w", wide, meta={})
+    same, square = hiera(VIDEO, 1, input_size=(8, 32, 128)), hiera(VIDEO, 1)
+    assert load_weights(same, tmp_path / "w").resized == []
+    assert load_weights(square, tmp_path / "w").resized == [
+        "pos_embed_spatial: 8x32 -> 16x16 (window)"
+    ]
+    source = saved(tmp_path / "x.pth", official(wide))
+    with pytest.raises(ValueError, match="may be for several sizes"):
+        load_weights(same, source)
+
+
+# Image weights in video models.
+
+
+def test_inflation(tmp_path: Path) -> None:
+    trained, model = hiera(IMAGE), hiera(VIDEO, seed=1)
+    report = load_weights(model, saved(tmp_path / "x.pth", official(trained)))
+    assert report.resized == [
+        "patch_embed.proj.weight: inflated over 3 frames",
+        "pos_embed_temporal: 4 zeros, an image has no times",
+    ]
+    assert report.loaded_frac == 1.0
+    still = torch.randn(2, 3, 1, 64, 64)
+    with torch.inference_mode():
+        expected = trained.patch_embed(still) + trained.get_pos_embed()
+        tokens = model.patch_embed(still.expand(-1, -1, 8, -1, -1)) + model.get_pos_embed()
+    assert torch.allclose(tokens[:, :, 1:], expected.expand(-1, -1, 3, -1, -1), atol=1e-5)
+
+
+def test_inflated_kernel() -> None:
+    kernel = torch.randn(4, 3, 1, 7, 7)
+    assert torch.allclose(inflate_patches(kernel, 3).sum(2), kernel[:, :, 0], atol=1e-6)
+    assert torch.equal(inflate_patches(kernel, 1), kernel)
+
+
+def test_image_sizes(tmp_path: Path) -> None:
+    trained = hiera(IMAGE)
+    source = saved(tmp_path / "x.pth", official(trained))
+    model = hiera(IMAGE, seed=1, input_size=(1, 96, 64))
+    assert load_weights(model, source).resized == ["pos_embed: 16x16 -> 24x16 (window)"]
+    assert logits(model).isfinite().all()
+
+
+# Refusals.
+
+
+def refused(path: Path, message: str, arguments: dict[str, Any] = VIDEO, **options: Any) -> None:
+    model = hiera(arguments)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message) as error:
+        load_weights(model, path, **options)
+    assert str(path) in str(error.value)
+    for key, value in model.state_dict().items():  # whole or not at all
+        assert torch.equal(value, before[key]), key
+
+
+def test_unknown_and_missing_keys(tmp_path: Path) -> None:
+    state = official(hiera(VIDEO))
+    path = saved(tmp_path / "x.pth", {**state, "blocks.0.attn.rel_pos_h": torch.ones(2)})
+    refused(path, r"1 of its \d+ keys are not, blocks\.0\.attn\.rel_pos_h")
+    path = saved(tmp_path / "x.pth", {f"encoder.{key}": value for key, value in state.items()})
+    refused(path, "not a Hiera in a layout that is known: .*encoder.pos_embed_spatial")
+    del state["blocks.3.mlp.fc1.bias"]
+    path = saved(tmp_path / "x.pth", state)
+    refused(path, r"lacks 1 of the model's \d+ parameters: blocks\.3\.mlp\.fc1\.bias")
+
+    model = hiera(VIDEO, seed=1)
+    kept = model.blocks[3].mlp.fc1.bias.clone()
+    report = load_weights(model, path, allow_partial=True)
+    assert report.missing == ["blocks.3.mlp.fc1.bias"]
+    assert report.loaded_frac < 1
+    assert torch.equal(model.blocks[3].mlp.fc1.bias, kept)
+    assert "missing (1): blocks.3.mlp.fc1.bias" in str(report)
+
+
+def test_other_variants(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        state = create_model("hiera_small_16x224").state_dict()
+        tiny = create_model("hiera_tiny_16x224")
+    path = saved(
+        tmp_path / "x.pth", {key: torch.empty_like(v, device="cpu") for key, v in state.items()}
+    )
+    message = (
+        r"looks like hiera_small_16x224, the model is hiera_tiny_16x224: "
+        r"the file has stages \(1, 2, 11, 2\), not \(1, 2, 7, 2\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_weights(tiny, path)
+    refused(
+        path,
+        r"the model is custom \(nearest hiera_tiny_16x224\): the file has embed_dim 96, not 16",
+    )
+
+    other = hiera(VIDEO, num_heads=2)
+    save_weights(tmp_path / "w", other, meta={})
+    refused(tmp_path / "w", "num_heads 2, not 1")
+    refused(saved(tmp_path / "m.pth", official(hiera(VIDEO, mlp_ratio=2.0))), "blocks.0.mlp.fc1")
+    refused(
+        saved(tmp_path / "c.pth", official(hiera(VIDEO, in_chans=1))), "patch_embed.proj.weight"
+    )
+    video = saved(tmp_path / "v.pth", official(hiera(VIDEO)))
+    refused(video, "patches over 3 frames do not fit", IMAGE)
+
+
+class Code:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, ("touch ran",)
+
+
+def test_files_that_are_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.pth"
+    good = saved(path, official(hiera(VIDEO))).read_bytes()
+    for content in (b"", b"hello world", os.urandom(4000), good[: len(good) // 2], b"\x00" * 99):
+        path.write_bytes(content)
+        refused(path, "damaged or not a file of weights")
+    broken = tmp_path / "x.safetensors"
+    broken.write_bytes(b"\x10\x00\x00\x00\x00\x00\x00\x00{}")
+    refused(broken, "damaged or not a file of weights")
+
+    refused(saved(path, {"model": Code()}), r"refused: it holds a pickled \w+\.system")
+    assert not (tmp_path / "ran").exists()
+    args = {"model": official(hiera(VIDEO)), "args": argparse.Namespace(lr=1)}
+    refused(saved(path, args), "refused: it holds a pickled argparse.Namespace")
+    refused(saved(path, nn.Linear(2, 2)), "refused: it holds a pickled torch.nn.modules.linear")
+
+    refused(saved(path, {"epoch": 3, "optimizer": {}}), "holds no state dict.*epoch, optimizer")
+    refused(saved(path, [torch.ones(2)]), "not tensors are: list")
+    refused(saved(path, {}), "holds no state dict")
+    twice = {"norm.weight": torch.ones(2), "module.norm.weight": torch.ones(2)}
+    refused(saved(path, twice), "holds norm.weight twice")
+
+
+def test_folders_that_are_no_weights(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        load_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
+        load_folder(tmp_path)
+    with pytest.raises(ValueError, match="lacks architecture, num_classes"):
+        model_from_config({})
+
+
+# Folders.
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mask_unit": (2, 8, 8), "q_pool": 2, "num_classes": 0},
+        {"mask_unit_attn": (True, False, False, True), "mlp_ratio": 3.0, "num_heads": 2},
+        {"q_stride": (2, 2, 2), "q_pool": 1, "mask_unit": (2, 4, 4), "in_chans": 1},
+        {k: v for k, v in IMAGE.items() if k.startswith(("input", "patch", "sep"))},
+    ],
+)
+def test_folder_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = hiera(VIDEO, **changes, drop_path=0.1)
+    meta = {"sampling_rate": 4, "clips": {"spacing": "linspace"}, "path": "é"}
+    save_weights(tmp_path / "run" / "weights", model, meta=meta)
+    for source in (tmp_path / "run" / "weights", tmp_path / "run"):
+        again, config = load_folder(source)
+        assert again.architecture == model.architecture
+        assert again.state_dict().keys() == model.state_dict().keys()
+        for key, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value)
+    torch.manual_seed(0)
+    x = torch.randn(1, model.in_chans, *model.input_size)
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(x), model(x))
+    assert config["num_frames"] == model.input_size[0]
+    assert config["num_classes"] == model.num_classes
+    assert (config["sampling_rate"], config["path"]) == (4, "é")
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["weights"]
+
+
+def test_config_of_a_folder(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "ü"]
+    save_weights(tmp_path / "w", hiera(VIDEO), meta={"class_names": names})
+    config = json.loads((tmp_path / "w" / "config.json").read_text(encoding="utf-8"))
+    assert config["class_names"] == names
+    assert config["name"] == "custom (nearest hiera_tiny_16x224)"
+    assert (config["mean"], config["std"]) == ([0.45] * 3, [0.225] * 3)
+    save_weights(tmp_path / "i", hiera(IMAGE), meta={"std": [1, 1, 1]})
+    config = json.loads((tmp_path / "i" / "config.json").read_text(encoding="utf-8"))
+    assert (config["mean"], config["std"]) == ([0.485, 0.456, 0.406], [1, 1, 1])
+
+
+def test_create_model_from_a_folder(tmp_path: Path) -> None:
+    trained = hiera(VIDEO)
+    folder = tmp_path / "w"
+    save_weights(folder, trained, meta={})
+    assert torch.equal(logits(create_model(checkpoint=folder)), logits(trained))
+    assert (
+        create_model(None, checkpoint=str(folder), drop_path=0.3).blocks[-1].drop_path.rate == 0.3
+    )
+    longer = create_model(checkpoint=folder, num_frames=16, num_classes=2, image_size=(64, 96))
+    assert logits(longer).shape == (2, 2)
+    assert longer.input_size == (16, 64, 96)
+    with pytest.raises(ValueError, match="the model is hiera_tiny_16x224"):
+        create_model("hiera_tiny_16x224", checkpoint=folder)
+
+
+def test_saving_replaces_weights_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = hiera(VIDEO), hiera(VIDEO, seed=1)
+    save_weights(tmp_path / "w", first, meta={})
+    save_weights(tmp_path / "w", second, meta={})
+    assert torch.equal(logits(load_folder(tmp_path / "w")[0]), logits(second))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="is not a weights folder"):
+        save_weights(tmp_path / "mine", first, meta={})
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(weights_module, "save_file", full_disk)
+    for name in ("w", "new"):
+        with pytest.raises(OSError, match="no space left"):
+            save_weights(tmp_path / name, first, meta={})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "w"]
+    assert torch.equal(logits(load_folder(tmp_path / "w")[0]), logits(second))
+
+
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"class_names": ["a"]}, "1 class_names for 5 classes"),
+        (
+            {"num_classes": 5, "format": "x"},
+            "meta has format, num_classes, which the model decides",
+        ),
+        ({"scores": np.ones(2)}, "does not fit into config.json"),
+    ],
+)
+def test_refused_meta(meta: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        save_weights(tmp_path / "w", hiera(VIDEO), meta=meta)
+    assert not any(tmp_path.iterdir())
+
+
+# Fetching.
+
+
+class Response:
+    def __init__(self, content: bytes, promised: int | None = None) -> None:
+        self.parts = [content, b""]
+        self.headers = {"Content-Length": str(promised or len(content))}
+
+    def read(self, _: int) -> bytes:
+        return self.parts.pop(0)
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    return tmp_path / "hub" / "checkpoints"
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, answer: Callable[[str], Response]) -> list[str]:
+    urls = []
+
+    def urlopen(url: str, timeout: float) -> Response:
+        assert timeout > 0
+        urls.append(url)
+        return answer(url)
+
+    monkeypatch.setattr(weights_module.urllib.request, "urlopen", urlopen)
+    return urls
+
+
+def test_fetch(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    urls = serve(monkeypatch, lambda _: Response(b"weights"))
+    published = PUBLISHED["hiera_base_16x224.mae_k400_ft_k400"]
+    for _ in range(2):
+        assert fetch(published) == cache / "hiera_base_16x224.pth"
+    assert urls == [published.url]
+    assert caplog.text.count("licence CC-BY-NC-4.0") == 1
+    assert [p.read_bytes() for p in cache.iterdir()] == [b"weights"]
+
+
+def test_fetch_without_a_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(_: str) -> Response:
+        raise urllib.error.URLError("Name or service not known")
+
+    serve(monkeypatch, offline)
+    with pytest.raises(ConnectionError) as error:
+        create_model("hiera_base_16x224.mae_k400")
+    message = str(error.value)
+    assert "https://dl.fbaipublicfiles.com/hiera/mae_hiera_base_16x224.pth" in message
+    assert f"fetch mae_hiera_base_16x224.pth by other means and put it into {cache}" in message
+    assert "\n" not in message
+
+    serve(monkeypatch, lambda _: Response(b"wei", promised=7))
+    with pytest.raises(ConnectionError, match="got 3 of 7 bytes"):
+        create_model("hiera_base_16x224", checkpoint="mae_k400")
+    assert not any(cache.iterdir())
+
+
+def test_published_tags(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache.mkdir(parents=True)
+    with torch.device("meta"):
+        state = create_model("hiera_tiny_224").state_dict()
+    state = {key: torch.zeros(value.shape) for key, value in state.items()}
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].squeeze(2)
+    saved(cache / "hiera_tiny_224.pth", {"model_state": state})
+    for name, checkpoint in (
+        ("hiera_tiny_224.mae_in1k_ft_in1k", None),
+        ("hiera_tiny_224", "mae_in1k_ft_in1k"),
+        ("hiera_tiny_16x224", "hiera_tiny_224.mae_in1k_ft_in1k"),
+    ):
+        model = create_model(name, checkpoint=checkpoint)
+        assert model.num_classes == 1000
+        assert not any(p.any() for p in model.parameters())
+
+
+def test_report_is_readable() -> None:
+    report = LoadReport("x.pth", "timm", loaded=["a"], missing=["b"], loaded_frac=0.5)
+    assert str(report) == (
+        "x.pth (timm layout): loaded 1 of 2 tensors, 50.0% of the parameters\n  missing (1): b"
+    )
