@@ -1,0 +1,34 @@
+"""What all tests share: checked shapes, untouched random states, and the `gpu` marker."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+# Every annotated shape in the models is checked at every call. Before the first import of them.
+install_import_hook("hiera_video.models", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _random_states() -> Iterator[None]:
+    """A test neither sees nor changes the random state of others."""
+    ours, numpys, torchs = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield
+    random.setstate(ours)
+    np.random.set_state(numpys)  # noqa: NPY002
+    torch.set_rng_state(torchs)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips tests marked `gpu` without a device, unless one is said to be required."""
+    if torch.cuda.is_available() or os.environ.get("HIERA_VIDEO_REQUIRE_GPU"):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
