@@ -7,6 +7,7 @@ once instead.
 """
 
 import itertools
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ class _Packets:
 def open_container(path: str, deadline_sec: float) -> InputContainer:
     """Open a file with libavformat, or say in one sentence why that is impossible."""
     try:
-        return av.open(path, timeout=deadline_sec, metadata_errors="replace")
+        # absolute, because libav takes "clip:1.mp4" for a protocol
+        return av.open(os.path.abspath(path), timeout=deadline_sec, metadata_errors="replace")
     except av.error.ExitError as error:
         raise VideoError(
             path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"

@@ -37,7 +37,7 @@ def write_video(
     if not fps > 0:
         raise ValueError(f"fps={fps} must be positive")
     rate = Fraction(fps).limit_denominator(MAX_RATE_DENOMINATOR)
-    path = Path(path)
+    path = Path(path).absolute()  # libav takes "clip:1.mp4" for a protocol
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     shape: tuple[int, ...] | None = None
     num_frames = 0

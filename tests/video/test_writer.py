@@ -45,6 +45,14 @@ def test_wrong_frames_leave_no_file(tmp_path, shapes, message):
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_name_like_a_protocol(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_video("clip:1 50%.mp4", [striped_frame(7, 48, 80)], 30)
+    with open_video("clip:1 50%.mp4") as reader:
+        assert reader.path == "clip:1 50%.mp4"
+        assert read_number(reader.frames([0])[0]) == 7
+
+
 def test_wrong_rate(tmp_path):
     with pytest.raises(ValueError, match="fps=0"):
         write_video(tmp_path / "out.mp4", [np.zeros((4, 4, 3), np.uint8)], 0)
