@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hiera_video.config import EvaluateConfig
 from hiera_video.data.annotations import read_video_list
 from hiera_video.data.datasets import ClipSampler, EvaluationViews
@@ -16,7 +18,7 @@ from hiera_video.data.loaders import default_num_workers
 from hiera_video.evaluation.classification import summarize
 from hiera_video.evaluation.results import write_predictions, write_scores
 from hiera_video.models.weights import load_folder
-from hiera_video.training.distributed import process_group
+from hiera_video.training.distributed import process_group, sum_over_processes
 from hiera_video.training.reporting import environment, setup_logging, write_text
 from hiera_video.training.validation import validate
 from hiera_video.video.reader import open_video
@@ -104,7 +106,8 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             )
             write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
-        return 3 if failures else 0
+        # Together: torchrun ends all processes when one has left with another code than 0.
+        return 3 if sum_over_processes(torch.tensor(len(failures))) else 0
 
 
 def output_folder(config: EvaluateConfig) -> Path:

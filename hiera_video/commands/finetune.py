@@ -41,7 +41,7 @@ from hiera_video.training.checkpoint import (
     save_checkpoint,
 )
 from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
-from hiera_video.training.distributed import Process, process_group
+from hiera_video.training.distributed import Process, process_group, sum_over_processes
 from hiera_video.training.loop import StopSignal, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
 from hiera_video.training.reporting import ConsoleLine, FailureLimit, RunReport, start_run
@@ -67,11 +67,14 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         labels = [record.labels for record in train.records]
         num_classes = len(train.class_names)
         folder = Path(config.run_dir)
+        checkpoints = folder / "checkpoints"
+        if latest_checkpoint(checkpoints) or (folder / "weights").exists():
+            check_same_config(folder / "config.yaml", config)  # a failed start leaves no run
         if not dry_run:
-            check_same_config(folder / "config.yaml", config)
             start_run(folder, process, to_yaml(config))
 
         # The model, and what of it learns.
+        torch.manual_seed(settings.seed)
         model = create_model(
             config.model.name,
             checkpoint=config.model.init,
@@ -131,7 +134,6 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             return 0
 
         # Go on where an earlier start of this run stopped.
-        checkpoints = folder / "checkpoints"
         latest = latest_checkpoint(checkpoints)
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
         if latest:
@@ -215,6 +217,7 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
                     prune_checkpoints(checkpoints, settings.keep_checkpoints)
             if done.stop:
                 logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
+                report.close()
                 return 143
             if views and (last or (evaluate_steps and step % evaluate_steps == 0)):
                 evaluate(config, process, average or model, views, (mean, std), report, step)
@@ -224,7 +227,9 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             save_weights(folder / "weights", trained, meta=exported(config, train))
             logger.info("trained %d steps; weights are in %s", end_step, folder / "weights")
         report.close()
-        return 3 if (folder / "failures.jsonl").exists() else 0
+        # Together: torchrun ends all processes when one has left with another code than 0.
+        failed = torch.tensor(float((folder / "failures.jsonl").exists()))
+        return 3 if sum_over_processes(failed) else 0
 
 
 def training_clips(
