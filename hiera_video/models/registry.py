@@ -205,7 +205,7 @@ def build(arguments: Mapping[str, Any]) -> Hiera:
 
 
 def variant_name(arguments: Mapping[str, Any]) -> str:
-    """The variant that these keyword arguments build, at any size of input; else the nearest."""
+    """The variant that these keyword arguments build, at any size of input, or the nearest one."""
 
     def distance(name: str) -> float:
         size = VARIANTS[name]
@@ -216,9 +216,9 @@ def variant_name(arguments: Mapping[str, Any]) -> str:
     kind = "*_224" if is_image(arguments) else "*_16x224"
     name = min(list_models(kind), key=distance)
     exact = all(
-        VARIANTS[name][k] == v
-        for k in ("embed_dim", "num_heads", "stages")
-        if (v := _tuple(arguments[k]))
+        _tuple(arguments.get(key, value)) == value
+        for key, value in VARIANTS[name].items()
+        if key in ("embed_dim", "num_heads", "stages")
     )
     return name if exact else f"custom (nearest {name})"
 

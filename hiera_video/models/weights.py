@@ -175,6 +175,8 @@ def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
             raise ValueError(f"{path / 'config.json'} is not JSON: {error}") from error
         if config.get("format") != FORMAT:
             config = {}
+        elif missing := {"architecture", "num_classes"} - config.keys():
+            raise ValueError(f"{path / 'config.json'} lacks {', '.join(sorted(missing))}")
         path = path / "model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
@@ -336,24 +338,28 @@ def load_weights(
 
 def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
     """Compares widths and depths, as shapes tell them, and heads, as a weights folder does."""
+    state, own = checkpoint.state, model.architecture
     widths: list[int] = []
-    while (key := f"blocks.{len(widths)}.norm2.weight") in checkpoint.state:
-        widths.append(checkpoint.state[key].shape[0])
-    own = model.architecture
+    while (key := f"blocks.{len(widths)}.norm2.weight") in state:
+        widths.append(state[key].shape[0])
+    if not widths or PATCHES not in state:
+        return  # the caller says what is missing
+    kernel = tuple(state[PATCHES].shape[2:])
     theirs = {
-        "num_heads": own["num_heads"],
+        "input_size": (1 if kernel[0] == 1 else 16, 224, 224),  # tells image from video models
         **checkpoint.architecture,
-        "embed_dim": min(widths, default=0),
+        "patch_kernel": kernel,
+        "embed_dim": min(widths),
         "stages": tuple(widths.count(width) for width in sorted(set(widths))),
     }
     differs = [
         f"{key} {theirs[key]}, not {own[key]}"
         for key in ("embed_dim", "stages", "num_heads")
-        if theirs[key] != (tuple(own[key]) if key == "stages" else own[key])
+        if theirs.get(key, own[key]) != (tuple(own[key]) if key == "stages" else own[key])
     ]
-    if widths and differs:
+    if differs:
         raise ValueError(
-            f"{checkpoint.source} looks like {variant_name({**own, **theirs})}, the model is "
+            f"{checkpoint.source} looks like {variant_name(theirs)}, the model is "
             f"{variant_name(own)}: the file has {', '.join(differs)}"
         )
 
@@ -395,6 +401,8 @@ def save_weights(folder: str | Path, model: Hiera, *, meta: Mapping[str, Any]) -
         raise FileExistsError(f"{folder} exists and is not a weights folder")
 
     part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    for left_behind in (part, old):
+        shutil.rmtree(left_behind, ignore_errors=True)
     part.mkdir(parents=True)
     try:
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
@@ -411,8 +419,6 @@ def save_weights(folder: str | Path, model: Hiera, *, meta: Mapping[str, Any]) -
 
 def model_from_config(config: Mapping[str, Any]) -> Hiera:
     """The model, with random weights, that the config.json of a weights folder describes."""
-    if missing := {"architecture", "num_classes"} - config.keys():
-        raise ValueError(f"the config of a weights folder lacks {', '.join(sorted(missing))}")
     return build({**config["architecture"], "num_classes": config["num_classes"]})
 
 

@@ -24,6 +24,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import PUBLISHED, create_model
 from hiera_video.models.weights import (
     HEAD,
+    Checkpoint,
     LoadReport,
     fetch,
     load_folder,
@@ -435,24 +436,28 @@ def test_unknown_and_missing_keys(tmp_path: Path) -> None:
     assert "missing (1): blocks.3.mlp.fc1.bias" in str(report)
 
 
-def test_other_variants(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "model", "differs"),
+    [
+        ("small_16x224", "tiny_16x224", r"stages \(1, 2, 11, 2\), not \(1, 2, 7, 2\)"),
+        ("base_plus_16x224", "base_16x224", "embed_dim 112, not 96"),
+        ("base_224", "large_16x224", r"embed_dim 96, not 144, stages \(2, 3, 16, 3\), not"),
+        ("huge_16x224", "tiny_224", "embed_dim 256, not 96"),
+    ],
+)
+def test_other_variants(file: str, model: str, differs: str) -> None:
     with torch.device("meta"):
-        state = create_model("hiera_small_16x224").state_dict()
-        tiny = create_model("hiera_tiny_16x224")
-    path = saved(
-        tmp_path / "x.pth", {key: torch.empty_like(v, device="cpu") for key, v in state.items()}
-    )
-    message = (
-        r"looks like hiera_small_16x224, the model is hiera_tiny_16x224: "
-        r"the file has stages \(1, 2, 11, 2\), not \(1, 2, 7, 2\)"
-    )
+        checkpoint = Checkpoint("x.pth", "official", create_model(f"hiera_{file}").state_dict())
+        other = create_model(f"hiera_{model}")
+    message = rf"x\.pth looks like hiera_{file}, the model is hiera_{model}: the file has {differs}"
     with pytest.raises(ValueError, match=message):
-        load_weights(tiny, path)
-    refused(
-        path,
-        r"the model is custom \(nearest hiera_tiny_16x224\): the file has embed_dim 96, not 16",
-    )
+        load_weights(other, checkpoint)
 
+
+def test_other_architectures(tmp_path: Path) -> None:
+    model = hiera(VIDEO, embed_dim=24)
+    path = saved(tmp_path / "w.pth", official(model))
+    refused(path, r"looks like custom \(nearest hiera_tiny_16x224\), .* embed_dim 24, not 16")
     other = hiera(VIDEO, num_heads=2)
     save_weights(tmp_path / "w", other, meta={})
     refused(tmp_path / "w", "num_heads 2, not 1")
@@ -502,8 +507,9 @@ def test_folders_that_are_no_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors"):
         load_folder(tmp_path)
-    with pytest.raises(ValueError, match="lacks architecture, num_classes"):
-        model_from_config({})
+    (tmp_path / "config.json").write_text('{"format": "hiera_video"}')
+    with pytest.raises(ValueError, match=r"config\.json lacks architecture, num_classes"):
+        load_folder(tmp_path)
 
 
 # Folders.
@@ -533,6 +539,7 @@ def test_folder_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
     x = torch.randn(1, model.in_chans, *model.input_size)
     with torch.inference_mode():
         assert torch.equal(again.eval()(x), model(x))
+    assert model_from_config(config).architecture == model.architecture
     assert config["num_frames"] == model.input_size[0]
     assert config["num_classes"] == model.num_classes
     assert (config["sampling_rate"], config["path"]) == (4, "é")
