@@ -122,6 +122,8 @@ def filled_packets(
         raise VideoError(path, "timeout", "reading its packets took too long") from error
     except av.error.FFmpegError:
         return  # a file that was cut off ends here
+    except IndexError:
+        return  # PyAV, at the end of a damaged stream that announced new streams on its way
 
 
 def scan(
