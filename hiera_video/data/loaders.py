@@ -173,4 +173,7 @@ def _start_worker(_: int) -> None:
     # One process decodes with one thread: more would only compete for the cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    # Ctrl-C and SIGTERM reach the whole group of processes (SIGTERM under torchrun and Slurm), but
+    # are the main process's to handle: it still needs this one until it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
