@@ -152,6 +152,9 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         crop_size: height and width of a view, pixels.
         short_side: of the resized frames, pixels; None for the crop's with three crops, and 256/224
             of it with one (SlowFast's 256 for crops of 224).
+
+    Raises:
+        ValueError: crops are larger than the short side.
     """
 
     def __init__(
@@ -169,6 +172,11 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         self.records, self.sampler = records, sampler
         if short_side is None:
             short_side = crop_size[0] if num_crops > 1 else round(crop_size[0] * 256 / 224)
+        if short_side < max(crop_size):
+            raise ValueError(
+                f"views.short_side is {short_side}: needed is at least {max(crop_size)}, the size "
+                "of a crop"
+            )
         self.crop_size, self.short_side = crop_size, short_side
         self.num_clips, self.num_crops, self.clip_rule = num_clips, num_crops, clip_rule
         self.open_video = open_video
