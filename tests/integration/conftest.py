@@ -1,0 +1,228 @@
+"""Tiny data sets, a tiny model, and ways to start the commands on them."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video.cli import main
+from hiera_video.video.writer import write_video
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:  # for `from tests.video.striped_video import ...`
+    sys.path.insert(0, str(ROOT))
+NUM_TRAIN, NUM_VAL = 10, 7
+UNREADABLE = 3  # of the validation videos
+
+BASE = """
+model:
+  name: hiera_tiny_16x224
+  num_frames: 4
+  image_size: 32
+  overrides: {embed_dim: 8, num_heads: 1, stages: [1, 1, 1, 1]}
+data: {train: TOY/train.csv, val: null, num_workers: 0}
+clips: {sampling_rate: 2}
+augment:
+  {flip: false, mixup: 0, cutmix: 0, rand_augment_magnitude: null, erasing_prob: 0,
+   crop_area: [0.6, 1.0]}
+optim: {lr: 1.0e-2}
+train:
+  {epochs: 3, warmup_epochs: 0, global_batch_size: 4, num_repeats: 1, precision: fp32,
+   evaluate_every: null, log_every: 100}
+views: {num_clips: 2, num_crops: 3, batch_size: 5}
+device: cpu
+"""
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def told(self, *parts: str) -> None:
+        """Asserts that one line on stderr, and no traceback, says all of `parts`."""
+        assert "Traceback" not in self.err, self.err
+        lines = [line for line in self.err.splitlines() if all(part in line for part in parts)]
+        assert len(lines) == 1, self.err
+
+
+def run(*arguments: object) -> Result:
+    """A command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(argument) for argument in arguments])
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+def environment(**changes: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | changes
+
+
+def start(*arguments: object, processes: int = 0, **options: Any) -> subprocess.Popen[str]:
+    """A command in a process of its own, or in several of torchrun's; `err` is joined to `out`."""
+    launcher = ["-m", "hiera_video"]
+    if processes:
+        port = ["--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        launcher = [
+            "-m",
+            "torch.distributed.run",
+            *port,
+            f"--nproc_per_node={processes}",
+            *launcher,
+        ]
+    return subprocess.Popen(
+        [sys.executable, *launcher, *map(str, arguments)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **options,
+    )
+
+
+def finish(process: subprocess.Popen[str], timeout_sec: float = 120) -> Result:
+    """Waits for a process; a hanging one fails the test."""
+    try:
+        out, _ = process.communicate(timeout=timeout_sec)
+    finally:
+        process.kill()
+    return Result(process.returncode, out, out)
+
+
+@dataclass(frozen=True)
+class Commands:
+    """`run`, `start` and `finish`, and shorthand for the tiny configuration."""
+
+    toy: Path
+
+    def run(self, *arguments: object) -> Result:
+        return run(*arguments)
+
+    def start(self, *arguments: object, **options: Any) -> subprocess.Popen[str]:
+        return start(*arguments, **options)
+
+    def fork(self, *arguments: object) -> multiprocessing.process.BaseProcess:
+        """As `start`, without the seconds that importing torch takes; what it says is lost."""
+        context = multiprocessing.get_context("fork")
+        process = context.Process(target=run, args=arguments)
+        process.start()
+        return process
+
+    def exit_code(self, process: multiprocessing.process.BaseProcess) -> int:
+        """Waits for a forked process; not by join(), which its own workers hold up."""
+        deadline = time.monotonic() + 60
+        while process.exitcode is None:
+            assert time.monotonic() < deadline, "the process does not end"
+            time.sleep(0.005)
+        return process.exitcode
+
+    def finish(self, process: subprocess.Popen[str], timeout_sec: float = 120) -> Result:
+        return finish(process, timeout_sec)
+
+    def finetune(self, run_dir: Path, *overrides: object) -> list[str]:
+        """Arguments of a training run."""
+        config = self.toy / "base.yaml"
+        return ["finetune", "--config", str(config), f"run_dir={run_dir}", *map(str, overrides)]
+
+    def train(self, run_dir: Path, *overrides: object) -> Result:
+        """Trains in this process; must succeed."""
+        result = run(*self.finetune(run_dir, *overrides))
+        assert result.code == 0, result.err
+        return result
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the processes that tests start: sums then come out the same to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def moving_square(rightwards: bool, num_frames: int, seed: int) -> Iterator[np.ndarray]:
+    """Frames uint8 [40, 48, 3]: a square on a plain ground of random colour."""
+    rng = np.random.default_rng(seed)
+    ground = rng.integers(20, 120, 3, dtype=np.uint8)
+    for t in range(num_frames):
+        frame = np.tile(ground, (40, 48, 1))
+        x = 4 + t if rightwards else 32 - t
+        frame[14:26, x : x + 12] = 230
+        yield frame
+
+
+def write_list(path: Path, rows: list[tuple[str, object]], header: str = "path,label") -> Path:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header.split(","), *rows])
+    return path
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with base.yaml, train.csv (10 videos), val.csv (7), val_bad.csv (one no video).
+
+    The classes are "left" and "right".
+    """
+    folder = tmp_path_factory.mktemp("toy")
+    names = ("left", "right")
+    rows: dict[str, list[tuple[str, object]]] = {"train": [], "val": []}
+    for split, number in (("train", NUM_TRAIN), ("val", NUM_VAL)):
+        for i in range(number):
+            file = f"{split}_{i}.mp4"
+            frames = moving_square(bool(i % 2), 14 + i % 3, seed=i)
+            write_video(folder / file, frames, 25, options={"preset": "ultrafast", "threads": "1"})
+            rows[split].append((file, names[i % 2]))
+        write_list(folder / f"{split}.csv", rows[split], "path,class_name")
+    (folder / "text.mp4").write_text("not a video\n" * 100)
+    rows["val"][UNREADABLE] = ("text.mp4", names[UNREADABLE % 2])
+    write_list(folder / "val_bad.csv", rows["val"], "path,class_name")
+    (folder / "base.yaml").write_text(BASE.replace("TOY", str(folder)))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def commands(toy: Path) -> Commands:
+    return Commands(toy)
+
+
+@pytest.fixture(scope="session")
+def trained(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder. Do not write into it: give evaluation an output_dir."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    commands.train(folder, f"data.val={commands.toy / 'val.csv'}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lines_of() -> Callable[[Path], list[dict[str, Any]]]:
+    """The records of a file of JSON lines."""
+    return lambda path: [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+@pytest.fixture(scope="session")
+def list_of() -> Callable[..., Path]:
+    """Writes a list of (path, label): `list_of(path, rows, header="path,label")`."""
+    return write_list
+
+
+@pytest.fixture(scope="session")
+def weights_of() -> Callable[[Path], bytes]:
+    """The bytes of the weights that a run left."""
+    return lambda run_dir: (run_dir / "weights" / "model.safetensors").read_bytes()
