@@ -1,4 +1,4 @@
-"""Hiera beside the official code on this machine: seconds a step and peak memory, as ratios from one run.
+"""Hiera beside the official code: seconds a step and peak memory, as ratios from one run.
 
     git clone https://github.com/facebookresearch/hiera /tmp/hiera   # v0.1.4
     python tools/benchmark_model.py --official /tmp/hiera [--model hiera_base_16x224] [--batch 1]
@@ -138,21 +138,18 @@ def main() -> None:
     if args.child:
         child(*args.child, args)
         return
-    print(
-        f"{args.model}, batch {args.batch}, {args.device}, torch {torch.__version__}, {torch.get_num_threads()} threads"
-    )
-    print(
-        f"{'work':8} {'precision':10} {'official s':>10} {'ours s':>8} {'faster':>7} {'official GiB':>13} {'ours GiB':>9} {'leaner':>7}"
-    )
+    print(f"{args.model}, batch {args.batch}, {args.device}, torch {torch.__version__}")
+    print(f"{torch.get_num_threads()} threads; official / ours (ratio)")
     for work in WORK:
         for precision in PRECISIONS:
-            s = time_pair(work, precision, args)
-            gib = {which: peak_gib(which, work, precision, args) for which in s}
-            print(
-                f"{work:8} {precision:10} {s['official']:10.3f} {s['ours']:8.3f} {s['official'] / s['ours']:6.2f}x "
-                f"{gib['official']:13.2f} {gib['ours']:9.2f} {gib['official'] / gib['ours']:6.2f}x",
-                flush=True,
-            )
+            seconds = time_pair(work, precision, args)
+            gib = {which: peak_gib(which, work, precision, args) for which in seconds}
+            print(f"{work:8} {precision:5} {told(seconds, 's')}   {told(gib, 'GiB')}", flush=True)
+
+
+def told(values: dict[str, float], unit: str) -> str:
+    official, ours = values["official"], values["ours"]
+    return f"{official:.3f} / {ours:.3f} {unit} ({official / ours:.2f}x)"
 
 
 if __name__ == "__main__":
