@@ -1,0 +1,60 @@
+"""The commands and programs of the README do what it says."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from hiera_video.cli import parser, read_config
+from tests.video.striped_video import make_striped_video
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def commands():
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if "hiera-video " in line or "-m hiera_video" in line]
+
+
+def test_the_first_screen_has_the_two_commands():
+    screen = "\n".join(README.splitlines()[:25])
+    assert "pip install -e . && hiera-video demo\n" in screen
+    assert "pip install -e '.[dev]' && pytest\n" in screen
+
+
+def test_ci_calls_the_test_command():
+    line = re.search(r"^pip install .*pytest$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
+    assert line
+    assert "pip install -e '.[dev]' && pytest" == line[0].replace("--quiet ", "")
+
+
+@pytest.mark.parametrize("command", commands())
+def test_settings_of_each_command_are_right(command):
+    words = shlex.split(command.split("&&")[-1])
+    start = words.index("hiera_video") if "hiera_video" in words else words.index("hiera-video")
+    args, operands = parser().parse_known_args(words[start + 1 :])
+    config = read_config(args, operands)
+    if hasattr(config, "check"):
+        config.check()
+
+
+def test_programs_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_striped_video(tmp_path / "clip.mp4", num_frames=12)
+    found = {}
+    for program in blocks("python"):
+        exec(compile(program, "README.md", "exec"), found)
+    assert found["logits"].shape == (1, 10)
+    assert [m.shape[1:4] for m in found["maps"]] == [(4, n, n) for n in (40, 20, 10, 5)]
+    assert found["frames"].shape == (3, 64, 96, 3)
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
