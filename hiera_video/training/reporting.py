@@ -70,6 +70,8 @@ class RunReport:
             from torch.utils.tensorboard import SummaryWriter
 
             self._tensorboard = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)
+        else:
+            logger.info("no TensorBoard (pip install tensorboard): metrics go to metrics.jsonl")
 
     def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
         """One line of metrics.jsonl and the points of TensorBoard, after `step` steps."""
