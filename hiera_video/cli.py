@@ -88,8 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError) as error:
-        if not _is_ours(error):
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        names_a_file = isinstance(error, OSError) and error.filename is not None
+        if not names_a_file and not _is_ours(error):
             raise
         print(f"hiera-video {args.command}: {error}", file=sys.stderr)
         return 1
@@ -104,7 +105,10 @@ def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
     config: Any = load_config(cls, args.config, overrides)
     if getattr(config, "checkpoint", None) is not None:
-        defaults = trained_with(config.checkpoint)
+        try:
+            defaults = trained_with(config.checkpoint)
+        except ValueError as error:
+            raise ConfigError(f"{config.checkpoint}/config.json is not JSON: {error}") from None
         config = load_config(cls, args.config, overrides, defaults)
     return replace(config, inputs=[*config.inputs, *files]) if files else config
 

@@ -35,10 +35,17 @@ def process_group(device: str) -> Iterator[Process]:
 
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
+
+    Raises:
+        ValueError: there is no such device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    name = _best_device() if device == "auto" else device
-    chosen = torch.device(name)
+    try:
+        chosen = torch.device(_best_device() if device == "auto" else device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}: take auto, cpu, cuda, cuda:N or mps") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is {device!r}: torch finds no CUDA device; take auto or cpu")
     if chosen.type == "cuda":
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)
