@@ -9,8 +9,6 @@ import time
 import numpy as np
 import pytest
 
-from hiera_video.training.distributed import gather_on_main, process_group, sum_over_processes
-
 
 def test_evaluation_of_a_list_that_does_not_divide(commands, trained, tmp_path):
     """Seven videos, one unreadable, on two processes: report, predictions and scores of one."""
@@ -117,11 +115,3 @@ def test_sigterm_to_torchrun_saves(commands, tmp_path, lines_of, weights_of):
     assert "killed by signal" not in result.out
     (saved,) = (tmp_path / "checkpoints").iterdir()
     assert int(saved.name.removeprefix("step_")) == len(lines_of(metrics))
-
-
-def test_without_torchrun_there_is_one_process(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with process_group("cpu") as process:
-        assert (process.rank, process.world_size, process.is_main) == (0, 1, True)
-        assert sum_over_processes(3) == 3
-        assert gather_on_main("x") == ["x"]

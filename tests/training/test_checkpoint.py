@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from hiera_video.training.checkpoint import (
+    latest_checkpoint,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
+
+
+def training(optimizer="adamw", seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    model[0].bias.requires_grad_(False)
+    groups = [
+        {"params": [model[0].weight], "lr_scale": 0.5, "weight_decay": 0.1},
+        {"params": list(model[1].parameters()), "lr_scale": 1.0, "weight_decay": 0.0},
+    ]
+    if optimizer == "adamw":
+        built = torch.optim.AdamW(groups, lr=0.01)
+    else:
+        built = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
+    return model, built, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+
+
+def advance(model, optimizer, average, num_steps, first=0):
+    for step in range(first, first + num_steps):
+        torch.manual_seed(step)
+        model(torch.randn(5, 3)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.update_parameters(model)
+
+
+def values(*modules):
+    return [value for module in modules for value in module.state_dict().values()]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_going_on_from_a_checkpoint_is_exact(tmp_path, optimizer):
+    whole = training(optimizer)
+    advance(*whole, 3)
+    save_checkpoint(tmp_path, 3, *whole)
+    advance(*whole, 4, first=3)  # saving did not change what is trained
+
+    resumed = training(optimizer, seed=9)
+    assert load_checkpoint(latest_checkpoint(tmp_path), *resumed) == 3
+    assert [group["lr_scale"] for group in resumed[1].param_groups] == [0.5, 1.0]
+    advance(*resumed, 4, first=3)
+    for ours, theirs in zip(values(*resumed[::2]), values(*whole[::2]), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_nothing_half_written_is_read(tmp_path):
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+    parts = training()
+    advance(*parts, 1)
+    for step in (1, 2, 10):
+        save_checkpoint(tmp_path, step, *parts)
+    (tmp_path / "step_00000011.tmp").mkdir()
+    (tmp_path / "step_00000011.tmp" / "__0_0.distcp").write_bytes(b"half")
+    (tmp_path / "notes.txt").touch()
+    assert latest_checkpoint(tmp_path) == tmp_path / "step_00000010"
+    prune_checkpoints(tmp_path, keep=2)
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["notes.txt", "step_00000002", "step_00000010"]
+
+
+def test_a_left_temporary_folder_is_overwritten(tmp_path):
+    parts = training()
+    advance(*parts, 1)
+    (tmp_path / "step_00000005.tmp").mkdir(parents=True)
+    (tmp_path / "step_00000005.tmp" / "__0_0.distcp").write_bytes(b"half")
+    assert save_checkpoint(tmp_path, 5, *parts) == tmp_path / "step_00000005"
+    assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
+    assert load_checkpoint(tmp_path / "step_00000005", *training(seed=3)) == 5

@@ -1,0 +1,188 @@
+"""The training step on a linear model, whose right answer is known."""
+
+import json
+import math
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from hiera_video.data.batches import ClipBatch, Failure
+from hiera_video.training.distributed import Process
+from hiera_video.training.loop import StopSignal, train_steps
+from hiera_video.training.reporting import RunReport
+
+PROCESS = Process(0, 1, 1, torch.device("cpu"))
+FAILURE = Failure("bad.mp4", "/bad.mp4", "empty", "/bad.mp4: is empty")
+
+
+def batch(*values, failures=()):
+    """A batch of clips of one pixel; the name of a clip is its value."""
+    clips = torch.tensor(values or (0.0,)).reshape(-1, 1, 1, 1, 1)
+    return ClipBatch(clips, [(0,)] * max(len(values), 1), [str(v) for v in values], list(failures))
+
+
+def sum_of_products(model, batch, rng):
+    """The gradient of its mean over clips is the mean of the clips."""
+    return model(batch.clips.flatten(1)).sum()
+
+
+def steps(batches, *, model=None, accumulation_steps=1, loss=sum_of_products, **changes):
+    model = nn.Linear(1, 1, bias=False) if model is None else model
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=1.0)
+    settings = dict(
+        start_step=0,
+        end_step=len(batches) // accumulation_steps,
+        lr_at=lambda step: 0.1,
+        clip_grad=None,
+        bf16=False,
+        seed=0,
+        process=PROCESS,
+    )
+    settings |= changes
+    yield from (
+        (done, model.weight.item())
+        for done in train_steps(
+            model,
+            loss,
+            optimizer,
+            iter(batches),
+            accumulation_steps=accumulation_steps,
+            **settings,
+        )
+    )
+
+
+def test_a_step_takes_the_mean_over_clips():
+    ((done, weight),) = steps([batch(1.0, 2.0, 6.0)])
+    assert weight == pytest.approx(1 - 0.1 * 3)
+    assert done.loss == pytest.approx(3.0)  # before the step, of weight 1
+    assert done.grad_norm == pytest.approx(3.0)
+    assert (done.step, done.num_clips, done.num_failed, done.skipped) == (1, 3, 0, False)
+    assert done.names == ["1.0", "2.0", "6.0"]
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [batch(1.0, 2.0, 6.0), batch()],
+        [batch(1.0), batch(2.0, 6.0)],
+        [batch(), batch(1.0, 2.0, 6.0, failures=[FAILURE])],
+    ],
+)
+def test_parts_of_any_size_add_up(parts):
+    """Accumulation weighs clips, not parts; a part without videos adds nothing."""
+    ((done, weight),) = steps(parts, accumulation_steps=2)
+    assert weight == pytest.approx(1 - 0.1 * 3)
+    assert done.loss == pytest.approx(3.0)
+    assert done.num_clips == 3
+    assert done.num_failed == sum(len(part.failures) for part in parts)
+
+
+def test_the_gradient_is_clipped():
+    ((done, weight),) = steps([batch(30.0)], clip_grad=2.0)
+    assert done.grad_norm == pytest.approx(30.0)
+    assert weight == pytest.approx(1 - 0.1 * 2, abs=1e-5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_step_that_is_not_finite_is_skipped(value):
+    done = list(steps([batch(1.0), batch(value, 5.0), batch(1.0)]))
+    assert [report.skipped for report, _ in done] == [False, True, False]
+    weights = [weight for _, weight in done]
+    assert weights == pytest.approx([0.9, 0.9, 0.8])
+    assert done[1][0].names == [str(value), "5.0"]
+
+
+def test_a_finite_loss_with_a_gradient_that_is_not_is_skipped_too():
+    def loss(model, batch, rng):
+        return (model.weight - 1.0).abs().sqrt().sum()  # 0 with an infinite slope
+
+    ((done, weight),) = steps([batch(1.0)], loss=loss)
+    assert done.loss == 0.0
+    assert done.skipped
+    assert weight == 1.0
+
+
+def test_a_step_without_videos_is_skipped():
+    ((done, weight),) = steps([batch(failures=[FAILURE])])
+    assert done.skipped
+    assert (done.num_clips, done.num_failed, done.failures) == (0, 1, [FAILURE])
+    assert weight == 1.0
+
+
+def test_a_skipped_step_leaves_the_optimizer_and_the_average():
+    model = nn.Linear(1, 1, bias=False)
+    average = AveragedModel(model, multi_avg_fn=None, avg_fn=lambda a, b, n: b)
+    done = list(steps([batch(1.0), batch(math.nan)], model=model, average=average))
+    assert average.module.weight.item() == pytest.approx(done[0][1])
+    assert int(average.n_averaged) == 1
+
+
+def test_the_rate_follows_the_step():
+    rates = [0.5, 0.25, 0.125]
+    done = list(steps([batch(1.0)] * 2, lr_at=rates.__getitem__, start_step=1, end_step=3))
+    assert [(report.step, report.lr) for report, _ in done] == [(2, 0.25), (3, 0.125)]
+
+
+def test_randomness_depends_on_seed_step_and_rank_only():
+    def draws(**changes):
+        seen = []
+
+        def loss(model, batch, rng):
+            seen.append((rng.random(), torch.rand(()).item()))
+            return model(batch.clips.flatten(1)).sum()
+
+        list(steps([batch(1.0)] * 4, loss=loss, **changes))
+        return seen
+
+    whole = draws(end_step=4)
+    assert len(set(whole)) == 4
+    torch.rand(7)
+    assert draws(start_step=2, end_step=4) == whole[2:]
+    assert draws(seed=1)[0] != whole[0]
+    assert draws(process=Process(1, 2, 2, torch.device("cpu")))[0] != whole[0]
+
+
+def test_the_file_names_of_a_skipped_step_are_told(tmp_path, capsys):
+    from hiera_video.training.reporting import setup_logging
+
+    setup_logging()
+    ((done, _),) = steps([batch(math.nan, 2.0)])
+    report = RunReport(tmp_path, PROCESS)
+    report.step(done)
+    report.close()
+    assert "step 1 skipped: loss nan, gradient norm nan; its videos: nan, 2.0" in (
+        capsys.readouterr().err
+    )
+    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 1
+
+
+def test_sigterm_is_noted_and_the_old_handler_comes_back():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopSignal() as stop:
+        assert not stop.requested()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested()
+        done = next(steps([batch(1.0)] * 2, stop_requested=stop.requested))[0]
+        assert done.stop
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_bf16_is_the_forward_pass_only():
+    seen = []
+
+    def loss(model, batch, rng):
+        out = model(batch.clips.flatten(1))
+        seen.append(out.dtype)
+        return out.float().sum()
+
+    ((_, weight),) = steps([batch(1.0)], bf16=True, loss=loss)
+    assert seen == [torch.bfloat16]
+    assert weight == np.float32(0.9)
