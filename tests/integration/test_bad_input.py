@@ -1,0 +1,199 @@
+"""Bad files and mistakes: skipped, counted and listed, or one clear line. Never a traceback."""
+
+import json
+from collections import Counter
+
+import pytest
+
+from tests.video.striped_video import make_audio, make_striped_video
+
+FASTSTART = {"movflags": "+faststart"}
+
+
+@pytest.fixture(scope="module")
+def bad_files(tmp_path_factory):
+    """Cause by path of six files that cannot be read (one of them is not there)."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty.mp4").touch()
+    (folder / "text.mp4").write_text("not a video\n" * 100)
+    cut = make_striped_video(folder / "cut.mp4", 30)
+    cut.write_bytes(cut.read_bytes()[:-1500])
+    no_frames = make_striped_video(folder / "zero seconds.mp4", 5, container_options=FASTSTART)
+    data = no_frames.read_bytes()
+    no_frames.write_bytes(data[: data.index(b"mdat") + 4])
+    return {
+        str(folder / "nowhere.mp4"): "missing",
+        str(folder / "empty.mp4"): "empty",
+        str(folder / "text.mp4"): "not_a_video",
+        str(cut): "truncated",
+        str(no_frames): "no_frames",
+        str(make_audio(folder / "ton spur ö.mp4")): "no_video_stream",
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_skips_counts_and_lists_them(
+    commands, list_of, lines_of, bad_files, tmp_path, num_workers
+):
+    good = [(commands.toy / f"train_{i}.mp4", i % 2) for i in range(6)]
+    train = list_of(tmp_path / "train.csv", [*good, *((path, 0) for path in bad_files)])
+    run_dir = tmp_path / "run"
+    result = commands.run(
+        *commands.finetune(
+            run_dir, f"data.train={train}", f"data.num_workers={num_workers}", "train.epochs=2"
+        )
+    )
+    assert result.code == 3
+    assert "Traceback" not in result.err
+    failed = lines_of(run_dir / "failures.jsonl")
+    assert {line["path"]: line["cause"] for line in failed} == bad_files
+    assert Counter(line["name"] for line in failed) == Counter(list(bad_files) * 2)  # 2 epochs
+    for line in failed:
+        assert line["message"].startswith(line["path"] + ": ")
+        assert f"skipped {line['message']}" in result.err
+    clips = [line["num_clips"] for line in lines_of(run_dir / "metrics.jsonl")]
+    assert sum(clips) == 2 * 6
+    assert (run_dir / "weights" / "model.safetensors").exists()
+
+
+def test_evaluation_names_them(commands, trained, list_of, bad_files, tmp_path):
+    rows = [(commands.toy / "val_0.mp4", 0), *((path, 1) for path in bad_files)]
+    val = list_of(tmp_path / "val.csv", rows)
+    result = commands.run(
+        "evaluate", f"checkpoint={trained}", f"data.val={val}", f"output_dir={tmp_path}", "--json"
+    )
+    assert result.code == 3
+    report = json.loads(result.out)
+    assert {failure["path"]: failure["cause"] for failure in report["failed"]} == bad_files
+    assert [failure["path"] for failure in report["failed"]] == list(bad_files)  # as listed
+    assert report["video_failed_as_wrong"]["top1"] == pytest.approx(report["video"]["top1"] / 7)
+
+
+def test_prediction_names_them(commands, trained, bad_files):
+    result = commands.run("predict", f"checkpoint={trained}", "device=cpu", *bad_files)
+    assert result.code == 1
+    lines = result.out.splitlines()
+    assert len(lines) == len(bad_files)
+    assert {line.split(": ")[0] for line in lines} == set(bad_files)
+
+
+def test_too_many_failures_stop_training(commands, list_of, bad_files, tmp_path):
+    """More than max_failed_frac of at least 100 videos read; fewer than 100 tell nothing."""
+    rows = [(commands.toy / f"train_{i}.mp4", i % 2) for i in range(10)]
+    train = list_of(tmp_path / "train.csv", [*rows, (next(iter(bad_files)), 1)])
+    overrides = (f"data.train={train}", "train.global_batch_size=11")
+    result = commands.run(*commands.finetune(tmp_path / "a", *overrides, "train.epochs=9"))
+    assert result.code == 3  # 9 of 99
+    result = commands.run(*commands.finetune(tmp_path / "b", *overrides, "train.epochs=20"))
+    assert result.code == 1
+    result.told("10 of 110 videos could not be read", "data.max_failed_frac=0.05")
+    overrides = (*overrides, "train.epochs=11", "data.max_failed_frac=0.1")
+    result = commands.run(*commands.finetune(tmp_path / "c", *overrides))
+    assert result.code == 3
+
+
+def test_names_with_spaces_and_other_scripts(commands, list_of, tmp_path):
+    folder = tmp_path / "Ordner mit Ümläut, 動画"
+    folder.mkdir()
+    names = ["a b.mp4", "ç,d.mp4", "日本 語.mp4", "e=f.mp4"]
+    for i, name in enumerate(names):
+        (folder / name).write_bytes((commands.toy / f"train_{i}.mp4").read_bytes())
+    train = list_of(folder / "liste é.csv", [(n, i % 2) for i, n in enumerate(names)])
+    commands.train(folder / "run", f"data.train={train}", f"data.val={train}")
+    plain = folder / "ohne Kopf.txt"
+    plain.write_text("".join(f"{n} {i % 2}\n" for i, n in enumerate(names)), encoding="utf-8")
+    result = commands.run(
+        "evaluate", f"checkpoint={folder / 'run'}", f"data.val={plain}", "device=cpu"
+    )
+    assert result.code == 0, result.err
+    rows = (folder / "run" / "eval" / "predictions.csv").read_text(encoding="utf-8")
+    assert all(name in rows for name in names)
+
+
+@pytest.mark.parametrize(
+    ("line", "parts"),
+    [
+        ("b.mp4", ["list.txt:2", "has no label"]),
+        ("b.mp4 1;0", ["list.txt:2", "2 labels"]),
+        ("b.mp4 -1", ["list.txt:2", "class id -1"]),
+        ("b.mp4 one", ["list.txt:2", "'one'"]),
+    ],
+)
+def test_a_wrong_line_is_named(commands, tmp_path, line, parts):
+    for name in "ab":
+        (tmp_path / f"{name}.mp4").touch()
+    (tmp_path / "list.txt").write_text(f"a.mp4 0\n{line}\n")
+    result = commands.run(
+        *commands.finetune(tmp_path / "run", f"data.train={tmp_path / 'list.txt'}")
+    )
+    assert result.code == 1
+    result.told(*parts)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_label_beyond_the_class_names(commands, tmp_path):
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "list.txt").write_text("a.mp4 2\n")
+    (tmp_path / "names.txt").write_text("left\nright\n")
+    result = commands.run(
+        *commands.finetune(
+            tmp_path / "run",
+            f"data.train={tmp_path / 'list.txt'}",
+            f"data.class_names={tmp_path / 'names.txt'}",
+        )
+    )
+    assert result.code == 1
+    result.told("list.txt:1", "class id 2 must be 0 to 1")
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "parts"),
+    [
+        ("model.image_size=72", 1, ["(4, 72, 72)", "(4, 64, 64)"]),
+        ("model.num_frames=5", 1, ["(5, 32, 32)", "(4, 32, 32)"]),
+        ("model.name=hiera_bas_16x224", 1, ["'hiera_bas_16x224' is unknown", "hiera_base_16x224"]),
+        ("model.overrides.embed_dims=8", 1, ["'embed_dims' is unknown", "'embed_dim'"]),
+        (
+            "train.global_batch_size=3 train.accumulation_steps=2",
+            1,
+            ["global_batch_size=3", "is 4"],
+        ),
+        ("train.epoch=3", 2, ["train.epoch=3", "'epochs'"]),
+        ("trian.epochs=3", 2, ["trian", "train"]),
+        ("train.epochs=many", 2, ["epochs", "many"]),
+        ("train.epochs=-1", 2, ["train.epochs", "-1"]),
+        ("optim.optimizer=adam", 2, ["optimizer", "adam", "adamw"]),
+        ("data.train=TOY/nowhere.csv", 1, ["nowhere.csv: no such file or folder"]),
+        ("data.train=TOY/train_0.mp4", 1, ["train_0.mp4: a single video"]),
+        ("model.init=TOY/nowhere.pth", 1, ["nowhere.pth: there is no such file"]),
+        ("model.init=TOY/text.mp4", 1, ["text.mp4 is damaged or not a file of weights"]),
+        ("model.init=TOY", 1, ["is not a weights folder: it has no config.json"]),
+        ("train.freeze_stages=5", 1, ["train.freeze_stages=5", "4 stages"]),
+        ("device=cudo", 1, ["device is 'cudo'", "cuda:N"]),
+        ("run_dir=TOY/text.mp4/run", 1, ["text.mp4/run"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(commands, tmp_path, override, code, parts):
+    overrides = override.replace("TOY", str(commands.toy)).split(" ")
+    result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
+    assert result.code == code, result.err
+    result.told(*parts)
+
+
+def test_a_checkpoint_of_another_variant(commands, trained, tmp_path):
+    overrides = (f"model.init={trained}", "model.overrides.embed_dim=16")
+    result = commands.run(*commands.finetune(tmp_path, *overrides))
+    assert result.code == 1
+    result.told(str(trained), "embed_dim 8, not 16")
+    for command in ("evaluate", "predict"):
+        overrides = (f"data.val={commands.toy / 'val.csv'}",) if command == "evaluate" else ("x",)
+        result = commands.run(command, f"checkpoint={commands.toy}", *overrides)
+        assert result.code == 1
+        result.told(f"{commands.toy} is not a weights folder")
+
+
+def test_a_damaged_config_json_is_named(commands, trained, tmp_path):
+    (tmp_path / "config.json").write_text('{"format": "hiera_')
+    result = commands.run("predict", f"checkpoint={tmp_path}", "x.mp4")
+    assert result.code == 2
+    result.told("config.json", "not JSON")

@@ -1,0 +1,201 @@
+"""The command line: what it accepts, what it says, and its exit codes. Nothing is trained here."""
+
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+import hiera_video
+from hiera_video import cli
+from hiera_video.cli import COMMANDS, main
+from hiera_video.config import ConfigError, FinetuneConfig, load_config, to_dict
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """Instead of running, commands record (config, dry_run, as_json)."""
+    calls = []
+
+    class Command:
+        @staticmethod
+        def run(config, *, dry_run, as_json):
+            calls.append((config, dry_run, as_json))
+            return 0
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: Command)
+    return calls
+
+
+def raising(monkeypatch, error):
+    def run(config, **_):
+        raise error
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: type("C", (), {"run": run}))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["data.train=x", "optim.lr=0.5", "--dry-run", "--config", "FILE"],
+        ["--config", "FILE", "data.train=x", "--dry-run", "optim.lr=0.5"],
+        ["optim.lr=0.5", "--dry-run", "--config=FILE", "data.train=x"],
+    ],
+)
+def test_options_and_settings_in_any_order(seen, tmp_path, arguments):
+    (tmp_path / "c.yaml").write_text("optim: {lr: 7, weight_decay: 0.25}")
+    file = str(tmp_path / "c.yaml")
+    assert main(["finetune", *(a.replace("FILE", file) for a in arguments)]) == 0
+    ((config, dry_run, as_json),) = seen
+    assert (config.optim.lr, config.optim.weight_decay) == (0.5, 0.25)  # the line wins
+    assert dry_run
+    assert not as_json
+
+
+def test_later_files_win(seen, tmp_path):
+    (tmp_path / "a.yaml").write_text("optim: {lr: 1, weight_decay: 1}")
+    (tmp_path / "b.yaml").write_text("optim: {lr: 2}")
+    files = [f"--config={tmp_path / name}.yaml" for name in "ab"]
+    assert main(["finetune", *files, "data.train=x"]) == 0
+    assert (seen[0][0].optim.lr, seen[0][0].optim.weight_decay) == (2, 1)
+
+
+def test_files_of_predict_stand_anywhere(seen):
+    assert main(["predict", "a b.mp4", "--json", "checkpoint=run", "ä.mp4", "top_k=2"]) == 0
+    ((config, _, as_json),) = seen
+    assert config.inputs == ["a b.mp4", "ä.mp4"]
+    assert config.top_k == 2
+    assert as_json
+
+
+def test_paths_with_spaces_equals_and_other_scripts(seen):
+    path = "/data/Ümläut und = mehr/日本.csv"
+    assert main(["finetune", f"data.train={path}"]) == 0
+    assert seen[0][0].data.train == path
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"demo"}))
+def test_print_config_round_trips(command, tmp_path, capsys):
+    cls = COMMANDS[command][0]
+    changes = {"finetune": ["optim.lr=3.0e-05", "augment.crop_area=[0.25,0.5]"]}.get(command, [])
+    assert main([command, "--print-config", *changes]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "whole.yaml").write_text(printed)
+    assert load_config(cls, [str(tmp_path / "whole.yaml")]) == load_config(cls, [], changes)
+    assert main([command, "--print-config", "--config", str(tmp_path / "whole.yaml")]) == 0
+    assert capsys.readouterr().out == printed
+    assert yaml.safe_load(printed).keys() == to_dict(cls()).keys()
+
+
+def test_print_config_of_a_shipped_recipe(capsys):
+    assert main(["finetune", "--config", "kinetics400/hiera_base", "--print-config"]) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["name"] == "hiera_base_16x224"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["finetune", "optim.lrr=1"], ["optim.lrr", "'lr'"]),
+        (["finetune", "lr=1"], ["lr"]),
+        (["finetune", "data.train"], ["'data.train' is not of the form key.path=value"]),
+        (["finetune"], ["data.train is not set"]),
+        (
+            ["finetune", "--config", "kinetics400/hiera_bse"],
+            ["did you mean kinetics400/hiera_base"],
+        ),
+        (["evaluate", "data.val=x"], ["checkpoint is not set"]),
+        (["evaluate", "checkpoint=x"], ["data.val is not set"]),
+        (["predict", "checkpoint=x"], ["FILE is not set"]),
+        (["predict", "a.mp4"], ["checkpoint is not set"]),
+        (["predict", "a.mp4", "checkpoint=x", "top_k=0"], ["top_k is 0"]),
+    ],
+)
+def test_usage_and_configuration_exit_with_2(capsys, arguments, parts):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith(f"hiera-video {arguments[0]}: ")
+    assert all(part in err for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ([], "COMMAND"),
+        (["finetun"], "finetun"),
+        (["finetune", "--lr", "0.1"], "unknown option --lr"),
+        (["finetune", "--config"], "expected one argument"),
+    ],
+)
+def test_what_argparse_refuses_exits_with_2(capsys, arguments, part):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 2
+    assert part in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "told"),
+    [
+        (ConfigError("optim.lr is 0"), 2, "hiera-video finetune: optim.lr is 0\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, error, code, told):
+    raising(monkeypatch, error)
+    assert main(["finetune", "data.train=x"]) == code
+    assert capsys.readouterr().err == told
+
+
+def test_errors_that_name_a_file_are_one_line(monkeypatch, capsys):
+    raising(monkeypatch, FileNotFoundError(2, "No such file or directory", "/x/y"))
+    assert main(["finetune", "data.train=x"]) == 1
+    assert capsys.readouterr().err == (
+        "hiera-video finetune: [Errno 2] No such file or directory: '/x/y'\n"
+    )
+
+
+def test_errors_of_others_keep_their_trace(monkeypatch):
+    """They are bugs, and where they happened is what tells them."""
+    raising(monkeypatch, ValueError("shapes do not match"))
+    with pytest.raises(ValueError, match="shapes do not match"):
+        main(["finetune", "data.train=x"])
+
+
+def test_help_names_commands_and_options(capsys):
+    for arguments in (["--help"], *([command, "--help"] for command in COMMANDS)):
+        with pytest.raises(SystemExit) as left:
+            main(arguments)
+        assert left.value.code == 0
+        told = capsys.readouterr().out
+        wanted = COMMANDS if arguments == ["--help"] else ["--config", "--dry-run", "--json"]
+        assert all(word in told for word in wanted)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["--version"])
+    assert left.value.code == 0
+    assert hiera_video.__version__ in capsys.readouterr().out
+
+
+def test_help_and_configurations_do_not_wait_for_torch():
+    program = """
+import sys
+from hiera_video.cli import main
+assert main(["finetune", "data.train=x", "--print-config"]) == 0
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+
+
+def test_configurations_state_what_they_are_for():
+    for cls, summary in COMMANDS.values():
+        assert cls.__doc__
+        assert summary
+    assert FinetuneConfig().data.train is None
