@@ -1,0 +1,102 @@
+"""The demo end to end on fewer videos, and what it says about a folder that is there already."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import pytest
+
+from hiera_video.config import FinetuneConfig, load_config
+from hiera_video.data import demo
+from tests.integration.conftest import environment, run
+
+
+@pytest.fixture
+def few_videos(monkeypatch):
+    """16 training and 8 validation videos; the processes that the demo starts find the package."""
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    write_all = demo.generate
+
+    def write_few(data, *, seed):
+        write_all(data, seed=seed, train_scenes=2, val_scenes=1)
+
+    monkeypatch.setattr(demo, "generate", write_few)
+    monkeypatch.setattr(demo, "DURATION_SEC", (1.0, 1.2))
+
+
+def test_trains_evaluates_and_predicts_and_goes_on_when_started_again(tmp_path, few_videos):
+    folder = tmp_path / "a demo"
+    first = run("demo", f"output_dir={folder}", "seed=3", "--json")
+    assert first.code == 0, first.err
+    result = json.loads(first.out)
+    assert result["seed"] == 3
+    assert (result["expected"], result["decoded"]) == (8, 8)
+    assert result["views"] == {"num_clips": 5, "num_crops": 3}
+    assert 0 <= result["video"]["top1"] <= 1
+    assert result["prediction"]["path"].startswith(str(folder))
+    assert all((folder / path).exists() for path in result["paths"].values())
+    meta = json.loads((folder / "run" / "weights" / "config.json").read_text())
+    assert tuple(meta["class_names"]) == demo.CLASSES
+
+    weights = (folder / "run" / "weights" / "model.safetensors").read_bytes()
+    again = run("demo", f"output_dir={folder}", "seed=3", "--json")
+    assert again.code == 0, again.err
+    assert "Evaluated already" in again.err
+    assert json.loads(again.out)["video"] == result["video"]
+    assert (folder / "run" / "weights" / "model.safetensors").read_bytes() == weights
+
+    other = run("demo", f"output_dir={folder}", "seed=4")
+    assert other.code == 1
+    other.told("holds the demo of seed=3", "another output_dir")
+
+
+def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, few_videos):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "demo.json").write_text('{"seed": 0}\n')
+    (tmp_path / "demo" / "run").write_text("in the way\n")
+    result = run("demo", f"output_dir={tmp_path / 'demo'}")
+    assert result.code not in (0, 3)
+    assert "$ hiera-video finetune" in result.err
+    assert "$ hiera-video evaluate" not in result.err
+
+
+def test_dry_run_lists_commands_that_can_be_typed_and_does_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run("demo", "output_dir=some where", "--dry-run")
+    assert result.code == 0
+    commands = [shlex.split(line) for line in result.out.splitlines()]
+    assert [words[:2] for words in commands] == [
+        ["hiera-video", name] for name in ("finetune", "evaluate", "predict")
+    ]
+    settings = [word for word in commands[0][2:] if not word.startswith("--")]
+    config = load_config(FinetuneConfig, ["demo/finetune"], settings)
+    config.check()
+    assert config.run_dir == "some where/run"
+    assert config.augment.flip is False  # left and right are classes
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "parts"),
+    [
+        ({"mine.txt": "x"}, ["holds other files", "another folder"]),
+        ({"demo.json": "{"}, ["demo.json is damaged"]),
+        ({"demo.json": '{"seed": 1}'}, ["seed=1", "another output_dir"]),
+    ],
+)
+def test_leaves_the_folders_of_others_alone(tmp_path, content, parts):
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    result = run("demo", f"output_dir={tmp_path}")
+    assert result.code == 1
+    result.told(*parts)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == content
+
+
+def test_refuses_a_file(tmp_path):
+    (tmp_path / "file").write_text("x")
+    result = run("demo", f"output_dir={tmp_path / 'file'}")
+    assert result.code == 1
+    result.told("is a file")
