@@ -6,6 +6,7 @@ resuming, loop, what is left behind.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Sequence
@@ -226,6 +227,8 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         if process.is_main:
             save_weights(folder / "weights", trained, meta=exported(config, train))
             logger.info("trained %d steps; weights are in %s", end_step, folder / "weights")
+            if as_json:
+                print(json.dumps({"steps": end_step, "weights": str(folder / "weights")}))
         report.close()
         # Together: torchrun ends all processes when one has left with another code than 0.
         failed = torch.tensor(float((folder / "failures.jsonl").exists()))
@@ -333,8 +336,8 @@ def describe(
         f"{config.model.name}, input {model.input_size}, {learning / 1e6:.2f} M parameters learn; "
         f"{clips.sampling} sampling {frames}, flips {'on' if config.augment.flip else 'off'}",
         f"{end_step} steps of {settings.global_batch_size} videos x {settings.num_repeats} clips = "
-        f"{settings.global_batch_size * settings.num_repeats} clips: {process.world_size} processes "
-        f"x {settings.accumulation_steps} parts x {micro} videos; peak lr {config.optim.lr:g} "
+        f"{settings.global_batch_size * settings.num_repeats} clips: {process.world_size} "
+        f"processes x {settings.accumulation_steps} parts x {micro} videos; peak lr {config.optim.lr:g} "
         f"({config.optim.optimizer}, {settings.precision}, {process.device})",
     ]
 

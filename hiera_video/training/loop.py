@@ -52,7 +52,7 @@ class StepReport:
     """What one step did. Counts and the loss are over all processes, names and failures are not."""
 
     step: int  # steps done, this one included
-    loss: float  # mean over the clips of the step
+    loss: float  # mean over the clips of the step, NaN without any
     lr: float
     grad_norm: float  # before clipping
     num_clips: int
@@ -129,7 +129,7 @@ def train_steps(
         optimizer.zero_grad(set_to_none=True)
         yield StepReport(
             step=step + 1,
-            loss=loss_value / max(num_clips, 1),
+            loss=loss_value / num_clips if num_clips else math.nan,
             lr=lr,
             grad_norm=grad_norm,
             num_clips=num_clips,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import platform
 import subprocess
 import sys
@@ -77,7 +78,8 @@ class RunReport:
         """One line of metrics.jsonl and the points of TensorBoard, after `step` steps."""
         if not self.process.is_main:
             return
-        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **values})
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})  # JSON has no NaN
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
