@@ -81,7 +81,11 @@ def test_too_many_failures_stop_training(commands, list_of, bad_files, tmp_path)
     """More than max_failed_frac of at least 100 videos read; fewer than 100 tell nothing."""
     rows = [(commands.toy / f"train_{i}.mp4", i % 2) for i in range(10)]
     train = list_of(tmp_path / "train.csv", [*rows, (next(iter(bad_files)), 1)])
-    overrides = (f"data.train={train}", "train.global_batch_size=11")
+    overrides = (
+        f"data.train={train}",
+        "train.global_batch_size=11",
+        "train.checkpoint_every=100",
+    )
     result = commands.run(*commands.finetune(tmp_path / "a", *overrides, "train.epochs=9"))
     assert result.code == 3  # 9 of 99
     result = commands.run(*commands.finetune(tmp_path / "b", *overrides, "train.epochs=20"))

@@ -83,6 +83,11 @@ def test_it_learns_which_way_the_square_moves(commands, tmp_path, lines_of):
     assert lines_of(tmp_path / "metrics.jsonl")[-1]["top1"] == 1.0
 
 
+def test_json_says_where_the_weights_are(commands, tmp_path):
+    result = commands.train(tmp_path, "train.epochs=1", "--json")
+    assert json.loads(result.out) == {"steps": 3, "weights": str(tmp_path / "weights")}
+
+
 def test_dry_run_does_nothing(commands, tmp_path):
     result = commands.run(*commands.finetune(tmp_path / "run", "--dry-run"))
     assert result.code == 0

@@ -114,6 +114,7 @@ def test_a_step_without_videos_is_skipped():
     ((done, weight),) = steps([batch(failures=[FAILURE])])
     assert done.skipped
     assert (done.num_clips, done.num_failed, done.failures) == (0, 1, [FAILURE])
+    assert math.isnan(done.loss)
     assert weight == 1.0
 
 
@@ -161,7 +162,9 @@ def test_the_file_names_of_a_skipped_step_are_told(tmp_path, capsys):
     assert "step 1 skipped: loss nan, gradient norm nan; its videos: nan, 2.0" in (
         capsys.readouterr().err
     )
-    assert json.loads((tmp_path / "metrics.jsonl").read_text())["step"] == 1
+    line = json.loads((tmp_path / "metrics.jsonl").read_text())
+    assert line["step"] == 1
+    assert line["loss"] is line["grad_norm"] is None  # NaN is no JSON
 
 
 def test_sigterm_is_noted_and_the_old_handler_comes_back():
