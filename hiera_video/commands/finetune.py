@@ -338,7 +338,8 @@ def describe(
         f"{end_step} steps of {settings.global_batch_size} videos x {settings.num_repeats} clips = "
         f"{settings.global_batch_size * settings.num_repeats} clips: {process.world_size} "
         f"processes x {settings.accumulation_steps} parts x {micro} videos; "
-        f"peak lr {config.optim.lr:g} ({config.optim.optimizer}, {settings.precision}, {process.device})",
+        f"peak lr {config.optim.lr:g} ({config.optim.optimizer}, {settings.precision}, "
+        f"{process.device})",
     ]
 
 
