@@ -25,6 +25,7 @@ from hiera_video.config import (
     EvaluateConfig,
     FinetuneConfig,
     PredictConfig,
+    describe_keys,
     load_config,
     to_yaml,
     trained_with,
@@ -50,7 +51,14 @@ def parser() -> argparse.ArgumentParser:
     for name, (cls, summary) in COMMANDS.items():
         operands = "FILE ... [key.path=value ...]" if name == "predict" else "[key.path=value ...]"
         usage = f"hiera-video {name} [options] {operands}"
-        sub = commands.add_parser(name, usage=usage, help=summary, description=cls.__doc__)
+        sub = commands.add_parser(
+            name,
+            usage=usage,
+            help=summary,
+            description=cls.__doc__,
+            epilog="\n".join(["settings, with their defaults:", *describe_keys(cls)]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.add_argument(
             "--config",
             action="append",
@@ -73,7 +81,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args, operands = arguments_of.parse_known_args(arguments)
     unknown = [operand for operand in operands if operand.startswith("--")]
     if unknown:
-        arguments_of.error(f"unknown option {unknown[0]}; settings are given as key.path=value")
+        key = unknown[0].lstrip("-").partition("=")[0]
+        arguments_of.error(f"unknown option {unknown[0]}; settings are given as {key}=VALUE")
     try:
         config = read_config(args, operands)
         if args.print_config:

@@ -1,14 +1,18 @@
 """All configuration: frozen dataclasses, and how files and `key.path=value` become one of them.
 
-A YAML file is the difference from the defaults below. The only file that knows OmegaConf.
+A YAML file is the difference from the defaults below. The only file that knows OmegaConf; longer
+than others, because every setting of every command stands here, with its unit.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
+import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -346,6 +350,25 @@ def load_config(
     if not isinstance(result, cls):  # a YAML file that holds a list, for example
         raise ConfigError(f"the configuration is not a {cls.__name__}")
     return result
+
+
+def describe_keys(cls: type, prefix: str = "") -> list[str]:
+    """`key (default): what it is` for each setting, from the strings below the fields."""
+    tree = ast.parse(inspect.getsource(cls))
+    body = tree.body[0].body  # type: ignore[attr-defined]
+    said = {
+        field.target.id: " ".join(note.value.value.split())
+        for field, note in itertools.pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(note, ast.Expr)
+    }
+    lines = []
+    for key, default in vars(cls()).items():
+        if is_dataclass(default):
+            lines += describe_keys(type(default), f"{prefix}{key}.")
+        else:
+            value = json.dumps(default)
+            lines.append(f"  {prefix}{key} ({value}): {said[key]}")
+    return lines
 
 
 def to_yaml(config: Any) -> str:

@@ -168,7 +168,12 @@ def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
         if (path / "weights" / "config.json").is_file():  # a run folder
             path = path / "weights"
         if not (path / "config.json").is_file():
-            raise FileNotFoundError(f"{path} is not a weights folder: it has no config.json")
+            unfinished = (path / "checkpoints").is_dir()
+            raise FileNotFoundError(
+                f"{path} is a run that has not ended, weights are written at its end: start it again"
+                if unfinished
+                else f"{path} is not a weights folder: it has no config.json"
+            )
         try:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except ValueError as error:
@@ -424,6 +429,8 @@ def model_from_config(config: Mapping[str, Any]) -> Hiera:
 
 def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
     """The model of a weights folder, in training mode as when built, and its config."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder}: needed is a run folder or a weights folder")
     checkpoint = read_checkpoint(folder)
     if not checkpoint.config:
         raise ValueError(f"{folder} is not a weights folder that `save_weights` wrote")

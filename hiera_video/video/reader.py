@@ -245,7 +245,7 @@ def _check_file(path: str) -> None:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise VideoError(path, "missing", "no such file; check the path in the list") from None
+        raise VideoError(path, "missing", "no such file; check its path") from None
     except OSError as error:
         raise VideoError(path, "missing", f"cannot be reached ({error.strerror})") from None
     if not stat.S_ISREG(status.st_mode):

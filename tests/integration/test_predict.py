@@ -47,7 +47,7 @@ def test_a_named_file_is_tried_whatever_it_is_called(commands, trained, files):
     assert result.code == 1  # nothing could be read
     first, second = result.out.splitlines()
     assert first.startswith(f"{files / 'notes.txt'}: ")
-    assert second == f"{files / 'nowhere.mp4'}: no such file; check the path in the list"
+    assert second == f"{files / 'nowhere.mp4'}: no such file; check its path"
 
 
 def test_json_lines(commands, trained, files):
