@@ -354,13 +354,12 @@ def load_config(
 
 def describe_keys(cls: type, prefix: str = "") -> list[str]:
     """`key (default): what it is` for each setting, from the strings below the fields."""
-    tree = ast.parse(inspect.getsource(cls))
-    body = tree.body[0].body  # type: ignore[attr-defined]
-    said = {
-        field.target.id: " ".join(note.value.value.split())
-        for field, note in itertools.pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(note, ast.Expr)
-    }
+    (definition,) = ast.parse(inspect.getsource(cls)).body
+    assert isinstance(definition, ast.ClassDef)
+    said = {}
+    for setting, note in itertools.pairwise(definition.body):
+        if isinstance(setting, ast.AnnAssign) and isinstance(note, ast.Expr):
+            said[ast.unparse(setting.target)] = " ".join(ast.literal_eval(note.value).split())
     lines = []
     for key, default in vars(cls()).items():
         if is_dataclass(default):

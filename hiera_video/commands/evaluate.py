@@ -55,8 +55,8 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
         existing = [name for name in RESULTS if (folder / name).exists()]
         if existing and not config.overwrite:
             raise ValueError(
-                f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or set "
-                "overwrite=true to replace them"
+                f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or "
+                "set overwrite=true to replace them"
             )
         views = EvaluationViews(
             val.records,

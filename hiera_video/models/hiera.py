@@ -321,6 +321,9 @@ class Hiera(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Conv3d) and module.bias is not None:  # torch's own, kept
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.bias, -bound, bound)
             if isinstance(module, nn.Linear | nn.LayerNorm):
                 nn.init.constant_(module.bias, 0.02)
             if isinstance(module, nn.LayerNorm):

@@ -170,7 +170,7 @@ def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
         if not (path / "config.json").is_file():
             unfinished = (path / "checkpoints").is_dir()
             raise FileNotFoundError(
-                f"{path} is a run that has not ended, weights are written at its end: start it again"
+                f"{path} is a run that has not ended: weights are written at its end"
                 if unfinished
                 else f"{path} is not a weights folder: it has no config.json"
             )

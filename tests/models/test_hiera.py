@@ -301,3 +301,12 @@ def test_one_graph_for_the_compiler() -> None:
     finally:
         config.update("jaxtyping_disable", False)
         torch.compiler.reset()
+
+
+def test_initialisation_reaches_every_parameter() -> None:
+    model = small()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    model.init_weights()
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
