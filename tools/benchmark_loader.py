@@ -3,9 +3,9 @@
     python tools/benchmark_loader.py VIDEO [VIDEO ...] [--workers 2] [--clips 96] [--rounds 3]
 
 Random 16x4 clips to uint8 [16, 224, 224, 3]: random resized crop, flip, RandAugment, and random
-erasing, which the others leave out, having none on uint8. Also the cost of four clips of one decoded video
-against four videos. Loaders run by turns; clips a second are medians over the rounds, measured after
-the first batch. Loaders whose library is missing are left out, and said so.
+erasing, which the others leave out, having none on uint8. Also the cost of four clips of one
+decoded video against four videos. Loaders run by turns; clips a second are medians over the rounds,
+measured after the first batch. A loader whose library is missing is left out, and said so.
 """
 
 from __future__ import annotations

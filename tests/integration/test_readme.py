@@ -31,7 +31,7 @@ def test_the_first_screen_has_the_two_commands():
 def test_ci_calls_the_test_command():
     line = re.search(r"^pip install .*pytest$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
     assert line
-    assert "pip install -e '.[dev]' && pytest" == line[0].replace("--quiet ", "")
+    assert line[0].replace("--quiet ", "") == "pip install -e '.[dev]' && pytest"
 
 
 @pytest.mark.parametrize("command", commands())
