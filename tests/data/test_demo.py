@@ -20,7 +20,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.video.reader import open_video
 
 CHANCE = 1 / len(demo.CLASSES)
-TRAIN_SCENES, VAL_SCENES = 14, 20
+TRAIN_SCENES, VAL_SCENES = 12, 16
 
 
 @pytest.fixture(scope="module")
@@ -115,13 +115,17 @@ def test_frame_sizes_rates_and_lengths_vary_and_are_the_same_for_all_classes(dat
     assert min(map(len, (frames, heights, widths, rates))) >= 3
 
 
+@pytest.fixture(scope="module")
+def scenes() -> list[demo.Scene]:
+    return [demo.draw_scene(11, "train", number) for number in range(250)]
+
+
 @pytest.mark.parametrize("time_sec", [0.0, 0.7, 1.9, 3.3])
-def test_places_and_sizes_are_spread_alike_at_any_time(time_sec):
+def test_places_and_sizes_are_spread_alike_at_any_time(scenes, time_sec):
     """Kolmogorov-Smirnov against the uniform distribution, for every class, at the 0.1 % level."""
     values: dict[str, list[tuple[float, float, float]]] = {motion: [] for motion in demo.CLASSES}
     smallest, largest = demo.RADIUS
-    for number in range(250):
-        scene = demo.draw_scene(11, "train", number)
+    for scene in scenes:
         height, width = scene.background.shape[:2]
         for motion, of_class in values.items():
             for figure in scene.figures:

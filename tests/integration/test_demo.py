@@ -49,7 +49,7 @@ def test_trains_evaluates_and_predicts_and_goes_on_when_started_again(tmp_path, 
 
     other = run("demo", f"output_dir={folder}", "seed=4")
     assert other.code == 1
-    other.told("holds the demo of seed=3", "another output_dir")
+    other.told("holds the demo of seed=3", "another folder")
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, few_videos):
@@ -58,8 +58,8 @@ def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, few_videos):
     (tmp_path / "demo" / "run").write_text("in the way\n")
     result = run("demo", f"output_dir={tmp_path / 'demo'}")
     assert result.code not in (0, 3)
-    assert "$ hiera-video finetune" in result.err
-    assert "$ hiera-video evaluate" not in result.err
+    assert "hiera-video finetune" in result.err
+    assert "hiera-video evaluate" not in result.err
 
 
 def test_dry_run_lists_commands_that_can_be_typed_and_does_nothing(tmp_path, monkeypatch):
@@ -67,10 +67,10 @@ def test_dry_run_lists_commands_that_can_be_typed_and_does_nothing(tmp_path, mon
     result = run("demo", "output_dir=some where", "--dry-run")
     assert result.code == 0
     commands = [shlex.split(line) for line in result.out.splitlines()]
-    assert [words[:2] for words in commands] == [
-        ["hiera-video", name] for name in ("finetune", "evaluate", "predict")
+    assert [words[:3] for words in commands] == [
+        ["OMP_NUM_THREADS=1", "hiera-video", name] for name in ("finetune", "evaluate", "predict")
     ]
-    settings = [word for word in commands[0][2:] if not word.startswith("--")]
+    settings = [word for word in commands[0][3:] if not word.startswith("--")]
     config = load_config(FinetuneConfig, ["demo/finetune"], settings)
     config.check()
     assert config.run_dir == "some where/run"
@@ -83,7 +83,7 @@ def test_dry_run_lists_commands_that_can_be_typed_and_does_nothing(tmp_path, mon
     [
         ({"mine.txt": "x"}, ["holds other files", "another folder"]),
         ({"demo.json": "{"}, ["demo.json is damaged"]),
-        ({"demo.json": '{"seed": 1}'}, ["seed=1", "another output_dir"]),
+        ({"demo.json": '{"seed": 1}'}, ["seed=1", "another folder"]),
     ],
 )
 def test_leaves_the_folders_of_others_alone(tmp_path, content, parts):
@@ -99,4 +99,4 @@ def test_refuses_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     result = run("demo", f"output_dir={tmp_path / 'file'}")
     assert result.code == 1
-    result.told("is a file")
+    result.told("Not a directory", "file")
