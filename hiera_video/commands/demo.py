@@ -20,7 +20,7 @@ from hiera_video.data import demo
 
 MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}
 # More threads do not make so small a model faster, and beside the decoding processes on 2 cores its
-# steps took 0.3 to 1.0 s with two, 0.3 to 0.4 s with one.
+# steps took 0.3 to 1.0 s with two, 0.3 to 0.5 s with one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
