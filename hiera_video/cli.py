@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import multiprocessing
 import re
 import sys
 import traceback
@@ -103,6 +104,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"hiera-video {args.command}: {error}", file=sys.stderr)
         return 1
+    finally:
+        # Decoding processes ignore SIGTERM, and an exception may keep their loader alive: without
+        # this, the end of the program would wait for them without end.
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:

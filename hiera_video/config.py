@@ -22,6 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 Config = TypeVar("Config")
 
 
+# Settings that do not touch results: a run may go on with others.
+FREE_TO_CHANGE = {
+    *("run_dir", "device", "overwrite_config", "model.grad_checkpointing"),
+    *("data.num_workers", "data.deadline_sec", "views.batch_size"),
+    *("train.log_every", "train.keep_checkpoints"),
+}
+
+
 class ConfigError(ValueError):
     """A mistake in a configuration: the message names the key, its value and what is allowed."""
 
@@ -87,6 +95,20 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationDataConfig:
+    val: str | None = None
+    """Videos to evaluate on: a list file or a folder, as for training."""
+    root: str | None = None
+    """Folder that relative paths in the list start from. Null: the list's own folder."""
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Library that decodes."""
+    deadline_sec: float = 60.0
+    """Longest time that reading one video may take, seconds."""
+    num_workers: int | None = None
+    """Decoding processes for each process. Null: as many as its share of the CPU cores."""
+
+
+@dataclass(frozen=True)
 class AugmentConfig:
     crop_area: tuple[float, float] = (0.08, 1.0)
     """Area of the random resized crop, fraction of the frame."""
@@ -117,7 +139,7 @@ class OptimConfig:
     warmup_lr: float = 1e-8
     """Learning rate of the first step."""
     final_lr: float = 1e-5
-    """Learning rate of the last step."""
+    """Learning rate that the cosine runs down to."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's."""
     weight_decay: float = 0.05
@@ -224,6 +246,10 @@ class FinetuneConfig:
             _check_fraction("train.ema_decay", self.train.ema_decay)
         for key, value in (("mixup", self.augment.mixup), ("cutmix", self.augment.cutmix)):
             _require(value >= 0, f"augment.{key}", value, "0 (none) or more")
+        _require(self.train.seed >= 0, "train.seed", self.train.seed, "0 or more")
+        if self.train.evaluate_every is not None:
+            _check_positive("train.evaluate_every", self.train.evaluate_every)
+        _check_reading(self.data)
         _check_positive("clips.sampling_rate", self.clips.sampling_rate)
         _check_views(self.views, self.clips)
         _require(
@@ -261,7 +287,7 @@ class EvaluateConfig:
 
     checkpoint: str | None = None
     """A run folder or a weights folder."""
-    data: DataConfig = field(default_factory=DataConfig)
+    data: EvaluationDataConfig = field(default_factory=EvaluationDataConfig)
     clips: ClipConfig = field(default_factory=ClipConfig)
     views: ViewConfig = field(default_factory=ViewConfig)
     precision: Literal["bf16", "fp32"] = "fp32"
@@ -278,6 +304,7 @@ class EvaluateConfig:
             self.checkpoint is not None, "checkpoint", None, "a run folder or a weights folder"
         )
         _require(self.data.val is not None, "data.val", None, "a list file or a folder")
+        _check_reading(self.data)
         _check_views(self.views, self.clips)
 
 
@@ -319,6 +346,9 @@ class DemoConfig:
     """Folder for the data and the run."""
     seed: int = 0
     """Of the data and the training."""
+
+    def check(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
 def load_config(
@@ -392,12 +422,12 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def trained_with(checkpoint: str) -> dict[str, Any]:
-    """How the clips and views of a trained model were sampled: the defaults for using it."""
+def trained_with(checkpoint: str, keys: Sequence[str] = ("clips", "views")) -> dict[str, Any]:
+    """What the config.json of a weights folder or run folder says; nothing for other weights."""
     for folder in (Path(checkpoint), Path(checkpoint) / "weights"):
         if (folder / "config.json").is_file():
             saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return {key: saved[key] for key in ("clips", "views") if key in saved}
+            return {key: saved[key] for key in keys if key in saved}
     return {}
 
 
@@ -414,8 +444,7 @@ def check_same_config(saved: Path, config: Any) -> None:
     changed = [
         line
         for line in differences(OmegaConf.to_container(_load_yaml(saved)), to_dict(config))  # type: ignore[arg-type]
-        if line.split(":")[0]
-        not in ("device", "overwrite_config", "data.num_workers", "train.log_every")
+        if line.split(":")[0] not in FREE_TO_CHANGE
     ]
     if changed:
         raise ConfigError(
@@ -502,6 +531,16 @@ def _check_fraction(key: str, value: float) -> None:
 def _check_range(key: str, value: tuple[float, float], most: float = float("inf")) -> None:
     allowed = "[low, high] with 0 < low <= high" + ("" if most == float("inf") else f" <= {most:g}")
     _require(0 < value[0] <= value[1] <= most, key, list(value), allowed)
+
+
+def _check_reading(data: DataConfig | EvaluationDataConfig) -> None:
+    _check_positive("data.deadline_sec", data.deadline_sec)
+    _require(
+        data.num_workers is None or data.num_workers >= 0,
+        "data.num_workers",
+        data.num_workers,
+        "0 or more",
+    )
 
 
 def _check_views(views: ViewConfig, clips: ClipConfig) -> None:

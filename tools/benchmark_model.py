@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -111,15 +112,22 @@ def child(which: str, work: str, precision: str, args: argparse.Namespace) -> No
     model = build(which, args)
     call = runner(model, work, precision, args)
     if args.device == "cpu":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         call()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
+        before = memory_kib("VmRSS")
         call()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+        print((memory_kib("VmHWM") - before) / 2**20)
     else:
+        call()
+        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         call()
-        call()
         print((torch.cuda.max_memory_allocated() - before) / 2**30)
+
+
+def memory_kib(field: str) -> int:
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
 def main() -> None:

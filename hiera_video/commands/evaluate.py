@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,11 +13,11 @@ from typing import Any
 import torch
 
 from hiera_video.config import EvaluateConfig
-from hiera_video.data.annotations import read_video_list
+from hiera_video.data.annotations import read_video_list, require_labels
 from hiera_video.data.datasets import ClipSampler, EvaluationViews
 from hiera_video.data.loaders import default_num_workers
 from hiera_video.evaluation.classification import summarize
-from hiera_video.evaluation.results import write_predictions, write_scores
+from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.models.weights import load_folder
 from hiera_video.training.distributed import process_group, sum_over_processes
 from hiera_video.training.reporting import environment, setup_logging, write_text
@@ -25,7 +26,7 @@ from hiera_video.video.reader import open_video
 
 logger = logging.getLogger(__name__)
 
-RESULTS = ("report.json", "scores.npz", "predictions.csv")
+RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 
 
 def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
@@ -45,12 +46,7 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             class_names=meta["class_names"],
             multi_label=meta["multi_label"],
         )
-        unlabelled = [record.name for record in val.records if not record.labels]
-        if unlabelled:
-            raise ValueError(
-                f"{val.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for one; "
-                "`hiera-video predict` takes videos without"
-            )
+        require_labels(val)
         folder = output_folder(config)
         existing = [name for name in RESULTS if (folder / name).exists()]
         if existing and not config.overwrite:
@@ -74,6 +70,9 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
         if dry_run:
             print(json.dumps({"videos": len(val.records), **protocol}, indent=2))
             return 0
+        if process.is_main:  # before hours of work, not after
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.json.tmp").touch()
         workers = config.data.num_workers
         videos, failures = validate(
             model.to(process.device),
@@ -90,23 +89,28 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             progress=process.is_main,
         )
         if process.is_main:
-            summary = summarize(videos, expected=len(val.records), multi_label=meta["multi_label"])
+            expected = [record.labels for record in val.records]
+            summary = summarize(videos, expected=expected, multi_label=meta["multi_label"])
             report = {
                 "checkpoint": config.checkpoint,
                 "data": val.source,
                 **summary,
                 "failed": [asdict(failure) for failure in failures],
                 **protocol,
+                "decoded_by": Counter(video.backend for video in videos),
                 "environment": environment(),
             }
-            folder.mkdir(parents=True, exist_ok=True)
             write_scores(folder / "scores.npz", videos, val.records, val.class_names)
             write_predictions(
                 folder / "predictions.csv", videos, failures, val.records, val.class_names
             )
+            if videos and not meta["multi_label"]:
+                write_confusion(folder / "confusion.csv", videos, val.class_names)
             write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
         # Together: torchrun ends all processes when one has left with another code than 0.
+        if sum_over_processes(torch.tensor(len(videos))) == 0:
+            return 1
         return 3 if sum_over_processes(torch.tensor(len(failures))) else 0
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hiera_video.config import FinetuneConfig, check_same_config, to_yaml
+from hiera_video.config import FinetuneConfig, check_same_config, to_yaml, trained_with
 from hiera_video.data.annotations import VideoList, read_splits
 from hiera_video.data.datasets import ClipSampler, EvaluationViews, TrainingClips
 from hiera_video.data.loaders import (
@@ -42,10 +43,22 @@ from hiera_video.training.checkpoint import (
     save_checkpoint,
 )
 from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
-from hiera_video.training.distributed import Process, process_group, sum_over_processes
+from hiera_video.training.distributed import (
+    Process,
+    barrier,
+    from_main,
+    process_group,
+    sum_over_processes,
+)
 from hiera_video.training.loop import StopSignal, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
-from hiera_video.training.reporting import ConsoleLine, FailureLimit, RunReport, start_run
+from hiera_video.training.reporting import (
+    ConsoleLine,
+    FailureLimit,
+    RunReport,
+    setup_logging,
+    start_run,
+)
 from hiera_video.training.validation import validate
 from hiera_video.video.reader import open_video
 
@@ -54,7 +67,10 @@ logger = logging.getLogger(__name__)
 
 def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Trains to the end, or until stopped; returns the exit code."""
-    with process_group(config.device) as process, StopSignal() as stop:
+    with ExitStack() as stack:
+        process = stack.enter_context(process_group(config.device))
+        stop = stack.enter_context(StopSignal())
+        setup_logging(quiet=not process.is_main)
         settings = config.train
         data = config.data
         assert data.train is not None  # config.check() saw to it
@@ -69,13 +85,22 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         num_classes = len(train.class_names)
         folder = Path(config.run_dir)
         checkpoints = folder / "checkpoints"
-        if latest_checkpoint(checkpoints) or (folder / "weights").exists():
+        latest = from_main(latest_checkpoint(checkpoints))
+        if latest or (folder / "weights").exists():
             check_same_config(folder / "config.yaml", config)  # a failed start leaves no run
+        if (folder / "weights").exists() and not latest:
+            raise ValueError(
+                f"{folder} holds a finished run without checkpoints: choose another run_dir"
+            )
         if not dry_run:
-            start_run(folder, process, to_yaml(config))
+            summary = {"train": train.source, "videos": len(train.records), "classes": num_classes}
+            summary["fingerprint"] = train.fingerprint
+            start_run(folder, process, to_yaml(config), summary, resumes=latest is not None)
 
         # The model, and what of it learns.
         torch.manual_seed(settings.seed)
+        if not process.is_first_here:
+            barrier()  # the first process of a machine fetches published weights
         model = create_model(
             config.model.name,
             checkpoint=config.model.init,
@@ -87,6 +112,14 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             pos_embed_resize=config.model.pos_embed_resize,
             **config.model.overrides,
         ).to(process.device)
+        if process.is_first_here:
+            barrier()
+        known = config.model.init and trained_with(config.model.init, ["class_names"]).get(
+            "class_names"
+        )
+        if known and known != list(train.class_names):
+            logger.info("%s knows other classes: the classifier starts afresh", config.model.init)
+            model.reset_classifier(num_classes)
         mean, std = input_statistics(model.architecture)
         model.set_grad_checkpointing(config.model.grad_checkpointing)
         freeze(model, train_only=settings.train_only, freeze_stages=settings.freeze_stages)
@@ -135,7 +168,6 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             return 0
 
         # Go on where an earlier start of this run stopped.
-        latest = latest_checkpoint(checkpoints)
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
         if latest:
             logger.info("resumed from %s", latest)
@@ -170,11 +202,12 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             class_weights=balanced_class_weights(labels, num_classes)
             if settings.class_weights == "balanced"
             else None,
+            device=process.device,
         )
         if settings.compile:
             model.compile()
         wrapped = DistributedDataParallel(model) if process.world_size > 1 else model
-        report = RunReport(folder, process, start_step)
+        report = stack.enter_context(RunReport(folder, process, start_step))
         console = ConsoleLine(end_step, process.device)
         limit = FailureLimit(config.data.max_failed_frac)
         checkpoint_steps = max(1, round(settings.checkpoint_every * pass_steps))
@@ -182,8 +215,15 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             1, round(settings.evaluate_every * pass_steps)
         )
         nonfinite = 0
-        step = start_step
 
+        def evaluation_due(step: int) -> bool:
+            return step == end_step or bool(evaluate_steps and step % evaluate_steps == 0)
+
+        # A run that was killed between saving and evaluating makes up for it.
+        if views and start_step and evaluation_due(start_step):
+            missing = torch.tensor(float(process.is_main and not report.has(start_step, "val")))
+            if sum_over_processes(missing):
+                evaluate(config, process, average or model, views, (mean, std), report, start_step)
         for done in train_steps(
             wrapped,
             loss,
@@ -216,11 +256,10 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
                 save_checkpoint(checkpoints, step, model, optimizer, average)
                 if process.is_main:
                     prune_checkpoints(checkpoints, settings.keep_checkpoints)
-            if done.stop:
+            if done.stop and not last:
                 logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
-                report.close()
                 return 143
-            if views and (last or (evaluate_steps and step % evaluate_steps == 0)):
+            if views and evaluation_due(step):
                 evaluate(config, process, average or model, views, (mean, std), report, step)
 
         trained: Hiera = average.module if average is not None else model  # type: ignore[assignment]
@@ -229,7 +268,6 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             logger.info("trained %d steps; weights are in %s", end_step, folder / "weights")
             if as_json:
                 print(json.dumps({"steps": end_step, "weights": str(folder / "weights")}))
-        report.close()
         # Together: torchrun ends all processes when one has left with another code than 0.
         failed = torch.tensor(float((folder / "failures.jsonl").exists()))
         return 3 if sum_over_processes(failed) else 0
@@ -298,7 +336,8 @@ def evaluate(
     if not process.is_main:
         return
     report.failures(failures, step)
-    summary = summarize(videos, expected=len(views), multi_label=multi_label)
+    expected = [record.labels for record in views.records]
+    summary = summarize(videos, expected=expected, multi_label=multi_label)
     accuracy = summary.get("video", {})
     report.metrics(step, "val", {**accuracy, "decoded": summary["decoded"]})
     told = "  ".join(f"{name} {100 * value:.2f}" for name, value in accuracy.items())

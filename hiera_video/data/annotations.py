@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
+import json
 import logging
 import os
 import re
@@ -39,7 +41,9 @@ __all__ = [
     "VideoRecord",
     "check_splits",
     "read_class_names",
+    "read_splits",
     "read_video_list",
+    "require_labels",
 ]
 
 logger = logging.getLogger(__name__)
@@ -48,7 +52,7 @@ MAX_DERIVED_CLASSES = 100_000  # a higher id is another column, taken for the la
 NUM_FILES_CHECKED = 20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoRecord:
     """One video.
 
@@ -69,6 +73,12 @@ class VideoList:
     source: str
     records: tuple[VideoRecord, ...]
     class_names: tuple[str, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what training depends on: the videos in order, their labels, the class names."""
+        content = [self.class_names, [(record.name, record.labels) for record in self.records]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def read_video_list(
@@ -155,23 +165,29 @@ def read_splits(
     """The lists to train on and to validate with, of the same classes; logs what looks wrong.
 
     Raises:
-        AnnotationError: as `read_video_list`, and for training videos without labels.
+        AnnotationError: as `read_video_list`, and for videos without labels.
     """
     train_list = read_video_list(train, root=root, class_names=class_names, multi_label=multi_label)
-    unlabelled = [record.name for record in train_list.records if not record.labels]
-    if unlabelled:
-        raise AnnotationError(
-            f"{train_list.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for "
-            "one; training needs a class for each"
-        )
+    require_labels(train_list)
     if val is None:
         return train_list, None
     val_list = read_video_list(
         val, root=root, class_names=train_list.class_names, multi_label=multi_label
     )
+    require_labels(val_list)
     for warning in check_splits(train_list, val_list):
         logger.warning(warning)
     return train_list, val_list
+
+
+def require_labels(videos: VideoList) -> None:
+    """Raises AnnotationError for a list in which videos have no label."""
+    unlabelled = [record.name for record in videos.records if not record.labels]
+    if unlabelled:
+        raise AnnotationError(
+            f"{videos.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for one; "
+            "needed is a class for each (`hiera-video predict` takes videos without)"
+        )
 
 
 def check_splits(train: VideoList, val: VideoList) -> list[str]:

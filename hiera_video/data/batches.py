@@ -57,6 +57,7 @@ class ViewSample:
     frames: Tensor  # uint8 [U, H, W, C], each needed frame once, short side resized
     clip_positions: np.ndarray  # int64 [num_clips, T], positions in `frames`
     crop_offsets: list[tuple[int, int]]  # num_crops of (top, left), pixels
+    backend: str  # the library that decoded
 
     @property
     def num_views(self) -> int:

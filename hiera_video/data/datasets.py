@@ -81,7 +81,10 @@ class ClipSampler:
     def _timeline(self, video: VideoReader) -> np.ndarray:
         if self.target_fps is None or len(video) == 1:
             return np.arange(len(video))
-        return resample_indices(video.frame_times_sec, video.end_sec, self.target_fps)
+        try:
+            return resample_indices(video.frame_times_sec, video.end_sec, self.target_fps)
+        except ValueError as error:
+            raise VideoError(video.path, "timestamps", str(error)) from None
 
     def _length(self, video: VideoReader, video_frames: int) -> int:
         length = clip_length(self.num_frames, self.sampling_rate, self.spacing)
@@ -113,7 +116,10 @@ def read_frames(video: VideoReader, indices: np.ndarray) -> tuple[np.ndarray, np
 
 
 class TrainingClips(Dataset[ClipSample | Failure]):
-    """Random clips of videos; indexed by (epoch, index of the record)."""
+    """Random clips of videos; indexed by (epoch, index of the record, which draw in the epoch).
+
+    A video is drawn more than once in an epoch only where classes are balanced.
+    """
 
     def __init__(
         self,
@@ -131,10 +137,10 @@ class TrainingClips(Dataset[ClipSample | Failure]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: tuple[int, int]) -> ClipSample | Failure:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> ClipSample | Failure:
+        epoch, index, draw = key
         record = self.records[index]
-        rng = np.random.default_rng([self.seed, epoch, index])
+        rng = np.random.default_rng([self.seed, epoch, index, draw])
         try:
             with self.open_video(record.path) as video:
                 indices = self.sampler.random_clips(video, self.num_repeats, rng)
@@ -171,7 +177,9 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
     ) -> None:
         self.records, self.sampler = records, sampler
         if short_side is None:
-            short_side = crop_size[0] if num_crops > 1 else round(crop_size[0] * 256 / 224)
+            short_side = max(crop_size)
+            if num_crops == 1:
+                short_side = round(short_side * 256 / 224)
         if short_side < max(crop_size):
             raise ValueError(
                 f"views.short_side is {short_side}: needed is at least {max(crop_size)}, the size "
@@ -194,8 +202,8 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
             return _failure(record, error)
         frames = resize_short_side(frames, self.short_side)
         height, width = frames.shape[1:3]
-        offsets = crop_offsets(height, width, self.crop_size[0], self.num_crops)
-        return ViewSample(index, torch.from_numpy(frames), positions, offsets)
+        offsets = crop_offsets(height, width, self.crop_size, self.num_crops)
+        return ViewSample(index, torch.from_numpy(frames), positions, offsets, video.backend)
 
 
 def _failure(record: VideoRecord, error: VideoError) -> Failure:

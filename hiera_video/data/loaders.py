@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -22,8 +23,10 @@ from hiera_video.data.batches import Failure, ViewSample, collate_clips, only_sa
 from hiera_video.data.datasets import EvaluationViews, TrainingClips
 
 
-class TrainingOrder(Sampler[list[tuple[int, int]]]):
-    """Yields, for one process, the (epoch, index) keys of each micro-batch from `start_step` on.
+class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
+    """Yields, for one process, the keys of each micro-batch from `start_step` on.
+
+    A key is (epoch, index of the video, which draw of it in the epoch, from 0).
 
     Each step gives `accumulation_steps` micro-batches, of equal size but in the last, partial step
     of an epoch, where some may be empty; every process yields equally many.
@@ -70,9 +73,9 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return (self.end_step - self.start_step) * self.accumulation_steps
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
         steps = steps_per_epoch(self.num_videos, self.global_batch_size)
-        order_of, order = -1, np.empty(0, dtype=np.int64)
+        order_of, order = -1, np.empty((0, 2), dtype=np.int64)
         for step in range(self.start_step, self.end_step):
             epoch, k = divmod(step, steps)
             if epoch != order_of:
@@ -81,13 +84,21 @@ class TrainingOrder(Sampler[list[tuple[int, int]]]):
             parts = np.array_split(group, self.parts)
             first = self.rank * self.accumulation_steps
             for part in parts[first : first + self.accumulation_steps]:
-                yield [(epoch, int(index)) for index in part]
+                yield [(epoch, int(index), int(draw)) for index, draw in part]
 
     def _order(self, epoch: int) -> np.ndarray:
+        """Int64 [num_videos, 2]: index, and which draw of that index."""
         rng = np.random.default_rng([self.seed, epoch])
         if self.weights is None:
-            return rng.permutation(self.num_videos)
-        return rng.choice(self.num_videos, size=self.num_videos, p=self.weights)
+            order = rng.permutation(self.num_videos)
+            return np.stack([order, np.zeros_like(order)], axis=1)
+        order = rng.choice(self.num_videos, size=self.num_videos, p=self.weights)
+        drawn: Counter[int] = Counter()
+        draws = np.empty_like(order)
+        for place, index in enumerate(order.tolist()):
+            draws[place] = drawn[index]
+            drawn[index] += 1
+        return np.stack([order, draws], axis=1)
 
 
 class EvaluationOrder(Sampler[int]):

@@ -162,12 +162,17 @@ def _random_shape(
 def resized_crop(
     frames: Frames, box: Box, height: int, width: int
 ) -> UInt8[np.ndarray, "T height width 3"]:
-    """One box of all frames, resized as SlowFast does: bilinear without antialiasing."""
+    """One box of all frames, resized as SlowFast does: bilinear without antialiasing.
+
+    A single frame, an image, is shrunk by averaging: photographs are many times the crop's size.
+    """
     top, left, box_height, box_width = box
+    shrunk = box_height > height and box_width > width
+    interpolation = cv2.INTER_AREA if len(frames) == 1 and shrunk else cv2.INTER_LINEAR
     out = np.empty((len(frames), height, width, 3), np.uint8)
     for frame, resized in zip(frames, out, strict=True):
         cropped = frame[top : top + box_height, left : left + box_width]
-        cv2.resize(cropped, (width, height), dst=resized, interpolation=cv2.INTER_LINEAR)
+        cv2.resize(cropped, (width, height), dst=resized, interpolation=interpolation)
     return out
 
 
@@ -211,11 +216,15 @@ def erase_random_box(
 
 
 def normalize(
-    clips: UInt8[Tensor, "B T H W C"], mean: Sequence[float], std: Sequence[float]
+    clips: UInt8[Tensor, "B T H W C"], mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
 ) -> Float[Tensor, "B C T H W"]:
-    """`(clips / 255 - mean) / std` in float32, channels first, on the device of `clips`."""
+    """`(clips / 255 - mean) / std` in float32, channels first, on the device of `clips`.
+
+    Give mean and std as tensors there, in a loop: anything else is copied anew at each call, for
+    which the host waits.
+    """
     shape = (1, -1, 1, 1, 1)
     x = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-    shift = 255 * torch.tensor(mean, dtype=torch.float32, device=x.device).view(shape)
-    scale = 255 * torch.tensor(std, dtype=torch.float32, device=x.device).view(shape)
+    shift = 255 * torch.as_tensor(mean, dtype=torch.float32, device=x.device).view(shape)
+    scale = 255 * torch.as_tensor(std, dtype=torch.float32, device=x.device).view(shape)
     return x.sub_(shift).div_(scale)

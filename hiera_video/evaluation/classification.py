@@ -16,6 +16,7 @@ class VideoScores:
     index: int  # of its record
     labels: tuple[int, ...]
     views: np.ndarray  # float32 [V, L], probabilities
+    backend: str = "pyav"  # the library that decoded
 
 
 def top_k_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
@@ -58,41 +59,59 @@ def confusion(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def summarize(videos: Sequence[VideoScores], *, expected: int, multi_label: bool) -> dict[str, Any]:
+def summarize(
+    videos: Sequence[VideoScores], *, expected: Sequence[tuple[int, ...]], multi_label: bool
+) -> dict[str, Any]:
     """Accuracy over the evaluated videos, and with the missing ones counted as wrong.
 
     Args:
         videos: those that could be read.
-        expected: how many should have been.
+        expected: the labels of all that should have been, in the order of the list.
 
     Returns:
         Fractions 0..1 under `video` (views averaged) and `clip` (each view for itself); for several
         labels a video, mean average precision instead.
     """
+    counts = {"expected": len(expected), "decoded": len(videos)}
     if not videos:
-        return {"expected": expected, "decoded": 0}
+        return counts
     averaged = np.stack([v.views.mean(axis=0, dtype=np.float64) for v in videos])
-    result: dict[str, Any] = {"expected": expected, "decoded": len(videos)}
+    result: dict[str, Any] = dict(counts)
     if multi_label:
-        targets = np.zeros(averaged.shape, dtype=bool)
-        for row, video in zip(targets, videos, strict=True):
-            row[list(video.labels)] = True
-        per_class = average_precision(averaged, targets)
-        result["video"] = {"mean_average_precision": _nanmean(per_class)}
-        result["classes_without_positives"] = int(np.isnan(per_class).sum())
+        labels_of = [video.labels for video in videos]
+        views_of = [video.labels for video in videos for _ in video.views]
+        read = {video.index for video in videos}
+        missing = [labels for i, labels in enumerate(expected) if i not in read]
+        nothing = np.zeros((len(missing), averaged.shape[1]))
+        for level, scores, labels in (
+            ("video", averaged, labels_of),
+            ("video_failed_as_wrong", np.concatenate([averaged, nothing]), labels_of + missing),
+            ("clip", np.concatenate([video.views for video in videos]), views_of),
+        ):
+            per_class = average_precision(scores, _multi_hot(labels, scores.shape[1]))
+            result[level] = {"mean_average_precision": _nanmean(per_class)}
+        present = {label for labels in labels_of for label in labels}
+        result["classes_without_positives"] = averaged.shape[1] - len(present)
         return result
-    labels = np.array([video.labels[0] for video in videos])
+    truth = np.array([video.labels[0] for video in videos])
     views = np.concatenate([video.views for video in videos])
-    view_labels = np.repeat(labels, [len(video.views) for video in videos])
-    for level, scores, truth in (("video", averaged, labels), ("clip", views, view_labels)):
+    view_truth = np.repeat(truth, [len(video.views) for video in videos])
+    for level, scores, right in (("video", averaged, truth), ("clip", views, view_truth)):
         result[level] = {
-            f"top{k}": float(top_k_correct(scores, truth, k).mean())
+            f"top{k}": float(top_k_correct(scores, right, k).mean())
             for k in (1, 5)
             if k < scores.shape[1] or k == 1
         }
-    share = len(videos) / expected
+    share = len(videos) / len(expected)
     result["video_failed_as_wrong"] = {k: v * share for k, v in result["video"].items()}
     return result
+
+
+def _multi_hot(labels: Sequence[tuple[int, ...]], num_classes: int) -> np.ndarray:
+    targets = np.zeros((len(labels), num_classes), dtype=bool)
+    for row, classes in zip(targets, labels, strict=True):
+        row[list(classes)] = True
+    return targets
 
 
 def _nanmean(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from hiera_video.evaluation.classification import VideoScores
+from hiera_video.evaluation.classification import VideoScores, confusion
 from hiera_video.evaluation.views import average_views
 
 
@@ -81,6 +81,18 @@ def write_predictions(
                 writer.writerow([*row, ""])
             else:
                 writer.writerow([*row, *[""] * (2 * top_k), reasons[record.name]])
+
+
+def write_confusion(path: Path, videos: Sequence[VideoScores], class_names: Sequence[str]) -> None:
+    """One row a class and one column a predicted class: how many of its videos went there."""
+    scores = np.stack([average_views(video.views) for video in videos])
+    counts = confusion(scores, np.array([video.labels[0] for video in videos]))
+    with replaced(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", *class_names])
+        writer.writerows(
+            [name, *row] for name, row in zip(class_names, counts.tolist(), strict=True)
+        )
 
 
 def top_classes(scores: np.ndarray, top_k: int) -> list[tuple[int, float]]:

@@ -87,6 +87,16 @@ class PublishedWeights:
     license: str = "CC-BY-NC-4.0"
 
     @property
+    def class_names(self) -> list[str]:
+        """In id order; empty where no list of them is shipped."""
+        if not self.tag.endswith("ft_k400"):
+            return []
+        package = Path(__file__).parents[1]
+        inside = package / "datasets"  # as installed, or beside the package in a checkout
+        folder = inside if inside.is_dir() else package.parent / "datasets"
+        return (folder / "kinetics400" / "class_names.txt").read_text("utf-8").splitlines()
+
+    @property
     def file_name(self) -> str:
         return self.url.rpartition("/")[2]
 

@@ -428,9 +428,28 @@ def model_from_config(config: Mapping[str, Any]) -> Hiera:
 
 
 def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
-    """The model of a weights folder, in training mode as when built, and its config."""
+    """The classifier of a weights folder or run folder, or a published one, and its config.
+
+    The config of published weights has the class names where the data set is known here (Kinetics),
+    else ids.
+    """
+    if str(folder) in PUBLISHED:
+        weights = PUBLISHED[str(folder)]
+        if weights.num_classes is None:
+            raise ValueError(f"{folder} is a masked autoencoder, without a classifier")
+        names = weights.class_names
+        model = create_model(str(folder))
+        return model, {
+            "class_names": names or [str(c) for c in range(weights.num_classes)],
+            "multi_label": False,
+            "mean": weights.mean,
+            "std": weights.std,
+        }
     if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: needed is a run folder or a weights folder")
+        raise FileNotFoundError(
+            f"{folder}: needed is a run folder, a weights folder, or published weights of a "
+            "classifier such as hiera_base_16x224.mae_k400_ft_k400"
+        )
     checkpoint = read_checkpoint(folder)
     if not checkpoint.config:
         raise ValueError(f"{folder} is not a weights folder that `save_weights` wrote")

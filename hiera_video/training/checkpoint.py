@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -63,17 +64,30 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None = None,
 ) -> int:
-    """Restores model, optimizer and average in place; returns the number of steps done."""
+    """Restores model, optimizer and average in place; returns the number of steps done.
+
+    Of the optimizer, its state: rates, decay and the like stay as they were configured.
+
+    Raises:
+        ValueError: a checkpoint of another model, or without an average that is wanted.
+    """
+    settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     state = _state(0, model, optimizer, average)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        load(state, checkpoint_id=path, no_dist=not is_distributed())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            load(state, checkpoint_id=path, no_dist=not is_distributed())
+    except CheckpointException as error:
+        reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
+        raise ValueError(f"{path} does not go with this configuration: {reason}") from None
     set_state_dict(
         model,
         optimizer,
         model_state_dict=state["model"],
         optim_state_dict=state["optimizer"],
     )
+    for group, values in zip(optimizer.param_groups, settings, strict=True):
+        group.update(values)
     if average is not None:
         average.load_state_dict(state["average"])
     return int(state["step"])

@@ -19,7 +19,8 @@ class ClassificationLoss:
     """Normalises, mixes and classifies a batch of clips; the sum of their losses, in float32.
 
     Softmax cross entropy with soft targets for one label a video; for several, binary cross entropy
-    averaged over the classes (targets are not smoothed then).
+    averaged over the classes. Label smoothing s takes targets y to
+    (1 - s) y + s / L.
 
     Args:
         class_weights: [L], factor on the loss of each class; None for none.
@@ -36,14 +37,15 @@ class ClassificationLoss:
         label_smoothing: float,
         multi_label: bool = False,
         class_weights: Tensor | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.num_classes, self.multi_label = num_classes, multi_label
-        self.mean, self.std = mean, std
+        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
         self.mixup, self.cutmix, self.label_smoothing = mixup, cutmix, label_smoothing
-        self.class_weights = class_weights
+        self.class_weights = None if class_weights is None else class_weights.to(device)
 
     def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
-        device = next(model.parameters()).device
+        device = self.mean.device
         clips = normalize(batch.clips.to(device, non_blocking=True), self.mean, self.std)
         targets = self._targets(batch).to(device, non_blocking=True)
         clips, targets = mix(clips, targets, mixup=self.mixup, cutmix=self.cutmix, generator=rng)
@@ -54,7 +56,7 @@ class ClassificationLoss:
         else:
             losses = -targets * logits.log_softmax(dim=1)
         if self.class_weights is not None:
-            losses = losses * self.class_weights.to(device)
+            losses = losses * self.class_weights
         return losses.sum()
 
     def _targets(self, batch: ClipBatch) -> Tensor:
@@ -67,16 +69,16 @@ class ClassificationLoss:
         targets = torch.zeros(len(batch), self.num_classes)
         for row, classes in zip(targets, batch.labels, strict=True):
             row[list(classes)] = 1.0
-        return targets
+        return targets * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
 
 
 def balanced_class_weights(labels: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
-    """[L]: inverse to each class's number of videos, 1 on average over videos; 0 without any."""
+    """[L]: inverse to each class's number of videos, 1 on average over videos, 1 without any."""
     counts = torch.bincount(
         torch.tensor([c for video in labels for c in video]), minlength=num_classes
     )
     present = int((counts > 0).sum())
-    return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 0.0)
+    return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0)
 
 
 def freeze(model: Hiera, *, train_only: str, freeze_stages: int) -> None:

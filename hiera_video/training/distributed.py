@@ -28,6 +28,11 @@ class Process:
     def is_main(self) -> bool:
         return self.rank == 0
 
+    @property
+    def is_first_here(self) -> bool:
+        """Whether this is the first process of its machine."""
+        return self.rank % self.local_world_size == 0
+
 
 @contextmanager
 def process_group(device: str) -> Iterator[Process]:
@@ -49,6 +54,8 @@ def process_group(device: str) -> Iterator[Process]:
     if chosen.type == "cuda":
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)
+        elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+            raise ValueError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, 1, chosen)
@@ -86,6 +93,15 @@ def gather_on_main(value: T) -> list[T] | None:
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.gather_object(value, gathered)
     return gathered
+
+
+def from_main(value: T) -> T:
+    """The main process's `value`, on every process."""
+    if not is_distributed():
+        return value
+    values: list[Any] = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
 
 
 def barrier() -> None:

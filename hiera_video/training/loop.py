@@ -117,7 +117,10 @@ def train_steps(
                     loss = loss * 0.0
                 (loss * scale).backward()
             loss_sum += loss.detach()
-        norm = nn.utils.clip_grad_norm_(parameters, clip_grad or math.inf)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if clip_grad is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip_grad, norm)
         loss_sum = sum_over_processes(loss_sum)
         # The step's only wait for the device: whether to step depends on the norm.
         loss_value, grad_norm = torch.stack([loss_sum, norm.to(loss_sum)]).tolist()

@@ -2,7 +2,7 @@
 
 runs/NAME/
     config.yaml       the whole configuration
-    run.json          versions, command, processes, data
+    run.json          the data, and for each start versions, command and machine
     train.log         what the console shows
     metrics.jsonl     one line a step or evaluation
     tb/               the same for TensorBoard, where it is installed
@@ -66,7 +66,8 @@ class RunReport:
         if not process.is_main:
             return
         self._metrics_path = folder / "metrics.jsonl"
-        self._drop_beyond(start_step)
+        for path in (self._metrics_path, folder / "failures.jsonl"):
+            _drop_beyond(path, start_step)
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -105,22 +106,19 @@ class RunReport:
             logger.warning("skipped %s", failure.message)
             append_jsonl(self.folder / "failures.jsonl", {"step": step, **asdict(failure)})
 
-    def close(self) -> None:
+    def has(self, step: int, kind: str) -> bool:
+        """Whether metrics.jsonl holds such a line; asked on the main process."""
+        if not self._metrics_path.exists():
+            return False
+        lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
+        return any((r["step"], r["kind"]) == (step, kind) for r in map(json.loads, lines))
+
+    def __enter__(self) -> RunReport:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         if self._tensorboard is not None:
             self._tensorboard.close()
-
-    def _drop_beyond(self, step: int) -> None:
-        if not self._metrics_path.exists():
-            return
-        lines = self._metrics_path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = []
-        for line in lines:
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except json.JSONDecodeError:  # the line that a killed run was writing
-                logger.warning("dropped an incomplete line of %s", self._metrics_path)
-        write_text(self._metrics_path, "".join(kept))
 
 
 class ConsoleLine:
@@ -178,19 +176,40 @@ class FailureLimit:
             )
 
 
-def start_run(folder: Path, process: Process, config_yaml: str) -> None:
-    """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too."""
+def start_run(
+    folder: Path, process: Process, config_yaml: str, data: dict[str, Any], *, resumes: bool
+) -> None:
+    """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too.
+
+    Args:
+        data: what the run trains on, with a `fingerprint`.
+        resumes: whether the folder holds a run that goes on; its data must be the same.
+
+    Raises:
+        ValueError: other data than at the start of the run.
+    """
+    path = folder / "run.json"
+    run: dict[str, Any] = {"data": data, "starts": []}
+    if resumes and path.exists():
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run["data"]["fingerprint"] != data["fingerprint"]:
+            raise ValueError(
+                f"{folder} was trained on other data: {run['data']}, now {data}; choose another "
+                "run_dir, or restore the list"
+            )
+    barrier()  # nobody writes before all have read
     if process.is_main:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "config.yaml", config_yaml)
         started = {**environment(), "processes": process.world_size, "device": str(process.device)}
-        append_jsonl(folder / "run.json", started)
+        run["starts"] = [*run["starts"], started]
+        write_text(path, json.dumps(run, indent=2, ensure_ascii=False))
     setup_logging(folder / "train.log", quiet=not process.is_main)
     barrier()
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine and command of this run, for run.json."""
+    """Versions, machine and command of this process."""
     return {
         "hiera_video": hiera_video.__version__,
         "git_commit": _git_commit(),
@@ -216,6 +235,20 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
+
+
+def _drop_beyond(path: Path, step: int) -> None:
+    """Drops the lines after `step`, and one that a killed run was writing."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            logger.warning("dropped an incomplete line of %s", path)
+    write_text(path, "".join(kept))
 
 
 def _git_commit() -> str | None:

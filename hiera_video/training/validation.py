@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -46,14 +47,21 @@ def validate(
     scored = score_views(
         model,
         readable(tqdm(loader, unit="video", disable=None if progress else True), failures),
-        partial(normalize, mean=mean, std=std),
+        partial(
+            normalize,
+            mean=torch.tensor(mean, device=process.device),
+            std=torch.tensor(std, device=process.device),
+        ),
         crop_size=views.crop_size,
         batch_size=batch_size,
         device=process.device,
         bf16=bf16,
         multi_label=multi_label,
     )
-    videos = [VideoScores(v.index, views.records[v.index].labels, scores) for v, scores in scored]
+    videos = [
+        VideoScores(v.index, views.records[v.index].labels, scores, v.backend)
+        for v, scores in scored
+    ]
     gathered = gather_on_main((videos, failures)) or [(videos, failures)]
     videos = sorted((v for part, _ in gathered for v in part), key=lambda v: v.index)
     place = {record.name: i for i, record in enumerate(views.records)}

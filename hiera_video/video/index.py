@@ -79,8 +79,11 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
             path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"
         ) from error
     except (av.error.FFmpegError, OSError) as error:
-        with Path(path).open("rb") as file:
-            is_mp4 = file.read(12)[4:8] in MP4_BOXES
+        try:
+            with Path(path).open("rb") as file:
+                is_mp4 = file.read(12)[4:8] in MP4_BOXES
+        except OSError:
+            raise VideoError(path, "missing", f"cannot be read ({error.strerror})") from error
         if is_mp4:
             sentence = "its MP4 index (moov) is missing or damaged, it was cut off; fetch it again"
             raise VideoError(path, "truncated", sentence) from error

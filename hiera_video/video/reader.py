@@ -23,6 +23,7 @@ Cause = Literal[
     "not_a_video",  # no decoder makes sense of the bytes
     "no_video_stream",  # audio only, or nothing but cover art
     "truncated",  # cut off or damaged: something that was asked for does not decode
+    "timestamps",  # times that no sampling makes sense of
     "too_short",  # fewer frames than a clip needs, where nothing may stand in for them
     "no_frames",  # a video stream without a single frame
     "timeout",  # the deadline passed

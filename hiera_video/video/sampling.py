@@ -227,25 +227,28 @@ def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
     return short_side, math.floor(width / height * short_side)
 
 
-def crop_offsets(height: int, width: int, size: int, num_crops: int) -> list[tuple[int, int]]:
-    """(top, left) of each square test crop of `size` pixels: SlowFast.
+def crop_offsets(
+    height: int, width: int, size: int | tuple[int, int], num_crops: int
+) -> list[tuple[int, int]]:
+    """(top, left) of each test crop of `size` pixels, a side or (height, width): SlowFast.
 
     1 crop is the centre. 3 lie along the longer side, at 0, ceil((side - size) / 2) and
     side - size, and in the middle of the shorter: 224 out of 224 x 298 at (0, 0), (0, 37), (0, 74).
     A picture of exactly the crop's size gives the same crop three times.
     """
     height, width = _integer("height", height, 1), _integer("width", width, 1)
-    size = _integer("size", size, 1)
-    if size > min(height, width):
+    crop_height, crop_width = (size, size) if not isinstance(size, tuple) else size
+    crop_height, crop_width = _integer("size", crop_height, 1), _integer("size", crop_width, 1)
+    if crop_height > height or crop_width > width:
         raise ValueError(f"size={size} must fit into the picture, {height} x {width}")
     if num_crops not in (1, 3):
         raise ValueError(f"num_crops={num_crops} must be 1 (centre) or 3 (along the longer side)")
-    top, left = (height - size + 1) // 2, (width - size + 1) // 2
+    top, left = (height - crop_height + 1) // 2, (width - crop_width + 1) // 2
     if num_crops == 1:
         return [(top, left)]
     if height > width:
-        return [(0, left), (top, left), (height - size, left)]
-    return [(top, 0), (top, left), (top, width - size)]
+        return [(0, left), (top, left), (height - crop_height, left)]
+    return [(top, 0), (top, left), (top, width - crop_width)]
 
 
 def _integer(name: str, value: int, minimum: int) -> int:

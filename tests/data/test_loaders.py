@@ -30,9 +30,9 @@ def test_each_epoch_visits_every_video_once():
     assert steps_per_epoch(23, 8) == 3
     for epoch in (0, 1):
         keys = list(itertools.chain(*batches[3 * epoch : 3 * epoch + 3]))
-        assert {e for e, _ in keys} == {epoch}
-        assert sorted(i for _, i in keys) == list(range(23))
-    assert batches[0] != [(0, i) for _, i in batches[3]]  # epochs differ in order
+        assert {e for e, _, _ in keys} == {epoch}
+        assert sorted(i for _, i, _ in keys) == list(range(23))
+    assert batches[0] != [(0, *key[1:]) for key in batches[3]]  # epochs differ in order
 
 
 @given(
@@ -81,7 +81,9 @@ def test_balanced_weights_make_classes_equally_likely():
     drawn = order(
         num_videos=100, global_batch_size=100, accumulation_steps=1, end_step=100, weights=weights
     )
-    rare = np.mean([labels[i] == (1,) for batch in drawn for _, i in batch])
+    rare = np.mean([labels[i] == (1,) for batch in drawn for _, i, _ in batch])
+    for epoch in range(3):  # a video drawn again has another number, and so other randomness
+        assert len(set(drawn[epoch])) == 100
     assert rare == pytest.approx(weights[90:99].sum() / weights.sum(), abs=0.02)
 
 

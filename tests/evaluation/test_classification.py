@@ -67,7 +67,7 @@ def test_summary_counts_failures_as_wrong_and_views_apart():
         views(0, 0, [0.9, 0.1], [0.4, 0.6]),  # right on average, wrong in one view
         views(2, 1, [0.7, 0.3], [0.8, 0.2]),  # wrong
     ]
-    report = summarize(videos, expected=4, multi_label=False)
+    report = summarize(videos, expected=[(0,), (0,), (1,), (1,)], multi_label=False)
     assert report["decoded"] == 2
     assert report["video"] == {"top1": 0.5}
     assert report["video_failed_as_wrong"] == {"top1": 0.25}
@@ -79,10 +79,15 @@ def test_summary_of_several_labels():
         VideoScores(0, (0, 1), np.array([[0.9, 0.8, 0.1]])),
         VideoScores(1, (1,), np.array([[0.2, 0.9, 0.1]])),
     ]
-    report = summarize(videos, expected=2, multi_label=True)
+    report = summarize(videos, expected=[(0, 1), (1,), (2,)], multi_label=True)
     assert report["video"]["mean_average_precision"] == pytest.approx(1.0)
     assert report["classes_without_positives"] == 1
+    assert report["clip"]["mean_average_precision"] == pytest.approx(1.0)
+    # The third video was not read: its class 2 ranks it last of three, with nothing to its name.
+    assert report["video_failed_as_wrong"]["mean_average_precision"] == pytest.approx(
+        (1 + 1 + 1 / 3) / 3
+    )
 
 
 def test_nothing_decoded():
-    assert summarize([], expected=3, multi_label=False) == {"expected": 3, "decoded": 0}
+    assert summarize([], expected=[(0,)] * 3, multi_label=False) == {"expected": 3, "decoded": 0}

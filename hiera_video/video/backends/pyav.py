@@ -212,5 +212,9 @@ class PyavReader(VideoReader):
             if self._quarter_turns % 2:
                 self._shape = (frame.width, frame.height)
         width, height = self._stored_size
-        rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        try:
+            rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        except av.error.FFmpegError as error:
+            sentence = f"a frame does not convert to RGB ({error.strerror}); leave the file out"
+            raise VideoError(self.path, "truncated", sentence) from error
         return np.ascontiguousarray(np.rot90(rgb, self._quarter_turns))
