@@ -54,7 +54,7 @@ def test_a_batch_without_videos_has_one_black_clip_and_no_length(samples):
 def views(num_clips=2, offsets=((0, 0), (0, 3), (0, 6))):
     frames = torch.arange(5 * 4 * 10 * 3, dtype=torch.float32).reshape(5, 4, 10, 3)
     positions = np.array([[0, 1, 2], [2, 3, 4]])[:num_clips]
-    return ViewSample(7, frames, positions, list(offsets))
+    return ViewSample(7, frames, positions, list(offsets), "pyav")
 
 
 def test_views_go_clip_by_clip_and_in_each_crop_by_crop():

@@ -74,31 +74,32 @@ def numbers(clips):
     return np.asarray(clips)[..., 0, 0, 0].tolist()
 
 
-def test_a_sample_is_a_function_of_seed_epoch_and_index():
+def test_a_sample_is_a_function_of_seed_epoch_index_and_draw():
     transform = FinetuneTransform(16, mean=(0.5,) * 3, std=(0.2,) * 3, erasing_prob=0.5)
     dataset = clips_of(Opener(), transform=transform, num_repeats=2)
-    first = dataset[3, 0]
+    first = dataset[3, 0, 0]
     assert first.clips.shape == (2, 4, 16, 16, 3)
     assert (first.name, first.labels) == ("a.mp4", (1,))
-    for key in ((0, 0), (4, 0), (3, 1)):
+    for key in ((0, 0, 0), (4, 0, 0), (3, 1, 0), (3, 0, 1)):
         dataset[key]  # whatever was asked for in between
     np.random.seed(1)  # noqa: NPY002
-    assert np.array_equal(dataset[3, 0].clips, first.clips)
+    assert np.array_equal(dataset[3, 0, 0].clips, first.clips)
     again = clips_of(Opener(), transform=transform, num_repeats=2)
-    assert np.array_equal(again[3, 0].clips, first.clips)
-    assert not np.array_equal(dataset[4, 0].clips, first.clips)
+    assert np.array_equal(again[3, 0, 0].clips, first.clips)
+    assert not np.array_equal(dataset[4, 0, 0].clips, first.clips)
+    assert not np.array_equal(dataset[3, 0, 1].clips, first.clips)  # drawn again, if balanced
     other = clips_of(Opener(), transform=transform, num_repeats=2, seed=1)
-    assert not np.array_equal(other[3, 0].clips, first.clips)
+    assert not np.array_equal(other[3, 0, 0].clips, first.clips)
     twin = TrainingClips(
         [BAD, RECORD], dataset.sampler, transform, num_repeats=2, seed=0, open_video=Opener()
     )
-    assert not np.array_equal(twin[3, 1].clips, first.clips)
+    assert not np.array_equal(twin[3, 1, 0].clips, first.clips)
 
 
 @pytest.mark.parametrize("num_repeats", [1, 2, 4])
 def test_the_clips_of_a_video_are_decoded_once(num_repeats):
     opener = Opener(num_frames=20)
-    sample = clips_of(opener, ClipSampler(8, sampling_rate=2), num_repeats=num_repeats)[0, 0]
+    sample = clips_of(opener, ClipSampler(8, sampling_rate=2), num_repeats=num_repeats)[0, 0, 0]
     (reader,) = opener.readers
     (asked,) = reader.calls
     stated = np.array(numbers(sample.clips))
@@ -110,7 +111,7 @@ def test_the_clips_of_a_video_are_decoded_once(num_repeats):
 
 def test_repeats_differ():
     transform = FinetuneTransform(16, mean=(0.5,) * 3, std=(0.2,) * 3, erasing_prob=0)
-    sample = clips_of(Opener(), transform=transform, num_repeats=2)[0, 0]
+    sample = clips_of(Opener(), transform=transform, num_repeats=2)[0, 0, 0]
     starts = np.array(numbers(sample.clips))[:, 0]
     assert starts[0] != starts[1]
     assert not np.array_equal(sample.clips[0, ..., 1], sample.clips[1, ..., 1])  # crops do too
@@ -119,12 +120,12 @@ def test_repeats_differ():
 def test_clips_keep_their_distance_and_stay_inside():
     dataset = clips_of(Opener(), ClipSampler(4, sampling_rate=3, spacing="strided"))
     for epoch in range(50):
-        (clip,) = numbers(dataset[epoch, 0].clips)
+        (clip,) = numbers(dataset[epoch, 0, 0].clips)
         assert np.diff(clip).tolist() == [3, 3, 3]
         assert 0 <= clip[0] <= 100 - 10
     dataset = clips_of(Opener(num_frames=7), ClipSampler(4, sampling_rate=3, spacing="strided"))
     for epoch in range(5):
-        assert numbers(dataset[epoch, 0].clips) == [[0, 3, 6, 6]]  # the last frame repeats
+        assert numbers(dataset[epoch, 0, 0].clips) == [[0, 3, 6, 6]]  # the last frame repeats
 
 
 def test_target_fps():
@@ -133,36 +134,36 @@ def test_target_fps():
     opener = Opener(fps=50.0)
     starts = set()
     for epoch in range(50):
-        (clip,) = numbers(clips_of(opener, sampler)[epoch, 0].clips)
+        (clip,) = numbers(clips_of(opener, sampler)[epoch, 0, 0].clips)
         assert np.diff(clip).tolist() == [4, 4, 4]
         starts.add(clip[0] % 4)
     assert starts == {0}
     picture = Opener(num_frames=1)
-    assert numbers(clips_of(picture, sampler)[0, 0].clips) == [[0, 0, 0, 0]]
+    assert numbers(clips_of(picture, sampler)[0, 0, 0].clips) == [[0, 0, 0, 0]]
 
 
 def test_segments_take_one_frame_of_each_part():
     sampler = ClipSampler(5, sampling="segments")
     dataset = clips_of(Opener(), sampler)
     for epoch in range(30):
-        (clip,) = numbers(dataset[epoch, 0].clips)
+        (clip,) = numbers(dataset[epoch, 0, 0].clips)
         parts = [round(99 / 5 * i) for i in range(6)]  # as SlowFast cuts them
         assert all(a <= n <= b for a, n, b in zip(parts, clip, parts[1:], strict=False))
-    assert len({tuple(numbers(dataset[epoch, 0].clips)[0]) for epoch in range(5)}) == 5
+    assert len({tuple(numbers(dataset[epoch, 0, 0].clips)[0]) for epoch in range(5)}) == 5
 
 
 def test_too_short_for_a_clip_is_an_error_where_asked_for():
     sampler = ClipSampler(4, sampling_rate=3, end_policy="error")
-    failure = clips_of(Opener(num_frames=11), sampler)[0, 0]
+    failure = clips_of(Opener(num_frames=11), sampler)[0, 0, 0]
     assert isinstance(failure, Failure)
     assert failure.cause == "too_short"
     assert failure.message.startswith("/videos/a.mp4: 11 frames, a clip covers 12")
-    assert isinstance(clips_of(Opener(num_frames=12), sampler)[0, 0], ClipSample)
+    assert isinstance(clips_of(Opener(num_frames=12), sampler)[0, 0, 0], ClipSample)
 
 
 def test_a_bad_video_is_a_failure_never_another_video():
     expected = Failure("bad.mp4", "/videos/bad.mp4", "truncated", "/videos/bad.mp4: is cut off")
-    assert clips_of(Opener())[0, 1] == expected
+    assert clips_of(Opener())[0, 1, 0] == expected
     views = views_of(Opener(), records=[RECORD, BAD])
     assert views[1] == expected
 

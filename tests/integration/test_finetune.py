@@ -62,7 +62,10 @@ def test_the_run_folder(commands, tmp_path, lines_of):
     assert config["clips"]["sampling_rate"] == 2
     model, _ = load_folder(tmp_path)
     assert model.input_size == (4, 32, 32)
-    (started,) = lines_of(tmp_path / "run.json")
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["data"]["train"] == str(commands.toy / "train.csv")
+    assert (run["data"]["videos"], run["data"]["classes"]) == (10, 2)
+    (started,) = run["starts"]
     assert started["processes"] == 1
 
 

@@ -156,9 +156,8 @@ def test_the_file_names_of_a_skipped_step_are_told(tmp_path, capsys):
 
     setup_logging()
     ((done, _),) = steps([batch(math.nan, 2.0)])
-    report = RunReport(tmp_path, PROCESS)
-    report.step(done)
-    report.close()
+    with RunReport(tmp_path, PROCESS) as report:
+        report.step(done)
     assert "step 1 skipped: loss nan, gradient norm nan; its videos: nan, 2.0" in (
         capsys.readouterr().err
     )

@@ -24,17 +24,15 @@ def steps_in(path):
 
 
 def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path):
-    report = RunReport(tmp_path, MAIN)
-    for step in (1, 2, 3):
-        report.step(done(step))
-    report.metrics(3, "val", {"top1": 0.5})
-    report.close()
+    with RunReport(tmp_path, MAIN) as report:
+        for step in (1, 2, 3):
+            report.step(done(step))
+        report.metrics(3, "val", {"top1": 0.5})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "kind": "tr')  # where SIGKILL came
-    resumed = RunReport(tmp_path, MAIN, start_step=2)
-    assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
-    resumed.step(done(3))
-    resumed.close()
+    with RunReport(tmp_path, MAIN, start_step=2) as resumed:
+        assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
+        resumed.step(done(3))
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3]
 
 
@@ -42,10 +40,9 @@ def test_tensorboard_holds_the_same(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    report = RunReport(tmp_path, MAIN)
-    report.step(done(1, loss=0.25))
-    report.metrics(1, "val", {"top1": 0.75})
-    report.close()
+    with RunReport(tmp_path, MAIN) as report:
+        report.step(done(1, loss=0.25))
+        report.metrics(1, "val", {"top1": 0.75})
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.25)]
     assert events.Scalars("val/top1")[0].value == 0.75
