@@ -1,7 +1,7 @@
 """Hiera: the hierarchical vision transformer of arXiv 2306.00989, for images and video.
 
 One space-time model serves both: an image is a clip of one frame, patchified by a (1, 7, 7) kernel.
-The file follows the data: patches, position embedding, unrolling into mask units, blocks that
+The model is whole in this one file, and longer for it; the file follows the data: patches, position embedding, unrolling into mask units, blocks that
 attend inside a unit (early) or everywhere (late) and pool between stages, head.
 
 Inside, tokens live *unrolled*, as `[B, M, U, D]`: M mask units, U tokens in each, ordered such that
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 Size3 = tuple[int, int, int]  # along (time, height, width)
@@ -136,6 +138,32 @@ class MaskUnitAttention(nn.Module):
         return self.proj(x)
 
 
+class GeluLinear(torch.autograd.Function):
+    """`linear(gelu(x))` that keeps x alone for the backward pass, not gelu(x) as well.
+
+    The widest activation of a block: a fifth of the memory of training, for 1 % of its time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight.to(x.dtype), bias.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        rows, wanted = grad.flatten(0, -2), ctx.needs_input_grad
+        grad_x = grad_weight = grad_bias = None
+        if wanted[1]:
+            grad_weight = (rows.t() @ F.gelu(x).flatten(0, -2)).to(weight.dtype)
+        if wanted[2]:
+            grad_bias = rows.sum(dim=0).to(weight.dtype)
+        if wanted[0]:
+            grad_x = torch.ops.aten.gelu_backward(grad @ weight.to(x.dtype), x)
+        return grad_x, grad_weight, grad_bias
+
+
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -143,7 +171,10 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        x = self.fc1(x)
+        if not torch.is_grad_enabled():
+            return self.fc2(F.gelu(x))
+        return GeluLinear.apply(x, self.fc2.weight, self.fc2.bias)
 
 
 class HieraBlock(nn.Module):

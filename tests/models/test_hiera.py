@@ -310,3 +310,24 @@ def test_initialisation_reaches_every_parameter() -> None:
             parameter.fill_(float("nan"))
     model.init_weights()
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gelu_linear_has_the_gradients_of_its_parts(dtype: torch.dtype, frozen: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 5, 8, dtype=dtype, requires_grad=True)
+    layer = nn.Linear(8, 4)
+    layer.weight.requires_grad_(not frozen)
+    target = torch.randn(2, 3, 5, 4)
+    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        ours = hiera.GeluLinear.apply(x, layer.weight, layer.bias)
+        parts = layer(F.gelu(x))
+    assert ours.dtype == parts.dtype == dtype
+    tolerance = 1e-6 if dtype == torch.float32 else 0.02
+    torch.testing.assert_close(ours, parts, rtol=tolerance, atol=tolerance)
+    grads = [torch.autograd.grad((y.float() * target).sum(), inputs) for y in (ours, parts)]
+    for own, expected in zip(*grads, strict=True):
+        assert own.dtype == expected.dtype
+        torch.testing.assert_close(own, expected, rtol=tolerance, atol=3 * tolerance)
