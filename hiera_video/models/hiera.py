@@ -1,8 +1,9 @@
 """Hiera: the hierarchical vision transformer of arXiv 2306.00989, for images and video.
 
 One space-time model serves both: an image is a clip of one frame, patchified by a (1, 7, 7) kernel.
-The model is whole in this one file, and longer for it; the file follows the data: patches, position embedding, unrolling into mask units, blocks that
-attend inside a unit (early) or everywhere (late) and pool between stages, head.
+The model is whole in this one file, and longer for it. The file follows the data: patches, position
+embedding, unrolling into mask units, blocks that attend inside a unit (early) or everywhere (late)
+and pool between stages, head.
 
 Inside, tokens live *unrolled*, as `[B, M, U, D]`: M mask units, U tokens in each, ordered such that
 the tokens that a pooling step merges lie `U / stride` apart. Pooling is then a maximum over one
