@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from hiera_video.config import (
     ConfigError,
+    DemoConfig,
     EvaluateConfig,
     FinetuneConfig,
     PredictConfig,
@@ -277,6 +278,10 @@ def test_training_needs_data():
         ("optim.clip_grad=0", "optim.clip_grad", ["0", "above 0"]),
         ("train.ema_decay=1", "train.ema_decay", ["1", "less than 1"]),
         ("augment.mixup=-1", "augment.mixup", ["-1", "0 (none)"]),
+        ("train.seed=-1", "train.seed", ["-1", "0 or more"]),
+        ("train.evaluate_every=0", "train.evaluate_every", ["0", "above 0"]),
+        ("data.num_workers=-1", "data.num_workers", ["-1", "0 or more"]),
+        ("data.deadline_sec=0", "data.deadline_sec", ["0", "above 0"]),
     ],
 )
 def test_a_value_out_of_range_names_key_value_and_range(override, key, parts):
@@ -313,12 +318,14 @@ def test_a_probe_needs_weights():
     [
         (EvaluateConfig, ["data.val=v"], "checkpoint"),
         (EvaluateConfig, ["checkpoint=c"], "data.val"),
+        (EvaluateConfig, ["checkpoint=c", "data.val=v", "data.num_workers=-1"], "data.num_workers"),
+        (DemoConfig, ["seed=-1"], "seed"),
         (PredictConfig, ["checkpoint=c"], "FILE"),
         (PredictConfig, ["inputs=[a.mp4]"], "checkpoint"),
         (PredictConfig, ["inputs=[a.mp4]", "checkpoint=c", "top_k=0"], "top_k"),
     ],
 )
-def test_evaluate_and_predict_name_what_they_miss(cls, overrides, key):
+def test_other_commands_name_what_they_miss(cls, overrides, key):
     with pytest.raises(ConfigError, match=f"^{key} is "):
         load_config(cls, overrides=overrides).check()
 

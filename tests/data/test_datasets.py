@@ -142,6 +142,22 @@ def test_target_fps():
     assert numbers(clips_of(picture, sampler)[0, 0, 0].clips) == [[0, 0, 0, 0]]
 
 
+def test_broken_time_stamps_are_a_failure():
+    class Jumping(Opener):
+        def __call__(self, path):
+            reader = super().__call__(path)
+            reader.frame_times_sec[50:] += 500_000
+            reader.end_sec += 500_000
+            return reader
+
+    sampler = ClipSampler(4, target_fps=25.0)
+    for failure in (clips_of(Jumping(), sampler)[0, 0, 0], views_of(Jumping(), sampler)[0]):
+        assert isinstance(failure, Failure)
+        assert failure.cause == "timestamps"
+        assert failure.message.startswith("/videos/a.mp4: end_sec=500004.0 at target_fps=25.0")
+    assert isinstance(clips_of(Jumping())[0, 0, 0], ClipSample)  # without target_fps none matter
+
+
 def test_segments_take_one_frame_of_each_part():
     sampler = ClipSampler(5, sampling="segments")
     dataset = clips_of(Opener(), sampler)
@@ -208,6 +224,27 @@ def test_views_equal_those_cut_directly(rule, num_crops):
             assert np.array_equal(view(sample, i), frames[:, top : top + 16, left : left + 16])
             i += 1
     assert i == sample.num_views
+
+
+@pytest.mark.parametrize("crop_size", [(32, 16), (16, 32)])
+@pytest.mark.parametrize("upright", [False, True])
+@pytest.mark.parametrize("num_crops", [1, 3])
+def test_crops_that_are_not_square(crop_size, upright, num_crops):
+    class Turned(Opener):
+        def __call__(self, path):
+            reader = super().__call__(path)
+            if upright:
+                reader.height, reader.width = reader.width, reader.height
+            return reader
+
+    sample = views_of(Turned(), crop_size=crop_size, num_crops=num_crops)[0]
+    views = [sample.view(sample.frames, i, crop_size) for i in range(sample.num_views)]
+    assert np.stack(views).shape == (5 * num_crops, 8, *crop_size, 3)
+    top, left = sample.crop_offsets[num_crops // 2]
+    height, width = sample.frames.shape[1:3]
+    assert min(height, width) == (32 if num_crops == 3 else 37)
+    for start, side, size in ((top, height, crop_size[0]), (left, width, crop_size[1])):
+        assert 0 <= start - (side - size - start) <= 1  # in the middle
 
 
 def test_test_clips_of_segments():

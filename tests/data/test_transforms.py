@@ -288,3 +288,34 @@ def test_wrong_frames_are_named(frames):
 def test_mistakes_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         finetune(**({"size": 8} | arguments))
+
+
+@pytest.mark.parametrize("resize", ["crop", "short_side"])
+def test_a_large_image_is_averaged_when_it_is_shrunk(resize):
+    """Lines of one pixel, 16 to a pixel of the result: grey. Clips are resized as SlowFast's."""
+
+    def shrunk(frames):
+        if resize == "crop":
+            return resized_crop(frames, (0, 0, 512, 512), 32, 32)
+        return resize_short_side(frames, 32)
+
+    image = np.zeros((1, 512, 512, 3), np.uint8)
+    image[:, ::2] = 254
+    assert set(np.unique(shrunk(image))) == {127}
+    pixel = np.zeros((1, 512, 512, 3), np.uint8)
+    pixel[:, ::16, ::16] = 255  # which sampling every 16th pixel takes for all or misses
+    assert set(np.unique(shrunk(pixel))) <= {0, 1}
+    noise = _noise(512)
+    assert np.ptp(shrunk(noise).astype(int)) < 80
+    clip = shrunk(np.repeat(noise, 2, axis=0))
+    assert np.ptp(clip.astype(int)) > 150  # no averaging
+
+
+def test_a_small_image_is_enlarged_smoothly():
+    image = _noise(16)
+    twice = resized_crop(np.repeat(image, 2, axis=0), (0, 0, 16, 16), 32, 32)
+    assert np.array_equal(resized_crop(image, (0, 0, 16, 16), 32, 32)[0], twice[0])
+
+
+def _noise(size):
+    return np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)

@@ -1,10 +1,13 @@
 """Bad files and mistakes: skipped, counted and listed, or one clear line. Never a traceback."""
 
 import json
+import multiprocessing
+import sys
 from collections import Counter
 
 import pytest
 
+from hiera_video.data.datasets import TrainingClips
 from tests.video.striped_video import make_audio, make_striped_video
 
 FASTSTART = {"movflags": "+faststart"}
@@ -54,6 +57,20 @@ def test_training_skips_counts_and_lists_them(
     clips = [line["num_clips"] for line in lines_of(run_dir / "metrics.jsonl")]
     assert sum(clips) == 2 * 6
     assert (run_dir / "weights" / "model.safetensors").exists()
+
+
+def test_broken_time_stamps_are_one_videos_failure(commands, list_of, lines_of, tmp_path):
+    pts = [40 * n + (500_000_000 if n >= 10 else 0) for n in range(20)]  # milliseconds
+    jump = make_striped_video(tmp_path / "jump.mkv", 20, pts=pts)
+    rows = [*((commands.toy / f"train_{i}.mp4", i % 2) for i in range(4)), (jump, 1)]
+    train = list_of(tmp_path / "train.csv", rows)
+    overrides = (f"data.train={train}", "clips.target_fps=25", "train.epochs=1")
+    result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
+    assert result.code == 3
+    assert "Traceback" not in result.err
+    (failed,) = lines_of(tmp_path / "run" / "failures.jsonl")
+    assert (failed["path"], failed["cause"]) == (str(jump), "timestamps")
+    assert sum(line["num_clips"] for line in lines_of(tmp_path / "run" / "metrics.jsonl")) == 4
 
 
 def test_evaluation_names_them(commands, trained, list_of, bad_files, tmp_path):
@@ -201,3 +218,38 @@ def test_a_damaged_config_json_is_named(commands, trained, tmp_path):
     result = commands.run("predict", f"checkpoint={tmp_path}", "x.mp4")
     assert result.code == 2
     result.told("config.json", "not JSON")
+
+
+def end_in_another_process(commands, *arguments):
+    """Exit code of a command that must end by itself, its decoding processes included."""
+
+    def target():
+        sys.exit(commands.run(*arguments).code)
+
+    process = multiprocessing.get_context("fork").Process(target=target)
+    process.start()
+    try:
+        return commands.exit_code(process)
+    finally:
+        process.kill()
+
+
+def test_an_error_in_a_decoding_process_ends_the_command(commands, monkeypatch, tmp_path):
+    def broken(self, key):
+        raise ZeroDivisionError("a mistake of ours")
+
+    monkeypatch.setattr(TrainingClips, "__getitem__", broken)
+    arguments = commands.finetune(tmp_path, "data.num_workers=2")
+    assert end_in_another_process(commands, *arguments) == 1
+
+
+def test_an_error_beside_busy_decoding_processes_ends_the_command(commands, tmp_path):
+    arguments = commands.finetune(
+        tmp_path,
+        *("optim.lr=1.0e+30", "optim.clip_grad=null", "train.max_nonfinite_steps=2"),
+        *("train.epochs=50", "data.num_workers=2"),
+    )
+    assert end_in_another_process(commands, *arguments) == 1
+    result = commands.finish(commands.start(*arguments), timeout_sec=60)
+    assert result.code == 1
+    result.told("2 steps in a row had a non-finite gradient")

@@ -5,8 +5,11 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from hiera_video.evaluation.views import average_views
+from hiera_video.models import registry
+from hiera_video.models.weights import load_folder
 
 
 def evaluate(commands, checkpoint, output, *overrides):
@@ -73,6 +76,19 @@ def test_predictions(evaluated, commands):
             assert row["class1"] == ["left", "right"][best]
             assert float(row["probability1"]) == pytest.approx(scores[row["video"]][best], abs=1e-6)
             assert row["failure"] == ""
+
+
+def test_the_confusion_matrix_adds_up(evaluated):
+    folder, _ = evaluated
+    with open(folder / "confusion.csv", encoding="utf-8", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["class", "left", "right"]
+    assert [row[0] for row in rows] == ["left", "right"]
+    counts = np.array([row[1:] for row in rows], int)
+    assert counts.sum(axis=1).tolist() == [4, 2]  # the unreadable video is one of "right"
+    report = json.loads((folder / "report.json").read_text())
+    assert np.trace(counts) / counts.sum() == report["video"]["top1"]
+    assert report["decoded_by"] == {"pyav": 6}
 
 
 def test_json_is_the_report(commands, trained, tmp_path):
@@ -169,3 +185,55 @@ def test_views_larger_than_the_frames_are_refused(commands, trained, tmp_path):
     result = evaluate(commands, trained, tmp_path, f"data.val={val}", "views.short_side=16")
     assert result.code == 1
     result.told("views.short_side is 16", "at least 32")
+
+
+TAG = "hiera_base_16x224.mae_k400_ft_k400"
+
+
+@pytest.fixture
+def published(monkeypatch, tmp_path):
+    """A tiny model where torch.hub keeps published weights; 400 classes, those of Kinetics."""
+    small = {"input_size": (4, 32, 32), "embed_dim": 8, "stages": (1, 1, 1, 1)}
+    arguments = registry.VARIANTS["hiera_base_16x224"] | small
+    monkeypatch.setitem(registry.VARIANTS, "hiera_base_16x224", arguments)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    torch.manual_seed(0)
+    model = registry.build(arguments)
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(
+        {"model_state": model.state_dict()},
+        tmp_path / "hub" / "checkpoints" / registry.PUBLISHED[TAG].file_name,
+    )
+    return model
+
+
+def test_a_published_classifier_by_its_tag(commands, published, list_of, tmp_path):
+    video = commands.toy / "val_0.mp4"
+    result = commands.run("predict", f"checkpoint={TAG}", video, "device=cpu", "--json")
+    assert result.code == 0, result.err
+    best = json.loads(result.out)["classes"][0]
+    names = registry.PUBLISHED[TAG].class_names
+    assert len(names) == len(set(names)) == 400
+
+    val = list_of(tmp_path / "val.csv", [(video, best["class"])], "path,class_name")
+    result = evaluate(commands, TAG, tmp_path / "out", f"data.val={val}")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["checkpoint"] == TAG
+    assert report["video"]["top1"] == 1.0
+    saved = np.load(tmp_path / "out" / "scores.npz")
+    assert saved["class_names"].tolist() == names
+    scores = average_views(saved["scores"][0])
+    assert scores.max() == pytest.approx(best["probability"], abs=1e-6)
+
+    model, meta = load_folder(TAG)
+    assert (meta["mean"], meta["std"]) == (registry.KINETICS_MEAN, registry.KINETICS_STD)
+    ours, theirs = model.state_dict(), published.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_published_weights_without_a_classifier(commands, tmp_path):
+    val = f"data.val={commands.toy / 'val.csv'}"
+    result = evaluate(commands, "hiera_base_16x224.mae_k400", tmp_path, val)
+    assert result.code == 1
+    result.told("hiera_base_16x224.mae_k400 is a masked autoencoder")

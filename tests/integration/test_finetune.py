@@ -175,6 +175,30 @@ def test_init_with_another_class_count_starts_a_fresh_head(commands, trained, li
     assert all(torch.equal(state[name], before[name]) for name in before.keys() - HEAD)
 
 
+def test_init_with_other_classes_of_the_same_count_starts_a_fresh_head(
+    commands, trained, list_of, tmp_path
+):
+    start = (f"model.init={trained}", "train.epochs=0.1", "optim.lr=1e-30", "optim.final_lr=0")
+    rows = [(commands.toy / f"train_{i}.mp4", ("up", "down")[i % 2]) for i in range(4)]
+    train = list_of(tmp_path / "train.csv", rows, "path,class_name")
+    result = commands.train(tmp_path / "run", f"data.train={train}", *start)
+    result.told(str(trained), "knows other classes: the classifier starts afresh")
+    assert changed(state_of(trained), state_of(tmp_path / "run")) == HEAD
+    config = json.loads((tmp_path / "run" / "weights" / "config.json").read_text())
+    assert sorted(config["class_names"]) == ["down", "up"]
+
+
+def test_validation_videos_without_labels_are_refused_at_the_start(commands, tmp_path):
+    (tmp_path / "val.txt").write_text(f"{commands.toy / 'val_0.mp4'}\n")
+    for options in ((), ("--dry-run",)):
+        result = commands.run(
+            *commands.finetune(tmp_path / "run", f"data.val={tmp_path / 'val.txt'}", *options)
+        )
+        assert result.code == 1
+        result.told("val.txt: 1 videos have no label", "val_0.mp4")
+    assert not (tmp_path / "run").exists()
+
+
 def test_several_labels_a_video(commands, list_of, tmp_path, lines_of):
     labels = ["moving;right", "moving", "right;moving", "still"]
     rows = [(commands.toy / f"train_{i}.mp4", labels[i % 4]) for i in range(8)]

@@ -1,15 +1,21 @@
 """A run that is stopped, however roughly, ends after all as if it had never been stopped."""
 
+import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections import Counter
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
+from hiera_video.commands import finetune
 from hiera_video.training import checkpoint
+from hiera_video.training.checkpoint import latest_checkpoint
+from hiera_video.training.reporting import RunReport
 
 # What may be random in training, all of it.
 RANDOM = (
@@ -158,3 +164,109 @@ def test_a_start_that_failed_leaves_no_run_behind(commands, tmp_path):
     result = commands.run(*commands.finetune(tmp_path, "model.image_size=72"))
     assert result.code == 1
     commands.train(tmp_path, "train.epochs=1")
+
+
+def test_a_run_of_other_data_is_refused(commands, list_of, tmp_path, lines_of):
+    rows = [(commands.toy / f"train_{i}.mp4", ("left", "right")[i % 2]) for i in range(6)]
+    run_dir, train = tmp_path / "run", tmp_path / "train.csv"
+    list_of(train, rows, "path,class_name")
+    commands.train(run_dir, f"data.train={train}", "train.epochs=1")
+    metrics = lines_of(run_dir / "metrics.jsonl")
+    relabelled = [*rows[:-1], (rows[-1][0], "left")]
+    for changed in (rows[:-1], relabelled, rows[::-1]):
+        list_of(train, changed, "path,class_name")
+        overrides = (f"data.train={train}", "train.epochs=1")
+        result = commands.run(*commands.finetune(run_dir, *overrides))
+        assert result.code == 1
+        result.told(f"{run_dir} was trained on other data", str(train))
+    assert lines_of(run_dir / "metrics.jsonl") == metrics
+    list_of(train, rows, "path,class_name")
+    commands.train(run_dir, f"data.train={train}", "train.epochs=1")
+    starts = json.loads((run_dir / "run.json").read_text())["starts"]
+    assert len(starts) == 2
+
+
+def test_a_finished_run_without_checkpoints_is_refused(commands, tmp_path, weights_of):
+    commands.train(tmp_path, "train.epochs=1")
+    before = weights_of(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    result = commands.run(*commands.finetune(tmp_path, "train.epochs=1"))
+    assert result.code == 1
+    result.told(f"{tmp_path} holds a finished run without checkpoints")
+    assert weights_of(tmp_path) == before
+
+
+def test_a_new_weight_decay_is_taken(commands, tmp_path, weights_of):
+    """Weights that decay by up to a tenth a step end smaller than those that do not."""
+    commands.train(tmp_path / "a", "train.epochs=1", "optim.weight_decay=0")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    longer = ("train.epochs=2", "overwrite_config=true")
+    norms = []
+    for name, decay in (("a", 0), ("b", 10)):
+        commands.train(tmp_path / name, *longer, f"optim.weight_decay={decay}")
+        state = load_file(tmp_path / name / "weights" / "model.safetensors")
+        norms.append(state["blocks.3.mlp.fc1.weight"].norm().item())
+    assert norms[1] < 0.95 * norms[0]
+
+
+def test_an_average_added_to_a_run_is_told_in_one_line(commands, tmp_path):
+    commands.train(tmp_path, "train.epochs=1")
+    result = commands.run(
+        *commands.finetune(tmp_path, "train.ema_decay=0.9", "overwrite_config=true")
+    )
+    assert result.code == 1
+    result.told("step_00000003 does not go with this configuration", "average")
+
+
+def test_killed_between_a_checkpoint_and_its_evaluation(commands, tmp_path, lines_of, weights_of):
+    val = commands.toy / "val_bad.csv"
+    overrides = (f"data.val={val}", "train.evaluate_every=1", "train.checkpoint_every=1")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert commands.run(*commands.finetune(whole, *overrides)).code == 3
+    validate = finetune.validate
+
+    def dying(*args, **kwargs):
+        if latest_checkpoint(broken / "checkpoints").name != "step_00000003":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return validate(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "validate", dying)
+        process = commands.fork(*commands.finetune(broken, *overrides))
+    assert commands.exit_code(process) == -signal.SIGKILL
+    assert len(lines_of(broken / "metrics.jsonl")) == 6 + 1  # and the evaluation after step 3
+    assert commands.run(*commands.finetune(broken, *overrides)).code == 3
+
+    def told(run_dir):
+        lines = lines_of(run_dir / "metrics.jsonl")
+        return [line for line in lines if line["kind"] == "val"]
+
+    assert [line["step"] for line in told(broken)] == [3, 6, 9]
+    assert told(broken) == told(whole)
+    assert weights_of(broken) == weights_of(whole)
+    assert lines_of(broken / "failures.jsonl") == lines_of(whole / "failures.jsonl")
+    assert commands.run(*commands.finetune(broken, *overrides)).code == 3  # nothing to make up for
+    assert told(broken) == told(whole)
+
+
+def test_a_failure_is_listed_once_however_often_it_was_met(commands, list_of, tmp_path, lines_of):
+    (tmp_path / "bad.mp4").touch()
+    rows = [(commands.toy / f"train_{i}.mp4", i % 2) for i in range(7)]
+    train = list_of(tmp_path / "train.csv", [*rows, (tmp_path / "bad.mp4", 1)])
+    overrides = (f"data.train={train}", "train.epochs=4", "train.checkpoint_every=1")  # 8 steps
+    broken = tmp_path / "broken"
+    step = RunReport.step
+
+    def dying(self, done):
+        step(self, done)
+        if done.failures and done.step > 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunReport, "step", dying)
+        process = commands.fork(*commands.finetune(broken, *overrides))
+    assert commands.exit_code(process) == -signal.SIGKILL
+    assert len(lines_of(broken / "failures.jsonl")) == 2
+    assert commands.run(*commands.finetune(broken, *overrides)).code == 3
+    steps = [line["step"] for line in lines_of(broken / "failures.jsonl")]
+    assert [(step - 1) // 2 for step in steps] == [0, 1, 2, 3]  # once an epoch

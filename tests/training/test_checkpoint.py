@@ -77,3 +77,27 @@ def test_a_left_temporary_folder_is_overwritten(tmp_path):
     assert save_checkpoint(tmp_path, 5, *parts) == tmp_path / "step_00000005"
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
     assert load_checkpoint(tmp_path / "step_00000005", *training(seed=3)) == 5
+
+
+def test_the_configured_settings_stay_and_the_state_is_restored(tmp_path):
+    parts = training()
+    advance(*parts, 2)
+    save_checkpoint(tmp_path, 2, *parts)
+    resumed = training(seed=9)
+    for group in resumed[1].param_groups:
+        group |= {"weight_decay": 0.7, "betas": (0.5, 0.6), "lr_scale": 0.25}
+    load_checkpoint(latest_checkpoint(tmp_path), *resumed)
+    for group in resumed[1].param_groups:
+        assert (group["weight_decay"], group["betas"], group["lr_scale"]) == (0.7, (0.5, 0.6), 0.25)
+    ours, theirs = (p[1].state_dict()["state"].values() for p in (resumed, parts))
+    assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_an_average_that_was_not_kept_is_told(tmp_path):
+    model, optimizer, average = training()
+    advance(model, optimizer, average, 1)
+    save_checkpoint(tmp_path, 1, model, optimizer)
+    with pytest.raises(ValueError, match="step_00000001 does not go with this config") as error:
+        load_checkpoint(tmp_path / "step_00000001", *training())
+    assert "average" in str(error.value)
+    assert "\n" not in str(error.value)

@@ -83,6 +83,12 @@ def test_learning_rate_is_scaled_by_group(name):
     assert rates == pytest.approx([0.1 * 0.5**k for k in (5, 4, 3, 2, 1, 0)])
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_optimizers_are_fused(name):
+    optimizer = build_optimizer(name, groups_of(Hiera(**SMALL), 1.0), lr=1.0, betas=(0.9, 0.999))
+    assert all(group["fused"] for group in optimizer.param_groups)
+
+
 def test_unknown_optimizer_is_named():
     with pytest.raises(ValueError, match=r"'lion'.*adamw, sgd"):
         build_optimizer("lion", [], lr=1.0, betas=(0.9, 0.999))

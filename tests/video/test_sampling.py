@@ -384,6 +384,11 @@ def test_resized_shape_keeps_the_aspect(height, width, short_side):
         (257, 341, 224, 3, [(17, 0), (17, 59), (17, 117)]),
         (224, 224, 224, 3, [(0, 0)] * 3),
         (225, 225, 224, 3, [(1, 0), (1, 1), (1, 1)]),
+        (48, 64, (32, 16), 1, [(8, 24)]),
+        (48, 64, (32, 16), 3, [(8, 0), (8, 24), (8, 48)]),
+        (64, 48, (32, 16), 3, [(0, 16), (16, 16), (32, 16)]),
+        (48, 64, (16, 32), 3, [(16, 0), (16, 16), (16, 32)]),
+        (49, 65, (32, 16), 1, [(9, 25)]),
     ],
 )
 def test_crop_offsets(height, width, size, num_crops, expected):
@@ -430,6 +435,7 @@ def test_crops_lie_inside(height, width, size, num_crops):
         (resized_shape, (0, 10, 224), "height=0"),
         (resized_shape, (10, 10, 0), "short_side=0"),
         (crop_offsets, (200, 300, 224, 3), "size=224 must fit into the picture, 200 x 300"),
+        (crop_offsets, (200, 300, (224, 100), 1), r"size=\(224, 100\) must fit .* 200 x 300"),
         (crop_offsets, (224, 300, 224, 5), "num_crops=5 must be 1"),
     ],
 )
