@@ -50,8 +50,8 @@ class Peer(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return 10**9
 
-    def __getitem__(self, key: tuple[int, int]) -> torch.Tensor:
-        epoch, index = key
+    def __getitem__(self, key: tuple[int, int, int]) -> torch.Tensor:
+        epoch, index, _ = key
         rng = np.random.default_rng([epoch, index])
         path = self.videos[index % len(self.videos)]
         span = NUM_FRAMES * SAMPLING_RATE
@@ -89,7 +89,7 @@ def clips_per_second(
     dataset: Dataset[Any], args: argparse.Namespace, num_repeats: int = 1
 ) -> float:
     videos = args.clips // num_repeats
-    keys = [(epoch, index % len(args.videos)) for epoch, index in enumerate(range(videos))]
+    keys = [(epoch, epoch % len(args.videos), 0) for epoch in range(videos)]
     per_batch = max(1, BATCH // num_repeats)
     batches = [keys[i : i + per_batch] for i in range(0, len(keys), per_batch)]
     collate = partial(collate_clips, clip_shape=(NUM_FRAMES, SIZE, SIZE, 3))
