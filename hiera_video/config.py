@@ -35,11 +35,12 @@ class ConfigError(ValueError):
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class BackboneConfig:
     name: str = "hiera_base_16x224"
     """A variant of `hiera_video.list_models()`."""
     init: str | None = None
-    """Weights to start from: a file, a weights or run folder, or a published tag. Null: none."""
+    """Weights to start from: a file, a weights, run or checkpoint folder, or a published tag.
+    Null: none."""
     num_frames: int | None = None
     """Frames of a clip. Null: the variant's."""
     image_size: int | None = None
@@ -48,12 +49,30 @@ class ModelConfig:
     """Keyword arguments of `Hiera` that differ from the variant's, e.g. {mask_unit: [2, 8, 8]}."""
     drop_path: float = 0.0
     """Stochastic depth of the last block, 0..1."""
-    head_dropout: float = 0.0
-    """Dropout before the classifier, 0..1."""
     pos_embed_resize: Literal["window", "bicubic"] = "window"
     """How position embeddings are resized: aware of attention windows, or plainly bicubic."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(BackboneConfig):
+    head_dropout: float = 0.0
+    """Dropout before the classifier, 0..1."""
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig(BackboneConfig):
+    decoder_heads: int | None = None
+    """Attention heads of the decoder. Must be set, since no tensor's shape tells: 8 in the paper's
+    video recipes, 16 in its image recipes and in all public builders. Null: those of `init`, where
+    that is a folder that states them."""
+    decoder_dim: int = 512
+    """Width of the decoder."""
+    decoder_depth: int = 8
+    """Blocks of the decoder."""
+    target: Literal["pixels", "hog"] = "pixels"
+    """What is predicted of hidden units: normalised pixels, or histograms of oriented gradients."""
 
 
 @dataclass(frozen=True)
@@ -71,35 +90,9 @@ class ClipConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    train: str | None = None
-    """Training videos: a list (csv, txt, json, jsonl), or a folder with one folder a class."""
-    val: str | None = None
-    """Validation videos, in the same forms."""
+class ReadingConfig:
     root: str | None = None
     """Folder that relative paths in lists start from. Null: the list's own folder."""
-    class_names: str | None = None
-    """Text file with one class name a line, or a json label map. Null: from the data."""
-    multi_label: bool = False
-    """A video may have several classes: sigmoid, and mean average precision instead of top-1."""
-    balanced: bool = False
-    """Draw training videos so that every class is equally likely."""
-    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
-    """Library that decodes."""
-    deadline_sec: float = 60.0
-    """Longest time that reading one video may take, seconds."""
-    num_workers: int | None = None
-    """Decoding processes for each training process. Null: as many as its share of the CPU cores."""
-    max_failed_frac: float = 0.05
-    """Training stops when more than this fraction of the videos read failed (after 100 videos)."""
-
-
-@dataclass(frozen=True)
-class EvaluationDataConfig:
-    val: str | None = None
-    """Videos to evaluate on: a list file or a folder, as for training."""
-    root: str | None = None
-    """Folder that relative paths in the list start from. Null: the list's own folder."""
     backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
     """Library that decodes."""
     deadline_sec: float = 60.0
@@ -109,13 +102,55 @@ class EvaluationDataConfig:
 
 
 @dataclass(frozen=True)
-class AugmentConfig:
-    crop_area: tuple[float, float] = (0.08, 1.0)
+class PretrainDataConfig(ReadingConfig):
+    train: str | None = None
+    """Training videos: a list (csv, txt, json, jsonl), or a folder. Labels are not used."""
+    max_failed_frac: float = 0.05
+    """Training stops when more than this fraction of the videos read failed (after 100 videos)."""
+
+
+@dataclass(frozen=True)
+class DataConfig(PretrainDataConfig):
+    train: str | None = None
+    """Training videos: a list (csv, txt, json, jsonl), or a folder with one folder a class."""
+    val: str | None = None
+    """Validation videos, in the same forms."""
+    class_names: str | None = None
+    """Text file with one class name a line, or a json label map. Null: from the data."""
+    multi_label: bool = False
+    """A video may have several classes: sigmoid, and mean average precision instead of top-1."""
+    balanced: bool = False
+    """Draw training videos so that every class is equally likely."""
+
+
+@dataclass(frozen=True)
+class EvaluationDataConfig(ReadingConfig):
+    val: str | None = None
+    """Videos to evaluate on: a list file or a folder, as for training."""
+
+
+@dataclass(frozen=True)
+class MaskingConfig:
+    kind: Literal["random", "tube", "frame", "block"] = "random"
+    """Each mask unit for itself, one spatial pattern for all times, whole time steps, or boxes."""
+    ratio: float | None = None
+    """Fraction of the mask units that is hidden. Null: 0.9 for video, 0.6 for images."""
+
+
+@dataclass(frozen=True)
+class PretrainAugmentConfig:
+    crop_area: tuple[float, float] = (0.5, 1.0)
     """Area of the random resized crop, fraction of the frame."""
     crop_aspect: tuple[float, float] = (0.75, 1.3333)
     """Width over height of the crop."""
     flip: bool = True
     """Flip half of the clips horizontally. Never for SSv2, whose labels tell left from right."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig(PretrainAugmentConfig):
+    crop_area: tuple[float, float] = (0.08, 1.0)
+    """Area of the random resized crop, fraction of the frame."""
     rand_augment_magnitude: float | None = 7.0
     """Magnitude of RandAugment, 0..10. Null: no RandAugment."""
     rand_augment_std: float = 0.5
@@ -151,7 +186,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class LoopConfig:
     epochs: float = 100.0
     """Length, effective epochs: num_repeats for each pass over the videos."""
     warmup_epochs: float = 10.0
@@ -166,6 +201,20 @@ class TrainConfig:
     """bf16: autocast; weights, loss and optimizer stay in float32."""
     seed: int = 0
     """Decides the order of the videos and all randomness."""
+    compile: bool = False
+    """torch.compile the model."""
+    checkpoint_every: float = 1.0
+    """Distance between checkpoints, passes over the training videos."""
+    keep_checkpoints: int = 2
+    """How many checkpoints stay on disk."""
+    log_every: int = 10
+    """Distance between console lines, steps."""
+    max_nonfinite_steps: int = 10
+    """Steps in a row with a non-finite gradient (each is skipped) after which training stops."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(LoopConfig):
     train_only: Literal["all", "head"] = "all"
     """head: a linear probe on the frozen backbone (its norm is trained too)."""
     freeze_stages: int = 0
@@ -174,18 +223,8 @@ class TrainConfig:
     """balanced: weigh each class by the inverse of its share of the training videos."""
     ema_decay: float | None = None
     """Evaluate and export an exponential moving average of the weights with this decay."""
-    compile: bool = False
-    """torch.compile the model."""
-    checkpoint_every: float = 1.0
-    """Distance between checkpoints, passes over the training videos."""
-    keep_checkpoints: int = 2
-    """How many checkpoints stay on disk."""
     evaluate_every: float | None = 5.0
     """Distance between one-view evaluations, passes over the training videos. Null: none."""
-    log_every: int = 10
-    """Distance between console lines, steps."""
-    max_nonfinite_steps: int = 10
-    """Steps in a row with a non-finite gradient (each is skipped) after which training stops."""
 
 
 @dataclass(frozen=True)
@@ -221,43 +260,17 @@ class FinetuneConfig:
     """Resume a run although its saved configuration differs."""
 
     def check(self) -> None:
-        _require(self.data.train is not None, "data.train", None, "a list file or a folder")
-        _check_fraction("model.drop_path", self.model.drop_path)
+        _check_training(self)
         _check_fraction("model.head_dropout", self.model.head_dropout)
         _check_fraction("augment.erasing_prob", self.augment.erasing_prob)
         _check_fraction("augment.label_smoothing", self.augment.label_smoothing)
-        _check_fraction("data.max_failed_frac", self.data.max_failed_frac)
-        _check_range("augment.crop_area", self.augment.crop_area, 1.0)
-        _check_range("augment.crop_aspect", self.augment.crop_aspect)
-        for key in (
-            "epochs",
-            "global_batch_size",
-            "accumulation_steps",
-            "num_repeats",
-            "checkpoint_every",
-        ):
-            _check_positive(f"train.{key}", getattr(self.train, key))
-        for key in ("keep_checkpoints", "log_every", "max_nonfinite_steps"):
-            _check_positive(f"train.{key}", getattr(self.train, key))
-        _check_positive("optim.lr", self.optim.lr)
-        if self.optim.clip_grad is not None:  # 0 would mean: no clipping
-            _check_positive("optim.clip_grad", self.optim.clip_grad)
         if self.train.ema_decay is not None:
             _check_fraction("train.ema_decay", self.train.ema_decay)
         for key, value in (("mixup", self.augment.mixup), ("cutmix", self.augment.cutmix)):
             _require(value >= 0, f"augment.{key}", value, "0 (none) or more")
-        _require(self.train.seed >= 0, "train.seed", self.train.seed, "0 or more")
         if self.train.evaluate_every is not None:
             _check_positive("train.evaluate_every", self.train.evaluate_every)
-        _check_reading(self.data)
-        _check_positive("clips.sampling_rate", self.clips.sampling_rate)
         _check_views(self.views, self.clips)
-        _require(
-            0 <= self.train.warmup_epochs < self.train.epochs,
-            "train.warmup_epochs",
-            self.train.warmup_epochs,
-            f"0 up to less than train.epochs={self.train.epochs:g}",
-        )
         _require(
             0 < self.optim.layer_decay <= 1,
             "optim.layer_decay",
@@ -276,6 +289,67 @@ class FinetuneConfig:
             None,
             "weights, when train.train_only=head: a probe on random features measures nothing",
         )
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """`hiera-video pretrain`: masked-autoencoder pretraining on videos or images without labels."""
+
+    model: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    augment: PretrainAugmentConfig = field(default_factory=PretrainAugmentConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(
+            warmup_lr=1e-6, final_lr=1e-6, betas=(0.9, 0.95), clip_grad=0.02
+        )
+    )
+    train: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            epochs=800.0, warmup_epochs=120.0, global_batch_size=512, num_repeats=4
+        )
+    )
+    run_dir: str = "runs/pretrain"
+    """Where everything of the run goes; a run found there is resumed."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+    overwrite_config: bool = False
+    """Resume a run although its saved configuration differs."""
+
+    def check(self) -> None:
+        _check_training(self)
+        _require(
+            self.optim.layer_decay == 1.0,
+            "optim.layer_decay",
+            self.optim.layer_decay,
+            "1.0 in pretraining: all layers learn alike",
+        )
+        if self.masking.ratio is not None:
+            _require(
+                0 < self.masking.ratio < 1,
+                "masking.ratio",
+                self.masking.ratio,
+                "above 0 and below 1",
+            )
+        for key in ("decoder_dim", "decoder_depth"):
+            _check_positive(f"model.{key}", getattr(self.model, key))
+        heads = self.model.decoder_heads
+        if heads is None:
+            stated = self.model.init and trained_with(self.model.init, ["autoencoder"])
+            _require(
+                bool(stated),
+                "model.decoder_heads",
+                None,
+                "8 (the paper's video recipes) or 16 (its image recipes, all public builders)",
+            )
+        else:
+            _require(
+                heads > 0 and self.model.decoder_dim % heads == 0,
+                "model.decoder_heads",
+                heads,
+                f"a divisor of model.decoder_dim={self.model.decoder_dim}",
+            )
 
 
 @dataclass(frozen=True)
@@ -382,18 +456,19 @@ def load_config(
     return result
 
 
-def describe_keys(cls: type, prefix: str = "") -> list[str]:
+def describe_keys(cls: type, prefix: str = "", defaults: object = None) -> list[str]:
     """`key (default): what it is` for each setting, from the strings below the fields."""
-    (definition,) = ast.parse(inspect.getsource(cls)).body
-    assert isinstance(definition, ast.ClassDef)
     said = {}
-    for setting, note in itertools.pairwise(definition.body):
-        if isinstance(setting, ast.AnnAssign) and isinstance(note, ast.Expr):
-            said[ast.unparse(setting.target)] = " ".join(ast.literal_eval(note.value).split())
+    for part in reversed(cls.__mro__[:-1]):  # a field may be said anew by a subclass
+        (definition,) = ast.parse(inspect.getsource(part)).body
+        assert isinstance(definition, ast.ClassDef)
+        for setting, note in itertools.pairwise(definition.body):
+            if isinstance(setting, ast.AnnAssign) and isinstance(note, ast.Expr):
+                said[ast.unparse(setting.target)] = " ".join(ast.literal_eval(note.value).split())
     lines = []
-    for key, default in vars(cls()).items():
+    for key, default in vars(defaults or cls()).items():
         if is_dataclass(default):
-            lines += describe_keys(type(default), f"{prefix}{key}.")
+            lines += describe_keys(type(default), f"{prefix}{key}.", default)
         else:
             value = json.dumps(default)
             lines.append(f"  {prefix}{key} ({value}): {said[key]}")
@@ -533,7 +608,39 @@ def _check_range(key: str, value: tuple[float, float], most: float = float("inf"
     _require(0 < value[0] <= value[1] <= most, key, list(value), allowed)
 
 
-def _check_reading(data: DataConfig | EvaluationDataConfig) -> None:
+def _check_training(config: FinetuneConfig | PretrainConfig) -> None:
+    """What fine-tuning and pretraining have in common."""
+    _require(config.data.train is not None, "data.train", None, "a list file or a folder")
+    _check_fraction("model.drop_path", config.model.drop_path)
+    _check_fraction("data.max_failed_frac", config.data.max_failed_frac)
+    _check_range("augment.crop_area", config.augment.crop_area, 1.0)
+    _check_range("augment.crop_aspect", config.augment.crop_aspect)
+    for key in (
+        *("epochs", "global_batch_size", "accumulation_steps", "num_repeats", "checkpoint_every"),
+        *("keep_checkpoints", "log_every", "max_nonfinite_steps"),
+    ):
+        _check_positive(f"train.{key}", getattr(config.train, key))
+    _check_positive("optim.lr", config.optim.lr)
+    if config.optim.clip_grad is not None:  # 0 would mean: no clipping
+        _check_positive("optim.clip_grad", config.optim.clip_grad)
+    _require(config.train.seed >= 0, "train.seed", config.train.seed, "0 or more")
+    _check_reading(config.data)
+    _check_clips(config.clips)
+    _require(
+        0 <= config.train.warmup_epochs < config.train.epochs,
+        "train.warmup_epochs",
+        config.train.warmup_epochs,
+        f"0 up to less than train.epochs={config.train.epochs:g}",
+    )
+
+
+def _check_clips(clips: ClipConfig) -> None:
+    _check_positive("clips.sampling_rate", clips.sampling_rate)
+    if clips.target_fps is not None:
+        _check_positive("clips.target_fps", clips.target_fps)
+
+
+def _check_reading(data: ReadingConfig) -> None:
     _check_positive("data.deadline_sec", data.deadline_sec)
     _require(
         data.num_workers is None or data.num_workers >= 0,
@@ -548,8 +655,7 @@ def _check_views(views: ViewConfig, clips: ClipConfig) -> None:
     _check_positive("views.num_clips", views.num_clips)
     if views.short_side is not None:
         _check_positive("views.short_side", views.short_side)
-    if clips.target_fps is not None:
-        _check_positive("clips.target_fps", clips.target_fps)
+    _check_clips(clips)
     _check_positive("views.batch_size", views.batch_size)
     _require(
         clips.sampling == "clip" or views.num_clips in (1, 2),

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
@@ -40,8 +40,8 @@ ARCHITECTURE = (
 
 
 def unroll(
-    x: Float[Tensor, "B D t h w"], mask_unit: Size3, pools: Sequence[Size3]
-) -> Float[Tensor, "B M U D"]:
+    x: Shaped[Tensor, "B D t h w"], mask_unit: Size3, pools: Sequence[Size3]
+) -> Shaped[Tensor, "B M U D"]:
     """Groups tokens by mask unit, and inside a unit by the pooling step that merges them.
 
     `pools` are the strides of the pooling steps, first step first. Units come in space-time order.
@@ -207,6 +207,50 @@ class PatchEmbed(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
         return self.proj(x)
+
+    def convolve(self, windows: Float[Tensor, "n C T H W"]) -> Float[Tensor, "n D t h w"]:
+        """The same on pixels that bring their own padding, as `windows` gives them."""
+        return F.conv3d(windows, self.proj.weight, self.proj.bias, self.proj.stride)
+
+    def windows(
+        self,
+        x: Float[Tensor, "B C T H W"],
+        kept: Int[Tensor, "B K"],
+        units: Size3,
+        mask_unit: Size3,
+    ) -> Float[Tensor, "B K C I J L"]:
+        """The pixels that the tokens of each kept unit see, those of hidden units zeroed.
+
+        Args:
+            units: how many mask units the clip has along (time, height, width).
+            mask_unit: tokens of each.
+        """
+        places = _unravel(kept, units)  # of each unit along each axis, [B, K]
+        pixel_padding, unit_padding, sides, spans, owners = [], [], [], [], []
+        for axis, place in enumerate(places):
+            kernel, stride = self.proj.kernel_size[axis], self.proj.stride[axis]
+            side = mask_unit[axis] * stride  # of a unit, in pixels
+            span = side - stride + kernel  # of a window
+            before = self.proj.padding[axis]
+            after = span - side - before
+            pixel_padding = [before, after, *pixel_padding]  # F.pad takes the last axis first
+            # A window reaches into neighbours of its unit: which unit owns which pixel?
+            low, high = -(-before // side), max(0, -(-after // side))
+            unit_padding = [low, high, *unit_padding]
+            owner = (torch.arange(span, device=kept.device) - before + low * side) // side
+            shape = [span if a == axis else 1 for a in range(3)]
+            owners.append((place[..., None] + owner).view(*kept.shape, *shape))
+            sides, spans = [*sides, side], [*spans, span]
+
+        x = F.pad(x, pixel_padding)
+        for axis in range(3):
+            x = x.unfold(axis + 2, spans[axis], sides[axis])  # a view, in the end of all windows
+        clip = torch.arange(len(kept), device=kept.device)[:, None]
+        i, j, k = places
+        windows = x[clip, :, i, j, k]  # [B, K, C, *spans]
+        seen = torch.zeros(len(kept), math.prod(units), dtype=x.dtype, device=x.device)
+        seen = F.pad(seen.scatter(1, kept, 1.0).unflatten(1, units), unit_padding)
+        return windows * seen[(clip[..., None, None, None], *owners)][:, :, None]
 
 
 class Head(nn.Module):
@@ -388,23 +432,17 @@ class Hiera(nn.Module):
         return [self.reroll(outputs[i], stage=i) for i in indices]
 
     def encode(
-        self, x: Float[Tensor, "B C T H W"], visible: Bool[Tensor, "B M"] | None = None
+        self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"] | None = None
     ) -> list[Float[Tensor, "B K U D"]]:
         """Outputs of all stages, unrolled: K units, in space-time order, of U tokens.
 
         Args:
-            visible: mask units to keep, True = kept, the same number for every clip of the batch.
-                The pixels of the others are zeroed before the overlapping patch convolution, so
-                that nothing of them leaks, and their tokens are dropped after it. None: all.
+            kept: mask units to see, ascending; of the others nothing is seen or computed. None:
+                all. `hiera_video.models.masking` draws them.
         """
         if tuple(x.shape[1:]) != (self.in_chans, *self.input_size):
             raise ValueError(self._wrong_input(x.shape))
-        if visible is not None:
-            x = x * self._unit_pixels(visible).to(x.dtype)
-        x = self.patch_embed(x) + self.get_pos_embed()  # [B, D, t, h, w]
-        x = unroll(x, self.mask_unit, self.pools)  # [B, M, U, D]
-        if visible is not None:
-            x = x[visible].unflatten(0, (visible.shape[0], -1))  # [B, K, U, D]
+        x = self.embed(x) if kept is None else self.embed_units(x, kept)
         outputs = []
         for i, block in enumerate(self.blocks):
             if self.grad_checkpointing and self.training:
@@ -414,6 +452,31 @@ class Hiera(nn.Module):
             if i in self.stage_ends:
                 outputs.append(x)
         return outputs
+
+    def embed(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B M U D"]:
+        """Tokens of all units, with their position embeddings."""
+        return unroll(self.patch_embed(x) + self.get_pos_embed(), self.mask_unit, self.pools)
+
+    def embed_units(
+        self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"]
+    ) -> Float[Tensor, "B K U D"]:
+        """Tokens of the units `kept`, with their position embeddings.
+
+        The patches overlap: at the border of a unit they reach into its neighbours, of which the
+        hidden ones count as zeros, as in the official code. That one zeroes the hidden pixels and
+        convolves the whole clip; here the pixels of the kept units alone are convolved.
+        """
+        batch, num_kept = kept.shape
+        windows = self.patch_embed.windows(x, kept, self.units_shape, self.mask_unit)
+        x = self.patch_embed.convolve(windows.flatten(0, 1))  # [(B K), D, t, h, w] of a unit
+        x = unroll(x, self.mask_unit, self.pools).view(batch, num_kept, -1, x.shape[1])
+        t, h, w = self.tokens_shape
+        tokens = torch.arange(t * h * w, device=kept.device).view(1, 1, t, h, w)
+        tokens = unroll(tokens, self.mask_unit, self.pools)[0, ..., 0][kept]  # [B, K, U]
+        if not self.sep_pos_embed:
+            return x + F.embedding(tokens, self.pos_embed[0])
+        spatial = F.embedding(tokens % (h * w), self.pos_embed_spatial[0])
+        return x + (spatial + F.embedding(tokens // (h * w), self.pos_embed_temporal[0]))
 
     def get_pos_embed(self) -> Float[Tensor, "1 D t h w"]:
         """The position embedding on the token grid."""
@@ -431,14 +494,6 @@ class Hiera(nn.Module):
             for axis, m in enumerate(self.mask_unit)
         )
         return reroll(x, self.units_shape, unit, self.pools[done:])
-
-    def _unit_pixels(self, visible: Bool[Tensor, "B M"]) -> Bool[Tensor, "B 1 T H W"]:
-        x = visible.unflatten(1, (1, *self.units_shape))
-        for axis, size in enumerate(
-            u * p for u, p in zip(self.mask_unit, self.patch_stride, strict=True)
-        ):
-            x = x.repeat_interleave(size, dim=axis + 2)
-        return x
 
     def _wrong_input(self, shape: Sequence[int]) -> str:
         want = ", ".join(str(n) for n in (self.in_chans, *self.input_size))
@@ -487,6 +542,12 @@ class Hiera(nn.Module):
             else:
                 ids[name] = len(self.blocks) + 1
         return ids
+
+
+def _unravel(index: Int[Tensor, ...], shape: Size3) -> tuple[Tensor, Tensor, Tensor]:
+    """Places along three axes of positions in the flattened `shape`."""
+    _, h, w = shape
+    return index // (h * w), index // w % h, index % w
 
 
 def _size3(values: Iterable[int]) -> Size3:

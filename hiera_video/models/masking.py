@@ -1,0 +1,126 @@
+"""Which mask units of a clip stay visible: random, tube, frame and block masking.
+
+Every sample of a batch keeps the same number of units, so that the visible ones of a batch make one
+tensor. The number is rounded as the official code rounds it: `int(units * (1 - ratio))`, of the
+units themselves (random, block), of those of one time step (tube), or of the time steps (frame).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from hiera_video.models.hiera import Size3
+
+MaskingKind = Literal["random", "tube", "frame", "block"]
+BLOCK_SIDE = (0.25, 0.5)  # of a box, as a share of the clip's extent along that axis
+
+
+@dataclass(frozen=True)
+class UnitMasking:
+    """Draws the visible units of one clip.
+
+    Args:
+        units: how many mask units a clip has along (time, height, width).
+        ratio: share of the units to hide. The paper takes 0.9 for video and 0.6 for images (arXiv
+            2306.00989, Tab. 3); with 0.9 of (8, 7, 7) units 39 stay.
+        kind: "random", each unit for itself, whatever its time and place; "tube", one spatial
+            pattern for all times (VideoMAE, arXiv 2203.12602); "frame", whole time steps; "block",
+            boxes of neighbouring units, a quarter to half of the clip along each axis, until
+            enough are hidden; a box that leaves the clip on one side enters on the other.
+
+    Raises:
+        ValueError: the ratio keeps nothing or everything; names ratios that do neither.
+    """
+
+    units: Size3
+    ratio: float
+    kind: MaskingKind = "random"
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(MaskingKind):
+            allowed = ", ".join(get_args(MaskingKind))
+            raise ValueError(f"masking.kind is {self.kind!r}: allowed are {allowed}")
+        drawn = self._num_drawn
+        if not 0 < self.num_visible < self.num_units:
+            what = {"tube": "units of a time step", "frame": "time steps"}.get(self.kind, "units")
+            kept = "nothing" if self.num_visible <= 0 else "everything"
+            sentence = f"masking.ratio is {self.ratio:g}, which keeps {kept} of {drawn} {what}"
+            if drawn == 1:
+                raise ValueError(f"{sentence}: {self.kind} masking needs more; take another kind")
+            # Half a unit more than is kept, so that rounding down does not lose one.
+            most, least = 1 - 1.5 / drawn, 1 - (drawn - 0.5) / drawn
+            raise ValueError(f"{sentence}: allowed are about {least:.3f} to {most:.3f}")
+
+    @property
+    def num_units(self) -> int:
+        return math.prod(self.units)
+
+    @property
+    def num_visible(self) -> int:
+        """Units that stay, the same number in every clip."""
+        kept = int(self._num_drawn * (1 - self.ratio))
+        return kept * (self.num_units // self._num_drawn)
+
+    @property
+    def _num_drawn(self) -> int:
+        """Of how many things (units, places or time steps) some are drawn."""
+        t, h, w = self.units
+        return {"tube": h * w, "frame": t}.get(self.kind, t * h * w)
+
+    def __call__(self, rng: np.random.Generator) -> Bool[np.ndarray, " M"]:
+        """True = visible; M units in space-time order."""
+        if self.kind == "block":
+            return self._outside_boxes(rng)
+        drawn = np.zeros(self._num_drawn, dtype=bool)
+        kept = int(self._num_drawn * (1 - self.ratio))
+        drawn[rng.permutation(self._num_drawn)[:kept]] = True
+        t, h, w = self.units
+        if self.kind == "tube":
+            return np.tile(drawn, t)
+        return np.repeat(drawn, h * w) if self.kind == "frame" else drawn
+
+    def _outside_boxes(self, rng: np.random.Generator) -> Bool[np.ndarray, " M"]:
+        visible = np.ones(self.num_units, dtype=bool)
+        to_hide = self.num_units - self.num_visible
+        low, high = BLOCK_SIDE
+        while to_hide:
+            box = []
+            for n in self.units:
+                side = rng.integers(max(1, round(low * n)), max(1, round(high * n)), endpoint=True)
+                box.append((rng.integers(n) + np.arange(side)) % n)
+            inside = np.ravel_multi_index(np.ix_(*box), self.units).ravel()
+            fresh = inside[visible[inside]][:to_hide]  # of the last box, as much as is left to hide
+            visible[fresh] = False
+            to_hide -= len(fresh)
+        return visible
+
+
+def kept_units(visible: Bool[Tensor, "B M"]) -> Int[Tensor, "B K"]:
+    """The indices of the visible units of each clip, ascending: what the models take.
+
+    Their number is a shape, so that a model compiles to one graph and never waits for the device;
+    call this where `visible` lies on the CPU.
+
+    Raises:
+        ValueError: the clips keep different numbers of units, or none.
+    """
+    counts = visible.sum(dim=1)
+    if int(counts.min()) != int(counts.max()) or not int(counts.min()):
+        raise ValueError(
+            f"the clips of the batch keep {counts.tolist()} units: needed is one number above 0"
+        )
+    return visible.nonzero()[:, 1].unflatten(0, (len(visible), -1))
+
+
+def hidden_units(kept: Int[Tensor, "B K"], num_units: int) -> Int[Tensor, "B H"]:
+    """The indices of the others of `num_units` units, ascending."""
+    is_kept = torch.zeros(len(kept), num_units, dtype=torch.int8, device=kept.device)
+    is_kept.scatter_(1, kept, 1)
+    return is_kept.argsort(dim=1, stable=True)[:, : num_units - kept.shape[1]]
