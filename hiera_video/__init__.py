@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hiera_video.models.hiera import Hiera as Hiera
+    from hiera_video.models.mae import MaskedAutoencoderHiera as MaskedAutoencoderHiera
+    from hiera_video.models.registry import create_autoencoder as create_autoencoder
     from hiera_video.models.registry import create_model as create_model
     from hiera_video.models.registry import list_models as list_models
     from hiera_video.video.reader import open_video as open_video
@@ -15,11 +17,21 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Hiera": "hiera_video.models.hiera",
+    "MaskedAutoencoderHiera": "hiera_video.models.mae",
+    "create_autoencoder": "hiera_video.models.registry",
     "create_model": "hiera_video.models.registry",
     "list_models": "hiera_video.models.registry",
     "open_video": "hiera_video.video.reader",
 }
-__all__ = ["Hiera", "__version__", "create_model", "list_models", "open_video"]
+__all__ = [
+    "Hiera",
+    "MaskedAutoencoderHiera",
+    "__version__",
+    "create_autoencoder",
+    "create_model",
+    "list_models",
+    "open_video",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -26,6 +26,7 @@ from hiera_video.config import (
     EvaluateConfig,
     FinetuneConfig,
     PredictConfig,
+    PretrainConfig,
     describe_keys,
     load_config,
     to_yaml,
@@ -33,6 +34,7 @@ from hiera_video.config import (
 )
 
 COMMANDS: dict[str, tuple[type, str]] = {
+    "pretrain": (PretrainConfig, "train a masked autoencoder on videos or images without labels"),
     "finetune": (FinetuneConfig, "train a classifier on videos or images"),
     "evaluate": (EvaluateConfig, "multi-view accuracy of a trained classifier"),
     "predict": (PredictConfig, "the most likely classes of videos or images"),

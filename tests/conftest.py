@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 from collections.abc import Iterator
@@ -23,6 +24,15 @@ def _random_states() -> Iterator[None]:
     random.setstate(ours)
     np.random.set_state(numpys)  # noqa: NPY002
     torch.set_rng_state(torchs)
+
+
+@pytest.fixture(autouse=True)
+def _logging() -> Iterator[None]:
+    """A command that a test runs in its process sets up logging: not for the tests after it."""
+    logger = logging.getLogger("hiera_video")
+    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    yield
+    logger.level, logger.propagate, logger.handlers = level, propagate, handlers
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

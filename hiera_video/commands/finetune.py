@@ -1,14 +1,12 @@
 """`hiera-video finetune`: train a classifier on videos or images, from weights or from scratch.
 
-Longer than other commands, because a run is read from top to bottom here: data, model, length,
-resuming, loop, what is left behind.
+Longer than other commands, because a run is read from top to bottom here: data, model, what of it
+learns, views to evaluate, batches, loss.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -17,48 +15,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 
 from hiera_video.config import FinetuneConfig, check_same_config, to_yaml, trained_with
 from hiera_video.data.annotations import VideoList, read_splits
 from hiera_video.data.datasets import ClipSampler, EvaluationViews, TrainingClips
-from hiera_video.data.loaders import (
-    TrainingOrder,
-    balanced_weights,
-    default_num_workers,
-    steps_per_epoch,
-    training_loader,
-)
+from hiera_video.data.loaders import balanced_weights, default_num_workers, training_loader
 from hiera_video.data.randaugment import RandAugment
 from hiera_video.data.transforms import FinetuneTransform
 from hiera_video.evaluation.classification import summarize
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import create_model, input_statistics
-from hiera_video.models.weights import save_weights
-from hiera_video.training.checkpoint import (
-    latest_checkpoint,
-    load_checkpoint,
-    prune_checkpoints,
-    save_checkpoint,
-)
 from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
-from hiera_video.training.distributed import (
-    Process,
-    barrier,
-    from_main,
-    process_group,
-    sum_over_processes,
-)
-from hiera_video.training.loop import StopSignal, train_steps
-from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
-from hiera_video.training.reporting import (
-    ConsoleLine,
-    FailureLimit,
-    RunReport,
-    setup_logging,
-    start_run,
-)
+from hiera_video.training.distributed import Process, barrier, process_group
+from hiera_video.training.loop import StopSignal
+from hiera_video.training.reporting import RunReport, setup_logging
+from hiera_video.training.run import Schedule, open_run, optimizer_of, train_to_the_end
 from hiera_video.training.validation import validate
 from hiera_video.video.reader import open_video
 
@@ -84,18 +57,15 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         labels = [record.labels for record in train.records]
         num_classes = len(train.class_names)
         folder = Path(config.run_dir)
-        checkpoints = folder / "checkpoints"
-        latest = from_main(latest_checkpoint(checkpoints))
-        if latest or (folder / "weights").exists():
-            check_same_config(folder / "config.yaml", config)  # a failed start leaves no run
-        if (folder / "weights").exists() and not latest:
-            raise ValueError(
-                f"{folder} holds a finished run without checkpoints: choose another run_dir"
-            )
-        if not dry_run:
-            summary = {"train": train.source, "videos": len(train.records), "classes": num_classes}
-            summary["fingerprint"] = train.fingerprint
-            start_run(folder, process, to_yaml(config), summary, resumes=latest is not None)
+        summary = {"train": train.source, "videos": len(train.records), "classes": num_classes}
+        latest = open_run(
+            folder,
+            process,
+            check_config=partial(check_same_config, config=config),
+            config_yaml=to_yaml(config),
+            data={**summary, "fingerprint": train.fingerprint},
+            dry_run=dry_run,
+        )
 
         # The model, and what of it learns.
         torch.manual_seed(settings.seed)
@@ -123,54 +93,21 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         mean, std = input_statistics(model.architecture)
         model.set_grad_checkpointing(config.model.grad_checkpointing)
         freeze(model, train_only=settings.train_only, freeze_stages=settings.freeze_stages)
-        optimizer = build_optimizer(
-            config.optim.optimizer,
-            parameter_groups(
-                model,
-                weight_decay=config.optim.weight_decay,
-                layer_decay=config.optim.layer_decay,
-                layer_ids=model.layer_ids(),
-                no_weight_decay=model.no_weight_decay(),
-            ),
-            lr=config.optim.lr,
-            betas=config.optim.betas,
-        )
+        optimizer = optimizer_of(model, config.optim)
         average = None
         if settings.ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay))
 
-        # How long: effective epochs count the repeats of a video.
-        pass_steps = steps_per_epoch(len(train.records), settings.global_batch_size)
-        end_step = math.ceil(settings.epochs / settings.num_repeats * pass_steps)
-        lr_at = partial(
-            learning_rate,
-            total_steps=end_step,
-            warmup_steps=round(settings.warmup_epochs / settings.num_repeats * pass_steps),
-            peak=config.optim.lr,
-            first=config.optim.warmup_lr,
-            last=config.optim.final_lr,
-        )
-        for line in describe(config, process, model, train, val, end_step):
+        schedule = Schedule.plan(len(train.records), settings, config.optim)
+        for line in (
+            *describe(config, model, train, val),
+            schedule.describe(process, config.optim),
+        ):
             print(line) if dry_run else logger.info(line)
-        order = partial(
-            TrainingOrder,
-            len(train.records),
-            global_batch_size=settings.global_batch_size,
-            accumulation_steps=settings.accumulation_steps,
-            end_step=end_step,
-            seed=settings.seed,
-            rank=process.rank,
-            world_size=process.world_size,
-            weights=balanced_weights(labels, num_classes) if config.data.balanced else None,
-        )
+        weights = balanced_weights(labels, num_classes) if config.data.balanced else None
+        schedule.order(process, weights=weights)  # says if the batch does not divide
         if dry_run:
-            order(start_step=0)  # says if the batch does not divide
             return 0
-
-        # Go on where an earlier start of this run stopped.
-        start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
-        if latest:
-            logger.info("resumed from %s", latest)
 
         sampler = ClipSampler(num_frames=model.input_size[0], **asdict(config.clips))
         size = model.input_size[1:]
@@ -184,13 +121,16 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
                 num_crops=1,
                 open_video=opener(config),
             )
-        loader = training_loader(
-            training_clips(config, sampler, train, size, mean, std),
-            order(start_step=start_step),
-            clip_shape=(*model.input_size, 3),
-            num_workers=num_workers(config, process),
-            pin_memory=process.device.type == "cuda",
-        )
+
+        def batches_from(step: int) -> DataLoader[Any]:
+            return training_loader(
+                training_clips(config, sampler, train, size, mean, std),
+                schedule.order(process, step, weights),
+                clip_shape=(*model.input_size, 3),
+                num_workers=num_workers(config, process),
+                pin_memory=process.device.type == "cuda",
+            )
+
         loss = ClassificationLoss(
             num_classes=num_classes,
             mean=mean,
@@ -204,73 +144,24 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
             else None,
             device=process.device,
         )
-        if settings.compile:
-            model.compile()
-        wrapped = DistributedDataParallel(model) if process.world_size > 1 else model
-        report = stack.enter_context(RunReport(folder, process, start_step))
-        console = ConsoleLine(end_step, process.device)
-        limit = FailureLimit(config.data.max_failed_frac)
-        checkpoint_steps = max(1, round(settings.checkpoint_every * pass_steps))
-        evaluate_steps = settings.evaluate_every and max(
-            1, round(settings.evaluate_every * pass_steps)
-        )
-        nonfinite = 0
-
-        def evaluation_due(step: int) -> bool:
-            return step == end_step or bool(evaluate_steps and step % evaluate_steps == 0)
-
-        # A run that was killed between saving and evaluating makes up for it.
-        if views and start_step and evaluation_due(start_step):
-            missing = torch.tensor(float(process.is_main and not report.has(start_step, "val")))
-            if sum_over_processes(missing):
-                evaluate(config, process, average or model, views, (mean, std), report, start_step)
-        for done in train_steps(
-            wrapped,
+        return train_to_the_end(
+            model,
             loss,
             optimizer,
-            iter(loader),
-            start_step=start_step,
-            end_step=end_step,
-            accumulation_steps=settings.accumulation_steps,
-            lr_at=lr_at,
-            clip_grad=config.optim.clip_grad,
-            bf16=settings.precision == "bf16",
-            seed=settings.seed,
+            batches_from,
+            folder=folder,
+            latest=latest,
             process=process,
+            stop=stop,
+            schedule=schedule,
+            clip_grad=config.optim.clip_grad,
+            max_failed_frac=config.data.max_failed_frac,
+            meta=exported(config, train),
             average=average,
-            stop_requested=stop.requested,
-        ):
-            step, last = done.step, done.step == end_step
-            report.step(done)
-            console.add(done)
-            limit.add(done, settings.num_repeats)
-            nonfinite = nonfinite + 1 if done.skipped and done.num_clips else 0
-            if nonfinite >= settings.max_nonfinite_steps:
-                raise RuntimeError(
-                    f"{nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or "
-                    "train with train.precision=fp32"
-                )
-            if last or step % settings.log_every == 0 or step == start_step + 1:
-                logger.info(console.take(done))
-            if last or done.stop or step % checkpoint_steps == 0:
-                save_checkpoint(checkpoints, step, model, optimizer, average)
-                if process.is_main:
-                    prune_checkpoints(checkpoints, settings.keep_checkpoints)
-            if done.stop and not last:
-                logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
-                return 143
-            if views and evaluation_due(step):
-                evaluate(config, process, average or model, views, (mean, std), report, step)
-
-        trained: Hiera = average.module if average is not None else model  # type: ignore[assignment]
-        if process.is_main:
-            save_weights(folder / "weights", trained, meta=exported(config, train))
-            logger.info("trained %d steps; weights are in %s", end_step, folder / "weights")
-            if as_json:
-                print(json.dumps({"steps": end_step, "weights": str(folder / "weights")}))
-        # Together: torchrun ends all processes when one has left with another code than 0.
-        failed = torch.tensor(float((folder / "failures.jsonl").exists()))
-        return 3 if sum_over_processes(failed) else 0
+            evaluate=partial(evaluate, config, process, views, (mean, std)) if views else None,
+            evaluate_every=settings.evaluate_every,
+            as_json=as_json,
+        )
 
 
 def training_clips(
@@ -313,9 +204,9 @@ def training_clips(
 def evaluate(
     config: FinetuneConfig,
     process: Process,
-    model: torch.nn.Module,
     views: EvaluationViews,
     statistics: tuple[Sequence[float], Sequence[float]],
+    model: torch.nn.Module,
     report: RunReport,
     step: int,
 ) -> None:
@@ -356,29 +247,18 @@ def exported(config: FinetuneConfig, train: VideoList) -> dict[str, Any]:
 
 
 def describe(
-    config: FinetuneConfig,
-    process: Process,
-    model: Hiera,
-    train: VideoList,
-    val: VideoList | None,
-    end_step: int,
+    config: FinetuneConfig, model: Hiera, train: VideoList, val: VideoList | None
 ) -> list[str]:
-    """What is about to happen, in a few lines."""
-    settings, clips = config.train, config.clips
+    """What is about to be trained, in a few lines."""
     learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    frames = f"{model.input_size[0]}x{clips.sampling_rate}"
-    micro = settings.global_batch_size // (process.world_size * settings.accumulation_steps)
+    frames = f"{model.input_size[0]}x{config.clips.sampling_rate}"
     return [
         f"{len(train.records)} training videos of {len(train.class_names)} classes from "
         f"{train.source}"
         + (f", {len(val.records)} validation videos" if val else ", no validation"),
         f"{config.model.name}, input {model.input_size}, {learning / 1e6:.2f} M parameters learn; "
-        f"{clips.sampling} sampling {frames}, flips {'on' if config.augment.flip else 'off'}",
-        f"{end_step} steps of {settings.global_batch_size} videos x {settings.num_repeats} clips = "
-        f"{settings.global_batch_size * settings.num_repeats} clips: {process.world_size} "
-        f"processes x {settings.accumulation_steps} parts x {micro} videos; "
-        f"peak lr {config.optim.lr:g} ({config.optim.optimizer}, {settings.precision}, "
-        f"{process.device})",
+        f"{config.clips.sampling} sampling {frames}, "
+        f"flips {'on' if config.augment.flip else 'off'}",
     ]
 
 

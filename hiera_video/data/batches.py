@@ -30,6 +30,7 @@ class ClipSample:
     name: str
     labels: tuple[int, ...]
     clips: np.ndarray  # uint8 [num_repeats, T, H, W, C]
+    visible: np.ndarray | None = None  # bool [num_repeats, M] of mask units, in pretraining
 
 
 @dataclass
@@ -40,6 +41,7 @@ class ClipBatch:
     labels: list[tuple[int, ...]]  # B label sets
     names: list[str]  # B video names; none in a batch without any readable video
     failures: list[Failure] = field(default_factory=list)
+    visible: Tensor | None = None  # bool [B, M] of mask units, in pretraining; stays on the host
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,7 +91,10 @@ def collate_clips(
         return ClipBatch(torch.zeros(1, *clip_shape, dtype=torch.uint8), [()], [], failures)
     clips = torch.from_numpy(np.concatenate([s.clips for s in read]))
     repeated = [s for s in read for _ in range(len(s.clips))]
-    return ClipBatch(clips, [s.labels for s in repeated], [s.name for s in repeated], failures)
+    labels, names = [s.labels for s in repeated], [s.name for s in repeated]
+    masks = [s.visible for s in read if s.visible is not None]
+    visible = torch.from_numpy(np.concatenate(masks)) if masks else None
+    return ClipBatch(clips, labels, names, failures, visible)
 
 
 def only_sample(samples: Sequence[ViewSample | Failure]) -> ViewSample | Failure:

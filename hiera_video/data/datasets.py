@@ -33,6 +33,7 @@ from hiera_video.video.sampling import (
 )
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+Masking = Callable[[np.random.Generator], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,9 @@ class TrainingClips(Dataset[ClipSample | Failure]):
     """Random clips of videos; indexed by (epoch, index of the record, which draw in the epoch).
 
     A video is drawn more than once in an epoch only where classes are balanced.
+
+    Args:
+        masking: draws the visible mask units of a clip, bool [M], for pretraining.
     """
 
     def __init__(
@@ -129,10 +133,12 @@ class TrainingClips(Dataset[ClipSample | Failure]):
         *,
         num_repeats: int,
         seed: int,
+        masking: Masking | None = None,
         open_video: OpenVideo = open_video,
     ) -> None:
         self.records, self.sampler, self.transform = records, sampler, transform
-        self.num_repeats, self.seed, self.open_video = num_repeats, seed, open_video
+        self.num_repeats, self.seed, self.masking = num_repeats, seed, masking
+        self.open_video = open_video
 
     def __len__(self) -> int:
         return len(self.records)
@@ -148,7 +154,10 @@ class TrainingClips(Dataset[ClipSample | Failure]):
         except VideoError as error:
             return _failure(record, error)
         clips = np.stack([self.transform(frames[clip], rng) for clip in positions])
-        return ClipSample(record.name, record.labels, clips)
+        visible = None
+        if self.masking is not None:
+            visible = np.stack([self.masking(rng) for _ in positions])
+        return ClipSample(record.name, record.labels, clips, visible)
 
 
 class EvaluationViews(Dataset[ViewSample | Failure]):

@@ -204,6 +204,7 @@ class PatchEmbed(nn.Module):
     ) -> None:
         super().__init__()
         self.proj = nn.Conv3d(in_chans, dim, kernel, patch, padding)
+        self.padding = padding
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
         return self.proj(x)
@@ -226,21 +227,24 @@ class PatchEmbed(nn.Module):
             mask_unit: tokens of each.
         """
         places = _unravel(kept, units)  # of each unit along each axis, [B, K]
-        pixel_padding, unit_padding, sides, spans, owners = [], [], [], [], []
+        pixel_padding: list[int] = []  # F.pad takes the last axis first
+        unit_padding: list[int] = []
+        sides, spans, owners = [], [], []
         for axis, place in enumerate(places):
             kernel, stride = self.proj.kernel_size[axis], self.proj.stride[axis]
             side = mask_unit[axis] * stride  # of a unit, in pixels
             span = side - stride + kernel  # of a window
-            before = self.proj.padding[axis]
+            before = self.padding[axis]
             after = span - side - before
-            pixel_padding = [before, after, *pixel_padding]  # F.pad takes the last axis first
+            pixel_padding = [before, after, *pixel_padding]
             # A window reaches into neighbours of its unit: which unit owns which pixel?
             low, high = -(-before // side), max(0, -(-after // side))
             unit_padding = [low, high, *unit_padding]
             owner = (torch.arange(span, device=kept.device) - before + low * side) // side
             shape = [span if a == axis else 1 for a in range(3)]
             owners.append((place[..., None] + owner).view(*kept.shape, *shape))
-            sides, spans = [*sides, side], [*spans, span]
+            sides.append(side)
+            spans.append(span)
 
         x = F.pad(x, pixel_padding)
         for axis in range(3):

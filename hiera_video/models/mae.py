@@ -147,6 +147,7 @@ class MaskedAutoencoderHiera(nn.Module):
         """
         x = stages[-1]
         for i, head in enumerate(self.multi_scale_fusion_heads):
+            assert isinstance(head, nn.Conv3d)
             x = x + fuse_stage(stages[i], head, self.encoder.pools[i:])
         return self.encoder.norm(x)
 
@@ -182,6 +183,10 @@ class MaskedAutoencoderHiera(nn.Module):
         (arXiv 2112.09133): for each channel and cell of 8x8 pixels 9 orientations, of unit norm.
         """
         frames = x[:, :, :: self.token_pixels[0]].float()
+        with torch.autocast(x.device.type, enabled=False):
+            return self._targets(frames, kept)
+
+    def _targets(self, frames: Tensor, kept: Tensor) -> Tensor:
         if self.target == "hog":
             values = histograms_of_gradients(frames)  # [B, C * bins, t, cells, cells]
             p, q = (n // HOG_CELL for n in self.token_pixels[1:])

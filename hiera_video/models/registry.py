@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from hiera_video.models.hiera import Hiera, Size3
+from hiera_video.models.mae import MaskedAutoencoderHiera, Target
 
 if TYPE_CHECKING:
     from hiera_video.models.weights import Checkpoint
@@ -157,6 +158,90 @@ def create_model(
         ValueError: unknown name or argument, sizes or weights that do not fit.
         FileNotFoundError, ConnectionError: weights that are not there or cannot be fetched.
     """
+    arguments, source = _arguments(name, checkpoint, num_frames, image_size)
+    if source is not None and source.autoencoder and name is None:
+        num_classes = num_classes or 0
+        arguments["q_pool"] = len(arguments["stages"]) - 1  # pretraining pools once less
+    elif num_classes is None and source is not None:
+        num_classes = source.num_classes
+    chosen = {"num_classes": num_classes, "mask_unit": mask_unit, "q_pool": q_pool}
+    arguments |= {key: value for key, value in chosen.items() if value is not None}
+    arguments |= {"drop_path": drop_path, "head_dropout": head_dropout, **overrides}
+    if source is None:
+        return build(arguments)
+    from hiera_video.models.weights import load_weights
+
+    # Drawing the first values of a huge model takes half a minute, and all of them are overwritten.
+    with torch.device("meta"):
+        model = build(arguments)
+    model.to_empty(device=torch.get_default_device())
+    load_weights(model, source, pos_embed_resize=pos_embed_resize)
+    return model
+
+
+def create_autoencoder(
+    name: str | None = None,
+    *,
+    decoder_heads: int | None = None,
+    checkpoint: str | Path | Checkpoint | None = None,
+    num_frames: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    mask_unit: Sequence[int] | None = None,
+    q_pool: int | None = None,
+    drop_path: float = 0.0,
+    decoder_dim: int | None = None,
+    decoder_depth: int | None = None,
+    target: Target | None = None,
+    pos_embed_resize: PosEmbedResize = "window",
+    **overrides: Any,
+) -> MaskedAutoencoderHiera:
+    """A masked autoencoder around a Hiera, with random weights or those of `checkpoint`.
+
+    What is None is as `checkpoint` states it, where it is a folder of an autoencoder.
+
+    Args:
+        name, checkpoint, num_frames, image_size, mask_unit, drop_path, pos_embed_resize, overrides:
+            as for `create_model`.
+        decoder_heads: must be given, or stated by `checkpoint`; see `MaskedAutoencoderHiera`.
+        q_pool: stage transitions that pool; else 2.
+        decoder_dim, decoder_depth, target: of `MaskedAutoencoderHiera`; else 512, 8 and "pixels".
+
+    Raises:
+        ValueError: as for `create_model`, and where nothing says how many heads the decoder has.
+    """
+    arguments, source = _arguments(name, checkpoint, num_frames, image_size)
+    stated = source.autoencoder if source is not None else {}
+    arguments["q_pool"] = q_pool if q_pool is not None else arguments.get("q_pool", 2)
+    if mask_unit is not None:
+        arguments["mask_unit"] = mask_unit
+    arguments |= {"num_classes": 0, "drop_path": drop_path, **overrides}
+    given = {
+        "decoder_heads": decoder_heads,
+        "decoder_dim": decoder_dim,
+        "decoder_depth": decoder_depth,
+        "target": target,
+    }
+    decoder = stated | {key: value for key, value in given.items() if value is not None}
+    if "decoder_heads" not in decoder:
+        raise ValueError(
+            "decoder_heads is not given, and no tensor's shape tells: 8 in the paper's video "
+            "recipes, 16 in its image recipes and in all public builders"
+        )
+    model = MaskedAutoencoderHiera(build(arguments), **decoder)
+    if source is not None:
+        from hiera_video.models.weights import load_weights
+
+        load_weights(model, source, pos_embed_resize=pos_embed_resize)
+    return model
+
+
+def _arguments(
+    name: str | None,
+    checkpoint: str | Path | Checkpoint | None,
+    num_frames: int | None,
+    image_size: int | Sequence[int] | None,
+) -> tuple[dict[str, Any], Checkpoint | None]:
+    """Keyword arguments of `Hiera` that a name or checkpoint states, and the checkpoint, read."""
     if name is not None and "." in name:
         if checkpoint is not None:
             raise ValueError(f"name is {name!r}, which names weights: give no checkpoint beside it")
@@ -168,7 +253,7 @@ def create_model(
     source = None
     if checkpoint is not None:
         # Here, so that building a model needs neither safetensors nor json.
-        from hiera_video.models.weights import load_weights, read_checkpoint
+        from hiera_video.models.weights import read_checkpoint
 
         if isinstance(checkpoint, str) and f"{name}.{checkpoint}" in PUBLISHED:
             checkpoint = f"{name}.{checkpoint}"
@@ -182,8 +267,6 @@ def create_model(
         raise ValueError(
             "name is None: name a variant, or give a weights folder with a config.json"
         )
-    if num_classes is None and source is not None:
-        num_classes = source.num_classes
     frames, height, width = arguments["input_size"]
     if num_frames is not None and is_image(arguments) and num_frames != 1:
         raise ValueError(
@@ -193,18 +276,7 @@ def create_model(
     if image_size is not None:
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
     arguments["input_size"] = (frames if num_frames is None else num_frames, height, width)
-    chosen = {"num_classes": num_classes, "mask_unit": mask_unit, "q_pool": q_pool}
-    arguments |= {key: value for key, value in chosen.items() if value is not None}
-    arguments |= {"drop_path": drop_path, "head_dropout": head_dropout, **overrides}
-    if source is None:
-        return build(arguments)
-
-    # Drawing the first values of a huge model takes half a minute, and all of them are overwritten.
-    with torch.device("meta"):
-        model = build(arguments)
-    model.to_empty(device=torch.get_default_device())
-    load_weights(model, source, pos_embed_resize=pos_embed_resize)
-    return model
+    return arguments, source
 
 
 def build(arguments: Mapping[str, Any]) -> Hiera:

@@ -24,11 +24,13 @@ from torch import Tensor
 
 from hiera_video.models.adapt import PATCHES, adapt_state
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.registry import (
     PUBLISHED,
     PosEmbedResize,
     PublishedWeights,
     build,
+    create_autoencoder,
     create_model,
     input_statistics,
     variant_name,
@@ -44,11 +46,12 @@ ENCODER = re.compile(
     r"pos_embed(_spatial|_temporal)?|(patch_embed\.proj|norm|head\.projection)\.(weight|bias)"
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
 )
-# What an autoencoder has beside its encoder (official, transformers), and AveragedModel's counter.
-DROPPED = re.compile(
+# What an official autoencoder has beside its encoder.
+DECODER = re.compile(
     r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred|blocks)\..+|multi_scale_fusion_heads\..+"
-    r"|decoder\..+|multiscale_fusion\..+|n_averaged"
 )
+# The same of transformers, whose decoder is not read, and AveragedModel's counter.
+DROPPED = re.compile(r"decoder\..+|multiscale_fusion\..+|n_averaged")
 TIMM = {"head.fc.": "head.projection.", "head.norm.": "norm."}
 TRANSFORMERS = {
     "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
@@ -67,21 +70,27 @@ class Checkpoint:
     source: str
     layout: str  # official, timm, transformers, or hiera_video for a weights folder
     state: dict[str, Tensor]  # of the encoder and its classifier; patch kernels [D, C, t, h, w]
-    dropped: list[str] = field(default_factory=list)  # keys that an encoder does without
+    decoder: dict[str, Tensor] = field(default_factory=dict)  # of an autoencoder
+    dropped: list[str] = field(default_factory=list)  # keys that nobody reads
     renamed: list[str] = field(default_factory=list)  # an autoencoder's norm serves as the model's
     config: dict[str, Any] = field(default_factory=dict)  # config.json of a weights folder
 
     @property
     def num_classes(self) -> int | None:
-        """Outputs of the classifier; None where nothing tells, as in a masked autoencoder."""
+        """Outputs of the classifier; None where there is none, as in a masked autoencoder."""
         if self.config:
-            return int(self.config["num_classes"])
+            return self.config["num_classes"]
         return self.state[HEAD[0]].shape[0] if HEAD[0] in self.state else None
 
     @property
     def architecture(self) -> dict[str, Any]:
         """Keyword arguments of `Hiera` that a weights folder states; empty for other layouts."""
         return dict(self.config.get("architecture", {}))
+
+    @property
+    def autoencoder(self) -> dict[str, Any]:
+        """Keyword arguments of `MaskedAutoencoderHiera` that a weights folder of one states."""
+        return dict(self.config.get("autoencoder", {}))
 
 
 @dataclass
@@ -239,7 +248,12 @@ def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) 
         layout = "transformers"
         state = _from_transformers(state)
     dropped = [key for key in state if DROPPED.fullmatch(key)]
-    state = {key: value for key, value in state.items() if key not in dropped}
+    decoder = {
+        key: value.unsqueeze(2) if value.dim() == 4 else value  # of images
+        for key, value in state.items()
+        if DECODER.fullmatch(key)
+    }
+    state = {k: v for k, v in state.items() if k not in decoder and k not in dropped}
     renamed = []
     if "encoder_norm.weight" in state:
         renamed.append("encoder_norm -> norm")
@@ -247,11 +261,11 @@ def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) 
     if unknown := [key for key in state if not ENCODER.fullmatch(key)]:
         raise ValueError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
-            f"{len(state) + len(dropped)} keys are not, {_shorten(unknown)}"
+            f"{len(state) + len(decoder) + len(dropped)} keys are not, {_shorten(unknown)}"
         )
     if PATCHES in state and state[PATCHES].dim() == 4:  # of images
         state[PATCHES] = state[PATCHES].unsqueeze(2)
-    return Checkpoint(source, layout, state, dropped, renamed, config)
+    return Checkpoint(source, layout, state, decoder, dropped, renamed, config)
 
 
 def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -280,7 +294,7 @@ def _rename(key: str, prefixes: Mapping[str, str]) -> str:
 
 
 def load_weights(
-    model: Hiera,
+    model: Hiera | MaskedAutoencoderHiera,
     source: str | Path | Checkpoint,
     *,
     pos_embed_resize: PosEmbedResize = "window",
@@ -290,7 +304,8 @@ def load_weights(
 
     Patch kernels and position embeddings of another clip size are adapted (see adapt.py), so that
     image weights fit a video model too. A classifier for another number of classes, or none as in
-    a masked autoencoder, starts afresh.
+    a masked autoencoder, starts afresh. So does the decoder of an autoencoder where the checkpoint
+    has none or that of images for a video model, and its position embedding at another clip size.
 
     Args:
         source: as for `read_checkpoint`.
@@ -303,19 +318,27 @@ def load_weights(
         ValueError: weights of another architecture, or missing parameters.
     """
     checkpoint = read_checkpoint(source)
-    parameters = dict(model.named_parameters())
+    encoder = _encoder(model)
+    parameters = {_official_name(key): value for key, value in model.named_parameters()}
     state = dict(checkpoint.state)
     report = LoadReport(checkpoint.source, checkpoint.layout, renamed=checkpoint.renamed)
     report.dropped += checkpoint.dropped
-    if checkpoint.num_classes != model.num_classes:
+    if checkpoint.num_classes != encoder.num_classes:
         unused = [key for key in HEAD if state.pop(key, None) is not None]
-        if model.num_classes == 0:
+        if encoder.num_classes == 0:
             report.dropped += unused
         else:
             report.reinitialised += HEAD
-    _check_architecture(checkpoint, model)
+    _check_architecture(checkpoint, encoder)
+    if isinstance(model, MaskedAutoencoderHiera):
+        decoder = _fitting_decoder(checkpoint, model)
+        report.dropped += [key for key in checkpoint.decoder if key not in decoder]
+        report.reinitialised += [k for k in parameters if DECODER.fullmatch(k) and k not in decoder]
+        state |= decoder
+    else:
+        report.dropped += checkpoint.decoder
     try:
-        report.resized += adapt_state(state, model, checkpoint.architecture, pos_embed_resize)
+        report.resized += adapt_state(state, encoder, checkpoint.architecture, pos_embed_resize)
     except ValueError as error:
         raise ValueError(f"{report.source}: {error}") from error
 
@@ -332,13 +355,43 @@ def load_weights(
     with torch.no_grad():
         for key, value in state.items():
             parameters[key].copy_(value)
-    if report.reinitialised:
-        model.reset_classifier(model.num_classes)
+    if set(HEAD) <= set(report.reinitialised):
+        encoder.reset_classifier(encoder.num_classes)
     report.loaded += state
     sizes = {key: parameter.numel() for key, parameter in parameters.items()}
     report.loaded_frac = sum(sizes[key] for key in state) / sum(sizes.values())
     logger.info("%s", report)
     return report
+
+
+def _fitting_decoder(checkpoint: Checkpoint, model: MaskedAutoencoderHiera) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's decoder that go into the model's; none if it has another kind.
+
+    Raises:
+        ValueError: a folder that states another decoder.
+    """
+    if checkpoint.decoder and checkpoint.autoencoder not in ({}, model.decoder_architecture):
+        raise ValueError(
+            f"{checkpoint.source} has {checkpoint.autoencoder}, the model "
+            f"{model.decoder_architecture}: take the same"
+        )
+    kernel = model.encoder.patch_embed.proj.kernel_size
+    if PATCHES in checkpoint.state and checkpoint.state[PATCHES].shape[2] != kernel[0]:
+        return {}  # predicted pixels of images and of video have different orders
+    return {
+        key: value
+        for key, value in checkpoint.decoder.items()
+        if key != "decoder_pos_embed" or value.shape == model.decoder_pos_embed.shape
+    }
+
+
+def _encoder(model: Hiera | MaskedAutoencoderHiera) -> Hiera:
+    return model.encoder if isinstance(model, MaskedAutoencoderHiera) else model
+
+
+def _official_name(key: str) -> str:
+    """Of a parameter of a model here, save that an autoencoder's `encoder_norm` is `norm`."""
+    return key.removeprefix("encoder.")
 
 
 def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
@@ -372,8 +425,12 @@ def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
 # Saving, and building what a folder describes.
 
 
-def save_weights(folder: str | Path, model: Hiera, *, meta: Mapping[str, Any]) -> None:
+def save_weights(
+    folder: str | Path, model: Hiera | MaskedAutoencoderHiera, *, meta: Mapping[str, Any]
+) -> None:
     """Writes config.json and model.safetensors; the folder appears when both are complete.
+
+    An autoencoder is written under official names, which `load_weights` takes for classifiers too.
 
     Args:
         folder: replaced if it is a weights folder already.
@@ -384,18 +441,21 @@ def save_weights(folder: str | Path, model: Hiera, *, meta: Mapping[str, Any]) -
         ValueError: `meta` contradicts the model, or is not JSON.
         FileExistsError: `folder` is something else than a weights folder.
     """
-    folder, (mean, std) = Path(folder), input_statistics(model.architecture)
+    encoder = _encoder(model)
+    folder, (mean, std) = Path(folder), input_statistics(encoder.architecture)
     fixed = {
         "format": FORMAT,
-        "architecture": model.architecture,
-        "num_classes": model.num_classes,
-        "num_frames": model.input_size[0],
+        "architecture": encoder.architecture,
+        "num_classes": encoder.num_classes,
+        "num_frames": encoder.input_size[0],
     }
+    if isinstance(model, MaskedAutoencoderHiera):
+        fixed |= {"num_classes": None, "autoencoder": model.decoder_architecture}
     if claimed := sorted(fixed.keys() & meta.keys()):
         raise ValueError(f"meta has {', '.join(claimed)}, which the model decides")
-    if (names := meta.get("class_names")) and len(names) != model.num_classes:
-        raise ValueError(f"meta has {len(names)} class_names for {model.num_classes} classes")
-    name = variant_name(model.architecture)
+    if (names := meta.get("class_names")) and len(names) != encoder.num_classes:
+        raise ValueError(f"meta has {len(names)} class_names for {encoder.num_classes} classes")
+    name = variant_name(encoder.architecture)
     config = {"name": name, **fixed, "class_names": [], "mean": mean, "std": std, **meta}
     try:
         text = json.dumps(config, indent=2, ensure_ascii=False)
@@ -411,6 +471,9 @@ def save_weights(folder: str | Path, model: Hiera, *, meta: Mapping[str, Any]) -
     part.mkdir(parents=True)
     try:
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+        if isinstance(model, MaskedAutoencoderHiera):
+            names = {key: _rename(_official_name(key), {"norm.": "encoder_norm."}) for key in state}
+            state = {names[key]: value for key, value in state.items()}
         save_file(state, part / "model.safetensors", metadata={"format": "pt"})
         (part / "config.json").write_text(text + "\n", encoding="utf-8")
         if replaces:
@@ -454,3 +517,30 @@ def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
     if not checkpoint.config:
         raise ValueError(f"{folder} is not a weights folder that `save_weights` wrote")
     return create_model(checkpoint=checkpoint), checkpoint.config
+
+
+def load_autoencoder(
+    source: str | Path, *, decoder_heads: int | None = None
+) -> tuple[MaskedAutoencoderHiera, dict[str, Any]]:
+    """The masked autoencoder of a weights, run or checkpoint folder, or a published one.
+
+    Args:
+        decoder_heads: must be given for published weights, which do not state it.
+
+    Returns:
+        The model, and the folder's config: `mean`, `std`, and what pretraining wrote beside them.
+    """
+    if str(source) in PUBLISHED:
+        weights = PUBLISHED[str(source)]
+        if weights.num_classes is not None:
+            raise ValueError(f"{source} is a classifier, not a masked autoencoder")
+        model = create_autoencoder(str(source), decoder_heads=decoder_heads)
+        return model, {"mean": weights.mean, "std": weights.std}
+    checkpoint = read_checkpoint(source)
+    if not checkpoint.autoencoder:
+        raise ValueError(
+            f"{source}: needed is what `hiera-video pretrain` wrote, or published weights such as "
+            "hiera_base_16x224.mae_k400"
+        )
+    model = create_autoencoder(checkpoint=checkpoint, decoder_heads=decoder_heads)
+    return model, checkpoint.config

@@ -1,6 +1,7 @@
 """Checkpoints: everything that resuming needs, written whole or not at all.
 
-    checkpoints/step_00001200/    a torch.distributed.checkpoint: model, optimizer, average, step
+    checkpoints/step_00001200/    a torch.distributed.checkpoint: model, optimizer, average, step;
+        weights/                  the model alone, to evaluate or to start other runs from
     checkpoints/step_00001200.tmp being written, or left by a killed run; never read
 
 N processes write their parts; M processes may read them.
@@ -12,6 +13,7 @@ import os
 import re
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +35,14 @@ def save_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None = None,
+    *,
+    write_weights: Callable[[Path], None],
 ) -> Path:
-    """Writes `folder/step_N`; every process calls it."""
+    """Writes `folder/step_N`; every process calls it.
+
+    Args:
+        write_weights: writes a weights folder at that path; called on the main process.
+    """
     final = folder / f"step_{step:08d}"
     temporary = final.with_name(final.name + ".tmp")
     main = not is_distributed() or torch.distributed.get_rank() == 0
@@ -49,6 +57,8 @@ def save_checkpoint(
             checkpoint_id=temporary,
             no_dist=not is_distributed(),
         )
+    if main:
+        write_weights(temporary / "weights")
     barrier()
     if main:
         if final.exists():  # the same step saved again, by a run resumed from an earlier one

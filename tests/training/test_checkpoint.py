@@ -35,6 +35,10 @@ def advance(model, optimizer, average, num_steps, first=0):
         average.update_parameters(model)
 
 
+def nothing(path):
+    """Writes no weights."""
+
+
 def values(*modules):
     return [value for module in modules for value in module.state_dict().values()]
 
@@ -43,7 +47,7 @@ def values(*modules):
 def test_going_on_from_a_checkpoint_is_exact(tmp_path, optimizer):
     whole = training(optimizer)
     advance(*whole, 3)
-    save_checkpoint(tmp_path, 3, *whole)
+    save_checkpoint(tmp_path, 3, *whole, write_weights=nothing)
     advance(*whole, 4, first=3)  # saving did not change what is trained
 
     resumed = training(optimizer, seed=9)
@@ -59,7 +63,7 @@ def test_nothing_half_written_is_read(tmp_path):
     parts = training()
     advance(*parts, 1)
     for step in (1, 2, 10):
-        save_checkpoint(tmp_path, step, *parts)
+        save_checkpoint(tmp_path, step, *parts, write_weights=nothing)
     (tmp_path / "step_00000011.tmp").mkdir()
     (tmp_path / "step_00000011.tmp" / "__0_0.distcp").write_bytes(b"half")
     (tmp_path / "notes.txt").touch()
@@ -74,7 +78,9 @@ def test_a_left_temporary_folder_is_overwritten(tmp_path):
     advance(*parts, 1)
     (tmp_path / "step_00000005.tmp").mkdir(parents=True)
     (tmp_path / "step_00000005.tmp" / "__0_0.distcp").write_bytes(b"half")
-    assert save_checkpoint(tmp_path, 5, *parts) == tmp_path / "step_00000005"
+    saved = save_checkpoint(tmp_path, 5, *parts, write_weights=lambda path: path.mkdir())
+    assert saved == tmp_path / "step_00000005"
+    assert (saved / "weights").is_dir()  # they appear with the rest
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]
     assert load_checkpoint(tmp_path / "step_00000005", *training(seed=3)) == 5
 
@@ -82,7 +88,7 @@ def test_a_left_temporary_folder_is_overwritten(tmp_path):
 def test_the_configured_settings_stay_and_the_state_is_restored(tmp_path):
     parts = training()
     advance(*parts, 2)
-    save_checkpoint(tmp_path, 2, *parts)
+    save_checkpoint(tmp_path, 2, *parts, write_weights=nothing)
     resumed = training(seed=9)
     for group in resumed[1].param_groups:
         group |= {"weight_decay": 0.7, "betas": (0.5, 0.6), "lr_scale": 0.25}
@@ -96,7 +102,7 @@ def test_the_configured_settings_stay_and_the_state_is_restored(tmp_path):
 def test_an_average_that_was_not_kept_is_told(tmp_path):
     model, optimizer, average = training()
     advance(model, optimizer, average, 1)
-    save_checkpoint(tmp_path, 1, model, optimizer)
+    save_checkpoint(tmp_path, 1, model, optimizer, write_weights=nothing)
     with pytest.raises(ValueError, match="step_00000001 does not go with this config") as error:
         load_checkpoint(tmp_path / "step_00000001", *training())
     assert "average" in str(error.value)

@@ -1,0 +1,158 @@
+"""`hiera-video pretrain`: masked-autoencoder pretraining on videos or images, labels unused."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+from hiera_video.config import PretrainConfig, check_same_config, to_yaml
+from hiera_video.data.annotations import read_video_list
+from hiera_video.data.datasets import ClipSampler, TrainingClips
+from hiera_video.data.loaders import default_num_workers, training_loader
+from hiera_video.data.transforms import PretrainTransform
+from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.masking import UnitMasking
+from hiera_video.models.registry import create_autoencoder, input_statistics, is_image
+from hiera_video.training.distributed import barrier, process_group
+from hiera_video.training.loop import StopSignal
+from hiera_video.training.reconstruction import ReconstructionLoss
+from hiera_video.training.reporting import setup_logging
+from hiera_video.training.run import Schedule, open_run, optimizer_of, train_to_the_end
+from hiera_video.video.reader import open_video
+
+logger = logging.getLogger(__name__)
+
+
+def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Trains to the end, or until stopped; returns the exit code."""
+    with ExitStack() as stack:
+        process = stack.enter_context(process_group(config.device))
+        stop = stack.enter_context(StopSignal())
+        setup_logging(quiet=not process.is_main)
+        assert config.data.train is not None  # config.check() saw to it
+        train = read_video_list(config.data.train, root=config.data.root, multi_label=True)
+        folder = Path(config.run_dir)
+        latest = open_run(
+            folder,
+            process,
+            check_config=partial(check_same_config, config=config),
+            config_yaml=to_yaml(config),
+            data={
+                "train": train.source,
+                "videos": len(train.records),
+                "fingerprint": train.fingerprint,
+            },
+            dry_run=dry_run,
+        )
+
+        # The model, and what of a clip it sees.
+        torch.manual_seed(config.train.seed)
+        if not process.is_first_here:
+            barrier()  # the first process of a machine fetches published weights
+        model = create_autoencoder(
+            config.model.name,
+            checkpoint=config.model.init,
+            num_frames=config.model.num_frames,
+            image_size=config.model.image_size,
+            drop_path=config.model.drop_path,
+            decoder_heads=config.model.decoder_heads,
+            decoder_dim=config.model.decoder_dim,
+            decoder_depth=config.model.decoder_depth,
+            target=config.model.target,
+            pos_embed_resize=config.model.pos_embed_resize,
+            **config.model.overrides,
+        ).to(process.device)
+        if process.is_first_here:
+            barrier()
+        model.set_grad_checkpointing(config.model.grad_checkpointing)
+        encoder = model.encoder
+        masking = masking_of(config, model)
+        mean, std = input_statistics(encoder.architecture)
+
+        schedule = Schedule.plan(len(train.records), config.train, config.optim)
+        for line in (
+            f"{len(train.records)} training videos from {train.source}",
+            describe(config, model, masking),
+            schedule.describe(process, config.optim),
+        ):
+            print(line) if dry_run else logger.info(line)
+        schedule.order(process)  # says if the batch does not divide
+        if dry_run:
+            return 0
+
+        dataset = TrainingClips(
+            train.records,
+            ClipSampler(num_frames=encoder.input_size[0], **asdict(config.clips)),
+            PretrainTransform(
+                encoder.input_size[1:],
+                crop_area=config.augment.crop_area,
+                crop_aspect=config.augment.crop_aspect,
+                flip=config.augment.flip,
+            ),
+            num_repeats=config.train.num_repeats,
+            seed=config.train.seed,
+            masking=masking,
+            open_video=partial(
+                open_video, backend=config.data.backend, deadline_sec=config.data.deadline_sec
+            ),
+        )
+        workers = config.data.num_workers
+
+        def batches_from(step: int) -> DataLoader[Any]:
+            return training_loader(
+                dataset,
+                schedule.order(process, step),
+                clip_shape=(*encoder.input_size, 3),
+                num_workers=default_num_workers(process.local_world_size)
+                if workers is None
+                else workers,
+                pin_memory=process.device.type == "cuda",
+            )
+
+        return train_to_the_end(
+            model,
+            ReconstructionLoss(model, masking, mean=mean, std=std, device=process.device),
+            optimizer_of(model, config.optim),
+            batches_from,
+            folder=folder,
+            latest=latest,
+            process=process,
+            stop=stop,
+            schedule=schedule,
+            clip_grad=config.optim.clip_grad,
+            max_failed_frac=config.data.max_failed_frac,
+            meta={
+                "masking": {"kind": masking.kind, "ratio": masking.ratio},
+                "clips": asdict(config.clips),
+            },
+            as_json=as_json,
+        )
+
+
+def masking_of(config: PretrainConfig, model: MaskedAutoencoderHiera) -> UnitMasking:
+    """What draws the visible units; the paper's ratios are 0.9 for video and 0.6 for images."""
+    ratio = config.masking.ratio
+    if ratio is None:
+        ratio = 0.6 if is_image(model.encoder.architecture) else 0.9
+    return UnitMasking(model.encoder.units_shape, ratio, config.masking.kind)
+
+
+def describe(config: PretrainConfig, model: MaskedAutoencoderHiera, masking: UnitMasking) -> str:
+    """The model and the masks, in a line."""
+    encoder, decoder = model.encoder, model.decoder_architecture
+    millions = sum(p.numel() for p in model.parameters()) / 1e6
+    return (
+        f"{config.model.name}, input {encoder.input_size}, {millions:.2f} M parameters; "
+        f"{masking.num_visible} of {masking.num_units} mask units of {encoder.mask_unit} tokens "
+        f"are visible ({masking.kind} masking); decoder of {decoder['decoder_depth']} blocks, "
+        f"width {decoder['decoder_dim']}, {decoder['decoder_heads']} heads; "
+        f"{config.clips.sampling} sampling {encoder.input_size[0]}x{config.clips.sampling_rate}, "
+        f"flips {'on' if config.augment.flip else 'off'}"
+    )

@@ -1,0 +1,145 @@
+"""`hiera-video visualize mae FILE...`: what a masked autoencoder sees and predicts, as pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from hiera_video.analysis.visualize import (
+    contact_sheet,
+    describe,
+    reconstruct,
+    require_pixels,
+    write_movie,
+    write_png,
+)
+from hiera_video.config import VisualizeConfig
+from hiera_video.data.datasets import ClipSampler
+from hiera_video.data.transforms import normalize, resize_short_side
+from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.masking import UnitMasking
+from hiera_video.models.registry import is_image
+from hiera_video.models.weights import load_autoencoder
+from hiera_video.training.distributed import process_group
+from hiera_video.training.reporting import setup_logging
+from hiera_video.video.reader import VideoError, open_video
+from hiera_video.video.sampling import crop_offsets
+
+
+def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
+    assert config.checkpoint is not None  # config.check() saw to it
+    setup_logging()
+    model, meta = load_autoencoder(config.checkpoint, decoder_heads=config.decoder_heads)
+    require_pixels(model)
+    ratio = hidden_ratio(config, model, meta)
+    masking = UnitMasking(model.encoder.units_shape, ratio, config.masking.kind)
+    outputs = output_files(config, moving=model.encoder.tokens_shape[0] > 1)
+    existing = [str(file) for files in outputs for file in files if file.exists()]
+    if existing and not config.overwrite:
+        raise ValueError(
+            f"{', '.join(existing)} would be replaced: choose another output_dir, or set "
+            "overwrite=true"
+        )
+    if dry_run:
+        print("\n".join(str(file) for files in outputs for file in files))
+        return 0
+
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    failed = 0
+    with process_group(config.device) as process:
+        model = model.to(process.device).eval()
+        for index, (path, files) in enumerate(zip(config.inputs, outputs, strict=True)):
+            try:
+                frames, times_sec = centre_clip(path, config, model)
+            except VideoError as error:
+                failed += 1
+                tell_failure(path, error, as_json)
+                continue
+            clips = torch.from_numpy(frames)[None].to(process.device)
+            visible = masking(np.random.default_rng([config.seed, index]))
+            reconstruction = reconstruct(
+                model,
+                normalize(clips, meta["mean"], meta["std"]),
+                torch.from_numpy(visible)[None],
+                mean=meta["mean"],
+                std=meta["std"],
+                mode=config.mode,
+            )
+            shown_sec = times_sec[:: model.token_pixels[0]].tolist()
+            caption = describe(reconstruction, masking)
+            write_png(files[0], contact_sheet(reconstruction, shown_sec, caption))
+            for movie in files[1:]:
+                write_movie(movie, reconstruction, shown_sec, caption)
+            tell(path, files, reconstruction.loss, as_json)
+    if failed == len(config.inputs):
+        return 1
+    return 3 if failed else 0
+
+
+def hidden_ratio(
+    config: VisualizeConfig, model: MaskedAutoencoderHiera, meta: dict[str, Any]
+) -> float:
+    """The configured ratio, else that of the pretraining, else the paper's (Tab. 3)."""
+    if config.masking.ratio is not None:
+        return config.masking.ratio
+    trained = (meta.get("masking") or {}).get("ratio")
+    return trained or (0.6 if is_image(model.encoder.architecture) else 0.9)
+
+
+def output_files(config: VisualizeConfig, *, moving: bool) -> list[list[Path]]:
+    """Of each input the png, and if `moving` the mp4; inputs of the same name are numbered."""
+    outputs: list[list[Path]] = []
+    taken: set[str] = set()
+    for path in config.inputs:
+        stem, number = Path(path).stem, 1
+        while (name := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
+            number += 1
+        taken.add(name.casefold())
+        suffixes = ("png", "mp4") if moving else ("png",)
+        outputs.append([Path(config.output_dir, f"{name}_{config.mode}.{s}") for s in suffixes])
+    return outputs
+
+
+def centre_clip(
+    path: str, config: VisualizeConfig, model: MaskedAutoencoderHiera
+) -> tuple[np.ndarray, np.ndarray]:
+    """The one view that evaluation with one clip and one crop takes: uint8 [T, H, W, 3], seconds.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    num_frames, *crop = model.encoder.input_size
+    sampler = ClipSampler(num_frames=num_frames, **asdict(config.clips))
+    with open_video(path, config.backend, deadline_sec=config.deadline_sec) as video:
+        (indices,) = sampler.uniform_clips(video, 1)
+        frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
+    height, width = crop
+    frames = resize_short_side(frames, round(max(crop) * 256 / 224))
+    ((top, left),) = crop_offsets(*frames.shape[1:3], (height, width), 1)
+    return frames[:, top : top + height, left : left + width], times_sec
+
+
+def tell(path: str, files: list[Path], loss: float, as_json: bool) -> None:
+    if as_json:
+        written = {file.suffix[1:]: str(file) for file in files}
+        finite = loss if math.isfinite(loss) else None  # JSON has no NaN
+        print(json.dumps({"path": path, **written, "loss": finite}, ensure_ascii=False), flush=True)
+        return
+    print(f"{path}: reconstruction loss {loss:.4f}")
+    for file in files:
+        print(f"  {file}", flush=True)
+
+
+def tell_failure(path: str, error: VideoError, as_json: bool) -> None:
+    if as_json:
+        record = {"path": path, "cause": error.cause, "error": str(error)}
+        print(json.dumps(record, ensure_ascii=False), flush=True)
+    else:
+        print(error, flush=True)
