@@ -12,22 +12,27 @@ import torch
 from omegaconf import OmegaConf
 
 from hiera_video import cli
-from hiera_video.config import EvaluateConfig, FinetuneConfig, configs_folder, load_config
+from hiera_video.config import (
+    EvaluateConfig,
+    FinetuneConfig,
+    PretrainConfig,
+    configs_folder,
+    load_config,
+)
+from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.registry import PUBLISHED, create_model
 
 CONFIGS = configs_folder()
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
 PAPER = [name for name in RECIPES if not name.startswith("demo/")]
-FINETUNE = {
-    f"{folder}/hiera_{size}.yaml"
-    for folder, sizes in {
-        "kinetics400": "base base_plus large huge",
-        "kinetics600": "base base_plus large huge",
-        "kinetics700": "base base_plus large huge",
-        "ssv2": "large_16x224 large_32x224",
-        "imagenet1k": "tiny small base base_plus large huge",
-    }.items()
-    for size in sizes.split()
+PRETRAIN = [name for name in PAPER if name.startswith("pretrain/")]
+FINETUNE = [name for name in PAPER if name not in PRETRAIN]
+SIZES = {
+    "kinetics400": "base base_plus large huge",
+    "kinetics600": "base base_plus large huge",
+    "kinetics700": "base base_plus large huge",
+    "ssv2": "large_16x224 large_32x224",
+    "imagenet1k": "tiny small base base_plus large huge",
 }
 NUM_CLASSES = {
     "kinetics400": 400,
@@ -50,6 +55,21 @@ PARAMETERS = {
     "hiera_base_plus_16x224": 69.39,
     "hiera_large_16x224": 213.09,
     "hiera_huge_16x224": 671.63,
+}
+
+# Of the masked autoencoders, counted from the same widths and depths, 8 decoder blocks of width 512
+# and fusion heads of stages 1 and 2. The official code builds as many for hiera_base_16x224.
+AUTOENCODER_PARAMETERS = {
+    "hiera_tiny_224": 55_020_896,
+    "hiera_small_224": 62_118_752,
+    "hiera_base_224": 78_635_648,
+    "hiera_base_plus_224": 97_584_064,
+    "hiera_large_224": 242_875_808,
+    "hiera_huge_224": 710_081_792,
+    "hiera_base_16x224": 79_367_104,
+    "hiera_base_plus_16x224": 98_320_352,
+    "hiera_large_16x224": 243_621_760,
+    "hiera_huge_16x224": 710_861_568,
 }
 
 
@@ -76,8 +96,13 @@ def header_commands(name: str) -> list[Any]:
     return configs
 
 
-def load_recipe(name: str) -> FinetuneConfig:
-    config = load_config(FinetuneConfig, [str(CONFIGS / name)], ["data.train=t", "data.val=v"])
+def load_recipe(name: str) -> Any:
+    """The PretrainConfig or FinetuneConfig that the file makes, checked."""
+    config: Any
+    if "pretrain" in name:
+        config = load_config(PretrainConfig, [str(CONFIGS / name)], ["data.train=t"])
+    else:
+        config = load_config(FinetuneConfig, [str(CONFIGS / name)], ["data.train=t", "data.val=v"])
     config.check()
     return config
 
@@ -97,7 +122,13 @@ def equal_to_default(values: dict, config: object, prefix: str = "") -> list[str
 
 
 def test_every_recipe_is_there():
-    assert set(RECIPES) >= FINETUNE
+    finetune = {f"{data}/hiera_{size}.yaml" for data in SIZES for size in SIZES[data].split()}
+    pretrain = {
+        f"pretrain/{data}_hiera_{size}.yaml"
+        for data in ("kinetics400", "ssv2", "imagenet1k")  # other Kinetics take other lists alone
+        for size in SIZES[data].split()
+    }
+    assert set(RECIPES) >= finetune | pretrain
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -109,7 +140,7 @@ def test_loads_and_passes_its_checks(name):
 def test_says_only_what_differs_from_the_defaults(name):
     values = OmegaConf.to_container(OmegaConf.load(CONFIGS / name))
     values["model"].pop("name")  # a recipe names its model, be it the default
-    assert equal_to_default(values, FinetuneConfig()) == []
+    assert equal_to_default(values, type(load_recipe(name))()) == []
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -121,8 +152,8 @@ def test_opens_with_command_source_and_figure(name):
     assert f"configs/{name}" in text
 
 
-@pytest.mark.parametrize("name", PAPER)
-def test_its_commands_are_right(name, monkeypatch):
+@pytest.mark.parametrize("name", FINETUNE)
+def test_its_commands_train_and_evaluate(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     recipe, evaluation = header_commands(name)
     assert isinstance(recipe, FinetuneConfig)
@@ -131,18 +162,34 @@ def test_its_commands_are_right(name, monkeypatch):
     assert evaluation.data.val == recipe.data.val
 
 
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_its_commands_pretrain_and_hand_over(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    recipe, finetuning = header_commands(name)
+    assert isinstance(recipe, PretrainConfig)
+    assert recipe.run_dir == load_recipe(name).run_dir
+    folder, _, file = name.removeprefix("pretrain/").partition("_")
+    assert finetuning.run_dir == load_recipe(f"{folder}/{file}").run_dir
+    assert finetuning.model.init == recipe.run_dir
+    assert finetuning.model.name == recipe.model.name
+    assert finetuning.model.num_frames == recipe.model.num_frames
+    assert finetuning.clips == recipe.clips
+    assert finetuning.data.root == recipe.data.root
+    assert finetuning.data.train == recipe.data.train
+
+
 def test_run_folders_differ():
     folders = [load_recipe(name).run_dir for name in PAPER]
     assert len(set(folders)) == len(folders)
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", FINETUNE)
 def test_starts_from_published_weights(name):
     model = load_recipe(name).model
     assert f"{model.name}.{model.init}" in PUBLISHED
 
 
-@pytest.mark.parametrize("name", PAPER)
+@pytest.mark.parametrize("name", FINETUNE)
 def test_model_has_the_published_size(name):
     config = load_recipe(name).model
     num_classes = NUM_CLASSES[name.split("/")[0]]
@@ -165,12 +212,54 @@ def test_model_has_the_published_size(name):
     assert model.input_size == ((1 if is_image else 16 + other_frames), 224, 224)
 
 
+@pytest.mark.parametrize("name", PRETRAIN)
+def test_autoencoder_has_the_published_size(name):
+    config = load_recipe(name).model
+    assert config.init is None
+    with torch.device("meta"):
+        encoder = create_model(
+            config.name,
+            num_classes=0,
+            q_pool=2,
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            **config.overrides,
+        )
+        model = MaskedAutoencoderHiera(
+            encoder,
+            decoder_heads=config.decoder_heads,
+            decoder_dim=config.decoder_dim,
+            decoder_depth=config.decoder_depth,
+            target=config.target,
+        )
+    other_frames = (config.num_frames or 16) - 16
+    expected = AUTOENCODER_PARAMETERS[config.name]
+    # of the temporal position embedding, and of the decoder's for 14x14 tokens
+    expected += other_frames // 2 * (encoder.stage_dims[0] + 14 * 14 * config.decoder_dim)
+    assert sum(p.numel() for p in model.parameters()) == expected
+
+
 # The tables of the paper once more, by column, so that no recipe drifts from them.
 KINETICS = {  # Tab. 11b: lr, epochs, drop path, head dropout, layer decay for 3200 epochs
     "base": (8e-4, 150, 0.2, 0.3, 0.8),
     "base_plus": (8e-4, 150, 0.2, 0.3, 0.8),
     "large": (8e-4, 100, 0.2, 0.5, 0.875),
     "huge": (4e-4, 100, 0.3, 0.5, 0.875),
+}
+PRETRAIN_KINETICS = {  # Tab. 11a: lr and drop path for 3200 epochs
+    "base": (8e-4, 0.1),
+    "base_plus": (8e-4, 0.2),
+    "large": (8e-4, 0.2),
+    "huge": (3.2e-4, 0.4),
+}
+PRETRAIN_IMAGENET = {  # Tab. 14: drop path
+    "tiny": 0.0,
+    "small": 0.0,
+    "base": 0.2,
+    "base_plus": 0.2,
+    "large": 0.2,
+    "huge": 0.3,
 }
 IMAGENET = {  # Tab. 14: lr, epochs, drop path, layer decay for 1600 epochs
     "tiny": (2e-3, 300, 0.1, 0.65),
@@ -224,3 +313,49 @@ def test_imagenet_follows_table_14(size):
     assert (a.rand_augment_magnitude, a.rand_augment_std) == (9, 0.5)
     assert (a.mixup, a.cutmix, a.label_smoothing) == (0.8, 1, 0.1)
     assert (v.num_clips, v.num_crops) == (1, 1)
+
+
+def check_pretraining(c: PretrainConfig, mask_ratio: float, decoder_heads: int) -> None:
+    """What all tables of pretraining share, and the learning rate's ends, which none has."""
+    m, o = c.model, c.optim
+    assert (m.decoder_heads, m.decoder_depth, m.decoder_dim) == (decoder_heads, 8, 512)
+    assert (m.target, c.masking.kind) == ("pixels", "random")
+    assert c.masking.ratio in (None, mask_ratio)  # null: 0.9 for video, 0.6 for images
+    assert (o.optimizer, o.betas, o.weight_decay) == ("adamw", (0.9, 0.95), 0.05)
+    assert (o.warmup_lr, o.final_lr) == (1e-6, 1e-6)
+
+
+@pytest.mark.parametrize("size", PRETRAIN_KINETICS)
+def test_kinetics_pretraining_follows_table_11(size):
+    c = load_recipe(f"pretrain/kinetics400_hiera_{size}.yaml")
+    m, o, t, a = c.model, c.optim, c.train, c.augment
+    check_pretraining(c, mask_ratio=0.9, decoder_heads=8)
+    assert m.name == f"hiera_{size}_16x224"
+    assert (o.lr, m.drop_path) == PRETRAIN_KINETICS[size]
+    assert o.clip_grad == 0.02
+    assert (t.epochs, t.warmup_epochs, t.num_repeats, t.global_batch_size) == (3200, 120, 4, 512)
+    assert (a.flip, a.crop_area) == (True, (0.5, 1))
+    assert (c.clips.sampling, c.clips.sampling_rate, c.clips.target_fps) == ("clip", 4, 30)
+
+
+@pytest.mark.parametrize("frames", [16, 32])
+def test_ssv2_pretraining_follows_table_12(frames):
+    c = load_recipe(f"pretrain/ssv2_hiera_large_{frames}x224.yaml")
+    m, o, t, a = c.model, c.optim, c.train, c.augment
+    check_pretraining(c, mask_ratio=0.9, decoder_heads=8)
+    assert (m.name, m.num_frames or 16) == ("hiera_large_16x224", frames)
+    assert (o.lr, m.drop_path, o.clip_grad) == (8e-4, 0.2, 0.02)
+    assert (t.epochs, t.warmup_epochs, t.num_repeats, t.global_batch_size) == (1600, 30, 1, 1024)
+    assert (a.flip, a.crop_area) == (False, (0.5, 1))
+    assert c.clips.sampling == "segments"
+
+
+@pytest.mark.parametrize("size", PRETRAIN_IMAGENET)
+def test_imagenet_pretraining_follows_table_14(size):
+    c = load_recipe(f"pretrain/imagenet1k_hiera_{size}.yaml")
+    m, o, t, a = c.model, c.optim, c.train, c.augment
+    check_pretraining(c, mask_ratio=0.6, decoder_heads=16)
+    assert m.name == f"hiera_{size}_224"
+    assert (o.lr, m.drop_path, o.clip_grad) == (8e-4, PRETRAIN_IMAGENET[size], None)
+    assert (t.epochs, t.warmup_epochs, t.num_repeats, t.global_batch_size) == (1600, 40, 1, 4096)
+    assert (a.flip, a.crop_area) == (True, (0.2, 1))
