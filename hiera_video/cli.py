@@ -27,6 +27,7 @@ from hiera_video.config import (
     FinetuneConfig,
     PredictConfig,
     PretrainConfig,
+    VisualizeConfig,
     describe_keys,
     load_config,
     to_yaml,
@@ -38,8 +39,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "finetune": (FinetuneConfig, "train a classifier on videos or images"),
     "evaluate": (EvaluateConfig, "multi-view accuracy of a trained classifier"),
     "predict": (PredictConfig, "the most likely classes of videos or images"),
+    "visualize": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
 }
+OPERANDS = {"predict": "FILE ...", "visualize": "mae FILE ..."}  # of commands that take files
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -52,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (cls, summary) in COMMANDS.items():
-        operands = "FILE ... [key.path=value ...]" if name == "predict" else "[key.path=value ...]"
+        operands = f"{OPERANDS.get(name, '')} [key.path=value ...]".strip()
         usage = f"hiera-video {name} [options] {operands}"
         sub = commands.add_parser(
             name,
@@ -118,12 +121,17 @@ def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
     cls = COMMANDS[args.command][0]
     files = [operand for operand in operands if not OVERRIDE.match(operand)]
     overrides = [operand for operand in operands if OVERRIDE.match(operand)]
-    if files and args.command != "predict":
+    if args.command == "visualize" and files:
+        if files[0] != "mae":
+            raise ConfigError(f"what to show is {files[0]!r}: allowed is mae, before the files")
+        del files[0]
+    if files and args.command not in OPERANDS:
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
     config: Any = load_config(cls, args.config, overrides)
     if getattr(config, "checkpoint", None) is not None:
         try:
-            defaults = trained_with(config.checkpoint)
+            keys = [key for key in ("clips", "views", "masking") if hasattr(config, key)]
+            defaults = trained_with(config.checkpoint, keys)
         except ValueError as error:
             raise ConfigError(f"{config.checkpoint}/config.json is not JSON: {error}") from None
         config = load_config(cls, args.config, overrides, defaults)

@@ -413,6 +413,61 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class VisualizeConfig:
+    """`hiera-video visualize mae FILE...`: pictures of what a masked autoencoder sees and predicts.
+
+    `clips` and `masking` start from what the checkpoint was trained with, not from the defaults
+    here.
+    """
+
+    inputs: list[str] = field(default_factory=list)
+    """Files; the centre clip of each is shown."""
+    checkpoint: str | None = None
+    """A run folder or a weights folder of a masked autoencoder, or published weights of one."""
+    mode: Literal["normalised", "visible_statistics", "ground_truth_statistics"] = "normalised"
+    """Where the brightness and contrast of predicted patches come from: nowhere, all patches being
+    shown in normalised units; the average of the visible patches; or the hidden patches themselves,
+    which flatters the model."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    decoder_heads: int | None = None
+    """Attention heads of the decoder. Null: as the checkpoint states; published weights do not."""
+    output_dir: str = "visualize"
+    """Folder for NAME_MODE.png and NAME_MODE.mp4 of each file."""
+    overwrite: bool = False
+    """Replace pictures that lie in output_dir."""
+    seed: int = 0
+    """Decides, with the position of a file among the inputs, which units are visible."""
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Library that decodes."""
+    deadline_sec: float = 60.0
+    """Longest time that reading one video may take, seconds."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    def check(self) -> None:
+        _require(bool(self.inputs), "FILE", None, "after mae, one video or image at least")
+        _require(
+            self.checkpoint is not None,
+            "checkpoint",
+            None,
+            "a run folder or a weights folder of a masked autoencoder",
+        )
+        if self.masking.ratio is not None:
+            _require(
+                0 < self.masking.ratio < 1,
+                "masking.ratio",
+                self.masking.ratio,
+                "above 0 and below 1",
+            )
+        if self.decoder_heads is not None:
+            _check_positive("decoder_heads", self.decoder_heads)
+        _check_positive("deadline_sec", self.deadline_sec)
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _check_clips(self.clips)
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """`hiera-video demo`: generate a small data set, fine-tune on it, evaluate, predict."""
 

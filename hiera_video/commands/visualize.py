@@ -115,14 +115,13 @@ def centre_clip(
     Raises:
         VideoError: the file cannot be read.
     """
-    num_frames, *crop = model.encoder.input_size
+    num_frames, height, width = model.encoder.input_size
     sampler = ClipSampler(num_frames=num_frames, **asdict(config.clips))
     with open_video(path, config.backend, deadline_sec=config.deadline_sec) as video:
         (indices,) = sampler.uniform_clips(video, 1)
         frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
-    height, width = crop
-    frames = resize_short_side(frames, round(max(crop) * 256 / 224))
-    ((top, left),) = crop_offsets(*frames.shape[1:3], (height, width), 1)
+    frames = resize_short_side(frames, round(max(height, width) * 256 / 224))
+    ((top, left),) = crop_offsets(frames.shape[1], frames.shape[2], (height, width), 1)
     return frames[:, top : top + height, left : left + width], times_sec
 
 

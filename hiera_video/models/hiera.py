@@ -324,7 +324,7 @@ class Hiera(nn.Module):
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
         _check_mask_unit(mask_unit, q_stride, q_pool)
-        _check_input_size(input_size, patch_stride, mask_unit)
+        _check_input_size(input_size, patch_stride, mask_unit, [s**q_pool for s in q_stride])
 
         # Keyword arguments that build this network again, save for its classifier's outputs.
         self.architecture = {key: arguments[key] for key in ARCHITECTURE}
@@ -568,14 +568,28 @@ def _check_mask_unit(mask_unit: Size3, q_stride: Size3, q_pool: int) -> None:
         )
 
 
-def _check_input_size(input_size: Size3, patch_stride: Size3, mask_unit: Size3) -> None:
+def _check_input_size(
+    input_size: Size3, patch_stride: Size3, mask_unit: Size3, pooled: Sequence[int]
+) -> None:
     needed = [p * m for p, m in zip(patch_stride, mask_unit, strict=True)]
-    if any(i < 1 or i % n for i, n in zip(input_size, needed, strict=True)):
-        raise ValueError(
-            f"input_size is {tuple(input_size)} (frames, height, width): it must be a multiple of "
-            f"{tuple(needed)} (patch_stride x mask_unit) along each; the nearest that works is "
-            f"{_nearest(input_size, needed)}"
-        )
+    if not any(i < 1 or i % n for i, n in zip(input_size, needed, strict=True)):
+        return
+    advice = f"the nearest that works is {_nearest(input_size, needed)}"
+    if not any(i < 1 or i % p for i, p in zip(input_size, patch_stride, strict=True)):
+        tokens = [i // p for i, p in zip(input_size, patch_stride, strict=True)]
+        units = [_divisor(*axis) for axis in zip(tokens, pooled, mask_unit, strict=True)]
+        if all(units):
+            advice += f", or for its {_size3(tokens)} tokens mask_unit={_size3(units)}"
+    raise ValueError(
+        f"input_size is {tuple(input_size)} (frames, height, width): it must be a multiple of "
+        f"{tuple(needed)} (patch_stride x mask_unit) along each; {advice}"
+    )
+
+
+def _divisor(number: int, multiple_of: int, near: int) -> int:
+    """The divisor of `number` that is a multiple of `multiple_of` and nearest to `near`; or 0."""
+    found = [n for n in range(multiple_of, number + 1, multiple_of) if number % n == 0]
+    return min(found, key=lambda n: abs(n - near), default=0)
 
 
 def _nearest(values: Size3, multiples: Sequence[int]) -> Size3:

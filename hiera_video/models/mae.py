@@ -131,8 +131,8 @@ class MaskedAutoencoderHiera(nn.Module):
 
     def forward(
         self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"]
-    ) -> Float[Tensor, "B H u P"]:
-        """Predictions for the H hidden units: P values for each of their u tokens.
+    ) -> Float[Tensor, "B L u P"]:
+        """Predictions for the L hidden units: P values for each of their u tokens.
 
         Args:
             x: normalised clips.
@@ -140,7 +140,7 @@ class MaskedAutoencoderHiera(nn.Module):
         """
         return self.decode(self.fuse(self.encoder.encode(x, kept)), kept)
 
-    def fuse(self, stages: Sequence[Float[Tensor, "B K U D"]]) -> Float[Tensor, "B K u E"]:
+    def fuse(self, stages: Sequence[Float[Tensor, "B K _ _"]]) -> Float[Tensor, "B K u E"]:
         """The stages that pool, and the last one, at its resolution and width: their sum, normed.
 
         The paper says all stages; the released models leave out what lies between.
@@ -153,7 +153,7 @@ class MaskedAutoencoderHiera(nn.Module):
 
     def decode(
         self, x: Float[Tensor, "B K u E"], kept: Int[Tensor, "B K"]
-    ) -> Float[Tensor, "B H u P"]:
+    ) -> Float[Tensor, "B L u P"]:
         """Predictions for the hidden units from the fused tokens of the kept ones."""
         x = self.decoder_embed(x)
         num_units, (t, h, w) = self.encoder.num_units, self.unit_shape
@@ -173,13 +173,13 @@ class MaskedAutoencoderHiera(nn.Module):
     @torch.no_grad()
     def targets(
         self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"]
-    ) -> Float[Tensor, "B H u P"]:
+    ) -> Float[Tensor, "B L u P"]:
         """What `forward` should predict, float32, of the first frame that each token covers.
 
         "pixels": those of the token's square, less their mean, over their standard deviation. The
         released video models order them (height, width, channel), the image models (channel,
         height, width); weights go with this order.
-        "hog": histograms of oriented gradients, the paper's alternative (Tab. 3d), as in MaskFeat
+        "hog": histograms of oriented gradients, the paper's alternative (Tab. 3), as in MaskFeat
         (arXiv 2112.09133): for each channel and cell of 8x8 pixels 9 orientations, of unit norm.
         """
         frames = x[:, :, :: self.token_pixels[0]].float()
@@ -220,7 +220,7 @@ class MaskedAutoencoderHiera(nn.Module):
 
 
 def reconstruction_losses(
-    prediction: Float[Tensor, "B H u P"], target: Float[Tensor, "B H u P"]
+    prediction: Float[Tensor, "B L u P"], target: Float[Tensor, "B L u P"]
 ) -> Float[Tensor, " B"]:
     """Mean squared error of each clip, float32."""
     return (prediction.float() - target).square().mean(dim=(1, 2, 3))
@@ -263,7 +263,7 @@ def histograms_of_gradients(x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C
     return rearrange(cells, "(b c t) n h w -> b (c n) t h w", b=x.shape[0], c=x.shape[1])
 
 
-def _take(x: Float[Tensor, "B M u D"], units: Int[Tensor, "B H"]) -> Float[Tensor, "B H u D"]:
+def _take(x: Float[Tensor, "B M u D"], units: Int[Tensor, "B L"]) -> Float[Tensor, "B L u D"]:
     """The units `units` of each clip."""
     return x.gather(1, units[..., None, None].expand(-1, -1, *x.shape[2:]))
 

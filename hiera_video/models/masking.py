@@ -56,7 +56,10 @@ class UnitMasking:
                 raise ValueError(f"{sentence}: {self.kind} masking needs more; take another kind")
             # Half a unit more than is kept, so that rounding down does not lose one.
             most, least = 1 - 1.5 / drawn, 1 - (drawn - 0.5) / drawn
-            raise ValueError(f"{sentence}: allowed are about {least:.3f} to {most:.3f}")
+            digits = max(3, len(str(drawn)))
+            raise ValueError(
+                f"{sentence}: allowed are about {least:.{digits}f} to {most:.{digits}f}"
+            )
 
     @property
     def num_units(self) -> int:
@@ -119,7 +122,7 @@ def kept_units(visible: Bool[Tensor, "B M"]) -> Int[Tensor, "B K"]:
     return visible.nonzero()[:, 1].unflatten(0, (len(visible), -1))
 
 
-def hidden_units(kept: Int[Tensor, "B K"], num_units: int) -> Int[Tensor, "B H"]:
+def hidden_units(kept: Int[Tensor, "B K"], num_units: int) -> Int[Tensor, "B L"]:
     """The indices of the others of `num_units` units, ascending."""
     is_kept = torch.zeros(len(kept), num_units, dtype=torch.int8, device=kept.device)
     is_kept.scatter_(1, kept, 1)

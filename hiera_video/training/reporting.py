@@ -116,8 +116,10 @@ class RunReport:
     def __enter__(self) -> RunReport:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._tensorboard is not None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # An interrupt in the middle of a write leaves TensorBoard's queue broken: closing would
+        # wait for its thread without end, which ends with the process anyway.
+        if self._tensorboard is not None and kind is not KeyboardInterrupt:
             self._tensorboard.close()
 
 

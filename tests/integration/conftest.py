@@ -48,6 +48,25 @@ views: {num_clips: 2, num_crops: 3, batch_size: 5}
 device: cpu
 """
 
+PRETRAIN = """
+model:
+  name: hiera_tiny_16x224
+  num_frames: 4
+  image_size: 32
+  overrides: {embed_dim: 8, num_heads: 1, stages: [1, 1, 1, 1], mask_unit: [1, 4, 4]}
+  decoder_heads: 2
+  decoder_dim: 16
+  decoder_depth: 1
+masking: {ratio: 0.5}
+data: {train: TOY/train.csv, num_workers: 0}
+clips: {sampling_rate: 2}
+optim: {lr: 1.0e-2, clip_grad: null}
+train:
+  {epochs: 6, warmup_epochs: 0, global_batch_size: 4, num_repeats: 2, precision: fp32,
+   log_every: 100}
+device: cpu
+"""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -141,6 +160,11 @@ class Commands:
         config = self.toy / "base.yaml"
         return ["finetune", "--config", str(config), f"run_dir={run_dir}", *map(str, overrides)]
 
+    def pretrain(self, run_dir: Path, *overrides: object) -> list[str]:
+        """Arguments of a pretraining run."""
+        config = self.toy / "pretrain.yaml"
+        return ["pretrain", "--config", str(config), f"run_dir={run_dir}", *map(str, overrides)]
+
     def train(self, run_dir: Path, *overrides: object) -> Result:
         """Trains in this process; must succeed."""
         result = run(*self.finetune(run_dir, *overrides))
@@ -176,7 +200,8 @@ def write_list(path: Path, rows: list[tuple[str, object]], header: str = "path,l
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with base.yaml, train.csv (10 videos), val.csv (7), val_bad.csv (one no video).
+    """A folder with base.yaml, pretrain.yaml, and lists of videos: train.csv (10), val.csv (7),
+    val_bad.csv (one of them no video).
 
     The classes are "left" and "right".
     """
@@ -194,6 +219,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows["val"][UNREADABLE] = ("text.mp4", names[UNREADABLE % 2])
     write_list(folder / "val_bad.csv", rows["val"], "path,class_name")
     (folder / "base.yaml").write_text(BASE.replace("TOY", str(folder)))
+    (folder / "pretrain.yaml").write_text(PRETRAIN.replace("TOY", str(folder)))
     return folder
 
 

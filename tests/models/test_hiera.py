@@ -12,6 +12,7 @@ from torch import nn
 
 from hiera_video.models import hiera
 from hiera_video.models.hiera import DropPath, Hiera, reroll, unroll
+from hiera_video.models.masking import kept_units
 
 SMALL: dict[str, Any] = {
     "input_size": (8, 64, 64),
@@ -100,10 +101,13 @@ def test_hidden_units_do_not_leak() -> None:
     x = clip(model)
     visible = torch.zeros(2, model.num_units, dtype=torch.bool)
     visible[0, [0, 5]] = visible[1, [3, 6]] = True
-    pixels = model._unit_pixels(visible)
+    kept = kept_units(visible)
+    pixels = visible.view(2, 1, *model.units_shape)
+    for axis, side in enumerate((4, 32, 32)):  # mask_unit * patch_stride
+        pixels = pixels.repeat_interleave(side, dim=axis + 2)
     with torch.no_grad():
-        outputs = model.encode(x, visible)
-        noisy = model.encode(torch.where(pixels, x, torch.randn_like(x)), visible)
+        outputs = model.encode(x, kept)
+        noisy = model.encode(torch.where(pixels, x, torch.randn_like(x)), kept)
     assert [tuple(o.shape[1:3]) for o in outputs] == [(2, 128), (2, 32), (2, 8), (2, 2)]
     for a, b in zip(outputs, noisy, strict=True):
         assert torch.equal(a, b)

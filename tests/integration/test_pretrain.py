@@ -1,0 +1,207 @@
+"""Pretraining from end to end: what it leaves, resuming, several processes, bad input."""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import time
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video import create_autoencoder, create_model
+from hiera_video.models.weights import load_autoencoder, load_weights, save_weights
+
+SHAPE = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
+
+
+@pytest.fixture(scope="module")
+def pretrained(commands, tmp_path_factory):
+    """A run folder. Do not write into it."""
+    folder = tmp_path_factory.mktemp("pretrained") / "run"
+    result = commands.run(*commands.pretrain(folder, "train.epochs=40"))
+    assert result.code == 0, result.err
+    return folder
+
+
+def test_the_loss_falls(pretrained, lines_of):
+    losses = [line["loss"] for line in lines_of(pretrained / "metrics.jsonl")]
+    parts = np.array_split(losses, 4)
+    means = [part.mean() for part in parts]
+    assert all(later < earlier for earlier, later in pairwise(means)), means
+
+
+def test_fine_tuning_takes_the_weights_of_the_end_and_of_any_checkpoint(
+    commands, pretrained, tmp_path
+):
+    steps = sorted((pretrained / "checkpoints").iterdir())
+    assert len(steps) == 2
+    for name, init in (("end", pretrained), ("step", steps[0])):
+        result = commands.run(*commands.finetune(tmp_path / name, f"model.init={init}"))
+        assert result.code == 0, result.err
+        assert "renamed (1): encoder_norm -> norm" in result.err
+        assert "reinitialised (2): head.projection.weight, head.projection.bias" in result.err
+        assert re.search(r"dropped \(\d+\): .*decoder", result.err)
+
+
+def test_pretraining_goes_on_from_weights(commands, pretrained, tmp_path):
+    overrides = (f"model.init={pretrained}", "model.decoder_heads=null")
+    result = commands.run(*commands.pretrain(tmp_path, *overrides))
+    assert result.code == 0, result.err
+    assert "100.0% of the parameters" in result.err
+
+
+def test_a_folder_of_videos_without_labels(commands, tmp_path):
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for i in range(4):
+        shutil.copy(commands.toy / f"train_{i}.mp4", videos)
+    result = commands.run(*commands.pretrain(tmp_path / "run", f"data.train={videos}"))
+    assert result.code == 0, result.err
+    assert "4 training videos" in result.err
+
+
+@pytest.mark.parametrize("kind", ["tube", "frame", "block"])
+def test_other_masks(commands, tmp_path, kind):
+    overrides = (f"masking.kind={kind}", "train.epochs=2", "model.target=hog")
+    result = commands.run(*commands.pretrain(tmp_path, *overrides))
+    assert result.code == 0, result.err
+    assert f"({kind} masking)" in result.err
+    config = json.loads((tmp_path / "weights" / "config.json").read_text())
+    assert config["masking"] == {"kind": kind, "ratio": 0.5}
+
+
+def test_images(commands, tmp_path):
+    cv2 = pytest.importorskip("cv2")
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(4):
+        cv2.imwrite(str(images / f"{i}.png"), np.full((40, 40, 3), 40 * i, np.uint8))
+    overrides = ("model.name=hiera_tiny_224", "model.num_frames=null", "masking.ratio=null")
+    arguments = commands.pretrain(tmp_path / "run", f"data.train={images}", *overrides)
+    result = commands.run(*arguments, "model.overrides.mask_unit=[1,4,4]")
+    assert result.code == 0, result.err
+    assert "1 of 4 mask units" in result.err  # the images' 0.6
+
+
+def test_killed_three_times(commands, tmp_path, weights_of, lines_of):
+    overrides = ("train.epochs=20", "model.drop_path=0.3", "data.num_workers=1")
+    result = commands.run(*commands.pretrain(tmp_path / "whole", *overrides, "data.num_workers=0"))
+    assert result.code == 0, result.err
+    lines = lines_of(tmp_path / "whole" / "metrics.jsonl")
+
+    broken = tmp_path / "broken"
+    for moment in sorted(random.Random(3).sample(range(1, len(lines) // 2), 3)):
+        process = commands.fork(*commands.pretrain(broken, *overrides))
+        metrics, deadline = broken / "metrics.jsonl", time.monotonic() + 60
+        while not metrics.exists() or metrics.read_text().count("\n") < moment:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert commands.exit_code(process) == -signal.SIGKILL
+    assert commands.run(*commands.pretrain(broken, *overrides)).code == 0
+    assert weights_of(broken) == weights_of(tmp_path / "whole")
+    again = lines_of(broken / "metrics.jsonl")
+    assert [line["loss"] for line in again] == [line["loss"] for line in lines]
+
+
+def test_two_processes(commands, tmp_path, lines_of):
+    overrides = ("optim.lr=1.0e-3",)  # larger ones magnify the rounding of sums in another order
+    assert commands.run(*commands.pretrain(tmp_path / "one", *overrides)).code == 0
+    two = commands.start(*commands.pretrain(tmp_path / "two", *overrides), processes=2)
+    result = commands.finish(two)
+    assert result.code == 0, result.out
+    one, two = (
+        [line["loss"] for line in lines_of(tmp_path / n / "metrics.jsonl")] for n in ("one", "two")
+    )
+    np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_a_step_in_which_nothing_can_be_read(commands, list_of, tmp_path, lines_of):
+    toy = commands.toy
+    names = [*(f"train_{i}.mp4" for i in range(4)), "text.mp4"]
+    train = list_of(tmp_path / "train.csv", [(toy / name, "any") for name in names])
+    overrides = (f"data.train={train}", "train.global_batch_size=1", "train.epochs=2")
+    result = commands.run(*commands.pretrain(tmp_path / "run", *overrides))
+    assert result.code == 3
+    (failed,) = lines_of(tmp_path / "run" / "failures.jsonl")
+    assert failed["cause"] == "not_a_video"
+    counts = [line["num_clips"] for line in lines_of(tmp_path / "run" / "metrics.jsonl")]
+    assert sorted(counts) == [0, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "parts"),
+    [
+        ("masking.ratio=0.97", 1, ["keeps nothing of 8 units", "0.062 to 0.812"]),
+        ("masking.ratio=0", 2, ["masking.ratio is 0.0", "above 0 and below 1"]),
+        ("masking.ratio=1.5", 2, ["masking.ratio is 1.5", "above 0 and below 1"]),
+        ("masking.kind=tub", 2, ["masking.kind", "tub"]),
+        ("model.decoder_heads=null", 2, ["model.decoder_heads", "8", "16"]),
+        ("model.decoder_heads=3", 2, ["model.decoder_heads is 3", "16"]),
+        ("model.overrides.mask_unit=[3,4,4]", 1, ["(6, 16, 16)", "mask_unit=(2, 4, 4)"]),
+        ("model.overrides.mask_unit=[1,3,4]", 1, ["mask_unit is (1, 3, 4)", "(1, 4, 4)"]),
+        ("model.overrides.mask_unit=[4,4,4]", 1, ["input_size is (4, 32, 32)", "(8, 32, 32)"]),
+        ("optim.layer_decay=0.9", 2, ["optim.layer_decay is 0.9"]),
+    ],
+)
+def test_settings_that_do_not_fit(commands, tmp_path, override, code, parts):
+    result = commands.run(*commands.pretrain(tmp_path, override))
+    assert result.code == code, result.err
+    result.told(*parts)
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_weights_of_another_variant_are_refused(commands, tmp_path):
+    torch.manual_seed(0)
+    other = create_model("hiera_tiny_16x224", num_classes=2, **{**SHAPE, "embed_dim": 16})
+    save_weights(tmp_path / "other", other, meta={})
+    result = commands.run(*commands.pretrain(tmp_path / "run", f"model.init={tmp_path / 'other'}"))
+    assert result.code == 1
+    result.told("embed_dim 16, not 8")
+
+
+def test_weights_of_an_autoencoder_and_back(tmp_path):
+    torch.manual_seed(0)
+    model = create_autoencoder("hiera_tiny_16x224", decoder_heads=2, decoder_dim=16, **SHAPE)
+    save_weights(tmp_path / "w", model, meta={"masking": {"kind": "tube", "ratio": 0.75}})
+    again, config = load_autoencoder(tmp_path / "w")
+    assert again.decoder_architecture == model.decoder_architecture
+    assert config["masking"] == {"kind": "tube", "ratio": 0.75}
+    ours, theirs = model.state_dict(), again.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+    encoder = create_model(checkpoint=tmp_path / "w")  # as it is used afterwards: one more pooling
+    assert (encoder.num_classes, len(encoder.pools)) == (0, 3)
+    with pytest.raises(ValueError, match="decoder_heads"):
+        load_autoencoder(tmp_path / "w", decoder_heads=4)
+    save_weights(tmp_path / "c", encoder, meta={})
+    with pytest.raises(ValueError, match="needed is what `hiera-video pretrain` wrote"):
+        load_autoencoder(tmp_path / "c")
+
+
+def test_a_decoder_that_does_not_fit_starts_afresh_and_is_reported(tmp_path):
+    torch.manual_seed(0)
+    decoder = {"decoder_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+    source = create_autoencoder("hiera_tiny_16x224", **decoder, **SHAPE)
+    save_weights(tmp_path / "w", source, meta={})
+    larger = create_autoencoder("hiera_tiny_16x224", **decoder, **{**SHAPE, "num_frames": 8})
+    report = load_weights(larger, tmp_path / "w")
+    assert report.reinitialised == ["decoder_pos_embed"]
+    assert report.dropped == ["decoder_pos_embed"]
+
+    shape = {key: value for key, value in SHAPE.items() if key != "num_frames"}
+    image = create_autoencoder("hiera_tiny_224", **decoder, **shape)
+    save_weights(tmp_path / "image", image, meta={})
+    report = load_weights(source, tmp_path / "image")
+    assert "decoder_pred.weight" in report.reinitialised
+    assert any("inflated" in line for line in report.resized)
+
+    deeper = create_autoencoder("hiera_tiny_16x224", **{**decoder, "decoder_depth": 2}, **SHAPE)
+    with pytest.raises(ValueError, match="'decoder_depth': 1"):
+        load_weights(deeper, tmp_path / "w")
