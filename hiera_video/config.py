@@ -133,7 +133,7 @@ class EvaluationDataConfig(ReadingConfig):
 class MaskingConfig:
     kind: Literal["random", "tube", "frame", "block"] = "random"
     """Each mask unit for itself, one spatial pattern for all times, whole time steps, or boxes."""
-    ratio: float | None = None
+    mask_ratio: float | None = None
     """Fraction of the mask units that is hidden. Null: 0.9 for video, 0.6 for images."""
 
 
@@ -325,11 +325,11 @@ class PretrainConfig:
             self.optim.layer_decay,
             "1.0 in pretraining: all layers learn alike",
         )
-        if self.masking.ratio is not None:
+        if self.masking.mask_ratio is not None:
             _require(
-                0 < self.masking.ratio < 1,
-                "masking.ratio",
-                self.masking.ratio,
+                0 < self.masking.mask_ratio < 1,
+                "masking.mask_ratio",
+                self.masking.mask_ratio,
                 "above 0 and below 1",
             )
         for key in ("decoder_dim", "decoder_depth"):
@@ -453,11 +453,11 @@ class VisualizeConfig:
             None,
             "a run folder or a weights folder of a masked autoencoder",
         )
-        if self.masking.ratio is not None:
+        if self.masking.mask_ratio is not None:
             _require(
-                0 < self.masking.ratio < 1,
-                "masking.ratio",
-                self.masking.ratio,
+                0 < self.masking.mask_ratio < 1,
+                "masking.mask_ratio",
+                self.masking.mask_ratio,
                 "above 0 and below 1",
             )
         if self.decoder_heads is not None:

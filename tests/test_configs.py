@@ -320,7 +320,7 @@ def check_pretraining(c: PretrainConfig, mask_ratio: float, decoder_heads: int) 
     m, o = c.model, c.optim
     assert (m.decoder_heads, m.decoder_depth, m.decoder_dim) == (decoder_heads, 8, 512)
     assert (m.target, c.masking.kind) == ("pixels", "random")
-    assert c.masking.ratio in (None, mask_ratio)  # null: 0.9 for video, 0.6 for images
+    assert c.masking.mask_ratio in (None, mask_ratio)  # null: 0.9 for video, 0.6 for images
     assert (o.optimizer, o.betas, o.weight_decay) == ("adamw", (0.9, 0.95), 0.05)
     assert (o.warmup_lr, o.final_lr) == (1e-6, 1e-6)
 

@@ -31,13 +31,16 @@ WORK = ("forward", "step")
 
 def build(which: str, args: argparse.Namespace) -> torch.nn.Module:
     if which == "official":
-        sys.path.insert(0, args.official)
-        import hiera  # the official package, not a dependency
+        return official(args.model, args)
+    return create_model(args.model).to(args.device)
 
-        model = getattr(hiera, args.model)(pretrained=False)
-    else:
-        model = create_model(args.model)
-    return model.to(args.device)
+
+def official(name: str, args: argparse.Namespace) -> torch.nn.Module:
+    """A model of the official package, which is no dependency."""
+    sys.path.insert(0, args.official)
+    import hiera
+
+    return getattr(hiera, name)(pretrained=False).to(args.device)
 
 
 def runner(
@@ -91,27 +94,21 @@ def time_pair(work: str, precision: str, args: argparse.Namespace) -> dict[str, 
     return {which: statistics.median(values) for which, values in seconds.items()}
 
 
-def peak_gib(which: str, work: str, precision: str, args: argparse.Namespace) -> float:
-    """Measured in a child process, so that neither model sees what the other left behind."""
-    command = [
-        sys.executable,
-        __file__,
-        "--child",
-        which,
-        work,
-        precision,
-        "--official",
-        args.official,
-    ]
+def told_by_child(program: str, task: list[str], args: argparse.Namespace) -> float:
+    """The number that a new process prints, so that no model sees what another left behind."""
+    command = [sys.executable, program, "--child", *task, "--official", args.official]
     command += ["--model", args.model, "--batch", str(args.batch), "--device", args.device]
     out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return json.loads(out.splitlines()[-1])
 
 
 def child(which: str, work: str, precision: str, args: argparse.Namespace) -> None:
-    model = build(which, args)
-    call = runner(model, work, precision, args)
-    if args.device == "cpu":
+    print_peak(runner(build(which, args), work, precision, args), args.device)
+
+
+def print_peak(call: Callable[[], object], device: str) -> None:
+    """Peak memory of a call, GiB above what there was before."""
+    if device == "cpu":
         # The first call, since the allocator keeps what a call has freed. The mark starts anew.
         Path("/proc/self/clear_refs").write_text("5")
         before = memory_kib("VmRSS")
@@ -151,7 +148,9 @@ def main() -> None:
     for work in WORK:
         for precision in PRECISIONS:
             seconds = time_pair(work, precision, args)
-            gib = {which: peak_gib(which, work, precision, args) for which in seconds}
+            gib = {
+                which: told_by_child(__file__, [which, work, precision], args) for which in seconds
+            }
             print(f"{work:8} {precision:5} {told(seconds, 's')}   {told(gib, 'GiB')}", flush=True)
 
 

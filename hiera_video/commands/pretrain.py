@@ -18,7 +18,7 @@ from hiera_video.data.datasets import ClipSampler, TrainingClips
 from hiera_video.data.loaders import default_num_workers, training_loader
 from hiera_video.data.transforms import PretrainTransform
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.masking import UnitMasking
+from hiera_video.models.masking import IMAGE_MASK_RATIO, VIDEO_MASK_RATIO, UnitMasking
 from hiera_video.models.registry import create_autoencoder, input_statistics, is_image
 from hiera_video.training.distributed import barrier, process_group
 from hiera_video.training.loop import StopSignal
@@ -129,7 +129,7 @@ def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False)
             clip_grad=config.optim.clip_grad,
             max_failed_frac=config.data.max_failed_frac,
             meta={
-                "masking": {"kind": masking.kind, "ratio": masking.ratio},
+                "masking": {"kind": masking.kind, "mask_ratio": masking.mask_ratio},
                 "clips": asdict(config.clips),
             },
             as_json=as_json,
@@ -137,11 +137,12 @@ def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False)
 
 
 def masking_of(config: PretrainConfig, model: MaskedAutoencoderHiera) -> UnitMasking:
-    """What draws the visible units; the paper's ratios are 0.9 for video and 0.6 for images."""
-    ratio = config.masking.ratio
-    if ratio is None:
-        ratio = 0.6 if is_image(model.encoder.architecture) else 0.9
-    return UnitMasking(model.encoder.units_shape, ratio, config.masking.kind)
+    """What draws the visible units."""
+    mask_ratio = config.masking.mask_ratio
+    if mask_ratio is None:
+        still = is_image(model.encoder.architecture)
+        mask_ratio = IMAGE_MASK_RATIO if still else VIDEO_MASK_RATIO
+    return UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
 
 
 def describe(config: PretrainConfig, model: MaskedAutoencoderHiera, masking: UnitMasking) -> str:

@@ -23,7 +23,7 @@ from hiera_video.config import VisualizeConfig
 from hiera_video.data.datasets import ClipSampler
 from hiera_video.data.transforms import normalize, resize_short_side
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.masking import UnitMasking
+from hiera_video.models.masking import IMAGE_MASK_RATIO, VIDEO_MASK_RATIO, UnitMasking
 from hiera_video.models.registry import is_image
 from hiera_video.models.weights import load_autoencoder
 from hiera_video.training.distributed import process_group
@@ -38,8 +38,8 @@ def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False
     setup_logging()
     model, meta = load_autoencoder(config.checkpoint, decoder_heads=config.decoder_heads)
     require_pixels(model)
-    ratio = hidden_ratio(config, model, meta)
-    masking = UnitMasking(model.encoder.units_shape, ratio, config.masking.kind)
+    mask_ratio = mask_ratio_of(config, model, meta)
+    masking = UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
     outputs = output_files(config, moving=model.encoder.tokens_shape[0] > 1)
     existing = [str(file) for files in outputs for file in files if file.exists()]
     if existing and not config.overwrite:
@@ -83,14 +83,15 @@ def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False
     return 3 if failed else 0
 
 
-def hidden_ratio(
+def mask_ratio_of(
     config: VisualizeConfig, model: MaskedAutoencoderHiera, meta: dict[str, Any]
 ) -> float:
     """The configured ratio, else that of the pretraining, else the paper's (Tab. 3)."""
-    if config.masking.ratio is not None:
-        return config.masking.ratio
-    trained = (meta.get("masking") or {}).get("ratio")
-    return trained or (0.6 if is_image(model.encoder.architecture) else 0.9)
+    if config.masking.mask_ratio is not None:
+        return config.masking.mask_ratio
+    if "masking" in meta:
+        return meta["masking"]["mask_ratio"]
+    return IMAGE_MASK_RATIO if is_image(model.encoder.architecture) else VIDEO_MASK_RATIO
 
 
 def output_files(config: VisualizeConfig, *, moving: bool) -> list[list[Path]]:

@@ -1,8 +1,8 @@
 """Which mask units of a clip stay visible: random, tube, frame and block masking.
 
 Every sample of a batch keeps the same number of units, so that the visible ones of a batch make one
-tensor. The number is rounded as the official code rounds it: `int(units * (1 - ratio))`, of the
-units themselves (random, block), of those of one time step (tube), or of the time steps (frame).
+tensor. The number is rounded as in the official code: `int(units * (1 - mask_ratio))`, of the units
+themselves (random, block), of those of one time step (tube), or of the time steps (frame).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 from hiera_video.models.hiera import Size3
 
 MaskingKind = Literal["random", "tube", "frame", "block"]
+VIDEO_MASK_RATIO, IMAGE_MASK_RATIO = 0.9, 0.6  # arXiv 2306.00989, Tab. 3
 BLOCK_SIDE = (0.25, 0.5)  # of a box, as a share of the clip's extent along that axis
 
 
@@ -28,8 +29,8 @@ class UnitMasking:
 
     Args:
         units: how many mask units a clip has along (time, height, width).
-        ratio: share of the units to hide. The paper takes 0.9 for video and 0.6 for images (arXiv
-            2306.00989, Tab. 3); with 0.9 of (8, 7, 7) units 39 stay.
+        mask_ratio: share of the units to hide. The paper takes 0.9 for video and 0.6 for images;
+            with 0.9 of (8, 7, 7) units 39 stay.
         kind: "random", each unit for itself, whatever its time and place; "tube", one spatial
             pattern for all times (VideoMAE, arXiv 2203.12602); "frame", whole time steps; "block",
             boxes of neighbouring units, a quarter to half of the clip along each axis, until
@@ -40,7 +41,7 @@ class UnitMasking:
     """
 
     units: Size3
-    ratio: float
+    mask_ratio: float
     kind: MaskingKind = "random"
 
     def __post_init__(self) -> None:
@@ -51,7 +52,9 @@ class UnitMasking:
         if not 0 < self.num_visible < self.num_units:
             what = {"tube": "units of a time step", "frame": "time steps"}.get(self.kind, "units")
             kept = "nothing" if self.num_visible <= 0 else "everything"
-            sentence = f"masking.ratio is {self.ratio:g}, which keeps {kept} of {drawn} {what}"
+            sentence = (
+                f"masking.mask_ratio is {self.mask_ratio:g}, which keeps {kept} of {drawn} {what}"
+            )
             if drawn == 1:
                 raise ValueError(f"{sentence}: {self.kind} masking needs more; take another kind")
             # Half a unit more than is kept, so that rounding down does not lose one.
@@ -68,7 +71,7 @@ class UnitMasking:
     @property
     def num_visible(self) -> int:
         """Units that stay, the same number in every clip."""
-        kept = int(self._num_drawn * (1 - self.ratio))
+        kept = int(self._num_drawn * (1 - self.mask_ratio))
         return kept * (self.num_units // self._num_drawn)
 
     @property
@@ -82,7 +85,7 @@ class UnitMasking:
         if self.kind == "block":
             return self._outside_boxes(rng)
         drawn = np.zeros(self._num_drawn, dtype=bool)
-        kept = int(self._num_drawn * (1 - self.ratio))
+        kept = int(self._num_drawn * (1 - self.mask_ratio))
         drawn[rng.permutation(self._num_drawn)[:kept]] = True
         t, h, w = self.units
         if self.kind == "tube":

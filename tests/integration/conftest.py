@@ -57,7 +57,7 @@ model:
   decoder_heads: 2
   decoder_dim: 16
   decoder_depth: 1
-masking: {ratio: 0.5}
+masking: {mask_ratio: 0.5}
 data: {train: TOY/train.csv, num_workers: 0}
 clips: {sampling_rate: 2}
 optim: {lr: 1.0e-2, clip_grad: null}

@@ -72,7 +72,7 @@ def test_other_masks(commands, tmp_path, kind):
     assert result.code == 0, result.err
     assert f"({kind} masking)" in result.err
     config = json.loads((tmp_path / "weights" / "config.json").read_text())
-    assert config["masking"] == {"kind": kind, "ratio": 0.5}
+    assert config["masking"] == {"kind": kind, "mask_ratio": 0.5}
 
 
 def test_images(commands, tmp_path):
@@ -81,7 +81,7 @@ def test_images(commands, tmp_path):
     images.mkdir()
     for i in range(4):
         cv2.imwrite(str(images / f"{i}.png"), np.full((40, 40, 3), 40 * i, np.uint8))
-    overrides = ("model.name=hiera_tiny_224", "model.num_frames=null", "masking.ratio=null")
+    overrides = ("model.name=hiera_tiny_224", "model.num_frames=null", "masking.mask_ratio=null")
     arguments = commands.pretrain(tmp_path / "run", f"data.train={images}", *overrides)
     result = commands.run(*arguments, "model.overrides.mask_unit=[1,4,4]")
     assert result.code == 0, result.err
@@ -137,9 +137,9 @@ def test_a_step_in_which_nothing_can_be_read(commands, list_of, tmp_path, lines_
 @pytest.mark.parametrize(
     ("override", "code", "parts"),
     [
-        ("masking.ratio=0.97", 1, ["keeps nothing of 8 units", "0.062 to 0.812"]),
-        ("masking.ratio=0", 2, ["masking.ratio is 0.0", "above 0 and below 1"]),
-        ("masking.ratio=1.5", 2, ["masking.ratio is 1.5", "above 0 and below 1"]),
+        ("masking.mask_ratio=0.97", 1, ["keeps nothing of 8 units", "0.062 to 0.812"]),
+        ("masking.mask_ratio=0", 2, ["masking.mask_ratio is 0.0", "above 0 and below 1"]),
+        ("masking.mask_ratio=1.5", 2, ["masking.mask_ratio is 1.5", "above 0 and below 1"]),
         ("masking.kind=tub", 2, ["masking.kind", "tub"]),
         ("model.decoder_heads=null", 2, ["model.decoder_heads", "8", "16"]),
         ("model.decoder_heads=3", 2, ["model.decoder_heads is 3", "16"]),
@@ -168,10 +168,10 @@ def test_weights_of_another_variant_are_refused(commands, tmp_path):
 def test_weights_of_an_autoencoder_and_back(tmp_path):
     torch.manual_seed(0)
     model = create_autoencoder("hiera_tiny_16x224", decoder_heads=2, decoder_dim=16, **SHAPE)
-    save_weights(tmp_path / "w", model, meta={"masking": {"kind": "tube", "ratio": 0.75}})
+    save_weights(tmp_path / "w", model, meta={"masking": {"kind": "tube", "mask_ratio": 0.75}})
     again, config = load_autoencoder(tmp_path / "w")
     assert again.decoder_architecture == model.decoder_architecture
-    assert config["masking"] == {"kind": "tube", "ratio": 0.75}
+    assert config["masking"] == {"kind": "tube", "mask_ratio": 0.75}
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)

@@ -16,7 +16,7 @@ from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.weights import save_weights
 from hiera_video.video.reader import open_video
 
-MASKING = {"kind": "tube", "ratio": 0.75}
+MASKING = {"kind": "tube", "mask_ratio": 0.75}
 CLIPS = {"sampling_rate": 2}
 
 
@@ -71,7 +71,7 @@ def test_the_checkpoint_says_how(commands, pretrained, tmp_path):
     result = visualize(commands, pretrained, tmp_path, commands.toy / "val_0.mp4", "--print-config")
     assert result.code == 0
     assert "kind: tube" in result.out
-    assert "ratio: 0.75" in result.out
+    assert "mask_ratio: 0.75" in result.out
     assert "sampling_rate: 2" in result.out
 
 
@@ -120,16 +120,19 @@ def test_what_is_refused(commands, pretrained, tmp_path):
     result = visualize(commands, hog, out, video)
     assert result.code == 1
     result.told("target='hog'", "can be shown")
-    result = visualize(commands, pretrained, out, video, "masking.ratio=0.99")
+    result = visualize(commands, pretrained, out, video, "masking.mask_ratio=0.99")
     assert result.code == 1
-    result.told("masking.ratio is 0.99, which keeps nothing")
+    result.told("masking.mask_ratio is 0.99, which keeps nothing")
     for arguments, told in (
         (("visualize", f"checkpoint={pretrained}"), "after mae, one video"),
         (("visualize", video, f"checkpoint={pretrained}"), "allowed is mae"),
         (("visualize", "mae", f"checkpoint={pretrained}"), "one video or image"),
         (("visualize", "mae", video), "a run folder or a weights folder"),
         (("visualize", "mae", video, "mode=raw"), "mode"),
-        (("visualize", "mae", video, f"checkpoint={pretrained}", "masking.ratio=1"), "below 1"),
+        (
+            ("visualize", "mae", video, f"checkpoint={pretrained}", "masking.mask_ratio=1"),
+            "below 1",
+        ),
     ):
         result = commands.run(*arguments)
         assert result.code == 2

@@ -57,7 +57,7 @@ def maskings(draw: st.DrawFn, kinds: st.SearchStrategy[str] = kinds) -> UnitMask
 @given(maskings(), seeds)
 def test_the_number_of_visible_units_is_rounded_down(masking: UnitMasking, seed: int) -> None:
     n = num_drawn(masking.units, masking.kind)
-    expected = int(n * (1 - masking.ratio)) * math.prod(masking.units) // n
+    expected = int(n * (1 - masking.mask_ratio)) * math.prod(masking.units) // n
     assert draw(masking, seed).sum() == masking.num_visible == expected
 
 
@@ -163,7 +163,7 @@ def test_refused_ratios_name_some_that_work(
 ) -> None:
     n = num_drawn(units, kind)
     ratio = data.draw(st.sampled_from([-0.5, 0.0, 1 - 0.5 / n, 0.9999999, 1.0, 1.5]))
-    with pytest.raises(ValueError, match=re.escape(f"masking.ratio is {ratio:g}")) as error:
+    with pytest.raises(ValueError, match=re.escape(f"masking.mask_ratio is {ratio:g}")) as error:
         UnitMasking(units, ratio, kind)
     assert ("nothing" if ratio > 0 else "everything") in str(error.value)
     if n == 1:
