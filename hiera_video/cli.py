@@ -129,11 +129,8 @@ def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
     config: Any = load_config(cls, args.config, overrides)
     if getattr(config, "checkpoint", None) is not None:
-        try:
-            keys = [key for key in ("clips", "views", "masking") if hasattr(config, key)]
-            defaults = trained_with(config.checkpoint, keys)
-        except ValueError as error:
-            raise ConfigError(f"{config.checkpoint}/config.json is not JSON: {error}") from None
+        keys = [key for key in ("clips", "views", "masking") if hasattr(config, key)]
+        defaults = trained_with(config.checkpoint, keys)
         config = load_config(cls, args.config, overrides, defaults)
     return replace(config, inputs=[*config.inputs, *files]) if files else config
 

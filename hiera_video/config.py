@@ -12,7 +12,7 @@ import inspect
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -325,20 +325,13 @@ class PretrainConfig:
             self.optim.layer_decay,
             "1.0 in pretraining: all layers learn alike",
         )
-        if self.masking.mask_ratio is not None:
-            _require(
-                0 < self.masking.mask_ratio < 1,
-                "masking.mask_ratio",
-                self.masking.mask_ratio,
-                "above 0 and below 1",
-            )
+        _check_masking(self.masking)
         for key in ("decoder_dim", "decoder_depth"):
             _check_positive(f"model.{key}", getattr(self.model, key))
         heads = self.model.decoder_heads
-        if heads is None:
-            stated = self.model.init and trained_with(self.model.init, ["autoencoder"])
+        if heads is None:  # a folder may state it
             _require(
-                bool(stated),
+                self.model.init is not None,
                 "model.decoder_heads",
                 None,
                 "8 (the paper's video recipes) or 16 (its image recipes, all public builders)",
@@ -423,7 +416,7 @@ class VisualizeConfig:
     inputs: list[str] = field(default_factory=list)
     """Files; the centre clip of each is shown."""
     checkpoint: str | None = None
-    """A run folder or a weights folder of a masked autoencoder, or published weights of one."""
+    """A run, checkpoint or weights folder of a masked autoencoder, or published weights of one."""
     mode: Literal["normalised", "visible_statistics", "ground_truth_statistics"] = "normalised"
     """Where the brightness and contrast of predicted patches come from: nowhere, all patches being
     shown in normalised units; the average of the visible patches; or the hidden patches themselves,
@@ -451,15 +444,9 @@ class VisualizeConfig:
             self.checkpoint is not None,
             "checkpoint",
             None,
-            "a run folder or a weights folder of a masked autoencoder",
+            "a run, checkpoint or weights folder of a masked autoencoder",
         )
-        if self.masking.mask_ratio is not None:
-            _require(
-                0 < self.masking.mask_ratio < 1,
-                "masking.mask_ratio",
-                self.masking.mask_ratio,
-                "above 0 and below 1",
-            )
+        _check_masking(self.masking)
         if self.decoder_heads is not None:
             _check_positive("decoder_heads", self.decoder_heads)
         _check_positive("deadline_sec", self.deadline_sec)
@@ -556,7 +543,10 @@ def trained_with(checkpoint: str, keys: Sequence[str] = ("clips", "views")) -> d
     """What the config.json of a weights folder or run folder says; nothing for other weights."""
     for folder in (Path(checkpoint), Path(checkpoint) / "weights"):
         if (folder / "config.json").is_file():
-            saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            try:
+                saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ConfigError(f"{folder / 'config.json'} is not JSON: {error}") from None
             return {key: saved[key] for key in keys if key in saved}
     return {}
 
@@ -667,6 +657,14 @@ def _check_training(config: FinetuneConfig | PretrainConfig) -> None:
     """What fine-tuning and pretraining have in common."""
     _require(config.data.train is not None, "data.train", None, "a list file or a folder")
     _check_fraction("model.drop_path", config.model.drop_path)
+    taken = {"num_classes", "input_size", *(setting.name for setting in fields(config.model))}
+    for key in sorted(taken & config.model.overrides.keys()):
+        _require(
+            False,
+            f"model.overrides.{key}",
+            config.model.overrides[key],
+            "none: it has a setting of its own, or follows from others",
+        )
     _check_fraction("data.max_failed_frac", config.data.max_failed_frac)
     _check_range("augment.crop_area", config.augment.crop_area, 1.0)
     _check_range("augment.crop_aspect", config.augment.crop_aspect)
@@ -687,6 +685,16 @@ def _check_training(config: FinetuneConfig | PretrainConfig) -> None:
         config.train.warmup_epochs,
         f"0 up to less than train.epochs={config.train.epochs:g}",
     )
+
+
+def _check_masking(masking: MaskingConfig) -> None:
+    if masking.mask_ratio is not None:
+        _require(
+            0 < masking.mask_ratio < 1,
+            "masking.mask_ratio",
+            masking.mask_ratio,
+            "above 0 and below 1",
+        )
 
 
 def _check_clips(clips: ClipConfig) -> None:

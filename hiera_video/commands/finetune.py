@@ -28,7 +28,7 @@ from hiera_video.evaluation.classification import summarize
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import create_model, input_statistics
 from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
-from hiera_video.training.distributed import Process, barrier, process_group
+from hiera_video.training.distributed import Process, first_process_first, process_group
 from hiera_video.training.loop import StopSignal
 from hiera_video.training.reporting import RunReport, setup_logging
 from hiera_video.training.run import Schedule, open_run, optimizer_of, train_to_the_end
@@ -69,26 +69,22 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
 
         # The model, and what of it learns.
         torch.manual_seed(settings.seed)
-        if not process.is_first_here:
-            barrier()  # the first process of a machine fetches published weights
-        model = create_model(
-            config.model.name,
-            checkpoint=config.model.init,
-            num_classes=num_classes,
-            num_frames=config.model.num_frames,
-            image_size=config.model.image_size,
-            drop_path=config.model.drop_path,
-            head_dropout=config.model.head_dropout,
-            pos_embed_resize=config.model.pos_embed_resize,
-            **config.model.overrides,
-        ).to(process.device)
-        if process.is_first_here:
-            barrier()
-        known = config.model.init and trained_with(config.model.init, ["class_names"]).get(
-            "class_names"
-        )
+        init = None if latest else config.model.init  # which may be gone by now
+        with first_process_first(process):
+            model = create_model(
+                config.model.name,
+                checkpoint=init,
+                num_classes=num_classes,
+                num_frames=config.model.num_frames,
+                image_size=config.model.image_size,
+                drop_path=config.model.drop_path,
+                head_dropout=config.model.head_dropout,
+                pos_embed_resize=config.model.pos_embed_resize,
+                **config.model.overrides,
+            ).to(process.device)
+        known = init and trained_with(init, ["class_names"]).get("class_names")
         if known and known != list(train.class_names):
-            logger.info("%s knows other classes: the classifier starts afresh", config.model.init)
+            logger.info("%s knows other classes: the classifier starts afresh", init)
             model.reset_classifier(num_classes)
         mean, std = input_statistics(model.architecture)
         model.set_grad_checkpointing(config.model.grad_checkpointing)

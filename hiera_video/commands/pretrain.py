@@ -12,15 +12,21 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from hiera_video.config import PretrainConfig, check_same_config, to_yaml
+from hiera_video.config import (
+    ConfigError,
+    PretrainConfig,
+    check_same_config,
+    to_yaml,
+    trained_with,
+)
 from hiera_video.data.annotations import read_video_list
 from hiera_video.data.datasets import ClipSampler, TrainingClips
 from hiera_video.data.loaders import default_num_workers, training_loader
 from hiera_video.data.transforms import PretrainTransform
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.masking import IMAGE_MASK_RATIO, VIDEO_MASK_RATIO, UnitMasking
-from hiera_video.models.registry import create_autoencoder, input_statistics, is_image
-from hiera_video.training.distributed import barrier, process_group
+from hiera_video.models.masking import UnitMasking
+from hiera_video.models.registry import create_autoencoder, input_statistics, paper_mask_ratio
+from hiera_video.training.distributed import first_process_first, process_group
 from hiera_video.training.loop import StopSignal
 from hiera_video.training.reconstruction import ReconstructionLoss
 from hiera_video.training.reporting import setup_logging
@@ -37,7 +43,7 @@ def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False)
         stop = stack.enter_context(StopSignal())
         setup_logging(quiet=not process.is_main)
         assert config.data.train is not None  # config.check() saw to it
-        train = read_video_list(config.data.train, root=config.data.root, multi_label=True)
+        train = read_video_list(config.data.train, root=config.data.root, labelled=False)
         folder = Path(config.run_dir)
         latest = open_run(
             folder,
@@ -54,23 +60,8 @@ def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False)
 
         # The model, and what of a clip it sees.
         torch.manual_seed(config.train.seed)
-        if not process.is_first_here:
-            barrier()  # the first process of a machine fetches published weights
-        model = create_autoencoder(
-            config.model.name,
-            checkpoint=config.model.init,
-            num_frames=config.model.num_frames,
-            image_size=config.model.image_size,
-            drop_path=config.model.drop_path,
-            decoder_heads=config.model.decoder_heads,
-            decoder_dim=config.model.decoder_dim,
-            decoder_depth=config.model.decoder_depth,
-            target=config.model.target,
-            pos_embed_resize=config.model.pos_embed_resize,
-            **config.model.overrides,
-        ).to(process.device)
-        if process.is_first_here:
-            barrier()
+        with first_process_first(process):
+            model = build_model(config, latest).to(process.device)
         model.set_grad_checkpointing(config.model.grad_checkpointing)
         encoder = model.encoder
         masking = masking_of(config, model)
@@ -136,13 +127,36 @@ def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False)
         )
 
 
+def build_model(config: PretrainConfig, latest: Path | None) -> MaskedAutoencoderHiera:
+    """The model; a run that goes on needs no `init`, which may be gone by now, but its heads."""
+    settings = config.model
+    heads = settings.decoder_heads
+    if heads is None and latest is not None:
+        heads = trained_with(str(latest), ["autoencoder"])["autoencoder"]["decoder_heads"]
+    return create_autoencoder(
+        settings.name,
+        checkpoint=None if latest else settings.init,
+        num_frames=settings.num_frames,
+        image_size=settings.image_size,
+        drop_path=settings.drop_path,
+        decoder_heads=heads,
+        decoder_dim=settings.decoder_dim,
+        decoder_depth=settings.decoder_depth,
+        target=settings.target,
+        pos_embed_resize=settings.pos_embed_resize,
+        **settings.overrides,
+    )
+
+
 def masking_of(config: PretrainConfig, model: MaskedAutoencoderHiera) -> UnitMasking:
     """What draws the visible units."""
     mask_ratio = config.masking.mask_ratio
     if mask_ratio is None:
-        still = is_image(model.encoder.architecture)
-        mask_ratio = IMAGE_MASK_RATIO if still else VIDEO_MASK_RATIO
-    return UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
+        mask_ratio = paper_mask_ratio(model.encoder.architecture)
+    try:
+        return UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def describe(config: PretrainConfig, model: MaskedAutoencoderHiera, masking: UnitMasking) -> str:

@@ -6,7 +6,6 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,8 +22,8 @@ from hiera_video.config import VisualizeConfig
 from hiera_video.data.datasets import ClipSampler
 from hiera_video.data.transforms import normalize, resize_short_side
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.masking import IMAGE_MASK_RATIO, VIDEO_MASK_RATIO, UnitMasking
-from hiera_video.models.registry import is_image
+from hiera_video.models.masking import UnitMasking
+from hiera_video.models.registry import paper_mask_ratio
 from hiera_video.models.weights import load_autoencoder
 from hiera_video.training.distributed import process_group
 from hiera_video.training.reporting import setup_logging
@@ -38,7 +37,9 @@ def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False
     setup_logging()
     model, meta = load_autoencoder(config.checkpoint, decoder_heads=config.decoder_heads)
     require_pixels(model)
-    mask_ratio = mask_ratio_of(config, model, meta)
+    mask_ratio = config.masking.mask_ratio  # by default that of the pretraining
+    if mask_ratio is None:
+        mask_ratio = paper_mask_ratio(model.encoder.architecture)
     masking = UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
     outputs = output_files(config, moving=model.encoder.tokens_shape[0] > 1)
     existing = [str(file) for files in outputs for file in files if file.exists()]
@@ -81,17 +82,6 @@ def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False
     if failed == len(config.inputs):
         return 1
     return 3 if failed else 0
-
-
-def mask_ratio_of(
-    config: VisualizeConfig, model: MaskedAutoencoderHiera, meta: dict[str, Any]
-) -> float:
-    """The configured ratio, else that of the pretraining, else the paper's (Tab. 3)."""
-    if config.masking.mask_ratio is not None:
-        return config.masking.mask_ratio
-    if "masking" in meta:
-        return meta["masking"]["mask_ratio"]
-    return IMAGE_MASK_RATIO if is_image(model.encoder.architecture) else VIDEO_MASK_RATIO
 
 
 def output_files(config: VisualizeConfig, *, moving: bool) -> list[list[Path]]:

@@ -21,7 +21,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from hiera_video.data.lists import (
     read_folder,
     read_list,
     read_text,
+    read_unlabelled_folder,
 )
 
 __all__ = [
@@ -87,6 +88,7 @@ def read_video_list(
     root: str | os.PathLike[str] | None = None,
     class_names: str | os.PathLike[str] | Sequence[str] | None = None,
     multi_label: bool = False,
+    labelled: bool = True,
 ) -> VideoList:
     """The videos of a folder or of a list, with class ids.
 
@@ -98,6 +100,7 @@ def read_video_list(
             names (or folders) sorted, or "0", "1", ... up to its highest id. Read a validation
             list with the class names of its training list.
         multi_label: allow several labels a video, separated by ';' or '|', or a JSON list.
+        labelled: False takes all videos of a folder, at any depth, or of a list, without labels.
 
     Raises:
         AnnotationError: "FILE:LINE: what is wrong, what is allowed, what to do".
@@ -107,14 +110,19 @@ def read_video_list(
     if source.is_dir():
         if root is not None:
             raise AnnotationError(f"{source}: a folder, which takes no root; root={root} is given")
-        rows, folder_names = read_folder(source)
-        names = folder_names if names is None else names
         labels_are_names, folder = True, str(source)
+        if labelled:
+            rows, folder_names = read_folder(source)
+            names = folder_names if names is None else names
+        else:
+            rows = read_unlabelled_folder(source)
     else:
         folder = _root_folder(source, root)
         rows, labels_are_names = read_list(source, folder, frozenset(names or ()))
     if not rows:
         raise AnnotationError(f"{source}: no videos listed")
+    if not labelled:
+        rows = [replace(row, labels=()) for row in rows]
     _check_label_counts(rows, multi_label)
     if names is None:
         names = _derive_class_names(rows, labels_are_names)

@@ -50,6 +50,16 @@ class Row:
 # ---- folders
 
 
+def read_unlabelled_folder(folder: Path) -> list[Row]:
+    """Rows of all videos and pictures of a folder, at any depth, sorted; without labels."""
+    tally: Counter[str] = Counter()
+    base = os.path.abspath(folder)
+    names = sorted(name.removeprefix("./") for name in _walk(base, "", tally))
+    rows = [Row(f"{folder}/{name}", name, os.path.join(base, name), ()) for name in names]
+    _tell_left_out(folder, rows, tally)
+    return rows
+
+
 def read_folder(folder: Path) -> tuple[list[Row], tuple[str, ...] | None]:
     """Rows of a folder, sorted; its class folders' names, None where it has no folders."""
     tally: Counter[str] = Counter()
@@ -70,13 +80,18 @@ def read_folder(folder: Path) -> tuple[list[Row], tuple[str, ...] | None]:
         ]
     else:
         rows = [Row(f"{folder}/{name}", name, os.path.join(base, name), ()) for name in loose]
+    _tell_left_out(folder, rows, tally)
+    return rows, tuple(classes) or None
+
+
+def _tell_left_out(folder: Path, rows: list[Row], tally: Counter[str]) -> None:
+    """Logs what was left out of a folder; without any rows an AnnotationError."""
     left_out = [f"{count} {reason}" for reason, count in sorted(tally.items()) if count]
     if left_out:
         logger.warning("%s: files left out: %s", folder, ", ".join(left_out))
     if not rows:
         known = " ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
         raise AnnotationError(f"{folder}: no videos or pictures in it; known are {known}")
-    return rows, tuple(classes) or None
 
 
 def _walk(base: str, class_name: str, tally: Counter[str]) -> Iterator[str]:

@@ -182,26 +182,40 @@ class MaskedAutoencoderHiera(nn.Module):
         "hog": histograms of oriented gradients, the paper's alternative (Tab. 3), as in MaskFeat
         (arXiv 2112.09133): for each channel and cell of 8x8 pixels 9 orientations, of unit norm.
         """
-        frames = x[:, :, :: self.token_pixels[0]].float()
         with torch.autocast(x.device.type, enabled=False):
-            return self._targets(frames, kept)
+            frames = x[:, :, :: self.token_pixels[0]].float()
+            if self.target == "hog":
+                squares = self._hidden_squares(frames, kept, border=1)  # [B, L, u, C, p + 2, q + 2]
+                return histograms_of_gradients(squares.flatten(0, 2)).unflatten(
+                    0, squares.shape[:3]
+                )
+            squares = self._hidden_squares(frames, kept)  # [B, L, u, C, p, q]
+            if self.encoder.patch_stride[0] > 1:
+                squares = squares.movedim(3, -1)
+            values = squares.flatten(3)
+            variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
+            return (values - mean) / (variance + 1e-6).sqrt()
 
-    def _targets(self, frames: Tensor, kept: Tensor) -> Tensor:
-        if self.target == "hog":
-            values = histograms_of_gradients(frames)  # [B, C * bins, t, cells, cells]
-            p, q = (n // HOG_CELL for n in self.token_pixels[1:])
-            order = "(c p q)"
-        else:
-            values, (_, p, q) = frames, self.token_pixels
-            order = "(c p q)" if self.encoder.patch_stride[0] == 1 else "(p q c)"
-        t, h, w = self.unit_shape
-        by_unit = f"b c (i t) (j h p) (k w q) -> b (i j k) (t h w) {order}"
-        values = rearrange(values, by_unit, t=t, h=h, w=w, p=p, q=q)
-        values = _take(values, hidden_units(kept, self.encoder.num_units))
-        if self.target == "hog":
-            return values
-        variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
-        return (values - mean) / (variance + 1e-6).sqrt()
+    def _hidden_squares(
+        self, frames: Float[Tensor, "B C t H W"], kept: Int[Tensor, "B K"], border: int = 0
+    ) -> Float[Tensor, "B L u C p q"]:
+        """The pixels of each hidden token, and `border` around them; a frame's end is mirrored."""
+        if border:
+            frames = rearrange(frames, "b c t h w -> b (c t) h w")
+            frames = F.pad(frames, [border] * 4, mode="reflect")
+            frames = frames.unflatten(1, (self.encoder.in_chans, -1))
+        p, q = self.token_pixels[1:]
+        frames = frames.unfold(3, p + 2 * border, p).unfold(4, q + 2 * border, q)  # a view
+        (i, j, k), (t, h, w) = self.encoder.units_shape, self.unit_shape
+        places = torch.arange(i * t * j * h * k * w, device=kept.device)
+        order = "(i t j h k w) -> (i j k) (t h w)"
+        places = rearrange(places, order, i=i, j=j, t=t, h=h, w=w)
+        places = places[hidden_units(kept, self.encoder.num_units)]  # [B, L, u]
+        clip = torch.arange(len(kept), device=kept.device)[:, None, None]
+        across = k * w
+        return frames[
+            clip, :, places // (j * h * across), places // across % (j * h), places % across
+        ]
 
     # What the optimizer and the training command ask.
 
@@ -243,24 +257,23 @@ def fuse_stage(
     return F.linear(rearrange(x, "b k (s u) d -> b k u (s d)", s=merged), weight, head.bias)
 
 
-def histograms_of_gradients(x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B C*9 T h w"]:
-    """For each channel of a frame and cell of 8x8 pixels: gradient norms by orientation.
+def histograms_of_gradients(x: Float[Tensor, "n C p q"]) -> Float[Tensor, "n P"]:
+    """For each channel and cell of 8x8 pixels of squares with a border of 1: norms by orientation.
 
-    Sobel gradients, a frame's border reflected; 9 bins over half a turn, since an edge has no sign;
-    each pixel counts for one bin; each cell and channel has unit length (MaskFeat, appendix; as
-    slowfast/models/operators.py).
+    Sobel gradients; 9 bins over half a turn, since an edge has no sign; each pixel counts for one
+    bin; each channel of a cell has unit length (MaskFeat; as slowfast/models/operators.py). Ordered
+    by channel, bin, cell row and cell column.
     """
-    frames = rearrange(x, "b c t h w -> (b c t) 1 h w")
     smooth, slope = x.new_tensor([1.0, 2.0, 1.0]), x.new_tensor([1.0, 0.0, -1.0])
     kernels = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
-    along_x, along_y = F.conv2d(F.pad(frames, [1] * 4, mode="reflect"), kernels).unbind(1)
+    along_x, along_y = F.conv2d(x.flatten(0, 1)[:, None], kernels).unbind(1)  # [n * C, p, q]
     turn = torch.atan2(along_x, along_y) / math.pi * HOG_BINS
     bins = turn.floor().long() % HOG_BINS
     norms = torch.stack([along_x, along_y]).norm(dim=0)
-    counted = frames.new_zeros(len(frames), HOG_BINS, *x.shape[3:])
+    counted = x.new_zeros(len(norms), HOG_BINS, *norms.shape[1:])
     counted.scatter_(1, bins[:, None], norms[:, None])
     cells = F.normalize(F.avg_pool2d(counted, HOG_CELL) * HOG_CELL**2, dim=1)
-    return rearrange(cells, "(b c t) n h w -> b (c n) t h w", b=x.shape[0], c=x.shape[1])
+    return rearrange(cells, "(n c) b i j -> n (c b i j)", c=x.shape[1])
 
 
 def _take(x: Float[Tensor, "B M u D"], units: Int[Tensor, "B L"]) -> Float[Tensor, "B L u D"]:

@@ -19,7 +19,6 @@ from torch import Tensor
 from hiera_video.models.hiera import Size3
 
 MaskingKind = Literal["random", "tube", "frame", "block"]
-VIDEO_MASK_RATIO, IMAGE_MASK_RATIO = 0.9, 0.6  # arXiv 2306.00989, Tab. 3
 BLOCK_SIDE = (0.25, 0.5)  # of a box, as a share of the clip's extent along that axis
 
 
@@ -57,12 +56,10 @@ class UnitMasking:
             )
             if drawn == 1:
                 raise ValueError(f"{sentence}: {self.kind} masking needs more; take another kind")
-            # Half a unit more than is kept, so that rounding down does not lose one.
-            most, least = 1 - 1.5 / drawn, 1 - (drawn - 0.5) / drawn
-            digits = max(3, len(str(drawn)))
-            raise ValueError(
-                f"{sentence}: allowed are about {least:.{digits}f} to {most:.{digits}f}"
-            )
+            most = math.floor((1 - 1 / drawn) * 10**6) / 10**6
+            if not int(drawn * (1 - most)):  # 1 - 0.8 is a little less than a fifth
+                most = round(most - 1e-6, 6)
+            raise ValueError(f"{sentence}: allowed is more than 0, up to {most:g}")
 
     @property
     def num_units(self) -> int:
@@ -71,8 +68,12 @@ class UnitMasking:
     @property
     def num_visible(self) -> int:
         """Units that stay, the same number in every clip."""
-        kept = int(self._num_drawn * (1 - self.mask_ratio))
-        return kept * (self.num_units // self._num_drawn)
+        return self._num_kept * (self.num_units // self._num_drawn)
+
+    @property
+    def _num_kept(self) -> int:
+        """How many of them are drawn."""
+        return int(self._num_drawn * (1 - self.mask_ratio))
 
     @property
     def _num_drawn(self) -> int:
@@ -85,8 +86,7 @@ class UnitMasking:
         if self.kind == "block":
             return self._outside_boxes(rng)
         drawn = np.zeros(self._num_drawn, dtype=bool)
-        kept = int(self._num_drawn * (1 - self.mask_ratio))
-        drawn[rng.permutation(self._num_drawn)[:kept]] = True
+        drawn[rng.permutation(self._num_drawn)[: self._num_kept]] = True
         t, h, w = self.units
         if self.kind == "tube":
             return np.tile(drawn, t)

@@ -66,6 +66,11 @@ def is_image(arguments: Mapping[str, Any]) -> bool:
     return arguments["input_size"][0] == 1 and arguments["patch_kernel"][0] == 1
 
 
+def paper_mask_ratio(arguments: Mapping[str, Any]) -> float:
+    """Share of mask units that pretraining hides (arXiv 2306.00989, Tab. 3)."""
+    return 0.6 if is_image(arguments) else 0.9
+
+
 def input_statistics(arguments: Mapping[str, Any]) -> tuple[Statistics, Statistics]:
     """Mean and standard deviation by which the published models of this kind normalise."""
     if is_image(arguments):
@@ -197,21 +202,22 @@ def create_autoencoder(
 ) -> MaskedAutoencoderHiera:
     """A masked autoencoder around a Hiera, with random weights or those of `checkpoint`.
 
-    What is None is as `checkpoint` states it, where it is a folder of an autoencoder.
-
     Args:
-        name, checkpoint, num_frames, image_size, mask_unit, drop_path, pos_embed_resize, overrides:
+        name: a variant; None takes the architecture, its mask unit and `q_pool` too, from
+            `checkpoint`, which must then be a folder that pretraining wrote.
+        checkpoint, num_frames, image_size, mask_unit, drop_path, pos_embed_resize, overrides:
             as for `create_model`.
-        decoder_heads: must be given, or stated by `checkpoint`; see `MaskedAutoencoderHiera`.
-        q_pool: stage transitions that pool; else 2.
-        decoder_dim, decoder_depth, target: of `MaskedAutoencoderHiera`; else 512, 8 and "pixels".
+        decoder_heads, decoder_dim, decoder_depth, target: of `MaskedAutoencoderHiera`. None: as
+            `checkpoint` states them, else 512, 8 and "pixels"; the heads must then be given.
+        q_pool: stage transitions that pool. None: 2.
 
     Raises:
         ValueError: as for `create_model`, and where nothing says how many heads the decoder has.
     """
     arguments, source = _arguments(name, checkpoint, num_frames, image_size)
     stated = source.autoencoder if source is not None else {}
-    arguments["q_pool"] = q_pool if q_pool is not None else arguments.get("q_pool", 2)
+    if q_pool is not None or not stated or name is not None:
+        arguments["q_pool"] = 2 if q_pool is None else q_pool
     if mask_unit is not None:
         arguments["mask_unit"] = mask_unit
     arguments |= {"num_classes": 0, "drop_path": drop_path, **overrides}
@@ -227,7 +233,10 @@ def create_autoencoder(
             "decoder_heads is not given, and no tensor's shape tells: 8 in the paper's video "
             "recipes, 16 in its image recipes and in all public builders"
         )
-    model = MaskedAutoencoderHiera(build(arguments), **decoder)
+    with torch.device("meta"):
+        model = MaskedAutoencoderHiera(build(arguments), **decoder)
+    model.to_empty(device=torch.get_default_device())
+    model.init_weights()
     if source is not None:
         from hiera_video.models.weights import load_weights
 

@@ -1,8 +1,9 @@
 """Weights: fetch, read, load with a report, save.
 
-The file follows a load. Whatever the layout of a file (official, timm, transformers, ours), its
-keys become the parameter names of `Hiera`, which are the official ones. A key that no list here
-knows is an error, and so is a parameter that the file lacks; only a classifier may start afresh.
+The file follows a load, whole, and is longer for it. Whatever the layout of a file (official, timm,
+transformers, ours), its keys become the parameter names of `Hiera`, which are the official ones. A
+key that no list here knows is an error, and so is a parameter that the file lacks; only a
+classifier and a decoder may start afresh.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from hiera_video.models.registry import (
     PUBLISHED,
     PosEmbedResize,
     PublishedWeights,
-    build,
     create_autoencoder,
     create_model,
     input_statistics,
@@ -102,7 +102,7 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)  # parameters that got the file's values
     renamed: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)  # "what: how", for values that were adapted
-    reinitialised: list[str] = field(default_factory=list)  # parameters of a fresh classifier
+    reinitialised: list[str] = field(default_factory=list)  # of a fresh classifier or decoder
     dropped: list[str] = field(default_factory=list)  # keys of the file that were not used
     missing: list[str] = field(default_factory=list)  # parameters left as they were
     loaded_frac: float = 0.0  # of the model's parameters, counted by elements
@@ -177,10 +177,10 @@ def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
         if (path / "weights" / "config.json").is_file():  # a run folder
             path = path / "weights"
         if not (path / "config.json").is_file():
-            unfinished = (path / "checkpoints").is_dir()
+            saved = sorted((path / "checkpoints").glob("step_*/weights/config.json"))
             raise FileNotFoundError(
-                f"{path} is a run that has not ended: weights are written at its end"
-                if unfinished
+                f"{path} is a run that has not ended: take {saved[-1].parents[1]}"
+                if saved
                 else f"{path} is not a weights folder: it has no config.json"
             )
         try:
@@ -321,7 +321,9 @@ def load_weights(
     encoder = _encoder(model)
     parameters = {_official_name(key): value for key, value in model.named_parameters()}
     state = dict(checkpoint.state)
-    report = LoadReport(checkpoint.source, checkpoint.layout, renamed=checkpoint.renamed)
+    report = LoadReport(checkpoint.source, checkpoint.layout)
+    if not isinstance(model, MaskedAutoencoderHiera):
+        report.renamed += checkpoint.renamed
     report.dropped += checkpoint.dropped
     if checkpoint.num_classes != encoder.num_classes:
         unused = [key for key in HEAD if state.pop(key, None) is not None]
@@ -370,19 +372,25 @@ def _fitting_decoder(checkpoint: Checkpoint, model: MaskedAutoencoderHiera) -> d
     Raises:
         ValueError: a folder that states another decoder.
     """
-    if checkpoint.decoder and checkpoint.autoencoder not in ({}, model.decoder_architecture):
-        raise ValueError(
-            f"{checkpoint.source} has {checkpoint.autoencoder}, the model "
-            f"{model.decoder_architecture}: take the same"
-        )
-    kernel = model.encoder.patch_embed.proj.kernel_size
-    if PATCHES in checkpoint.state and checkpoint.state[PATCHES].shape[2] != kernel[0]:
+    if not checkpoint.decoder:
+        return {}
+    is_image = PATCHES in checkpoint.state and checkpoint.state[PATCHES].shape[2] == 1
+    published = {"input_size": (1 if is_image else 16, 224, 224)}
+    published["patch_stride"] = (1 if is_image else 2, 4, 4)
+    trained = checkpoint.architecture or published
+    own = model.encoder.architecture
+    if (trained["patch_stride"][0] == 1) != (own["patch_stride"][0] == 1):
         return {}  # predicted pixels of images and of video have different orders
-    return {
-        key: value
-        for key, value in checkpoint.decoder.items()
-        if key != "decoder_pos_embed" or value.shape == model.decoder_pos_embed.shape
-    }
+    for key, value in checkpoint.autoencoder.items():
+        if value != model.decoder_architecture[key]:
+            raise ValueError(
+                f"{checkpoint.source} was pretrained with {key}={value}, the model has "
+                f"{key}={model.decoder_architecture[key]}: take {value}"
+            )
+    pairs = zip(trained["input_size"], trained["patch_stride"], strict=True)
+    if tuple(size // stride for size, stride in pairs) == model.encoder.tokens_shape:
+        return checkpoint.decoder
+    return {k: v for k, v in checkpoint.decoder.items() if k != "decoder_pos_embed"}
 
 
 def _encoder(model: Hiera | MaskedAutoencoderHiera) -> Hiera:
@@ -395,7 +403,7 @@ def _official_name(key: str) -> str:
 
 
 def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
-    """Compares widths and depths, as shapes tell them, and heads, as a weights folder does."""
+    """Compares widths and depths, as shapes tell them, and what only a weights folder tells."""
     state, own = checkpoint.state, model.architecture
     widths: list[int] = []
     while (key := f"blocks.{len(widths)}.norm2.weight") in state:
@@ -412,14 +420,19 @@ def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
     }
     differs = [
         f"{key} {theirs[key]}, not {own[key]}"
-        for key in ("embed_dim", "stages", "num_heads")
-        if theirs.get(key, own[key]) != (tuple(own[key]) if key == "stages" else own[key])
+        for key in ("embed_dim", "stages", "num_heads", "q_stride", "mask_unit_attn")
+        if _plain(theirs.get(key, own[key])) != _plain(own[key])
     ]
     if differs:
         raise ValueError(
             f"{checkpoint.source} looks like {variant_name(theirs)}, the model is "
             f"{variant_name(own)}: the file has {', '.join(differs)}"
         )
+
+
+def _plain(value: Any) -> Any:
+    """A sequence as a tuple: JSON has lists."""
+    return tuple(value) if isinstance(value, list | tuple) else value
 
 
 # Saving, and building what a folder describes.
@@ -485,11 +498,6 @@ def save_weights(
         shutil.rmtree(old, ignore_errors=True)
 
 
-def model_from_config(config: Mapping[str, Any]) -> Hiera:
-    """The model, with random weights, that the config.json of a weights folder describes."""
-    return build({**config["architecture"], "num_classes": config["num_classes"]})
-
-
 def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
     """The classifier of a weights folder or run folder, or a published one, and its config.
 
@@ -516,6 +524,11 @@ def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
     checkpoint = read_checkpoint(folder)
     if not checkpoint.config:
         raise ValueError(f"{folder} is not a weights folder that `save_weights` wrote")
+    if checkpoint.autoencoder:
+        raise ValueError(
+            f"{folder} is a masked autoencoder, without a classifier: fine-tune it with "
+            f"model.init={folder}"
+        )
     return create_model(checkpoint=checkpoint), checkpoint.config
 
 

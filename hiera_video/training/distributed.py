@@ -72,6 +72,16 @@ def process_group(device: str) -> Iterator[Process]:
         dist.destroy_process_group()
 
 
+@contextmanager
+def first_process_first(process: Process) -> Iterator[None]:
+    """The first process of each machine goes through the block before the others: it fetches."""
+    if not process.is_first_here:
+        barrier()
+    yield
+    if process.is_first_here:
+        barrier()
+
+
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 

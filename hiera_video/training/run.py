@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -220,6 +221,9 @@ def train_to_the_end(
     start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
     if latest:
         logger.info("resumed from %s", latest)
+    if process.is_main and start_step < end_step and (folder / "weights").exists():
+        logger.info("the run goes on: %s, the end of a shorter one, goes", folder / "weights")
+        shutil.rmtree(folder / "weights")  # `latest` holds the same
     if settings.compile:
         model.compile()
     wrapped = DistributedDataParallel(model) if process.world_size > 1 else model

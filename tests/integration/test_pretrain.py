@@ -56,13 +56,49 @@ def test_pretraining_goes_on_from_weights(commands, pretrained, tmp_path):
 
 
 def test_a_folder_of_videos_without_labels(commands, tmp_path):
-    videos = tmp_path / "videos"
-    videos.mkdir()
-    for i in range(4):
-        shutil.copy(commands.toy / f"train_{i}.mp4", videos)
-    result = commands.run(*commands.pretrain(tmp_path / "run", f"data.train={videos}"))
+    """At any depth: folders are no classes here."""
+    inside = tmp_path / "videos" / "sub" / "folder"
+    inside.mkdir(parents=True)
+    for i, folder in enumerate((inside.parents[1], inside.parents[1], inside.parent, inside)):
+        shutil.copy(commands.toy / f"train_{i}.mp4", folder)
+    result = commands.run(*commands.pretrain(tmp_path / "run", f"data.train={tmp_path / 'videos'}"))
     assert result.code == 0, result.err
     assert "4 training videos" in result.err
+
+
+def test_a_list_in_which_some_videos_have_labels(commands, tmp_path):
+    videos = [commands.toy / f"train_{i}.mp4" for i in range(4)]
+    rows = [{"path": str(videos[0]), "label": 3}, *({"path": str(v)} for v in videos[1:])]
+    source = tmp_path / "list.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = commands.run(*commands.pretrain(tmp_path / "run", f"data.train={source}"))
+    assert result.code == 0, result.err
+    assert "4 training videos" in result.err
+
+
+def test_a_run_goes_on_when_its_init_is_gone(commands, pretrained, tmp_path):
+    shutil.copytree(pretrained / "weights", tmp_path / "init")
+    overrides = (f"model.init={tmp_path / 'init'}", "model.decoder_heads=null")
+    assert commands.run(*commands.pretrain(tmp_path / "run", *overrides)).code == 0
+    shutil.rmtree(tmp_path / "init")
+    (tmp_path / "run" / "checkpoints").rename(tmp_path / "run" / "kept")
+    (tmp_path / "run" / "checkpoints").mkdir()
+    first = sorted((tmp_path / "run" / "kept").iterdir())[0]
+    first.rename(tmp_path / "run" / "checkpoints" / first.name)
+    result = commands.run(*commands.pretrain(tmp_path / "run", *overrides))
+    assert result.code == 0, result.err
+    assert "resumed from" in result.err
+    assert "the end of a shorter one" in result.err
+
+
+def test_an_autoencoder_is_no_classifier(commands, pretrained, tmp_path):
+    for command in (
+        ("predict", commands.toy / "train_0.mp4"),
+        ("evaluate", f"data.val={commands.toy / 'val.csv'}"),
+    ):
+        result = commands.run(*command, f"checkpoint={pretrained}")
+        assert result.code == 1
+        result.told("is a masked autoencoder, without a classifier")
 
 
 @pytest.mark.parametrize("kind", ["tube", "frame", "block"])
@@ -137,7 +173,7 @@ def test_a_step_in_which_nothing_can_be_read(commands, list_of, tmp_path, lines_
 @pytest.mark.parametrize(
     ("override", "code", "parts"),
     [
-        ("masking.mask_ratio=0.97", 1, ["keeps nothing of 8 units", "0.062 to 0.812"]),
+        ("masking.mask_ratio=0.97", 2, ["keeps nothing of 8 units", "up to 0.875"]),
         ("masking.mask_ratio=0", 2, ["masking.mask_ratio is 0.0", "above 0 and below 1"]),
         ("masking.mask_ratio=1.5", 2, ["masking.mask_ratio is 1.5", "above 0 and below 1"]),
         ("masking.kind=tub", 2, ["masking.kind", "tub"]),
@@ -147,6 +183,7 @@ def test_a_step_in_which_nothing_can_be_read(commands, list_of, tmp_path, lines_
         ("model.overrides.mask_unit=[1,3,4]", 1, ["mask_unit is (1, 3, 4)", "(1, 4, 4)"]),
         ("model.overrides.mask_unit=[4,4,4]", 1, ["input_size is (4, 32, 32)", "(8, 32, 32)"]),
         ("optim.layer_decay=0.9", 2, ["optim.layer_decay is 0.9"]),
+        ("model.overrides.drop_path=0.1", 2, ["model.overrides.drop_path is 0.1"]),
     ],
 )
 def test_settings_that_do_not_fit(commands, tmp_path, override, code, parts):
@@ -194,14 +231,21 @@ def test_a_decoder_that_does_not_fit_starts_afresh_and_is_reported(tmp_path):
     report = load_weights(larger, tmp_path / "w")
     assert report.reinitialised == ["decoder_pos_embed"]
     assert report.dropped == ["decoder_pos_embed"]
+    flat = {"num_frames": 2, "image_size": (32, 64)}
+    flat = create_autoencoder("hiera_tiny_16x224", **decoder, **{**SHAPE, **flat})
+    assert flat.decoder_pos_embed.shape == source.decoder_pos_embed.shape  # on another grid
+    assert load_weights(flat, tmp_path / "w").reinitialised == ["decoder_pos_embed"]
 
     shape = {key: value for key, value in SHAPE.items() if key != "num_frames"}
-    image = create_autoencoder("hiera_tiny_224", **decoder, **shape)
+    decoder_of_images = {**decoder, "decoder_heads": 4}  # it is dropped, whatever its heads
+    image = create_autoencoder("hiera_tiny_224", **decoder_of_images, **shape)
     save_weights(tmp_path / "image", image, meta={})
     report = load_weights(source, tmp_path / "image")
     assert "decoder_pred.weight" in report.reinitialised
     assert any("inflated" in line for line in report.resized)
 
     deeper = create_autoencoder("hiera_tiny_16x224", **{**decoder, "decoder_depth": 2}, **SHAPE)
-    with pytest.raises(ValueError, match="'decoder_depth': 1"):
+    with pytest.raises(
+        ValueError, match="was pretrained with decoder_depth=1, the model has decoder_depth=2"
+    ):
         load_weights(deeper, tmp_path / "w")

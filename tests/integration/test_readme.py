@@ -11,15 +11,32 @@ from tests.video.striped_video import make_striped_video
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PRETRAINING = (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, page=README):
+    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
 
 
 def commands():
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks("sh") + blocks("sh", PRETRAINING)).replace("\\\n", " ").splitlines()
     return [line for line in lines if "hiera-video " in line or "-m hiera_video" in line]
+
+
+def links():
+    """(page, target) of all links inside the repository."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    return [
+        (page.relative_to(ROOT).as_posix(), link)
+        for page in pages
+        for link in re.findall(r"\]\(([^)h][^)]*)\)", page.read_text(encoding="utf-8"))
+    ]
+
+
+def anchors(page):
+    """Of the headings of a page, as its readers make them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_first_screen_has_the_two_commands():
@@ -55,6 +72,19 @@ def test_programs_run(tmp_path, monkeypatch):
     assert found["frames"].shape == (3, 64, 96, 3)
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)h][^)]*)\)", README))
-def test_links_lead_somewhere(link):
-    assert (ROOT / link).exists()
+def test_the_program_on_pretraining_runs():
+    found = {}
+    for program in blocks("python", PRETRAINING):
+        exec(compile(program, "docs/pretraining.md", "exec"), found)
+    assert found["kept"].shape == (1, 39)
+    assert found["prediction"].shape == (1, 353, 4, 768)
+    assert found["losses"].shape == (1,)
+
+
+@pytest.mark.parametrize(("page", "link"), links())
+def test_links_lead_somewhere(page, link):
+    name, _, anchor = link.partition("#")
+    target = (ROOT / page).parent / name if name else ROOT / page
+    assert target.exists()
+    if anchor:
+        assert anchor in anchors(target)

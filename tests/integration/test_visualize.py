@@ -127,7 +127,7 @@ def test_what_is_refused(commands, pretrained, tmp_path):
         (("visualize", f"checkpoint={pretrained}"), "after mae, one video"),
         (("visualize", video, f"checkpoint={pretrained}"), "allowed is mae"),
         (("visualize", "mae", f"checkpoint={pretrained}"), "one video or image"),
-        (("visualize", "mae", video), "a run folder or a weights folder"),
+        (("visualize", "mae", video), "a run, checkpoint or weights folder"),
         (("visualize", "mae", video, "mode=raw"), "mode"),
         (
             ("visualize", "mae", video, f"checkpoint={pretrained}", "masking.mask_ratio=1"),

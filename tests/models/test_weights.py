@@ -29,7 +29,6 @@ from hiera_video.models.weights import (
     fetch,
     load_folder,
     load_weights,
-    model_from_config,
     read_checkpoint,
     save_weights,
 )
@@ -539,7 +538,6 @@ def test_folder_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
     x = torch.randn(1, model.in_chans, *model.input_size)
     with torch.inference_mode():
         assert torch.equal(again.eval()(x), model(x))
-    assert model_from_config(config).architecture == model.architecture
     assert config["num_frames"] == model.input_size[0]
     assert config["num_classes"] == model.num_classes
     assert (config["sampling_rate"], config["path"]) == (4, "é")
