@@ -8,6 +8,7 @@ import io
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -112,8 +113,14 @@ def start(*arguments: object, processes: int = 0, **options: Any) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        preexec_fn=heed_interrupts,
         **options,
     )
+
+
+def heed_interrupts() -> None:
+    """Processes that a shell starts in the background, and all below them, ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str], timeout_sec: float = 120) -> Result:
