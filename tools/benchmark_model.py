@@ -127,9 +127,10 @@ def memory_kib(field: str) -> int:
     return int(re.search(rf"{field}:\s+(\d+)", status)[1])  # type: ignore[index]
 
 
-def main() -> None:
+def arguments(description: str | None, child_words: int) -> argparse.Namespace:
+    """Of the command line, which a program's children share."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         "--official", required=True, help="folder of the cloned official repository"
@@ -138,8 +139,12 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    parser.add_argument("--child", nargs=child_words, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments(__doc__, child_words=3)
     if args.child:
         child(*args.child, args)
         return

@@ -3,11 +3,12 @@
     git clone https://github.com/facebookresearch/hiera /tmp/hiera   # v0.1.4
     python tools/benchmark_pretraining.py --official /tmp/hiera [--model hiera_base_16x224]
 
-A step is forward, loss and backward of one clip at mask ratio 0.9, with the same weights and kept
-units for all. Official: 16 decoder heads, the public builders' number. Ours: with 16, and with the
-paper's 8. Beside them our own step of fine-tuning, without masks. Then the encoder at 0.9 against
-the whole one, and the embedding of visible units against convolving the masked clip. All take
-turns in this process; times are medians. Peak memory is measured in a process of its own for each.
+A step is forward, loss and backward of one clip at mask ratio 0.9, with random weights and the same
+kept units for all. Official: 16 decoder heads, the public builders' number. Ours: with 16, and with
+the paper's 8. Beside them our own step of fine-tuning, without masks. Then the encoder at 0.9
+against the whole one, and the embedding of visible units against convolving the masked clip. All
+take turns in this process; times are medians. Peak memory is measured in a process of its own for
+each.
 """
 
 from __future__ import annotations
@@ -148,18 +149,7 @@ def child(which: str, precision: str, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--official", required=True, help="folder of the cloned official repository"
-    )
-    parser.add_argument("--model", default="hiera_base_16x224")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = benchmark_model.arguments(__doc__, child_words=2)
     if args.child:
         child(*args.child, args)
         return

@@ -249,3 +249,25 @@ def test_a_decoder_that_does_not_fit_starts_afresh_and_is_reported(tmp_path):
         ValueError, match="was pretrained with decoder_depth=1, the model has decoder_depth=2"
     ):
         load_weights(deeper, tmp_path / "w")
+
+
+@pytest.mark.parametrize("name", ["hiera_tiny_16x224", "hiera_tiny_224"])
+def test_official_files_of_autoencoders_load_whole(tmp_path, name):
+    """Official names under `model_state`; image models have 2-D convolutions."""
+    torch.manual_seed(0)
+    shape = {k: v for k, v in SHAPE.items() if k != "num_frames" or name.endswith("16x224")}
+    decoder = {"decoder_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
+    shape["mask_unit"] = (1, 4, 4)
+    source = create_autoencoder(name, **decoder, **shape)
+    official = {}
+    for key, value in source.state_dict().items():
+        key = re.sub(r"^norm\.", "encoder_norm.", key.removeprefix("encoder."))
+        flat = name.endswith("_224") and value.dim() == 5
+        official[key] = value.squeeze(2) if flat else value
+    torch.save({"model_state": official}, tmp_path / "mae.pth")
+    model = create_autoencoder(name, checkpoint=tmp_path / "mae.pth", **decoder, **shape)
+    afresh = {"decoder_pos_embed"}  # a file states no size: it is taken for the published 224
+    ours, theirs = model.state_dict(), source.state_dict()
+    assert {key for key in ours if not torch.equal(ours[key], theirs[key])} == afresh
+    with pytest.raises(ValueError, match="decoder_heads is not given"):
+        create_autoencoder(name, checkpoint=tmp_path / "mae.pth", **shape)
