@@ -1,6 +1,9 @@
 """The `hiera-video` command: sub-commands and exit codes, no logic.
 
-    hiera-video COMMAND [FILE...] [--config FILE] [key.path=value ...]
+    hiera-video COMMAND [FILE...] [--config FILE] [key.path=value ...] [--key VALUE ...]
+
+A command is one word or two (`visualize mae`). Settings whose key has no dot may be given as
+options too: `--run-dir runs/a` is `run_dir=runs/a`.
 
 Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 done but some inputs failed (listed),
 130 interrupted, 143 stopped by SIGTERM after saving.
@@ -15,7 +18,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +42,10 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "finetune": (FinetuneConfig, "train a classifier on videos or images"),
     "evaluate": (EvaluateConfig, "multi-view accuracy of a trained classifier"),
     "predict": (PredictConfig, "the most likely classes of videos or images"),
-    "visualize": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
+    "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
 }
-OPERANDS = {"predict": "FILE ...", "visualize": "mae FILE ..."}  # of commands that take files
+TAKES_FILES = {"predict", "visualize mae"}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -55,8 +58,8 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (cls, summary) in COMMANDS.items():
-        operands = f"{OPERANDS.get(name, '')} [key.path=value ...]".strip()
-        usage = f"hiera-video {name} [options] {operands}"
+        files = "FILE ... " if name in TAKES_FILES else ""
+        usage = f"hiera-video {name} [options] {files}[key.path=value ...]"
         sub = commands.add_parser(
             name,
             usage=usage,
@@ -64,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
             description=cls.__doc__,
             epilog="\n".join(["settings, with their defaults:", *describe_keys(cls)]),
             formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
         )
         sub.add_argument(
             "--config",
@@ -77,25 +81,52 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
         sub.add_argument("--json", action="store_true", help="results as JSON, for machines")
+        for option, is_switch in options_of(cls).items():
+            switch: dict[str, Any] = {"action": "store_const", "const": "true"} if is_switch else {}
+            sub.add_argument(option, dest=option, help=argparse.SUPPRESS, **switch)
     return top
+
+
+def options_of(cls: type) -> dict[str, bool]:
+    """The settings of a command that may be given as options, and whether each is a switch."""
+    settings = vars(cls())
+    return {
+        f"--{name.replace('_', '-')}": isinstance(value, bool)
+        for name, value in settings.items()
+        if not is_dataclass(value) and name != "inputs"
+    }
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Options, and what else stands on the command line: files and settings."""
+    top, words = parser(), list(arguments)
+    if " ".join(words[:2]) in COMMANDS:
+        words[:2] = [" ".join(words[:2])]
+    elif words and words[0] not in COMMANDS:
+        second = [name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")]
+        if second:
+            given = f", not {words[1]!r}" if words[1:] else ""
+            top.error(f"{words[0]} needs a second word, {' or '.join(second)}{given}")
+    # Operands may stand between options, which argparse allows only for what it does not know.
+    args, operands = top.parse_known_args(words)
+    unknown = [operand for operand in operands if operand.startswith("--")]
+    if unknown:
+        key = unknown[0].lstrip("-").partition("=")[0]
+        top.error(f"unknown option {unknown[0]}; settings are given as {key}=VALUE")
+    return args, operands
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; mistakes of the user end as one line on stderr."""
-    arguments_of = parser()
-    # Operands may stand between options, which argparse allows only for what it does not know.
-    args, operands = arguments_of.parse_known_args(arguments)
-    unknown = [operand for operand in operands if operand.startswith("--")]
-    if unknown:
-        key = unknown[0].lstrip("-").partition("=")[0]
-        arguments_of.error(f"unknown option {unknown[0]}; settings are given as {key}=VALUE")
+    args, operands = parse(sys.argv[1:] if arguments is None else arguments)
     try:
         config = read_config(args, operands)
         if args.print_config:
             print(to_yaml(config), end="")
             return 0
         config.check()
-        command = importlib.import_module(f"hiera_video.commands.{args.command}")
+        module = args.command.replace(" ", "_").replace("-", "_")
+        command = importlib.import_module(f"hiera_video.commands.{module}")
         return command.run(config, dry_run=args.dry_run, as_json=args.json)
     except ConfigError as error:
         print(f"hiera-video {args.command}: {error}", file=sys.stderr)
@@ -121,11 +152,13 @@ def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
     cls = COMMANDS[args.command][0]
     files = [operand for operand in operands if not OVERRIDE.match(operand)]
     overrides = [operand for operand in operands if OVERRIDE.match(operand)]
-    if args.command == "visualize" and files:
-        if files[0] != "mae":
-            raise ConfigError(f"what to show is {files[0]!r}: allowed is mae, before the files")
-        del files[0]
-    if files and args.command not in OPERANDS:
+    given = {option: getattr(args, option) for option in options_of(cls)}
+    overrides += [
+        f"{option[2:].replace('-', '_')}={value}"
+        for option, value in given.items()
+        if value is not None
+    ]
+    if files and args.command not in TAKES_FILES:
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
     config: Any = load_config(cls, args.config, overrides)
     if getattr(config, "checkpoint", None) is not None:

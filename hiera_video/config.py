@@ -439,7 +439,7 @@ class VisualizeConfig:
     """auto (cuda, else mps, else cpu), or a torch device."""
 
     def check(self) -> None:
-        _require(bool(self.inputs), "FILE", None, "after mae, one video or image at least")
+        _require(bool(self.inputs), "FILE", None, "one video or image at least")
         _require(
             self.checkpoint is not None,
             "checkpoint",

@@ -68,6 +68,22 @@ def test_files_of_predict_stand_anywhere(seen):
     assert as_json
 
 
+def test_settings_without_a_dot_are_options_too(seen):
+    line = ["visualize", "mae", "--output-dir", "a b", "x.mp4", "--overwrite", "--checkpoint=run"]
+    assert main([*line, "y.mp4"]) == 0
+    ((config, *_),) = seen
+    assert (config.output_dir, config.overwrite, config.checkpoint) == ("a b", True, "run")
+    assert config.inputs == ["x.mp4", "y.mp4"]
+
+
+@pytest.mark.parametrize("words", [[], ["movie.mp4"]])
+def test_half_a_command_names_its_second_word(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["visualize", *words])
+    assert left.value.code == 2
+    assert "visualize needs a second word, mae" in capsys.readouterr().err
+
+
 def test_paths_with_spaces_equals_and_other_scripts(seen):
     path = "/data/Ümläut und = mehr/日本.csv"
     assert main(["finetune", f"data.train={path}"]) == 0

@@ -89,7 +89,7 @@ def header_commands(name: str) -> list[Any]:
     for line in re.sub(r"\\\n", " ", header(name)).splitlines():
         if line.startswith("torchrun "):
             words = shlex.split(line)
-            args, operands = cli.parser().parse_known_args(words[words.index("hiera_video") + 1 :])
+            args, operands = cli.parse(words[words.index("hiera_video") + 1 :])
             config = cli.read_config(args, operands)
             config.check()
             configs.append(config)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hiera_video.cli import parser, read_config
+from hiera_video.cli import parse, read_config
 from tests.video.striped_video import make_striped_video
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,7 @@ def test_ci_calls_the_test_command():
 def test_settings_of_each_command_are_right(command):
     words = shlex.split(command.split("&&")[-1])
     start = words.index("hiera_video") if "hiera_video" in words else words.index("hiera-video")
-    args, operands = parser().parse_known_args(words[start + 1 :])
+    args, operands = parse(words[start + 1 :])
     config = read_config(args, operands)
     if hasattr(config, "check"):
         config.check()

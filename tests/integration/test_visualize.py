@@ -124,8 +124,6 @@ def test_what_is_refused(commands, pretrained, tmp_path):
     assert result.code == 1
     result.told("masking.mask_ratio is 0.99, which keeps nothing")
     for arguments, told in (
-        (("visualize", f"checkpoint={pretrained}"), "after mae, one video"),
-        (("visualize", video, f"checkpoint={pretrained}"), "allowed is mae"),
         (("visualize", "mae", f"checkpoint={pretrained}"), "one video or image"),
         (("visualize", "mae", video), "a run, checkpoint or weights folder"),
         (("visualize", "mae", video, "mode=raw"), "mode"),
