@@ -24,8 +24,10 @@ from typing import Any
 
 import hiera_video
 from hiera_video.config import (
+    CheckAvaConfig,
     ConfigError,
     DemoConfig,
+    DetectScoreConfig,
     EvaluateConfig,
     FinetuneConfig,
     PredictConfig,
@@ -42,6 +44,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "finetune": (FinetuneConfig, "train a classifier on videos or images"),
     "evaluate": (EvaluateConfig, "multi-view accuracy of a trained classifier"),
     "predict": (PredictConfig, "the most likely classes of videos or images"),
+    "detect score": (DetectScoreConfig, "frame mAP of action detections, from csv files alone"),
+    "data check-ava": (CheckAvaConfig, "mistakes in AVA annotations, proposals and videos"),
     "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
 }

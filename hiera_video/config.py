@@ -467,6 +467,59 @@ class DemoConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
+@dataclass(frozen=True)
+class DetectScoreConfig:
+    """`hiera-video detect score`: frame mAP of action detections, from csv files alone."""
+
+    ground_truth: str | None = None
+    """AVA csv: video,second,x1,y1,x2,y2,action,person."""
+    detections: str | None = None
+    """AVA csv: video,second,x1,y1,x2,y2,action,score."""
+    label_map: str | None = None
+    """The evaluated classes: pbtxt, or text lines `id: name`."""
+    excluded: str | None = None
+    """csv of video,second that the slowfast protocol leaves out."""
+    keyframes: str | None = None
+    """csv of video,second of all key frames to evaluate. Null: as the protocol has it."""
+    protocol: Literal["activitynet", "slowfast", "both"] = "both"
+    """Which published protocol; docs/evaluation.md tells how they differ."""
+
+    def check(self) -> None:
+        for key in ("ground_truth", "detections", "label_map"):
+            _require(getattr(self, key) is not None, key, None, "a file")
+
+
+@dataclass(frozen=True)
+class CheckAvaConfig:
+    """`hiera-video data check-ava`: mistakes in annotations and videos, before they cost a run."""
+
+    ground_truth: str | None = None
+    """AVA csv: video,second,x1,y1,x2,y2,action,person."""
+    label_map: str | None = None
+    """All classes: pbtxt, or text lines `id: name`. Null: ids are not checked."""
+    proposals: str | None = None
+    """Person boxes: csv, JSON lines or pickle. Null: their recall is not computed."""
+    excluded: str | None = None
+    """csv of video,second that is left out."""
+    videos: str | None = None
+    """Folder of the video files, or of folders of frames. Null: they are not looked at."""
+    start_sec: float = 0.0
+    """Time stamp at which the files begin, seconds: 900 for AVA's cuts of 15 minutes."""
+    fps: float | None = None
+    """Expected frame rate, frames per second. Null: not checked; needed for folders of frames."""
+    seconds: float | None = None
+    """Expected length, seconds: 901 for AVA's cuts, 27,030 frames at 30 fps. Null: not checked."""
+    deadline_sec: float = 60.0
+    """Longest time that opening one video may take, seconds."""
+
+    def check(self) -> None:
+        _require(self.ground_truth is not None, "ground_truth", None, "a file")
+        _require(self.start_sec >= 0, "start_sec", self.start_sec, "0 or more")
+        for key in ("fps", "seconds", "deadline_sec"):
+            if getattr(self, key) is not None:
+                _check_positive(key, getattr(self, key))
+
+
 def load_config(
     cls: type[Config],
     files: Sequence[str] = (),

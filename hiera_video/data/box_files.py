@@ -19,6 +19,7 @@ import numpy as np
 from hiera_video.data.lists import AnnotationError, load_json, read_text
 
 Last = Literal["person", "score"]
+Kind = Literal["row", "box", "action", "duplicate"]
 NUMBERS = ("second", "x1", "y1", "x2", "y2", "action", "person", "score")
 REQUIRED = ("video", *NUMBERS[:5])
 SYNONYMS = {
@@ -38,7 +39,7 @@ class Problem:
     """What is wrong with one row."""
 
     line: int
-    kind: Literal["row", "box", "action", "duplicate"]  # row: it cannot be read at all
+    kind: Kind  # row: it cannot be read at all
     text: str
 
 
@@ -334,7 +335,9 @@ def _read_pickle(path: Path) -> RawRows:
         parts.append(np.hstack([head, rows]))
     rows = np.concatenate(parts) if parts else np.empty((0, 8))
     values = _no_values(len(rows))
-    for name, column in zip(("second", "x1", "y1", "x2", "y2", "score"), rows[:, 2:].T, strict=True):
+    for name, column in zip(
+        ("second", "x1", "y1", "x2", "y2", "score"), rows[:, 2:].T, strict=True
+    ):
         values[name] = column.copy()
     video, lines = rows[:, 0].astype(np.int32), rows[:, 1].astype(np.int64)
     return RawRows(tuple(position), video, values, lines, problems)

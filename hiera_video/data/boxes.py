@@ -14,24 +14,25 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from hiera_video.data.annotations import read_class_names
-from hiera_video.data.box_files import Last, Problem, read_rows
+from hiera_video.data.box_files import Kind, Last, Problem, read_rows
 from hiera_video.data.lists import AnnotationError, is_media, listing, load_json, read_text
 
 logger = logging.getLogger(__name__)
 
 AVA_NUM_CLASSES = 80
 AVA_FIRST_CLASS = "bend/bow (at the waist)"
-PERSON_MOVEMENT = ("PERSON_MOVEMENT", "pose")
-LABEL_TYPES = dict(
-    [PERSON_MOVEMENT, ("OBJECT_MANIPULATION", "object"), ("PERSON_INTERACTION", "person")]
-)
+LABEL_TYPES = {
+    "PERSON_MOVEMENT": "pose",
+    "OBJECT_MANIPULATION": "object",
+    "PERSON_INTERACTION": "person",
+}
 
 
 @dataclass(frozen=True)
@@ -156,9 +157,7 @@ def read_proposals(path: str | os.PathLike[str]) -> BoxTable:
     return _checked(*inspect_boxes(path, "score", None), {"row", "box"})
 
 
-def read_detections(
-    path: str | os.PathLike[str], label_map: LabelMap | None = None
-) -> BoxTable:
+def read_detections(path: str | os.PathLike[str], label_map: LabelMap | None = None) -> BoxTable:
     """Boxes with actions and scores. Boxes and ids are not checked: scoring counts them.
 
     Raises:
@@ -167,7 +166,9 @@ def read_detections(
     table = _checked(*inspect_boxes(path, "score", label_map), {"row"})
     missing = np.flatnonzero(table.is_box & (table.action == 0))
     if table.score is None and len(table):
-        raise AnnotationError(f"{table.source}:{table.lines[0]}: no score; needed is a column of it")
+        raise AnnotationError(
+            f"{table.source}:{table.lines[0]}: no score; needed is a column of it"
+        )
     if len(missing):
         raise AnnotationError(
             f"{table.source}:{table.lines[missing[0]]}: no action; detections have one in each "
@@ -218,11 +219,9 @@ def inspect_boxes(
         boxes=np.column_stack([values[name] for name in ("x1", "y1", "x2", "y2")]),
         action=np.nan_to_num(values["action"], nan=0).astype(np.int32),
         person=np.nan_to_num(values["person"], nan=-1).astype(np.int32),
-        score=None if np.isnan(score).all() and last == "person" else score,
+        score=None if np.isnan(score).all() and (last == "person" or len(score)) else score,
         lines=raw.lines,
     )
-    if np.isnan(score).all() and table.is_box.any():
-        table = BoxTable(**{**vars(table), "score": None})
     return table, sorted(
         [*raw.problems, *find_problems(table, label_map)], key=lambda problem: problem.line
     )
@@ -232,8 +231,10 @@ def find_problems(table: BoxTable, label_map: LabelMap | None = None) -> list[Pr
     """Boxes outside 0..1 or upside down, unknown actions, time stamps below 0, repeated rows."""
     found: list[Problem] = []
 
-    def note(wrong: np.ndarray, kind: str, say) -> None:  # type: ignore[no-untyped-def]
-        found.extend(Problem(int(table.lines[r]), kind, say(r)) for r in np.flatnonzero(wrong))  # type: ignore[arg-type]
+    def note(wrong: np.ndarray, kind: Kind, say: Callable[[int], str]) -> None:
+        found.extend(
+            Problem(int(table.lines[r]), kind, say(r)) for r in np.flatnonzero(wrong).tolist()
+        )
 
     x1, y1, x2, y2 = table.boxes.T
 
@@ -245,16 +246,18 @@ def find_problems(table: BoxTable, label_map: LabelMap | None = None) -> list[Pr
         upside_down = (x1 >= x2) | (y1 >= y2)
     note(outside, "box", lambda r: f"box {box(r)} leaves the picture; corners are fractions 0..1")
     note(upside_down, "box", lambda r: f"box {box(r)} has no area; needed are x1 < x2 and y1 < y2")
-    late = (table.second < 0) | (table.second >= 1e6)
+    late: np.ndarray = (table.second < 0) | (table.second >= 1e6)
     note(late, "row", lambda r: f"second is {table.second[r]:g}; needed is 0 up to 1,000,000")
     if label_map is not None:
         highest = max(label_map.names)
-        unknown = (table.action < 0) | (table.action > highest)
+        unknown: np.ndarray = (table.action < 0) | (table.action > highest)
         note(
             unknown,
             "action",
-            lambda r: f"action {table.action[r]} is not in the label map; its ids are "
-            f"{min(label_map.names)} to {highest}",
+            lambda r: (
+                f"action {table.action[r]} is not in the label map; its ids are "
+                f"{min(label_map.names)} to {highest}"
+            ),
         )
     repeated = _repeated(table)
     note(repeated, "duplicate", lambda r: "the same row stands further up; remove one of them")
@@ -384,16 +387,28 @@ def _boxes_by_keyframe(table: BoxTable) -> dict[tuple[str, float], np.ndarray]:
 # ---- files of videos
 
 
-def find_videos(
-    names: Sequence[str], folder: str | os.PathLike[str]
-) -> tuple[dict[str, Path], list[str]]:
-    """Where each video lies below a folder, and the names that are not there.
+def find_videos(names: Sequence[str], folder: str | os.PathLike[str]) -> dict[str, Path]:
+    """Where each video lies below a folder: a file, or a folder of frames.
 
     A name may be a path with suffix, one without, or that of a folder of frames.
 
     Raises:
-        AnnotationError: there is no such folder, or two files fit one name.
+        AnnotationError: there is no such folder, two files fit one name, or videos are missing.
     """
+    found, missing = locate_videos(names, folder)
+    if missing:
+        near = nearest_name(missing[0], _entries(Path(folder).expanduser() / missing[0]))
+        raise AnnotationError(
+            f"{folder}: {len(missing)} of {len(names)} videos are not there: "
+            f"{listing(missing)}; needed is a video file or a folder of frames of that name{near}"
+        )
+    return found
+
+
+def locate_videos(
+    names: Sequence[str], folder: str | os.PathLike[str]
+) -> tuple[dict[str, Path], list[str]]:
+    """As `find_videos`, with the names that are missing as a second result."""
     base = Path(folder).expanduser()
     if not base.is_dir():
         raise AnnotationError(f"{base}: no such folder; needed is the folder of the videos")
@@ -418,6 +433,10 @@ def find_videos(
         else:
             missing.append(name)
     return found, missing
+
+
+def _entries(path: Path) -> list[str]:
+    return [entry.stem for entry in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
 def nearest_name(name: str, known: Sequence[str]) -> str:

@@ -267,9 +267,7 @@ class _VideoCodes:
         numbers = [self._number.setdefault(name, len(self._number)) for name in videos]
         return np.array(numbers, dtype=np.int64)
 
-    def keyframes(
-        self, videos: Sequence[str], video: np.ndarray, second: np.ndarray
-    ) -> np.ndarray:
+    def keyframes(self, videos: Sequence[str], video: np.ndarray, second: np.ndarray) -> np.ndarray:
         return (self._codes(videos)[video] << 40) + np.rint(second * 1e6).astype(np.int64)
 
     def pairs(self, pairs: Sequence[tuple[str, float]]) -> np.ndarray:

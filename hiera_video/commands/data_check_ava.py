@@ -1,0 +1,143 @@
+"""`hiera-video data check-ava`: mistakes in annotations and videos, before they cost a run."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from hiera_video.config import CheckAvaConfig, ConfigError
+from hiera_video.data.boxes import (
+    BoxTable,
+    inspect_boxes,
+    locate_videos,
+    proposal_recall,
+    read_keyframes,
+    read_label_map,
+)
+from hiera_video.data.lists import is_media
+from hiera_video.training.reporting import setup_logging
+from hiera_video.video.reader import VideoError, open_video
+
+MOST_TOLD = 20  # of each file, for a person; --json has all
+FPS_TOLERANCE = 0.001  # 29.97 for 30 is noticed
+
+
+def run(config: CheckAvaConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Checks and prints; 3 where something is wrong."""
+    assert config.ground_truth is not None  # config.check() saw to it
+    setup_logging()
+    labels = None if config.label_map is None else read_label_map(config.label_map)
+    excluded = [] if config.excluded is None else read_keyframes(config.excluded)
+    if dry_run:
+        return 0
+    truth, problems = inspect_boxes(config.ground_truth, "person", labels)
+    told = [f"{truth.source}:{problem.line}: {problem.text}" for problem in problems]
+    report: dict[str, Any] = {
+        "ground_truth": {"file": truth.source, **describe(truth)},
+        "excluded_keyframes": len(excluded),
+    }
+    if config.proposals is not None:
+        proposals, problems = inspect_boxes(config.proposals, "score", None)
+        told += [f"{proposals.source}:{problem.line}: {problem.text}" for problem in problems]
+        recall = proposal_recall(truth, proposals)
+        report["proposals"] = {
+            "file": proposals.source,
+            **describe(proposals),
+            "ground_truth_boxes": recall.total,
+            "reached_at_iou_0.5": recall.reached,
+            "share": recall.share if recall.total else None,
+        }
+    if config.videos is not None:
+        found, missing = locate_videos(truth.videos, config.videos)
+        told += [f"{config.videos}: video {name!r} is missing" for name in missing]
+        for number, name in enumerate(tqdm(truth.videos, "videos", disable=None)):
+            if name in found:
+                told += check_video(found[name], truth.second[truth.video == number], config)
+        report["videos"] = {"expected": len(truth.videos), "found": len(found)}
+    report["problems"] = told
+    print(json.dumps(report, ensure_ascii=False) if as_json else tell(report))
+    return 3 if told else 0
+
+
+def describe(table: BoxTable) -> dict[str, Any]:
+    """Counts of a table."""
+    stamps = np.unique(np.column_stack([table.video, table.second]), axis=0)
+    return {
+        "rows": len(table),
+        "videos": len(table.videos),
+        "keyframes": len(stamps),
+        "empty_keyframes": int((~table.is_box).sum()),
+        "seconds": [float(table.second.min()), float(table.second.max())] if len(table) else None,
+    }
+
+
+def check_video(path: Path, seconds: np.ndarray, config: CheckAvaConfig) -> list[str]:
+    """What is wrong with one video whose key frames are at `seconds`."""
+    if path.is_dir():
+        if config.fps is None:
+            raise ConfigError(f"fps is not set: needed is the rate of the frames in {path}")
+        num_frames = sum(is_media(entry.name) for entry in path.iterdir())
+        fps, length = config.fps, num_frames / config.fps
+    else:
+        try:
+            with open_video(path, deadline_sec=config.deadline_sec) as reader:
+                num_frames, fps = len(reader), reader.fps
+                length = reader.end_sec - float(reader.frame_times_sec[0])
+        except VideoError as error:
+            return [str(error)]
+    found = []
+    first, last = config.start_sec, config.start_sec + length
+    beyond = np.unique(seconds[(seconds < first) | (seconds >= last)])
+    if len(beyond):
+        found.append(
+            f"{path}: {len(beyond)} key frames lie outside, {beyond[0]:g} s for one; it shows "
+            f"{first:g} to {last:.2f} s (start_sec says where files begin)"
+        )
+    if config.fps is not None and abs(fps / config.fps - 1) > FPS_TOLERANCE:
+        found.append(f"{path}: {fps:.3f} frames per second; expected is {config.fps:g}")
+    if config.seconds is not None:
+        expected = config.seconds * (config.fps or fps)
+        if abs(num_frames - expected) >= (config.fps or fps):  # a second's worth
+            found.append(f"{path}: {num_frames} frames; expected are {expected:.0f}")
+    return found
+
+
+def tell(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    lines = []
+    for name in ("ground_truth", "proposals"):
+        if name in report:
+            part = report[name]
+            span = (
+                "" if part["seconds"] is None else " from {:g} to {:g} s".format(*part["seconds"])
+            )
+            lines.append(
+                f"{name.replace('_', ' ')}: {part['rows']} rows, {part['videos']} videos, "
+                f"{part['keyframes']} key frames{span} ({part['file']})"
+            )
+    if "proposals" in report:
+        part = report["proposals"]
+        share = "-" if part["share"] is None else f"{100 * part['share']:.2f} %"
+        lines.append(
+            f"proposals reach {part['reached_at_iou_0.5']} of {part['ground_truth_boxes']} "
+            f"ground-truth boxes at IoU 0.5: {share}, which bounds the recall and so the mAP"
+        )
+    if "videos" in report:
+        lines.append("videos: {found} of {expected} found".format(**report["videos"]))
+    problems = report["problems"]
+    for source, count in Counter(_source(problem) for problem in problems).items():
+        of_source = [problem for problem in problems if _source(problem) == source]
+        lines += of_source[:MOST_TOLD]
+        if count > MOST_TOLD:
+            lines.append(f"{source}: and {count - MOST_TOLD} more; --json lists all")
+    lines.append(f"{len(problems)} problems" if problems else "no problems found")
+    return "\n".join(lines)
+
+
+def _source(problem: str) -> str:
+    return problem.partition(":")[0]
