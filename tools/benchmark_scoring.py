@@ -68,15 +68,15 @@ def generate(folder: Path) -> list[str]:
         rng.uniform(0.1, 0.4, (len(people_frame), 2)),
     )
     people = np.hstack([corner, corner + size])
-    weights = 1 / np.arange(1, NUM_CLASSES + 1)
+    weights = 1 / np.arange(1, NUM_CLASSES + 1)  # of actions in ground truth: few are frequent
     weights /= weights.sum()
 
     def write(name: str, num_rows: int, scored: bool) -> str:
-        person = np.sort(rng.integers(len(people), size=num_rows))
-        action = rng.choice(NUM_CLASSES, num_rows, p=weights) + 1
-        if not scored:  # an action of a person once
-            pairs = np.unique(person * (NUM_CLASSES + 1) + action)
-            person, action = pairs // (NUM_CLASSES + 1), pairs % (NUM_CLASSES + 1)
+        person = rng.integers(len(people), size=int(num_rows * 1.2))
+        action = rng.choice(NUM_CLASSES, len(person), p=None if scored else weights) + 1
+        pairs = np.unique(person * (NUM_CLASSES + 1) + action)  # an action of a person once
+        pairs = np.sort(rng.permutation(pairs)[:num_rows])
+        person, action = pairs // (NUM_CLASSES + 1), pairs % (NUM_CLASSES + 1)
         moved = rng.normal(scale=0.03, size=(len(people), 4)) if scored else 0
         boxes = np.clip(people + moved, 0, 1)[person]
         score = rng.beta(0.5, 2, len(person))

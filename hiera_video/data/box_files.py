@@ -28,10 +28,11 @@ SYNONYMS = {
     **{"person_id": "person", "entity_id": "person"},
 }
 RECONSTRUCTORS = {
-    (f"numpy.{core}.{module}", name)
-    for core in ("core", "_core")
-    for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"))
-} | {("numpy", "ndarray"), ("numpy", "dtype")}
+    *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,10 @@ def _read_columns(data: bytes, columns: list[str], num_skipped: int) -> RawRows 
             odd.append(row.number)
         return "skip"
 
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return None
     data = data.removeprefix(b"\xef\xbb\xbf")
     for _ in range(num_skipped):
         data = data.partition(b"\n")[2]
@@ -289,10 +294,18 @@ class _ArraysOnly(pickle.Unpickler):
     """Builds containers, numbers, text and numpy arrays, and calls nothing else."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
+            return _latin1_bytes
+        module = module.replace("numpy.core", "numpy._core")  # until numpy 2
         if (module, name) in RECONSTRUCTORS:
-            module = module.replace("numpy.core", "numpy._core")
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _latin1_bytes(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for text in {encoding}")
+    return text.encode("latin1")
 
 
 def _read_pickle(path: Path) -> RawRows:
