@@ -25,7 +25,7 @@ Config = TypeVar("Config")
 # Settings that do not touch results: a run may go on with others.
 FREE_TO_CHANGE = {
     *("run_dir", "device", "overwrite_config", "model.grad_checkpointing"),
-    *("data.num_workers", "data.deadline_sec", "views.batch_size"),
+    *("data.num_workers", "data.deadline_sec", "views.batch_size", "batch_size"),
     *("train.log_every", "train.keep_checkpoints"),
 }
 
@@ -76,6 +76,14 @@ class AutoencoderConfig(BackboneConfig):
 
 
 @dataclass(frozen=True)
+class DetectorConfig(ModelConfig):
+    image_size: Any = None
+    """Height and width of a clip, pixels: one number, or [height, width]. Null: the variant's."""
+    roi_resolution: int = 7
+    """Bins of RoIAlign along each side of a box."""
+
+
+@dataclass(frozen=True)
 class ClipConfig:
     sampling: Literal["clip", "segments"] = "clip"
     """Frames at a fixed distance (Kinetics), or one from each of num_frames equal parts (SSv2)."""
@@ -87,6 +95,15 @@ class ClipConfig:
     """Sample the video as if played at this rate, frames per second. Null: its own frames."""
     end_policy: Literal["repeat_last", "wrap", "error"] = "repeat_last"
     """What stands for the frames past the end of a video that is shorter than a clip."""
+
+
+@dataclass(frozen=True)
+class KeyframeClipConfig:
+    sampling_rate: int = 4
+    """Distance between the frames around a key frame, source frames (frames at target_fps where
+    that is set)."""
+    target_fps: float | None = None
+    """Sample the video as if played at this rate, frames per second: 30 for AVA. Null: its own."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +144,63 @@ class DataConfig(PretrainDataConfig):
 class EvaluationDataConfig(ReadingConfig):
     val: str | None = None
     """Videos to evaluate on: a list file or a folder, as for training."""
+
+
+@dataclass(frozen=True)
+class KeyframeDataConfig(ReadingConfig):
+    root: str | None = None
+    """Folder that holds each video, or a folder of its frames, under its name in the lists. Null:
+    the list's own folder."""
+    start_sec: float = 0.0
+    """Second of the annotations at which the files begin: 0 for AVA's whole films, 900 where they
+    were cut as SlowFast's instructions say."""
+    frames_fps: float = 30.0
+    """Frames per second of folders of frames."""
+    val: str | None = None
+    """Ground truth to evaluate with: AVA csv, or csv or JSON lines with named columns."""
+    val_proposals: str | None = None
+    """Detected person boxes to score: SlowFast's csv, mmaction2's pickle, or as `val`. Null: the
+    boxes of the ground truth, an easier protocol that the report names."""
+    proposal_score: float = 0.8
+    """Lowest score of a proposal that is used."""
+    val_excluded: str | None = None
+    """Key frames to leave out: csv of video,second."""
+    val_keyframes: str | None = None
+    """All key frames that count, those without people too: csv of video,second."""
+    seconds: tuple[float, float] | None = None
+    """Without val_keyframes: every second from the first to the last counts, [902, 1798] for AVA.
+    Null: the key frames that the ground truth or the proposals name."""
+
+
+@dataclass(frozen=True)
+class DetectionDataConfig(KeyframeDataConfig):
+    train: str | None = None
+    """Ground truth to train on, as `val`."""
+    train_excluded: str | None = None
+    """Key frames to leave out of training."""
+    train_proposals: str | None = None
+    """Detected person boxes to train on too, where they meet the ground truth."""
+    proposal_iou: float = 0.9
+    """How well: least intersection over union with an annotated box."""
+    label_map: str | None = None
+    """Actions and their ids, from 1: AVA's pbtxt with all 80, or a text file with one a line."""
+    max_failed_frac: float = 0.05
+    """Training stops when more than this fraction of the key frames read failed (after 100)."""
+
+
+@dataclass(frozen=True)
+class DetectionEvaluationDataConfig(KeyframeDataConfig):
+    label_map: str | None = None
+    """Actions that are evaluated: AVA's pbtxt with 60. Null: all that the model knows."""
+
+
+@dataclass(frozen=True)
+class DetectionAugmentConfig:
+    zoom: tuple[float, float] = (8 / 7, 10 / 7)
+    """Size of the resized picture over the smallest that covers the crop (short sides of 256 to
+    320 for crops of 224)."""
+    flip: bool = True
+    """Flip half of the clips horizontally."""
 
 
 @dataclass(frozen=True)
@@ -271,12 +345,7 @@ class FinetuneConfig:
         if self.train.evaluate_every is not None:
             _check_positive("train.evaluate_every", self.train.evaluate_every)
         _check_views(self.views, self.clips)
-        _require(
-            0 < self.optim.layer_decay <= 1,
-            "optim.layer_decay",
-            self.optim.layer_decay,
-            "above 0, up to 1",
-        )
+        _check_layer_decay(self.optim)
         _require(
             not (self.train.train_only == "head" and self.train.freeze_stages),
             "train.freeze_stages",
@@ -343,6 +412,105 @@ class PretrainConfig:
                 heads,
                 f"a divisor of model.decoder_dim={self.model.decoder_dim}",
             )
+
+
+@dataclass(frozen=True)
+class DetectionTrainConfig(LoopConfig):
+    evaluate_every: float | None = 5.0
+    """Distance between evaluations, passes over the training key frames. Null: none but the last.
+    """
+
+
+@dataclass(frozen=True)
+class DetectTrainConfig:
+    """`hiera-video detect train`: train an action detector on key frames with boxes, as AVA has."""
+
+    model: DetectorConfig = field(default_factory=DetectorConfig)
+    data: DetectionDataConfig = field(default_factory=DetectionDataConfig)
+    clips: KeyframeClipConfig = field(default_factory=KeyframeClipConfig)
+    augment: DetectionAugmentConfig = field(default_factory=DetectionAugmentConfig)
+    optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=1e-4, final_lr=1e-6, warmup_lr=1e-6)
+    )
+    train: DetectionTrainConfig = field(
+        default_factory=lambda: DetectionTrainConfig(
+            epochs=30.0, warmup_epochs=5.0, global_batch_size=128, num_repeats=1
+        )
+    )
+    batch_size: int = 16
+    """Clips in a forward pass of evaluation."""
+    run_dir: str = "runs/detect"
+    """Where everything of the run goes; a run found there is resumed."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+    overwrite_config: bool = False
+    """Resume a run although its saved configuration differs."""
+
+    def check(self) -> None:
+        _require(self.data.train is not None, "data.train", None, "a list of boxes")
+        _require(self.data.label_map is not None, "data.label_map", None, "a list of actions")
+        _check_backbone(self.model)
+        _check_fraction("model.head_dropout", self.model.head_dropout)
+        _check_positive("model.roi_resolution", self.model.roi_resolution)
+        size = self.model.image_size
+        _require(
+            size is None
+            or isinstance(size, int)
+            or (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)),
+            "model.image_size",
+            size,
+            "a whole number of pixels, or [height, width]",
+        )
+        _require(
+            1 <= self.augment.zoom[0] <= self.augment.zoom[1],
+            "augment.zoom",
+            list(self.augment.zoom),
+            "[low, high] with 1 <= low <= high",
+        )
+        _check_fraction("data.max_failed_frac", self.data.max_failed_frac)
+        _check_loop(self.train, self.optim)
+        _check_layer_decay(self.optim)
+        if self.train.evaluate_every is not None:
+            _check_positive("train.evaluate_every", self.train.evaluate_every)
+        _check_positive("batch_size", self.batch_size)
+        _check_keyframes(self.data, self.clips)
+        _require(
+            0 < self.data.proposal_iou <= 1,
+            "data.proposal_iou",
+            self.data.proposal_iou,
+            "above 0, up to 1",
+        )
+
+
+@dataclass(frozen=True)
+class DetectEvaluateConfig:
+    """`hiera-video detect evaluate`: frame mAP of a trained action detector, in both protocols.
+
+    `clips` start from what the checkpoint was trained with, not from the defaults here.
+    """
+
+    checkpoint: str | None = None
+    """A run, checkpoint or weights folder of an action detector."""
+    data: DetectionEvaluationDataConfig = field(default_factory=DetectionEvaluationDataConfig)
+    clips: KeyframeClipConfig = field(default_factory=KeyframeClipConfig)
+    batch_size: int = 16
+    """Clips in a forward pass."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of the forward pass."""
+    output_dir: str | None = None
+    """Folder for report.json and detections.csv. Null: eval/ of the run folder."""
+    overwrite: bool = False
+    """Replace results that lie in output_dir."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    def check(self) -> None:
+        _require(
+            self.checkpoint is not None, "checkpoint", None, "a run folder or a weights folder"
+        )
+        _require(self.data.val is not None, "data.val", None, "a list of boxes")
+        _check_positive("batch_size", self.batch_size)
+        _check_keyframes(self.data, self.clips)
 
 
 @dataclass(frozen=True)
@@ -709,35 +877,67 @@ def _check_range(key: str, value: tuple[float, float], most: float = float("inf"
 def _check_training(config: FinetuneConfig | PretrainConfig) -> None:
     """What fine-tuning and pretraining have in common."""
     _require(config.data.train is not None, "data.train", None, "a list file or a folder")
-    _check_fraction("model.drop_path", config.model.drop_path)
-    taken = {"num_classes", "input_size", *(setting.name for setting in fields(config.model))}
-    for key in sorted(taken & config.model.overrides.keys()):
-        _require(
-            False,
-            f"model.overrides.{key}",
-            config.model.overrides[key],
-            "none: it has a setting of its own, or follows from others",
-        )
+    _check_backbone(config.model)
     _check_fraction("data.max_failed_frac", config.data.max_failed_frac)
     _check_range("augment.crop_area", config.augment.crop_area, 1.0)
     _check_range("augment.crop_aspect", config.augment.crop_aspect)
+    _check_loop(config.train, config.optim)
+    _check_reading(config.data)
+    _check_clips(config.clips)
+
+
+def _check_backbone(model: BackboneConfig) -> None:
+    _check_fraction("model.drop_path", model.drop_path)
+    taken = {"num_classes", "input_size", *(setting.name for setting in fields(model))}
+    for key in sorted(taken & model.overrides.keys()):
+        _require(
+            False,
+            f"model.overrides.{key}",
+            model.overrides[key],
+            "none: it has a setting of its own, or follows from others",
+        )
+
+
+def _check_loop(train: LoopConfig, optim: OptimConfig) -> None:
     for key in (
         *("epochs", "global_batch_size", "accumulation_steps", "num_repeats", "checkpoint_every"),
         *("keep_checkpoints", "log_every", "max_nonfinite_steps"),
     ):
-        _check_positive(f"train.{key}", getattr(config.train, key))
-    _check_positive("optim.lr", config.optim.lr)
-    if config.optim.clip_grad is not None:  # 0 would mean: no clipping
-        _check_positive("optim.clip_grad", config.optim.clip_grad)
-    _require(config.train.seed >= 0, "train.seed", config.train.seed, "0 or more")
-    _check_reading(config.data)
-    _check_clips(config.clips)
+        _check_positive(f"train.{key}", getattr(train, key))
+    _check_positive("optim.lr", optim.lr)
+    if optim.clip_grad is not None:  # 0 would mean: no clipping
+        _check_positive("optim.clip_grad", optim.clip_grad)
+    _require(train.seed >= 0, "train.seed", train.seed, "0 or more")
     _require(
-        0 <= config.train.warmup_epochs < config.train.epochs,
+        0 <= train.warmup_epochs < train.epochs,
         "train.warmup_epochs",
-        config.train.warmup_epochs,
-        f"0 up to less than train.epochs={config.train.epochs:g}",
+        train.warmup_epochs,
+        f"0 up to less than train.epochs={train.epochs:g}",
     )
+
+
+def _check_layer_decay(optim: OptimConfig) -> None:
+    _require(0 < optim.layer_decay <= 1, "optim.layer_decay", optim.layer_decay, "above 0, up to 1")
+
+
+def _check_keyframes(data: KeyframeDataConfig, clips: KeyframeClipConfig) -> None:
+    _check_reading(data)
+    _check_positive("clips.sampling_rate", clips.sampling_rate)
+    if clips.target_fps is not None:
+        _check_positive("clips.target_fps", clips.target_fps)
+    _check_positive("data.frames_fps", data.frames_fps)
+    _require(
+        0 <= data.proposal_score <= 1, "data.proposal_score", data.proposal_score, "from 0 to 1"
+    )
+    if data.seconds is not None:
+        first, last = data.seconds
+        _require(first <= last, "data.seconds", list(data.seconds), "[first, last]")
+        _require(
+            data.val_keyframes is None,
+            "data.seconds",
+            list(data.seconds),
+            "null with data.val_keyframes, which says the same",
+        )
 
 
 def _check_masking(masking: MaskingConfig) -> None:

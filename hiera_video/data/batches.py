@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
@@ -46,9 +49,70 @@ class ClipBatch:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def num_targets(self) -> int:
+        """What the mean of the loss runs over: clips."""
+        return len(self)
+
+    num_dropped = 0  # targets that a crop left nothing of
+
     def pin_memory(self) -> ClipBatch:
         self.clips = self.clips.pin_memory()
         return self
+
+
+@dataclass(frozen=True)
+class BoxedClip:
+    """One training clip around a key frame, and the boxes that lie in its picture."""
+
+    clip: np.ndarray  # uint8 [T, H, W, C]
+    boxes: np.ndarray  # float32 [n, 4], x1 y1 x2 y2 as fractions of the clip's picture
+    actions: list[tuple[int, ...]]  # n sets of action ids
+    num_dropped: int  # boxes that the crop left no area of
+
+
+@dataclass(frozen=True)
+class DetectionSample:
+    """The clips of one key frame."""
+
+    name: str
+    clips: list[BoxedClip]
+
+
+@dataclass
+class DetectionBatch:
+    """The clips of several key frames, their boxes, and the key frames that failed."""
+
+    clips: Tensor  # uint8 [B, T, H, W, C]; B counts clips
+    boxes: Tensor  # float32 [R, 4], x1 y1 x2 y2 as fractions of the clip's picture; R may be 0
+    clip_of_box: Tensor  # int64 [R]
+    actions: list[tuple[int, ...]]  # R sets of action ids, from 1; () for a box with none
+    names: list[str]  # B key frames; none in a batch without any readable one
+    failures: list[Failure] = field(default_factory=list)
+    num_dropped: int = 0  # boxes that a crop left no area of
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_targets(self) -> int:
+        """What the mean of the loss runs over: boxes."""
+        return len(self.boxes)
+
+    def pin_memory(self) -> DetectionBatch:
+        self.clips = self.clips.pin_memory()
+        return self
+
+
+@dataclass(frozen=True)
+class KeyframeSample:
+    """The clip around a key frame that is to be scored."""
+
+    index: int  # of the record
+    clip: Tensor  # uint8 [T, H, W, C]
+    boxes: Tensor  # float32 [n, 4], the record's, cut off at the picture of the clip
+    num_outside: int  # of them, those that lie outside of the picture
+    backend: str  # the library that decoded
 
 
 @dataclass(frozen=True)
@@ -97,7 +161,29 @@ def collate_clips(
     return ClipBatch(clips, labels, names, failures, visible)
 
 
-def only_sample(samples: Sequence[ViewSample | Failure]) -> ViewSample | Failure:
+def collate_boxed_clips(
+    samples: Sequence[DetectionSample | Failure], clip_shape: tuple[int, int, int, int]
+) -> DetectionBatch:
+    """As `collate_clips`; the boxes of all clips go into one list."""
+    read = [s for s in samples if isinstance(s, DetectionSample)]
+    failures = [s for s in samples if isinstance(s, Failure)]
+    clips = [clip for sample in read for clip in sample.clips]
+    if not clips:
+        black, none = torch.zeros(1, *clip_shape, dtype=torch.uint8), torch.zeros(0, 4)
+        return DetectionBatch(black, none, torch.zeros(0, dtype=torch.int64), [], [], failures)
+    counts = torch.tensor([len(clip.boxes) for clip in clips])
+    return DetectionBatch(
+        clips=torch.from_numpy(np.stack([clip.clip for clip in clips])),
+        boxes=torch.from_numpy(np.concatenate([clip.boxes for clip in clips])),
+        clip_of_box=torch.repeat_interleave(torch.arange(len(clips)), counts),
+        actions=[actions for clip in clips for actions in clip.actions],
+        names=[sample.name for sample in read for _ in sample.clips],
+        failures=failures,
+        num_dropped=sum(clip.num_dropped for clip in clips),
+    )
+
+
+def only_sample(samples: Sequence[Sample]) -> Sample:
     """Collates evaluation: videos differ in size, so they travel one by one."""
     (sample,) = samples
     return sample

@@ -15,16 +15,26 @@ import torch
 from torch.utils.data import Dataset
 
 from hiera_video.data.annotations import VideoRecord
-from hiera_video.data.batches import ClipSample, Failure, ViewSample
-from hiera_video.data.transforms import resize_short_side
+from hiera_video.data.batches import (
+    BoxedClip,
+    ClipSample,
+    DetectionSample,
+    Failure,
+    KeyframeSample,
+    ViewSample,
+)
+from hiera_video.data.keyframes import KeyframeRecord
+from hiera_video.data.transforms import Boxes, Frames, centre_crop, resize_short_side
 from hiera_video.video.reader import VideoError, VideoReader, open_video
 from hiera_video.video.sampling import (
+    FRAME_TIME_TOLERANCE_SEC,
     ClipRule,
     EndPolicy,
     Spacing,
     clip_indices,
     clip_length,
     crop_offsets,
+    keyframe_indices,
     random_clip_start,
     resample_indices,
     segment_clips_indices,
@@ -33,6 +43,7 @@ from hiera_video.video.sampling import (
 )
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+BoxTransform = Callable[[Frames, Boxes, np.random.Generator], tuple[np.ndarray, np.ndarray]]
 Masking = Callable[[np.random.Generator], np.ndarray]
 
 
@@ -78,6 +89,32 @@ class ClipSampler:
             starts = uniform_clip_starts(len(timeline), length, num_clips, rule)
             clips = [self._clip(start, len(timeline)) for start in starts]
         return timeline[np.stack(clips)]
+
+    def keyframe_clip(self, video: VideoReader, time_sec: float) -> np.ndarray:
+        """Source frame indices of the clip around a key frame, int64 [T]; `spacing` is not used.
+
+        Args:
+            time_sec: of the key frame, from the first frame on.
+
+        Raises:
+            VideoError: it lies outside of the video.
+        """
+        timeline = self._timeline(video)
+        begin = float(video.frame_times_sec[0])
+        if self.target_fps is not None:
+            keyframe = round(time_sec * self.target_fps)
+        else:  # the frame on screen
+            shown_at = begin + time_sec + FRAME_TIME_TOLERANCE_SEC
+            keyframe = int(np.searchsorted(video.frame_times_sec, shown_at, side="right")) - 1
+        if not 0 <= keyframe < len(timeline) or begin + time_sec > video.end_sec:
+            raise VideoError(
+                video.path,
+                "timestamps",
+                f"key frame at {time_sec:g} s, but the video has {video.end_sec - begin:.3f} s; "
+                "data.start_sec says at which second of the annotations files begin",
+            )
+        clip = keyframe_indices(keyframe, self.num_frames, self.sampling_rate, len(timeline))
+        return timeline[clip]
 
     def _timeline(self, video: VideoReader) -> np.ndarray:
         if self.target_fps is None or len(video) == 1:
@@ -215,5 +252,98 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         return ViewSample(index, torch.from_numpy(frames), positions, offsets, video.backend)
 
 
-def _failure(record: VideoRecord, error: VideoError) -> Failure:
+class TrainingKeyframes(Dataset[DetectionSample | Failure]):
+    """Clips around key frames, with boxes; indexed as `TrainingClips`.
+
+    Args:
+        num_repeats: crops of each key frame's clip.
+        start_sec: second of the annotations at which the files begin.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[KeyframeRecord],
+        sampler: ClipSampler,
+        transform: BoxTransform,
+        *,
+        num_repeats: int,
+        seed: int,
+        start_sec: float = 0.0,
+        open_video: OpenVideo = open_video,
+    ) -> None:
+        self.records, self.sampler, self.transform = records, sampler, transform
+        self.num_repeats, self.seed, self.start_sec = num_repeats, seed, start_sec
+        self.open_video = open_video
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: tuple[int, int, int]) -> DetectionSample | Failure:
+        epoch, index, draw = key
+        record = self.records[index]
+        rng = np.random.default_rng([self.seed, epoch, index, draw])
+        try:
+            with self.open_video(record.path) as video:
+                indices = self.sampler.keyframe_clip(video, record.second - self.start_sec)
+                frames, positions = read_frames(video, indices)
+        except VideoError as error:
+            return _failure(record, error)
+        frames = frames[positions]
+        clips = []
+        for _ in range(self.num_repeats):
+            clip, boxes = self.transform(frames, record.boxes, rng)
+            boxes = boxes.clip(0, 1)
+            inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+            kept = boxes[inside].astype(np.float32)
+            actions = [record.actions[i] for i in inside]
+            clips.append(BoxedClip(clip, kept, actions, len(boxes) - len(kept)))
+        return DetectionSample(record.name, clips)
+
+
+class KeyframeClips(Dataset[KeyframeSample | Failure]):
+    """The centre crop of the clip around each key frame, and its boxes, for evaluation.
+
+    Boxes are cut off at the crop, as in SlowFast: what reaches out of it is scored by what is seen.
+
+    Args:
+        size: (height, width) of a clip, pixels.
+        start_sec: second of the annotations at which the files begin.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[KeyframeRecord],
+        sampler: ClipSampler,
+        *,
+        size: tuple[int, int],
+        start_sec: float = 0.0,
+        open_video: OpenVideo = open_video,
+    ) -> None:
+        self.records, self.sampler, self.size = records, sampler, size
+        self.start_sec, self.open_video = start_sec, open_video
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> KeyframeSample | Failure:
+        record = self.records[index]
+        try:
+            with self.open_video(record.path) as video:
+                indices = self.sampler.keyframe_clip(video, record.second - self.start_sec)
+                frames, positions = read_frames(video, indices)
+        except VideoError as error:
+            return _failure(record, error)
+        clip, boxes = centre_crop(frames[positions], record.boxes, self.size)
+        boxes = boxes.clip(0, 1)
+        outside = int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum())
+        return KeyframeSample(
+            index,
+            torch.from_numpy(clip),
+            torch.from_numpy(boxes.astype(np.float32)),
+            outside,
+            video.backend,
+        )
+
+
+def _failure(record: VideoRecord | KeyframeRecord, error: VideoError) -> Failure:
     return Failure(record.name, record.path, error.cause, str(error))

@@ -19,8 +19,19 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from hiera_video.data.batches import Failure, ViewSample, collate_clips, only_sample
-from hiera_video.data.datasets import EvaluationViews, TrainingClips
+from hiera_video.data.batches import (
+    Failure,
+    Sample,
+    collate_boxed_clips,
+    collate_clips,
+    only_sample,
+)
+from hiera_video.data.datasets import (
+    EvaluationViews,
+    KeyframeClips,
+    TrainingClips,
+    TrainingKeyframes,
+)
 
 
 class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
@@ -129,18 +140,19 @@ def balanced_weights(labels: Sequence[tuple[int, ...]], num_classes: int) -> np.
 
 
 def training_loader(
-    dataset: TrainingClips,
+    dataset: TrainingClips | TrainingKeyframes,
     order: TrainingOrder,
     *,
     clip_shape: tuple[int, int, int, int],
     num_workers: int,
     pin_memory: bool,
 ) -> DataLoader[Any]:
-    """Batches of `order`, as `ClipBatch`; `clip_shape` is [T, H, W, C]."""
+    """Batches of `order`: `ClipBatch` or `DetectionBatch`; `clip_shape` is [T, H, W, C]."""
+    collate: Any = collate_clips if isinstance(dataset, TrainingClips) else collate_boxed_clips
     return DataLoader(
         dataset,
         batch_sampler=order,
-        collate_fn=partial(collate_clips, clip_shape=clip_shape),
+        collate_fn=partial(collate, clip_shape=clip_shape),
         num_workers=num_workers,
         pin_memory=pin_memory,
         worker_init_fn=_start_worker,
@@ -149,9 +161,13 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: EvaluationViews, *, rank: int = 0, world_size: int = 1, num_workers: int
+    dataset: EvaluationViews | KeyframeClips,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int,
 ) -> DataLoader[Any]:
-    """One `ViewSample` or `Failure` a video, in the order of `EvaluationOrder`."""
+    """One sample or `Failure` a video or key frame, in the order of `EvaluationOrder`."""
     return DataLoader(
         dataset,
         sampler=EvaluationOrder(len(dataset), rank=rank, world_size=world_size),
@@ -163,9 +179,7 @@ def evaluation_loader(
     )
 
 
-def readable(
-    samples: Iterable[ViewSample | Failure], failures: list[Failure]
-) -> Iterator[ViewSample]:
+def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> Iterator[Sample]:
     """The samples that could be read; the others are appended to `failures`."""
     for sample in samples:
         if isinstance(sample, Failure):

@@ -25,9 +25,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hiera_video.data.randaugment import RandAugment
-from hiera_video.video.sampling import resized_shape
+from hiera_video.video.sampling import covering_short_side, crop_offsets, resized_shape
 
 Frames = UInt8[np.ndarray, "T H W 3"]
+Boxes = Float[np.ndarray, "n 4"]  # x1 y1 x2 y2 as fractions of a picture
 Range = tuple[float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -121,6 +122,61 @@ class FinetuneTransform:
         if rng.random() < self.erasing_prob:
             erase_random_box(clip, self.mean, self.std, rng)
         return clip
+
+
+class DetectionTransform:
+    """Resize, random crop and flip of a clip with boxes: SlowFast's for training on AVA.
+
+    Args:
+        size: (height, width) of the clip that comes out, pixels.
+        zoom: smallest and largest size of the resized picture over the smallest that covers the
+            crop; SlowFast's short sides of 256 to 320 for crops of 224 are 8/7 to 10/7.
+        flip: mirror half of the clips.
+    """
+
+    def __init__(self, size: tuple[int, int], *, zoom: Range, flip: bool) -> None:
+        if not 1 <= zoom[0] <= zoom[1]:
+            raise ValueError(f"zoom is {zoom}; allowed: 1 <= smallest <= largest")
+        self.size, self.zoom, self.flip = size, zoom, flip
+
+    def __call__(
+        self, frames: Frames, boxes: Boxes, rng: np.random.Generator
+    ) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
+        """A new clip, and the boxes as fractions of its picture, which may reach out of it."""
+        check_frames(frames)
+        height, width = self.size
+        short_side = covering_short_side(frames.shape[1], frames.shape[2], self.size)
+        frames = resize_short_side(frames, round(short_side * rng.uniform(*self.zoom)))
+        rows, columns = frames.shape[1:3]
+        top = int(rng.integers(rows - height, endpoint=True))
+        left = int(rng.integers(columns - width, endpoint=True))
+        boxes = boxes_in_crop(boxes, (rows, columns), (top, left), self.size)
+        clip = frames[:, top : top + height, left : left + width]
+        if self.flip and rng.random() < 0.5:
+            clip, boxes = clip[:, :, ::-1], boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
+        return np.ascontiguousarray(clip), boxes
+
+
+def centre_crop(
+    frames: Frames, boxes: Boxes, size: tuple[int, int]
+) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
+    """The middle of the smallest picture that covers `size`, for evaluation; boxes as above."""
+    height, width = size
+    short_side = covering_short_side(frames.shape[1], frames.shape[2], size)
+    frames = resize_short_side(frames, short_side)
+    rows, columns = frames.shape[1:3]
+    ((top, left),) = crop_offsets(rows, columns, size, 1)
+    boxes = boxes_in_crop(boxes, (rows, columns), (top, left), size)
+    return np.ascontiguousarray(frames[:, top : top + height, left : left + width]), boxes
+
+
+def boxes_in_crop(
+    boxes: Boxes, picture: tuple[int, int], offset: tuple[int, int], size: tuple[int, int]
+) -> Boxes:
+    """Fractions of a picture to fractions of a crop at `offset`; all (height, width) or (y, x)."""
+    (rows, columns), (top, left), (height, width) = picture, offset, size
+    scale = np.array([columns / width, rows / height] * 2)
+    return boxes * scale - np.array([left / width, top / height] * 2)
 
 
 def check_frames(frames: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from hiera_video.models.hiera import Hiera, Size3
 from hiera_video.models.mae import MaskedAutoencoderHiera, Target
 
 if TYPE_CHECKING:
+    from hiera_video.models.detection import ActionDetector
     from hiera_video.models.weights import Checkpoint
 
 PosEmbedResize = Literal["window", "bicubic"]
@@ -241,6 +242,54 @@ def create_autoencoder(
         from hiera_video.models.weights import load_weights
 
         load_weights(model, source, pos_embed_resize=pos_embed_resize)
+    return model
+
+
+def create_detector(
+    name: str | None = None,
+    *,
+    checkpoint: str | Path | Checkpoint | None = None,
+    num_classes: int | None = None,
+    num_frames: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    mask_unit: Sequence[int] | None = None,
+    q_pool: int | None = None,
+    drop_path: float = 0.0,
+    head_dropout: float = 0.0,
+    roi_resolution: int | None = None,
+    pos_embed_resize: PosEmbedResize = "window",
+    **overrides: Any,
+) -> ActionDetector:
+    """An action detector around a Hiera; the encoder starts from `checkpoint` of any kind.
+
+    Args:
+        name, checkpoint, num_frames, image_size, mask_unit, q_pool, drop_path, pos_embed_resize,
+            overrides: as for `create_model`.
+        num_classes, roi_resolution, head_dropout: of `ActionDetector`. None: as `checkpoint` states
+            them, else 80, the actions of AVA, and 7.
+
+    Raises:
+        ValueError, FileNotFoundError, ConnectionError: as for `create_model`.
+    """
+    from hiera_video.models.detection import ActionDetector  # torchvision takes its time
+
+    arguments, source = _arguments(name, checkpoint, num_frames, image_size)
+    if source is not None and source.autoencoder and name is None:
+        arguments["q_pool"] = len(arguments["stages"]) - 1  # pretraining pools once less
+    chosen = {"mask_unit": mask_unit, "q_pool": q_pool}
+    arguments |= {key: value for key, value in chosen.items() if value is not None}
+    arguments |= {"num_classes": 0, "drop_path": drop_path, **overrides}
+    given = {"num_classes": num_classes, "roi_resolution": roi_resolution}
+    detector = {"num_classes": 80, "roi_resolution": 7} | (source.detector if source else {})
+    detector |= {key: value for key, value in given.items() if value is not None}
+    if source is None:
+        return ActionDetector(build(arguments), head_dropout=head_dropout, **detector)
+    from hiera_video.models.weights import load_weights
+
+    with torch.device("meta"):
+        model = ActionDetector(build(arguments), head_dropout=head_dropout, **detector)
+    model.to_empty(device=torch.get_default_device())
+    load_weights(model, source, pos_embed_resize=pos_embed_resize)
     return model
 
 

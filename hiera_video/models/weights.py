@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -31,10 +31,14 @@ from hiera_video.models.registry import (
     PosEmbedResize,
     PublishedWeights,
     create_autoencoder,
+    create_detector,
     create_model,
     input_statistics,
     variant_name,
 )
+
+if TYPE_CHECKING:
+    from hiera_video.models.detection import ActionDetector
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +46,7 @@ FORMAT = "hiera_video"  # in the config.json of a weights folder
 STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files keep the tensors
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile
 HEAD = ("head.projection.weight", "head.projection.bias")
+ROI_HEAD = ("roi_head.projection.weight", "roi_head.projection.bias")  # of an action detector
 ENCODER = re.compile(
     r"pos_embed(_spatial|_temporal)?|(patch_embed\.proj|norm|head\.projection)\.(weight|bias)"
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
@@ -71,6 +76,7 @@ class Checkpoint:
     layout: str  # official, timm, transformers, or hiera_video for a weights folder
     state: dict[str, Tensor]  # of the encoder and its classifier; patch kernels [D, C, t, h, w]
     decoder: dict[str, Tensor] = field(default_factory=dict)  # of an autoencoder
+    roi_head: dict[str, Tensor] = field(default_factory=dict)  # of an action detector
     dropped: list[str] = field(default_factory=list)  # keys that nobody reads
     renamed: list[str] = field(default_factory=list)  # an autoencoder's norm serves as the model's
     config: dict[str, Any] = field(default_factory=dict)  # config.json of a weights folder
@@ -92,6 +98,11 @@ class Checkpoint:
         """Keyword arguments of `MaskedAutoencoderHiera` that a weights folder of one states."""
         return dict(self.config.get("autoencoder", {}))
 
+    @property
+    def detector(self) -> dict[str, Any]:
+        """Keyword arguments of `ActionDetector` that a weights folder of one states."""
+        return dict(self.config.get("detector", {}))
+
 
 @dataclass
 class LoadReport:
@@ -102,7 +113,7 @@ class LoadReport:
     loaded: list[str] = field(default_factory=list)  # parameters that got the file's values
     renamed: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)  # "what: how", for values that were adapted
-    reinitialised: list[str] = field(default_factory=list)  # of a fresh classifier or decoder
+    reinitialised: list[str] = field(default_factory=list)  # of a fresh head or decoder
     dropped: list[str] = field(default_factory=list)  # keys of the file that were not used
     missing: list[str] = field(default_factory=list)  # parameters left as they were
     loaded_frac: float = 0.0  # of the model's parameters, counted by elements
@@ -253,7 +264,9 @@ def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) 
         for key, value in state.items()
         if DECODER.fullmatch(key)
     }
-    state = {k: v for k, v in state.items() if k not in decoder and k not in dropped}
+    roi_head = {key: state[key] for key in ROI_HEAD if key in state}
+    beside = {*decoder, *roi_head, *dropped}
+    state = {key: value for key, value in state.items() if key not in beside}
     renamed = []
     if "encoder_norm.weight" in state:
         renamed.append("encoder_norm -> norm")
@@ -261,11 +274,11 @@ def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) 
     if unknown := [key for key in state if not ENCODER.fullmatch(key)]:
         raise ValueError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
-            f"{len(state) + len(decoder) + len(dropped)} keys are not, {_shorten(unknown)}"
+            f"{len(state) + len(beside)} keys are not, {_shorten(unknown)}"
         )
     if PATCHES in state and state[PATCHES].dim() == 4:  # of images
         state[PATCHES] = state[PATCHES].unsqueeze(2)
-    return Checkpoint(source, layout, state, decoder, dropped, renamed, config)
+    return Checkpoint(source, layout, state, decoder, roi_head, dropped, renamed, config)
 
 
 def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -294,7 +307,7 @@ def _rename(key: str, prefixes: Mapping[str, str]) -> str:
 
 
 def load_weights(
-    model: Hiera | MaskedAutoencoderHiera,
+    model: Hiera | MaskedAutoencoderHiera | ActionDetector,
     source: str | Path | Checkpoint,
     *,
     pos_embed_resize: PosEmbedResize = "window",
@@ -304,8 +317,9 @@ def load_weights(
 
     Patch kernels and position embeddings of another clip size are adapted (see adapt.py), so that
     image weights fit a video model too. A classifier for another number of classes, or none as in
-    a masked autoencoder, starts afresh. So does the decoder of an autoencoder where the checkpoint
-    has none or that of images for a video model, and its position embedding at another clip size.
+    a masked autoencoder, starts afresh; so does the head of an action detector. So does the decoder
+    of an autoencoder where the checkpoint has none or that of images for a video model, and its
+    position embedding at another clip size.
 
     Args:
         source: as for `read_checkpoint`.
@@ -339,6 +353,15 @@ def load_weights(
         state |= decoder
     else:
         report.dropped += checkpoint.decoder
+    own_head = [key for key in ROI_HEAD if key in parameters]
+    if own_head and all(
+        key in checkpoint.roi_head and checkpoint.roi_head[key].shape == parameters[key].shape
+        for key in own_head
+    ):
+        state |= checkpoint.roi_head
+    else:
+        report.dropped += checkpoint.roi_head
+        report.reinitialised += own_head
     try:
         report.resized += adapt_state(state, encoder, checkpoint.architecture, pos_embed_resize)
     except ValueError as error:
@@ -359,6 +382,8 @@ def load_weights(
             parameters[key].copy_(value)
     if set(HEAD) <= set(report.reinitialised):
         encoder.reset_classifier(encoder.num_classes)
+    if own_head and not isinstance(model, MaskedAutoencoderHiera) and own_head[0] not in state:
+        model.reset_classifier(model.num_classes)
     report.loaded += state
     sizes = {key: parameter.numel() for key, parameter in parameters.items()}
     report.loaded_frac = sum(sizes[key] for key in state) / sum(sizes.values())
@@ -393,12 +418,12 @@ def _fitting_decoder(checkpoint: Checkpoint, model: MaskedAutoencoderHiera) -> d
     return {k: v for k, v in checkpoint.decoder.items() if k != "decoder_pos_embed"}
 
 
-def _encoder(model: Hiera | MaskedAutoencoderHiera) -> Hiera:
-    return model.encoder if isinstance(model, MaskedAutoencoderHiera) else model
+def _encoder(model: Hiera | MaskedAutoencoderHiera | ActionDetector) -> Hiera:
+    return model if isinstance(model, Hiera) else model.encoder
 
 
 def _official_name(key: str) -> str:
-    """Of a parameter of a model here, save that an autoencoder's `encoder_norm` is `norm`."""
+    """Of a parameter here; an autoencoder's `encoder_norm` is `norm`."""
     return key.removeprefix("encoder.")
 
 
@@ -439,11 +464,15 @@ def _plain(value: Any) -> Any:
 
 
 def save_weights(
-    folder: str | Path, model: Hiera | MaskedAutoencoderHiera, *, meta: Mapping[str, Any]
+    folder: str | Path,
+    model: Hiera | MaskedAutoencoderHiera | ActionDetector,
+    *,
+    meta: Mapping[str, Any],
 ) -> None:
     """Writes config.json and model.safetensors; the folder appears when both are complete.
 
-    An autoencoder is written under official names, which `load_weights` takes for classifiers too.
+    Autoencoders and detectors are written under official names, so that `load_weights` takes their
+    encoders for classifiers too.
 
     Args:
         folder: replaced if it is a weights folder already.
@@ -464,6 +493,8 @@ def save_weights(
     }
     if isinstance(model, MaskedAutoencoderHiera):
         fixed |= {"num_classes": None, "autoencoder": model.decoder_architecture}
+    elif not isinstance(model, Hiera):
+        fixed |= {"num_classes": None, "detector": model.detector_architecture}
     if claimed := sorted(fixed.keys() & meta.keys()):
         raise ValueError(f"meta has {', '.join(claimed)}, which the model decides")
     if (names := meta.get("class_names")) and len(names) != encoder.num_classes:
@@ -484,9 +515,8 @@ def save_weights(
     part.mkdir(parents=True)
     try:
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-        if isinstance(model, MaskedAutoencoderHiera):
-            names = {key: _rename(_official_name(key), {"norm.": "encoder_norm."}) for key in state}
-            state = {names[key]: value for key, value in state.items()}
+        norm = "encoder_norm." if isinstance(model, MaskedAutoencoderHiera) else "norm."
+        state = {_rename(_official_name(k), {"norm.": norm}): v for k, v in state.items()}
         save_file(state, part / "model.safetensors", metadata={"format": "pt"})
         (part / "config.json").write_text(text + "\n", encoding="utf-8")
         if replaces:
@@ -529,6 +559,10 @@ def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
             f"{folder} is a masked autoencoder, without a classifier: fine-tune it with "
             f"model.init={folder}"
         )
+    if checkpoint.detector:
+        raise ValueError(
+            f"{folder} is an action detector, not a classifier: `hiera-video detect` commands take it"
+        )
     return create_model(checkpoint=checkpoint), checkpoint.config
 
 
@@ -557,3 +591,15 @@ def load_autoencoder(
         )
     model = create_autoencoder(checkpoint=checkpoint, decoder_heads=decoder_heads)
     return model, checkpoint.config
+
+
+def load_detector(folder: str | Path) -> tuple[ActionDetector, dict[str, Any]]:
+    """The action detector of a weights, run or checkpoint folder, and the folder's config.
+
+    The config has `label_map` (names by id, as text), `mean`, `std`, and what training wrote beside
+    them.
+    """
+    checkpoint = read_checkpoint(folder)
+    if not checkpoint.detector:
+        raise ValueError(f"{folder}: needed is what `hiera-video detect train` wrote")
+    return create_detector(checkpoint=checkpoint), checkpoint.config

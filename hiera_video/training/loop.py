@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from hiera_video.data.batches import ClipBatch, Failure
+from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
 from hiera_video.training.distributed import Process, sum_over_processes
 from hiera_video.training.optim import set_learning_rate
 
-LossFunction = Callable[[nn.Module, ClipBatch, np.random.Generator], Tensor]
-"""(model, batch, random numbers) -> the sum of the losses of the batch's clips, float32."""
+LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]
+"""(model, batch, random numbers) -> the sum of the losses of the batch's targets, float32."""
+Batch = ClipBatch | DetectionBatch
 
 
 class StopSignal:
@@ -52,12 +54,14 @@ class StepReport:
     """What one step did. Counts and the loss are over all processes, names and failures are not."""
 
     step: int  # steps done, this one included
-    loss: float  # mean over the clips of the step, NaN without any
+    loss: float  # mean over the targets of the step (clips, boxes), NaN without any
     lr: float
     grad_norm: float  # before clipping
     num_clips: int
-    num_failed: int  # videos
-    skipped: bool  # the gradient was not finite, or no video could be read
+    num_targets: int  # clips, in detection boxes
+    num_failed: int  # videos or key frames
+    num_dropped: int  # targets that a crop left nothing of
+    skipped: bool  # the gradient was not finite, or there was no target
     names: list[str]  # of the videos of this process
     failures: list[Failure]  # of this process
     stop: bool  # a process was asked to stop
@@ -69,7 +73,7 @@ def train_steps(
     model: nn.Module,
     loss_function: LossFunction,
     optimizer: torch.optim.Optimizer,
-    batches: Iterator[ClipBatch],
+    batches: Iterator[Batch],
     *,
     start_step: int,
     end_step: int,
@@ -84,8 +88,8 @@ def train_steps(
 ) -> Iterator[StepReport]:
     """Trains from `start_step` to `end_step`, reporting each step after it was taken.
 
-    A step takes `accumulation_steps` batches. The loss is the mean over the clips that could be
-    read, over all processes, however unevenly they are spread. A step whose gradient is not finite
+    A step takes `accumulation_steps` batches. The loss is the mean over the targets (clips, in
+    detection boxes) that could be read, over all processes, however unevenly they are spread. A step whose gradient is not finite
     leaves weights and optimizer untouched.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -97,16 +101,23 @@ def train_steps(
         waited = time.perf_counter() - started
         torch.manual_seed(_mix_seeds(seed, step, process.rank))
         rng = np.random.default_rng([seed, step, process.rank])
-        clips = sum(len(batch) for batch in group)
-        num_failed = sum(len(batch.failures) for batch in group)
-        counts = torch.tensor([clips, num_failed, stop_requested()], dtype=torch.float64)
+        counts = torch.tensor(
+            [
+                sum(len(batch) for batch in group),
+                sum(batch.num_targets for batch in group),
+                sum(batch.num_dropped for batch in group),
+                sum(len(batch.failures) for batch in group),
+                stop_requested(),
+            ],
+            dtype=torch.float64,
+        )
         counts = sum_over_processes(counts)  # on the host: what follows needs no device for it
-        num_clips = int(counts[0])
+        num_clips, num_targets, num_dropped, num_failed, num_stops = map(int, counts.tolist())
 
         lr = lr_at(step)
         set_learning_rate(optimizer, lr)
-        # DDP averages over processes; the loss is a mean over clips.
-        scale = process.world_size / max(num_clips, 1)
+        # DDP averages over processes; the loss is a mean over targets.
+        scale = process.world_size / max(num_targets, 1)
         loss_sum = torch.zeros((), device=device)
         for i, batch in enumerate(group):
             last = i == len(group) - 1
@@ -124,7 +135,7 @@ def train_steps(
         loss_sum = sum_over_processes(loss_sum)
         # The step's only wait for the device: whether to step depends on the norm.
         loss_value, grad_norm = torch.stack([loss_sum, norm.to(loss_sum)]).tolist()
-        skipped = num_clips == 0 or not (math.isfinite(loss_value) and math.isfinite(grad_norm))
+        skipped = num_targets == 0 or not (math.isfinite(loss_value) and math.isfinite(grad_norm))
         if not skipped:
             optimizer.step()
             if average is not None:
@@ -132,15 +143,17 @@ def train_steps(
         optimizer.zero_grad(set_to_none=True)
         yield StepReport(
             step=step + 1,
-            loss=loss_value / num_clips if num_clips else math.nan,
+            loss=loss_value / num_targets if num_targets else math.nan,
             lr=lr,
             grad_norm=grad_norm,
             num_clips=num_clips,
-            num_failed=int(counts[1]),
+            num_targets=num_targets,
+            num_failed=num_failed,
+            num_dropped=num_dropped,
             skipped=skipped,
             names=[name for batch in group for name in batch.names],
             failures=[failure for batch in group for failure in batch.failures],
-            stop=bool(counts[2]),
+            stop=num_stops > 0,
             data_sec=waited,
             step_sec=time.perf_counter() - started,
         )

@@ -88,6 +88,8 @@ class RunReport:
     def step(self, done: StepReport) -> None:
         """The metrics of a step, the videos that could not be read, those of a skipped step."""
         values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
+        if done.num_dropped:
+            values["num_dropped"] = done.num_dropped
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)

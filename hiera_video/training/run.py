@@ -17,8 +17,8 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from hiera_video.data.batches import ClipBatch
 from hiera_video.data.loaders import TrainingOrder, steps_per_epoch
+from hiera_video.models.detection import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.weights import save_weights
@@ -29,7 +29,7 @@ from hiera_video.training.checkpoint import (
     save_checkpoint,
 )
 from hiera_video.training.distributed import Process, from_main, sum_over_processes
-from hiera_video.training.loop import LossFunction, StopSignal, train_steps
+from hiera_video.training.loop import Batch, LossFunction, StopSignal, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
 from hiera_video.training.reporting import ConsoleLine, FailureLimit, RunReport, start_run
 
@@ -86,7 +86,7 @@ class OptimSettings(Protocol):
     def clip_grad(self) -> float | None: ...
 
 
-Model = Hiera | MaskedAutoencoderHiera
+Model = Hiera | MaskedAutoencoderHiera | ActionDetector
 
 
 def open_run(
@@ -179,13 +179,13 @@ class Schedule:
             weights=weights,
         )
 
-    def describe(self, process: Process, optim: OptimSettings) -> str:
+    def describe(self, process: Process, optim: OptimSettings, unit: str = "videos") -> str:
         s = self.settings
         micro = s.global_batch_size // (process.world_size * s.accumulation_steps)
         return (
-            f"{self.end_step} steps of {s.global_batch_size} videos x {s.num_repeats} clips = "
+            f"{self.end_step} steps of {s.global_batch_size} {unit} x {s.num_repeats} clips = "
             f"{s.global_batch_size * s.num_repeats} clips: {process.world_size} processes x "
-            f"{s.accumulation_steps} parts x {micro} videos; peak lr {optim.lr:g} "
+            f"{s.accumulation_steps} parts x {micro} {unit}; peak lr {optim.lr:g} "
             f"({optim.optimizer}, {s.precision}, {process.device})"
         )
 
@@ -194,7 +194,7 @@ def train_to_the_end(
     model: Model,
     loss: LossFunction,
     optimizer: torch.optim.Optimizer,
-    batches_from: Callable[[int], Iterable[ClipBatch]],
+    batches_from: Callable[[int], Iterable[Batch]],
     *,
     folder: Path,
     latest: Path | None,
@@ -266,7 +266,7 @@ def train_to_the_end(
             report.step(done)
             console.add(done)
             limit.add(done, settings.num_repeats)
-            nonfinite = nonfinite + 1 if done.skipped and done.num_clips else 0
+            nonfinite = nonfinite + 1 if done.skipped and done.num_targets else 0
             if nonfinite >= settings.max_nonfinite_steps:
                 raise RuntimeError(
                     f"{nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or "

@@ -1,20 +1,24 @@
-"""Scores of a list of videos, shared out over the processes of a run."""
+"""Scores of a list of videos or key frames, shared out over the processes of a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from hiera_video.data.batches import Failure
-from hiera_video.data.datasets import EvaluationViews
+from hiera_video.data.datasets import EvaluationViews, KeyframeClips
 from hiera_video.data.loaders import evaluation_loader, readable
 from hiera_video.data.transforms import normalize
 from hiera_video.evaluation.classification import VideoScores
 from hiera_video.evaluation.views import score_views
+from hiera_video.models.detection import ActionDetector
 from hiera_video.training.distributed import Process, gather_on_main
 
 
@@ -67,3 +71,67 @@ def validate(
     place = {record.name: i for i, record in enumerate(views.records)}
     failures = sorted((f for _, part in gathered for f in part), key=lambda f: place[f.name])
     return videos, failures
+
+
+@dataclass(frozen=True)
+class KeyframeScores:
+    """What a detector says of the boxes of one key frame."""
+
+    index: int  # of the record
+    scores: np.ndarray  # float32 [n, L], probabilities
+    num_outside: int  # boxes outside of the clip's picture
+    backend: str  # the library that decoded
+
+
+def score_keyframes(
+    model: ActionDetector,
+    keyframes: KeyframeClips,
+    process: Process,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    progress: bool = False,
+) -> tuple[list[KeyframeScores], list[Failure]]:
+    """The scores of all boxes, and the key frames that could not be read, in order of the records.
+
+    Every process takes its share; the main process gets the whole, the others what they did.
+
+    Args:
+        batch_size: clips in a forward pass.
+        num_workers: decoding processes beside this one.
+        progress: show a bar, on a terminal.
+    """
+    loader = evaluation_loader(
+        keyframes, rank=process.rank, world_size=process.world_size, num_workers=num_workers
+    )
+    failures: list[Failure] = []
+    device = process.device
+    statistics = {
+        "mean": torch.tensor(mean, device=device),
+        "std": torch.tensor(std, device=device),
+    }
+    samples = readable(tqdm(loader, unit="keyframe", disable=None if progress else True), failures)
+    scored: list[KeyframeScores] = []
+    model.eval()
+    for batch in iter(lambda: list(islice(samples, batch_size)), []):
+        counts = torch.tensor([len(sample.boxes) for sample in batch])
+        clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
+        boxes = torch.cat([sample.boxes for sample in batch]).to(device)
+        clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
+        ):
+            logits = model(normalize(clips, **statistics), boxes, clip_of_box)
+        scores = logits.float().sigmoid().cpu().split(counts.tolist())
+        for sample, of_boxes in zip(batch, scores, strict=True):
+            outside, backend = sample.num_outside, sample.backend
+            scored.append(KeyframeScores(sample.index, of_boxes.numpy(), outside, backend))
+    gathered = gather_on_main((scored, failures)) or [(scored, failures)]
+    scored = sorted((k for part, _ in gathered for k in part), key=lambda k: k.index)
+    place = {record.name: i for i, record in enumerate(keyframes.records)}
+    failures = sorted((f for _, part in gathered for f in part), key=lambda f: place[f.name])
+    return scored, failures

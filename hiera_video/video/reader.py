@@ -180,9 +180,13 @@ class VideoReader(ABC):
 
 
 def open_video(
-    path: str | os.PathLike[str], backend: Backend = "pyav", *, deadline_sec: float = 60.0
+    path: str | os.PathLike[str],
+    backend: Backend = "pyav",
+    *,
+    deadline_sec: float = 60.0,
+    frames_fps: float | None = None,
 ) -> VideoReader:
-    """Open a video, or an image as a video of one frame.
+    """Open a video, an image as a video of one frame, or a folder of numbered frames.
 
     Frame times, the stream (the first with the default disposition; cover art is none) and rotation
     are the same for all backends. Where decord or torchcodec cannot serve a file with the same
@@ -195,6 +199,7 @@ def open_video(
         deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each wait of
             `stream`. Checked between packets; the native loops of decord and torchcodec cannot be
             interrupted inside a call, so an untrusted file belongs to PyAV.
+        frames_fps: frames per second of a folder of frames; None refuses folders.
 
     Raises:
         VideoError: the file cannot be read; `.cause` says why.
@@ -208,6 +213,10 @@ def open_video(
     if not deadline_sec > 0:
         raise ValueError(f"deadline_sec={deadline_sec} must be positive")
     path = os.fspath(path)
+    if frames_fps is not None and os.path.isdir(path):
+        from hiera_video.video.backends.frames import FrameFolderReader
+
+        return FrameFolderReader(path, deadline_sec, frames_fps)
     _check_file(path)
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         from hiera_video.video.backends.image import ImageReader

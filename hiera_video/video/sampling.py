@@ -227,6 +227,21 @@ def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
     return short_side, math.floor(width / height * short_side)
 
 
+def covering_short_side(height: int, width: int, size: tuple[int, int]) -> int:
+    """The smallest short side at which `resized_shape` covers `size`, (height, width) pixels.
+
+    For a square it is the square's side.
+    """
+    crop_height, crop_width = _integer("size", size[0], 1), _integer("size", size[1], 1)
+    short, long = (crop_height, crop_width) if height <= width else (crop_width, crop_height)
+    side = max(short, long * min(height, width) // max(height, width))
+    while True:
+        rows, columns = resized_shape(height, width, side)
+        if rows >= crop_height and columns >= crop_width:
+            return side
+        side += 1  # once or twice: the longer side is rounded down
+
+
 def crop_offsets(
     height: int, width: int, size: int | tuple[int, int], num_crops: int
 ) -> list[tuple[int, int]]:

@@ -13,7 +13,8 @@ MAIN = Process(0, 1, 1, torch.device("cpu"))
 
 def done(step=1, num_clips=8, num_failed=0, skipped=False, **changes):
     values = dict(loss=0.5, lr=1e-3, grad_norm=2.0, data_sec=0.1, step_sec=0.4, stop=False)
-    values |= {"names": ["a.mp4"], "failures": []} | changes
+    values |= {"names": ["a.mp4"], "failures": [], "num_targets": num_clips, "num_dropped": 0}
+    values |= changes
     return StepReport(
         step=step, num_clips=num_clips, num_failed=num_failed, skipped=skipped, **values
     )

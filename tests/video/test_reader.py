@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hiera_video.video import index
 from hiera_video.video.reader import open_video, warn_once
 from tests.video.striped_video import decode_linearly, make_striped_video, read_number
 
@@ -173,3 +174,32 @@ def test_unwanted_frames_are_not_decoded_or_kept(folder, monkeypatch):
         for index, frame in stream:
             assert read_number(frame) == index
             assert len(fed) - index < 12  # the decoder is never far ahead of what was taken
+
+
+def test_the_index_of_a_film_is_kept_until_the_file_changes(tmp_path, monkeypatch):
+    scans = []
+    real_scan = index.scan
+    monkeypatch.setattr(
+        index, "scan", lambda path, *rest: scans.append(path) or real_scan(path, *rest)
+    )
+    monkeypatch.setattr(index, "MIN_CACHED_FRAMES", 20)
+    monkeypatch.setattr(index, "MAX_CACHED_FRAMES", 50)
+    monkeypatch.setattr(index, "_cache", {})
+
+    def read(name, num_frames):
+        with open_video(tmp_path / name) as video:
+            assert len(video) == num_frames
+            assert read_number(video.frames([num_frames - 1])[0]) == num_frames - 1
+
+    make_striped_video(tmp_path / "a.mp4", num_frames=20)
+    make_striped_video(tmp_path / "b.mp4", num_frames=30)
+    make_striped_video(tmp_path / "short.mp4", num_frames=19)
+    for name, num_frames in (("a.mp4", 20), ("b.mp4", 30), ("a.mp4", 20), ("short.mp4", 19)) * 2:
+        read(name, num_frames)
+    assert [Path(path).name for path in scans] == ["a.mp4", "b.mp4", "short.mp4", "short.mp4"]
+    make_striped_video(tmp_path / "c.mp4", num_frames=40)
+    read("c.mp4", 40)  # for which both others go
+    read("b.mp4", 30)
+    assert [Path(path).name for path in scans[4:]] == ["c.mp4", "b.mp4"]
+    make_striped_video(tmp_path / "b.mp4", num_frames=25)
+    read("b.mp4", 25)

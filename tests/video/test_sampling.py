@@ -12,6 +12,7 @@ from hiera_video.video import sampling
 from hiera_video.video.sampling import (
     clip_indices,
     clip_length,
+    covering_short_side,
     crop_offsets,
     keyframe_indices,
     random_clip_start,
@@ -447,3 +448,20 @@ def test_mistakes_name_the_argument(function, arguments, message):
 def test_no_pictures_and_no_torch():
     names = set(vars(sampling))
     assert not names & {"torch", "cv2", "av", "os", "pathlib"}
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 500), st.integers(1, 500))
+def test_covering_short_side_is_the_smallest_that_covers(height, width, rows, columns):
+    side = covering_short_side(height, width, (rows, columns))
+
+    def covers(short_side):
+        shape = resized_shape(height, width, short_side)
+        return shape[0] >= rows and shape[1] >= columns
+
+    assert covers(side)
+    assert side == 1 or not covers(side - 1)
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 500))
+def test_a_square_is_covered_at_its_own_side(height, width, size):
+    assert covering_short_side(height, width, (size, size)) == size

@@ -17,7 +17,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
-from hiera_video.video.index import choose_stream, filled_packets, open_container, scan
+from hiera_video.video.index import cached_scan, choose_stream, filled_packets, open_container
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 # Codecs in which "non-reference" means that no frame at all refers to it. Not HEVC: a "sub-layer
@@ -43,7 +43,7 @@ class PyavReader(VideoReader):
         self._quarter_turns = 0  # counter-clockwise
         try:
             deadline = Deadline(path, deadline_sec)
-            self.index = scan(path, self._open(), self._stream, deadline)
+            self.index = cached_scan(path, self._open(), self._stream, deadline)
         except BaseException:
             self.close()
             raise
@@ -90,7 +90,7 @@ class PyavReader(VideoReader):
         runs: list[tuple[int, list[int]]] = []
         last_packet = -1
         for position in positions:
-            start, packet = self.index.start_of[position], self.index.packet_of[position]
+            start, packet = int(self.index.start_of[position]), int(self.index.packet_of[position])
             if not runs or start > last_packet + 1:
                 runs.append((start, []))
                 last_packet = packet
@@ -112,8 +112,8 @@ class PyavReader(VideoReader):
             held: dict[int, av.VideoFrame] = {}
             for packet_number, frame in self._decode(start, run[done:], from_start, deadline):
                 held[packet_number] = frame
-                while done < len(run) and self.index.packet_of[run[done]] in held:
-                    frame = held.pop(self.index.packet_of[run[done]])
+                while done < len(run) and (packet := int(self.index.packet_of[run[done]])) in held:
+                    frame = held.pop(packet)
                     yield run[done], self._to_rgb(frame)
                     done += 1
                 if len(held) > MAX_HELD_FRAMES:
@@ -131,7 +131,7 @@ class PyavReader(VideoReader):
         self, start: int, positions: list[int], from_start: bool, deadline: Deadline
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yield (packet number, frame) of the wanted frames in the order in which they come out."""
-        wanted = {self.index.packet_of[position] for position in positions}
+        wanted = set(self.index.packet_of[positions].tolist())
         may_skip = not from_start and self._stream.codec_context.name in SKIPPING_CODECS
         first = 0 if from_start else start
         for number, packet in self._packets(first, max(wanted), from_start):
@@ -145,7 +145,7 @@ class PyavReader(VideoReader):
             except av.error.FFmpegError:
                 continue  # if a wanted frame is lost by it, the caller notices
             for frame in frames:
-                if frame.pts in wanted and not frame.is_corrupt:
+                if frame.pts is not None and frame.pts in wanted and not frame.is_corrupt:
                     yield frame.pts, frame
 
     def _packets(
@@ -182,7 +182,7 @@ class PyavReader(VideoReader):
         if self.index.stamp_name is None:
             return None
         try:
-            container.seek(self.index.stamps[first], stream=self._stream)
+            container.seek(int(self.index.stamps[first]), stream=self._stream)
         except av.error.FFmpegError:
             return None
         packets = self._numbered(filled_packets(self.path, container, self._stream))
@@ -193,15 +193,18 @@ class PyavReader(VideoReader):
 
     def _numbered(self, packets: Iterator[av.Packet]) -> Iterator[tuple[int, av.Packet]]:
         """Packets with the numbers that the scan gave them; ends where they do not follow on."""
-        previous = None
+        stamps, number = self.index.stamps, None
         for packet in packets:
-            number = self.index.number_of.get(getattr(packet, self.index.stamp_name or "pts"))
-            if previous is None and number is None:
-                continue  # the rest of a packet that a transport stream was entered in
-            if number is None or (previous is not None and number != previous + 1):
-                return
+            stamp = getattr(packet, self.index.stamp_name or "pts")
+            if number is None:
+                number = self.index.number_of(stamp)
+                if number is None:
+                    continue  # the rest of a packet that a transport stream was entered in
+            else:
+                number += 1
+                if number == len(stamps) or stamps[number] != stamp:
+                    return
             yield number, packet
-            previous = number
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], upright; a frame of another size than the first is scaled to that."""

@@ -1,0 +1,119 @@
+"""The action detector: a Hiera, and a head that classifies what the person in a box does.
+
+The framework of SlowFast (arXiv 1812.03982, section 4; `ResNetRoIHead` in its head_helper.py), which
+the Hiera paper follows (appendix A.1): one clip around a key frame, features of the last stage
+averaged over time, RoIAlign, spatial maximum, one sigmoid an action. As in SlowFast's MViT, tokens
+are normalised before. What differs is only that boxes are fractions of the clip's picture: the
+stride of the map (32 pixels; 16 with q_pool=2) is then right by construction, whatever the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torchvision.ops import roi_align
+
+from hiera_video.models.hiera import Head, Hiera
+
+
+class ActionDetector(nn.Module):
+    """Actions of the people in given boxes, at the middle of a clip.
+
+    Args:
+        encoder: with `num_classes=0`.
+        num_classes: actions; output c is the action of id c + 1, AVA's ids being counted from 1.
+        head_dropout: dropout before the classifier.
+        roi_resolution: bins of RoIAlign along each side of a box.
+    """
+
+    def __init__(
+        self,
+        encoder: Hiera,
+        *,
+        num_classes: int,
+        head_dropout: float = 0.0,
+        roi_resolution: int = 7,
+    ) -> None:
+        super().__init__()
+        if encoder.num_classes:
+            raise ValueError(f"the encoder has {encoder.num_classes} classes: needed are 0")
+        if num_classes < 1 or roi_resolution < 1:
+            raise ValueError(
+                f"num_classes is {num_classes}, roi_resolution {roi_resolution}: allowed is 1 or "
+                "more"
+            )
+        self.encoder, self.head_dropout = encoder, head_dropout
+        self.num_classes, self.roi_resolution = num_classes, roi_resolution
+        self.roi_head = Head(encoder.num_features, num_classes, head_dropout)
+        self.reset_classifier(num_classes)
+
+    @property
+    def detector_architecture(self) -> dict[str, int]:
+        """Keyword arguments that build this detector again around the same encoder."""
+        return {"num_classes": self.num_classes, "roi_resolution": self.roi_resolution}
+
+    def forward(
+        self,
+        x: Float[Tensor, "B C T H W"],
+        boxes: Float[Tensor, "R 4"],
+        clip_of_box: Int[Tensor, " R"],
+    ) -> Float[Tensor, "R L"]:
+        """Logits of each box, one a action; R may be 0.
+
+        Args:
+            x: normalised clips, of the encoder's `input_size`.
+            boxes: corners (x1, y1, x2, y2) as fractions of the clip's picture, 0..1.
+            clip_of_box: which of the clips each box lies in.
+        """
+        return self.roi_head(self.roi_features(self.feature_map(x), boxes, clip_of_box))
+
+    def feature_map(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D h w"]:
+        """Tokens of the last stage, normalised, averaged over time."""
+        tokens = self.encoder.norm(self.encoder.encode(x)[-1])
+        return self.encoder.reroll(tokens, stage=-1).mean(dim=1).permute(0, 3, 1, 2)
+
+    def roi_features(
+        self,
+        maps: Float[Tensor, "B D h w"],
+        boxes: Float[Tensor, "R 4"],
+        clip_of_box: Int[Tensor, " R"],
+    ) -> Float[Tensor, "R D"]:
+        """The maximum over each box, in float32.
+
+        Bins are sampled as densely as the box is large on the map; pixel centres lie at halves
+        ("aligned").
+        """
+        height, width = maps.shape[2:]
+        cells = boxes.float() * torch.tensor([width, height] * 2, device=boxes.device)
+        rois = torch.cat([clip_of_box[:, None].float(), cells], dim=1)
+        bins = roi_align(maps.float(), rois, self.roi_resolution, sampling_ratio=0, aligned=True)
+        return bins.amax(dim=(2, 3))
+
+    # What the optimizer and the training command ask.
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A fresh classifier for `num_classes` actions, 1000 times smaller than other layers."""
+        self.num_classes = num_classes
+        weight = self.encoder.norm.weight
+        head = Head(self.encoder.num_features, num_classes, self.head_dropout)
+        for name, parameter in head.projection.named_parameters():
+            if name == "weight":
+                nn.init.trunc_normal_(parameter, std=2e-5)
+            else:
+                nn.init.zeros_(parameter)
+        self.roi_head = head.to(weight.device, weight.dtype)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory for about a third more time."""
+        self.encoder.set_grad_checkpointing(enable)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are not decayed although they are not vectors."""
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of each parameter, as in the encoder; the head is as deep as the last norm."""
+        ids = {f"encoder.{name}": depth for name, depth in self.encoder.layer_ids().items()}
+        top = max(ids.values())
+        return ids | {f"roi_head.{name}": top for name, _ in self.roi_head.named_parameters()}
