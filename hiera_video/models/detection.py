@@ -1,10 +1,11 @@
 """The action detector: a Hiera, and a head that classifies what the person in a box does.
 
-The framework of SlowFast (arXiv 1812.03982, section 4; `ResNetRoIHead` in its head_helper.py), which
-the Hiera paper follows (appendix A.1): one clip around a key frame, features of the last stage
-averaged over time, RoIAlign, spatial maximum, one sigmoid an action. As in SlowFast's MViT, tokens
-are normalised before. What differs is only that boxes are fractions of the clip's picture: the
-stride of the map (32 pixels; 16 with q_pool=2) is then right by construction, whatever the model.
+The framework of SlowFast (arXiv 1812.03982, section 4; `ResNetRoIHead` in its head_helper.py),
+which the Hiera paper follows (appendix A.1): one clip around a key frame, features of the last
+stage averaged over time, RoIAlign, spatial maximum, one sigmoid an action. As in SlowFast's MViT,
+tokens are normalised before. What differs is only that boxes are fractions of the clip's picture:
+the stride of the map (32 pixels; 16 with q_pool=2) is then right by construction, whatever the
+model.
 """
 
 from __future__ import annotations

@@ -561,7 +561,7 @@ def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
         )
     if checkpoint.detector:
         raise ValueError(
-            f"{folder} is an action detector, not a classifier: `hiera-video detect` commands take it"
+            f"{folder} is an action detector, not a classifier: `hiera-video detect ...` takes it"
         )
     return create_model(checkpoint=checkpoint), checkpoint.config
 

@@ -89,8 +89,8 @@ def train_steps(
     """Trains from `start_step` to `end_step`, reporting each step after it was taken.
 
     A step takes `accumulation_steps` batches. The loss is the mean over the targets (clips, in
-    detection boxes) that could be read, over all processes, however unevenly they are spread. A step whose gradient is not finite
-    leaves weights and optimizer untouched.
+    detection boxes) that could be read, over all processes, however unevenly they are spread. A
+    step whose gradient is not finite leaves weights and optimizer untouched.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = process.device

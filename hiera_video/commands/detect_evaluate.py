@@ -1,0 +1,206 @@
+"""`hiera-video detect evaluate`: frame mAP of a trained action detector, and its detections."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiera_video.config import DetectEvaluateConfig
+from hiera_video.data.boxes import LabelMap, read_label_map, write_detections
+from hiera_video.data.datasets import ClipSampler, KeyframeClips
+from hiera_video.data.keyframes import Keyframe, KeyframeEvaluation, detections_of, read_evaluation
+from hiera_video.data.loaders import default_num_workers
+from hiera_video.evaluation import ava_report
+from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
+from hiera_video.models.weights import load_detector
+from hiera_video.training.distributed import process_group, sum_over_processes
+from hiera_video.training.reporting import environment, setup_logging, write_text
+from hiera_video.training.validation import score_keyframes
+from hiera_video.video.reader import open_video
+
+logger = logging.getLogger(__name__)
+
+RESULTS = ("report.json", "detections.csv")
+
+
+def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Evaluates and writes the results; returns the exit code."""
+    assert config.checkpoint is not None  # config.check() saw to it
+    data = config.data
+    assert data.val is not None
+    with process_group(config.device) as process:
+        setup_logging(quiet=not process.is_main)
+        model, meta = load_detector(config.checkpoint)
+        label_map = evaluated_actions(config, meta)
+        val = read_evaluation(
+            data.val,
+            root=data.root,
+            proposals=data.val_proposals,
+            proposal_score=data.proposal_score,
+            excluded=data.val_excluded,
+            keyframes=data.val_keyframes,
+            seconds=data.seconds,
+        )
+        folder = output_folder(config)
+        existing = [name for name in RESULTS if (folder / name).exists()]
+        if existing and not config.overwrite:
+            raise ValueError(
+                f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or "
+                "set overwrite=true to replace them"
+            )
+        clips = KeyframeClips(
+            val.records,
+            ClipSampler(num_frames=model.encoder.input_size[0], **asdict(config.clips)),
+            size=model.encoder.input_size[1:],
+            start_sec=data.start_sec,
+            open_video=partial(
+                open_video,
+                backend=data.backend,
+                deadline_sec=data.deadline_sec,
+                frames_fps=data.frames_fps,
+            ),
+        )
+        protocol = describe_protocol(config, val, clips)
+        if dry_run:
+            print(json.dumps({"keyframes_to_score": len(val.records), **protocol}, indent=2))
+            return 0
+        if process.is_main:  # before hours of work, not after
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.json.tmp").touch()
+        workers = data.num_workers
+        scored, failures = score_keyframes(
+            model.to(process.device),
+            clips,
+            process,
+            mean=meta["mean"],
+            std=meta["std"],
+            batch_size=config.batch_size,
+            num_workers=default_num_workers(process.local_world_size)
+            if workers is None
+            else workers,
+            bf16=config.precision == "bf16",
+            progress=process.is_main,
+        )
+        if process.is_main:
+            detections = detections_of(val.records, {k.index: k.scores for k in scored}, label_map)
+            write_detections(folder / "detections.csv", detections)
+            failed = {failure.name for failure in failures}
+            lost = {(r.video, r.second) for r in val.records if r.name in failed}
+            evaluate = partial(results, val, detections, label_map)
+            report = {
+                "checkpoint": config.checkpoint,
+                "data": data.val,
+                "expected": len(val.records),
+                "decoded": len(scored),
+                "protocols": evaluate(val.keyframes),
+                **protocol,
+                "boxes_outside_of_the_crop": sum(k.num_outside for k in scored),
+                "failed": [asdict(failure) for failure in failures],
+                "decoded_by": Counter(k.backend for k in scored),
+                "environment": environment(),
+            }
+            if lost:
+                kept = [keyframe for keyframe in val.keyframes if keyframe not in lost]
+                report["protocols_without_failed"] = evaluate(kept)
+            write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+            print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
+        # Together: torchrun ends all processes when one has left with another code than 0.
+        if sum_over_processes(torch.tensor(len(scored))) == 0:
+            return 1
+        return 3 if sum_over_processes(torch.tensor(len(failures))) else 0
+
+
+def evaluated_actions(config: DetectEvaluateConfig, meta: dict[str, Any]) -> LabelMap:
+    """The actions of `data.label_map`, else all that the model knows.
+
+    Raises:
+        ValueError: actions that the model does not know.
+    """
+    known = {int(id): name for id, name in meta["label_map"].items()}
+    groups = {int(id): group for id, group in meta["groups"].items()}
+    if config.data.label_map is None:
+        return LabelMap(known, groups)
+    chosen = read_label_map(config.data.label_map)
+    for id, name in chosen.names.items():
+        if known.get(id) != name:
+            raise ValueError(
+                f"{config.data.label_map}: action {id} is {name!r}, but "
+                f"{known.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of its own"
+            )
+    return chosen
+
+
+def results(
+    val: KeyframeEvaluation, detections: Any, label_map: LabelMap, keyframes: list[Keyframe]
+) -> dict[str, Any]:
+    """Of both protocols, over these key frames."""
+    return {
+        protocol: ava_report.as_dict(
+            frame_ap(
+                val.ground_truth,
+                detections,
+                classes=list(label_map.names),
+                protocol=protocol,
+                excluded=val.excluded,
+                keyframes=keyframes,
+                groups=label_map.groups,
+            ),
+            label_map.names,
+        )
+        for protocol in PROTOCOLS
+    }
+
+
+def output_folder(config: DetectEvaluateConfig) -> Path:
+    """`output_dir`, else eval/ beside the weights of a run."""
+    assert config.checkpoint is not None
+    if config.output_dir is not None:
+        return Path(config.output_dir)
+    checkpoint = Path(config.checkpoint)
+    return (checkpoint.parent if checkpoint.name == "weights" else checkpoint) / "eval"
+
+
+def describe_protocol(
+    config: DetectEvaluateConfig, val: KeyframeEvaluation, clips: KeyframeClips
+) -> dict[str, Any]:
+    """What the figures were obtained with, as the report states it."""
+    return {
+        "boxes": val.boxes,
+        "proposal_score": config.data.proposal_score if val.boxes == "proposals" else None,
+        "keyframes": len(val.keyframes),
+        "excluded_keyframes": len(val.excluded),
+        "num_frames": clips.sampler.num_frames,
+        **asdict(config.clips),
+        "crop": "centre",
+        "crop_size": list(clips.size),
+        "backend": config.data.backend,
+        "precision": config.precision,
+    }
+
+
+def tell(report: dict[str, Any], folder: Path) -> str:
+    """The report for a person."""
+    height, width = report["crop_size"]
+    lines = [
+        f"boxes: {report['boxes']}"
+        + (f", score {report['proposal_score']:g} or more" if report["proposal_score"] else ""),
+        f"{report['decoded']} of {report['expected']} key frames with boxes decoded, "
+        f"{len(report['failed'])} failed; {report['keyframes']} key frames count, "
+        f"{report['excluded_keyframes']} on the list of excluded ones do not",
+        f"clips: {report['num_frames']}x{report['sampling_rate']} frames, centre crops of "
+        f"{height} x {width} px; {report['boxes_outside_of_the_crop']} boxes outside of them",
+        *ava_report.tell(report["protocols"], num_excluded=0),
+    ]
+    for protocol, result in report.get("protocols_without_failed", {}).items():
+        mean = ava_report.percent(result["mean_ap"])
+        lines.append(f"{protocol}, without key frames that failed: {mean}")
+    lines += [f"failed: {failure['message']}" for failure in report["failed"]]
+    lines.append(f"results are in {folder}")
+    return "\n".join(lines)

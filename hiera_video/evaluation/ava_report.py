@@ -1,0 +1,103 @@
+"""Results of `frame_ap` as data for machines and as lines for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from hiera_video.evaluation.ava import MATCHING_IOU, PROTOCOLS, FrameAP
+
+COUNTS = {
+    "ground_truth_of_other_classes": "ground-truth rows of classes that are not evaluated",
+    "ground_truth_excluded": "ground-truth rows at excluded key frames",
+    "ground_truth_beyond_keyframes": "ground-truth rows at key frames that are not to be evaluated",
+    "detections_of_other_classes": "detections of classes that are not evaluated",
+    "detections_excluded": "detections at excluded key frames",
+    "detections_beyond_keyframes": "detections at key frames that do not count here",
+    "detections_beyond_the_best": "detections beyond the 50 best of their key frame",
+    "detections_with_invalid_boxes": "detections whose boxes have no area",
+}
+
+
+def as_dict(result: FrameAP, names: Mapping[int, str]) -> dict[str, Any]:
+    """A result as plain data; what is not defined is null. `names` are those of the class ids."""
+    return {
+        "mean_ap": _known(result.mean_ap),
+        "iou": MATCHING_IOU,
+        "mean_ap_over_orders_of_equal_scores": [_known(value) for value in result.tie_range],
+        "groups": {name: _known(value) for name, value in result.groups.items()},
+        "classes": [
+            {
+                "id": class_id,
+                "name": names[class_id],
+                "ap": _known(ap),
+                "ground_truth": num_truth,
+                "detections": num_detections,
+            }
+            for class_id, ap, num_truth, num_detections in zip(
+                result.classes.tolist(),
+                result.ap.tolist(),
+                result.num_ground_truth.tolist(),
+                result.num_detections.tolist(),
+                strict=True,
+            )
+        ],
+        "without_ground_truth": [names[c] for c in result.without_ground_truth],
+        "exclusions_applied": PROTOCOLS[result.protocol].uses_exclusions,
+        "counts": result.counts,
+    }
+
+
+def tell(results: Mapping[str, Any], *, num_excluded: int) -> list[str]:
+    """Lines for a person, of the results of `as_dict` by protocol.
+
+    Args:
+        num_excluded: key frames on the list of those to leave out.
+    """
+    lines = []
+    for protocol, result in results.items():
+        low, high = result["mean_ap_over_orders_of_equal_scores"]
+        counts = result["counts"]
+        lines += ["", f"protocol {protocol}: frame mAP at IoU {result['iou']}"]
+        lines.append(f"  mAP {percent(result['mean_ap'])}")
+        if low != high:
+            lines.append(f"    {percent(low, 3)} to {percent(high, 3)}, as equal scores are ranked")
+        lines += [f"  {name}: {percent(value)}" for name, value in result["groups"].items()]
+        lines.append(
+            f"  key frames: {counts['keyframes_with_ground_truth']} with ground truth, "
+            f"{counts['keyframes_with_detections']} with detections, "
+            f"{counts['keyframes_beyond']} of these not named by what is evaluated"
+        )
+        if num_excluded and not result["exclusions_applied"]:
+            lines.append(
+                "  the excluded time stamps are not applied: this protocol has no such list"
+            )
+        lines += [f"  left out: {counts[k]} {text}" for k, text in COUNTS.items() if counts.get(k)]
+        wrong = counts["detections_beyond_counted_as_wrong"]
+        if wrong:
+            lines.append(
+                f"  counted as wrong: {wrong} detections at key frames without ground truth"
+            )
+        if result["without_ground_truth"]:
+            names = ", ".join(result["without_ground_truth"])
+            lines.append(f"  not in the mean, without ground truth: {names}")
+        if counts["detections_evaluated"] == 0:
+            lines.append(
+                "  no detection was evaluated: compare video names, seconds and action ids"
+            )
+    lines += ["", "AP of each class: " + ", ".join(results)]
+    for rows in zip(*(result["classes"] for result in results.values()), strict=True):
+        values = " ".join(f"{percent(row['ap']):>8s}" for row in rows)
+        truth = max(row["ground_truth"] for row in rows)
+        lines.append(f"{values}  {rows[0]['id']:3d} {rows[0]['name']} ({truth} boxes)")
+    return lines
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def percent(value: float | None, digits: int = 2) -> str:
+    """A fraction in percent; a dash where it is not defined."""
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
