@@ -5,12 +5,14 @@ class, so that nothing but the motion differs, and the first picture is the same
 does a later one tell: the picture is a torus, on which a figure that leaves on one side enters on
 the other, and sizes run in a cycle too. A position that starts uniform on the torus is uniform at
 any time, whatever the motion, and so is the place in the cycle of sizes.
+
+`demo_ava` films the same figures, each with a motion of its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -85,6 +87,7 @@ class Scene:
     num_frames: int
     speed: float
     turning: int  # 1 or -1: clockwise or not, for the class that circles
+    margin_px: int = 0  # by which the torus is larger than the picture, on each side
 
 
 @dataclass(frozen=True)
@@ -128,14 +131,14 @@ def generate(data: DemoData, *, seed: int, train_scenes: int = 48, val_scenes: i
                     if not path.exists():
                         write_video(path, render(scene, motion), scene.fps, options=ENCODER)
                     bar.update()
-    _write_text(data.class_names, "".join(f"{name}\n" for name in CLASSES))
+    write_text(data.class_names, "".join(f"{name}\n" for name in CLASSES))
     for split in SPLITS:
         lines = (
             f"{_video_name(split, motion, number)} {label}\n"
             for number in range(scenes[split])
             for label, motion in enumerate(CLASSES)
         )
-        _write_text(data.folder / f"{split}.csv", "".join(lines))
+        write_text(data.folder / f"{split}.csv", "".join(lines))
 
 
 def draw_scene(seed: int, split: str, number: int) -> Scene:
@@ -144,9 +147,9 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
     height, width = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     fps = FRAME_RATES[rng.integers(len(FRAME_RATES))]
     return Scene(
-        background=_draw_background(height, width, rng),
+        background=draw_background(height, width, rng),
         figures=tuple(
-            _draw_figure(height, width, rng)
+            draw_figure(height, width, rng)
             for _ in range(rng.integers(*NUM_FIGURES, endpoint=True))
         ),
         fps=fps,
@@ -157,7 +160,7 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
 
 
 def place(scene: Scene, figure: Figure, motion: str, time_sec: float) -> tuple[np.ndarray, float]:
-    """Position (x, y) on the torus and radius of a figure at a time, in pixels."""
+    """Position (x, y) and radius of a figure at a time, in pixels of the picture."""
     height, width = scene.background.shape[:2]
     short_side = min(height, width)
     way = scene.speed * time_sec
@@ -170,24 +173,47 @@ def place(scene: Scene, figure: Figure, motion: str, time_sec: float) -> tuple[n
     phase = (figure.size_phase + GROWTH.get(motion, 0) * way) % 1
     smallest, largest = RADIUS
     radius = short_side * smallest * (largest / smallest) ** phase
-    return position % (width, height), radius
+    margin = scene.margin_px
+    torus = np.array([width + 2 * margin, height + 2 * margin])
+    return (position + margin) % torus - margin, radius
 
 
 def render(scene: Scene, motion: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """The pictures of a scene in which the figures move as the class says."""
-    height, width = scene.background.shape[:2]
     for index in range(scene.num_frames):
         picture = scene.background.copy()
         for figure in scene.figures:
-            (x, y), radius = place(scene, figure, motion, float(index / scene.fps))
-            corners = radius * figure.outline + np.array([x, y])
-            for shift in product((-width, 0, width), (-height, 0, height)):
-                points = np.rint((corners + np.array(shift)) * 2**SUBPIXEL_BITS).astype(np.int32)
-                cv2.fillPoly(picture, [points], figure.colour, cv2.LINE_AA, SUBPIXEL_BITS)
+            paint(picture, scene, figure, motion, float(index / scene.fps), figure.colour)
         yield picture
 
 
-def _draw_background(
+def paint(
+    picture: UInt8[np.ndarray, "H W *channels"],
+    scene: Scene,
+    figure: Figure,
+    motion: str,
+    time_sec: float,
+    colour: Sequence[int],
+) -> None:
+    """Draws a figure where it is at a time, and again beyond each seam of the torus."""
+    height, width = (side + 2 * scene.margin_px for side in scene.background.shape[:2])
+    position, radius = place(scene, figure, motion, time_sec)
+    corners = radius * figure.outline + position
+    for shift in product((-width, 0, width), (-height, 0, height)):
+        fill(picture, corners + np.array(shift), colour)
+
+
+def fill(
+    picture: UInt8[np.ndarray, "H W *channels"],
+    corners: Float[np.ndarray, "corners 2"],
+    colour: Sequence[int],
+) -> None:
+    """Draws a polygon whose corners (x, y) may lie between pixels."""
+    points = np.rint(corners * 2**SUBPIXEL_BITS).astype(np.int32)
+    cv2.fillPoly(picture, [points], colour, cv2.LINE_AA, SUBPIXEL_BITS)
+
+
+def draw_background(
     height: int, width: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "H W 3"]:
     """A dark gradient under blotches of random grain."""
@@ -202,7 +228,7 @@ def _draw_background(
     return np.clip(picture, 0, 120).astype(np.uint8)
 
 
-def _draw_figure(height: int, width: int, rng: np.random.Generator) -> Figure:
+def draw_figure(height: int, width: int, rng: np.random.Generator, *, margin_px: int = 0) -> Figure:
     """A bright figure: a polygon from triangle to nearly a disc, or a star, turned at random."""
     corners = int(rng.choice([3, 4, 5, 24]))
     is_star = corners == 5
@@ -213,7 +239,7 @@ def _draw_figure(height: int, width: int, rng: np.random.Generator) -> Figure:
     colour = rng.uniform(150, 255, 3)
     red, green, blue = (round(float(c)) for c in colour * 255 / colour.max())
     return Figure(
-        position_px=rng.uniform(0, (width, height)),
+        position_px=rng.uniform(-margin_px, (width + margin_px, height + margin_px)),
         size_phase=rng.uniform(),
         orbit_phase=rng.uniform(),
         outline=np.stack([reach * np.cos(angles), reach * np.sin(angles)], axis=1),
@@ -226,7 +252,7 @@ def _video_name(split: str, motion: str, number: int) -> str:
     return f"videos/{motion}/{split}_{number:03d}.mp4"
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.part")
     unfinished.write_text(text, encoding="utf-8")
     os.replace(unfinished, path)
