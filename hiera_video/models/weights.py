@@ -144,14 +144,19 @@ def fetch(weights: PublishedWeights, timeout_sec: float = 30.0) -> Path:
     Raises:
         ConnectionError: it cannot be fetched; says which file to put where by hand.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / weights.file_name
+    return fetch_file(weights.url, weights.license, timeout_sec)
+
+
+def fetch_file(url: str, license: str, timeout_sec: float = 30.0) -> Path:
+    """As `fetch`, by address."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
-    logger.warning("fetching %s (licence %s) to %s", weights.url, weights.license, path)
+    logger.warning("fetching %s (licence %s) to %s", url, license, path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with urllib.request.urlopen(weights.url, timeout=timeout_sec) as response:
+        with urllib.request.urlopen(url, timeout=timeout_sec) as response:
             with part.open("wb") as file:
                 shutil.copyfileobj(response, file, 1 << 20)
             size, expected = part.stat().st_size, response.headers.get("Content-Length")
@@ -160,8 +165,8 @@ def fetch(weights: PublishedWeights, timeout_sec: float = 30.0) -> Path:
         part.replace(path)
     except OSError as error:  # URLError and time-outs are OSErrors
         raise ConnectionError(
-            f"cannot fetch {weights.url} ({error}): fetch {weights.file_name} by other means and "
-            f"put it into {path.parent}, or give its path as the checkpoint"
+            f"cannot fetch {url} ({error}): fetch {path.name} by other means and put it into "
+            f"{path.parent}, or give its path instead"
         ) from error
     finally:
         part.unlink(missing_ok=True)

@@ -1,0 +1,191 @@
+"""People's boxes, and what they do, drawn onto a video.
+
+Small frames are enlarged, since words would not fit beside the people in them. Labels keep off one
+another where there is space, and never leave the picture.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from hiera_video.video.reader import VideoReader
+from hiera_video.video.writer import write_video
+
+Picture = UInt8[np.ndarray, "H W 3"]
+Rectangle = tuple[float, float, float, float]  # x1 y1 x2 y2
+
+LEGIBLE_PX = 360  # shorter sides are enlarged to this or more, by a whole factor
+BACKING = (0, 0, 0, 170)  # behind words, RGBA
+INK = (255, 255, 255)
+COLOURS = (  # of people, told apart on light and dark ground
+    *((255, 196, 0), (0, 200, 255), (255, 90, 90), (120, 230, 80)),
+    *((255, 120, 230), (150, 150, 255), (255, 150, 50), (60, 230, 190)),
+)
+
+
+@dataclass(frozen=True)
+class Person:
+    """A box and what is said beside it."""
+
+    box: Rectangle  # fractions of the picture
+    actions: tuple[tuple[str, float], ...]  # names and scores, in the order shown
+
+
+@dataclass(frozen=True)
+class KeyframePeople:
+    """The people of one key frame; their order decides their colours."""
+
+    time_sec: float  # from the video's first frame on
+    people: tuple[Person, ...]
+
+
+def write_overlay(
+    path: str | os.PathLike[str],
+    video: VideoReader,
+    keyframes: Sequence[KeyframePeople],
+    *,
+    interval_sec: float,
+) -> int:
+    """The whole video with people drawn onto it, as an mp4; how many frames it has.
+
+    Memory does not grow with the length of the video.
+
+    Args:
+        keyframes: ascending times.
+        interval_sec: between key frames; each is shown from half of it before to half after.
+
+    Raises:
+        VideoError: a frame does not decode; no file is left.
+    """
+    rate = Fraction(video.fps)
+    frames = overlay_frames(video, keyframes, interval_sec=interval_sec)
+    return write_video(path, frames, rate, options={"crf": "20"})
+
+
+def overlay_frames(
+    video: VideoReader, keyframes: Sequence[KeyframePeople], *, interval_sec: float
+) -> Iterator[Picture]:
+    """Every frame of a video, with the people of the nearest key frame drawn onto it."""
+    times_sec = video.frame_times_sec - video.frame_times_sec[0]
+    shown = nearest_keyframes(times_sec, [k.time_sec for k in keyframes], interval_sec)
+    for index, frame in video.stream(np.arange(len(video))):
+        people = keyframes[shown[index]].people if shown[index] >= 0 else ()
+        yield draw_people(frame, people)
+
+
+def nearest_keyframes(
+    times_sec: np.ndarray, keyframes_sec: Sequence[float], interval_sec: float
+) -> np.ndarray:
+    """For each frame the index of the key frame within half an interval, -1 where there is none."""
+    if not keyframes_sec:
+        return np.full(len(times_sec), -1)
+    centres = np.asarray(keyframes_sec)
+    nearest = np.searchsorted((centres[1:] + centres[:-1]) / 2, times_sec, side="right")
+    is_near = np.abs(times_sec - centres[nearest]) <= interval_sec / 2
+    return np.where(is_near, nearest, -1)
+
+
+def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
+    """The frame, enlarged if it is small, with boxes and labels; sides are even, as video needs.
+
+    An odd row or column more is cut off.
+    """
+    factor = math.ceil(LEGIBLE_PX / min(frame.shape[:2]))
+    if factor > 1:
+        frame = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    full_height, full_width = frame.shape[:2]
+    picture = Image.fromarray(frame[: full_height // 2 * 2, : full_width // 2 * 2])
+    if not people:
+        return np.asarray(picture)
+    size = picture.size
+    draw = ImageDraw.Draw(picture, "RGBA")
+    font_px = max(14, min(size) // 32)
+    font = ImageFont.load_default(size=font_px)
+    line_px = max(2, font_px // 7)
+    boxes: list[Rectangle] = []
+    for person in people:
+        x1, y1, x2, y2 = person.box
+        boxes.append((x1 * full_width, y1 * full_height, x2 * full_width, y2 * full_height))
+    for number, (x1, y1, x2, y2) in enumerate(boxes):
+        right, bottom = min(x2, size[0]) - 1, min(y2, size[1]) - 1
+        outline = (x1, y1, max(x1, right), max(y1, bottom))
+        draw.rectangle(outline, outline=COLOURS[number % len(COLOURS)], width=line_px)
+    taken: list[Rectangle] = []
+    for number, (person, box) in enumerate(zip(people, boxes, strict=True)):
+        if not person.actions:
+            continue
+        lines = fit_lines(person.actions, font, size, line_px)
+        block_width = max(font.getlength(line) for line in lines) + 5 * line_px
+        row_px = font_px + line_px
+        block = (math.ceil(block_width), len(lines) * row_px + 2 * line_px)
+        place = place_label(block, box, size, taken)
+        taken.append(place)
+        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=BACKING)
+        colour = COLOURS[number % len(COLOURS)]
+        draw.rectangle((place[0], place[1], place[0] + 2 * line_px - 1, place[3] - 1), fill=colour)
+        for row, line in enumerate(lines):
+            baseline = place[1] + line_px + row * row_px + font_px * 0.85
+            draw.text((place[0] + 3 * line_px, baseline), line, INK, font, anchor="ls")
+    return np.asarray(picture)
+
+
+def fit_lines(
+    actions: Sequence[tuple[str, float]],
+    font: ImageFont.FreeTypeFont,
+    size: tuple[int, int],
+    line_px: int,
+) -> list[str]:
+    """`name 0.87` for each action; what is too long or too many for the picture ends in "..."."""
+    width = size[0] - 5 * line_px
+    lines = []
+    for name, score in actions:
+        line, name = f"{name} {score:.2f}", " ".join(name.split())
+        shorter = len(name)
+        while font.getlength(line) > width and shorter:
+            shorter -= 1
+            line = f"{name[:shorter]}... {score:.2f}"
+        lines.append(line)
+    most = max(1, (size[1] // 2) // (round(font.size) + line_px))
+    return lines if len(lines) <= most else [*lines[: most - 1], "..."]
+
+
+def place_label(
+    block: tuple[int, int], box: Rectangle, size: tuple[int, int], taken: Sequence[Rectangle]
+) -> Rectangle:
+    """Where a label of (width, height) goes: above its box, else nearby, off the others.
+
+    Places are tried in order; the first that meets no other label, else the one that covers least.
+    """
+    width, height = block
+    x1, y1, x2, y2 = box
+    beside = [(x, y) for y in (y1, y2 - height) for x in (x2, x1 - width)]
+    tried = [(x1, y1 - height), (x1, y2), *beside, (x1, y1), (x2 - width, y2 - height)]
+    # Then below and above the labels in the way.
+    tried += [(x1, other[3]) for other in taken] + [(x1, other[1] - height) for other in taken]
+    best: Rectangle = (0, 0, 0, 0)
+    least = math.inf
+    for x, y in tried:
+        left = round(min(max(x, 0), size[0] - width))
+        top = round(min(max(y, 0), size[1] - height))
+        place = (left, top, left + width, top + height)
+        covered = sum(_common(place, other) for other in taken)
+        if covered < least:
+            best, least = place, covered
+        if not covered:
+            break
+    return best
+
+
+def _common(a: Rectangle, b: Rectangle) -> float:
+    """Area that two rectangles share."""
+    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
+    return max(width, 0) * max(height, 0)
