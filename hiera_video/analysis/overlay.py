@@ -171,21 +171,16 @@ def place_label(
     tried = [(x1, y1 - height), (x1, y2), *beside, (x1, y1), (x2 - width, y2 - height)]
     # Then below and above the labels in the way.
     tried += [(x1, other[3]) for other in taken] + [(x1, other[1] - height) for other in taken]
-    best: Rectangle = (0, 0, 0, 0)
-    least = math.inf
-    for x, y in tried:
-        left = round(min(max(x, 0), size[0] - width))
-        top = round(min(max(y, 0), size[1] - height))
-        place = (left, top, left + width, top + height)
-        covered = sum(_common(place, other) for other in taken)
-        if covered < least:
-            best, least = place, covered
-        if not covered:
-            break
-    return best
+    sides = np.array(block)
+    corners = np.clip(tried, 0, np.array(size) - sides).round()
+    places = np.concatenate([corners, corners + sides], axis=1)
+    covered = common_area(places, np.reshape(taken, (-1, 4))).sum(axis=1)
+    x1, y1, x2, y2 = places[covered.argmin()].tolist()
+    return x1, y1, x2, y2
 
 
-def _common(a: Rectangle, b: Rectangle) -> float:
-    """Area that two rectangles share."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    return max(width, 0) * max(height, 0)
+def common_area(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Of rectangles [N, 4] with rectangles [M, 4]: [N, M]."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.maximum(high - low, 0).prod(axis=2)
