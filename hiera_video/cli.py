@@ -28,6 +28,7 @@ from hiera_video.config import (
     ConfigError,
     DemoConfig,
     DetectEvaluateConfig,
+    DetectPredictConfig,
     DetectScoreConfig,
     DetectTrainConfig,
     EvaluateConfig,
@@ -50,10 +51,11 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "detect evaluate": (DetectEvaluateConfig, "frame mAP of a trained action detector"),
     "detect score": (DetectScoreConfig, "frame mAP of action detections, from csv files alone"),
     "data check-ava": (CheckAvaConfig, "mistakes in AVA annotations, proposals and videos"),
+    "detect predict": (DetectPredictConfig, "what the people in videos do, with an overlay"),
     "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
 }
-TAKES_FILES = {"predict", "visualize mae"}
+TAKES_FILES = {"predict", "detect predict", "visualize mae"}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 

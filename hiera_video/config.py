@@ -574,6 +574,68 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class DetectPredictConfig:
+    """`hiera-video detect predict FILE...`: what the people in videos do, and when.
+
+    People are found by torchvision's detector, or given in `boxes`. `clips` start from what the
+    checkpoint was trained with, not from the defaults here.
+    """
+
+    inputs: list[str] = field(default_factory=list)
+    """Videos."""
+    checkpoint: str | None = None
+    """A run, checkpoint or weights folder of an action detector."""
+    boxes: str | None = None
+    """Boxes of people, and with them the key frames: csv of video,second,x1,y1,x2,y2,,score, where
+    video is a file's name and second counts from its first frame. Null: they are detected."""
+    detector: str | None = None
+    """Weights of torchvision's fasterrcnn_resnet50_fpn_v2, a .pth file. Null: fetched."""
+    detector_score: float = 0.8
+    """Lowest score of a person's box that is used, detected or given, 0..1."""
+    every_sec: float = 1.0
+    """Distance between key frames where people are detected, seconds."""
+    min_score: float = 0.3
+    """Lowest score of an action in the overlay and the JSON file, 0..1; the csv has all."""
+    top_k: int = 3
+    """Most actions of a person there."""
+    clips: KeyframeClipConfig = field(default_factory=KeyframeClipConfig)
+    output_dir: str = "detections"
+    """Folder for NAME_detections.csv, NAME_detections.json and NAME_overlay.mp4 of each file."""
+    overwrite: bool = False
+    """Replace results that lie in output_dir."""
+    batch_size: int = 8
+    """Clips in a forward pass."""
+    backend: Literal["pyav", "decord", "torchcodec"] = "pyav"
+    """Library that decodes."""
+    deadline_sec: float = 60.0
+    """Longest time that reading one clip, or waiting for one frame, may take, seconds."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of the forward pass."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    def check(self) -> None:
+        _require(bool(self.inputs), "FILE", None, "one video at least")
+        _require(
+            self.checkpoint is not None, "checkpoint", None, "a run folder or a weights folder"
+        )
+        _require(
+            self.boxes is None or self.detector is None,
+            "detector",
+            self.detector,
+            "null with boxes, which take its place",
+        )
+        for key in ("detector_score", "min_score"):
+            value = getattr(self, key)
+            _require(0 <= value <= 1, key, value, "from 0 to 1")
+        for key in ("every_sec", "top_k", "batch_size", "deadline_sec"):
+            _check_positive(key, getattr(self, key))
+        _check_positive("clips.sampling_rate", self.clips.sampling_rate)
+        if self.clips.target_fps is not None:
+            _check_positive("clips.target_fps", self.clips.target_fps)
+
+
+@dataclass(frozen=True)
 class VisualizeConfig:
     """`hiera-video visualize mae FILE...`: pictures of what a masked autoencoder sees and predicts.
 

@@ -1,0 +1,267 @@
+"""`hiera-video detect predict FILE...`: what the people in one's own videos do, and an overlay."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
+from hiera_video.config import DetectPredictConfig
+from hiera_video.data.boxes import BoxTable, LabelMap, read_proposals, write_detections
+from hiera_video.data.datasets import ClipSampler, KeyframeClips
+from hiera_video.data.keyframes import (
+    KeyframeRecord,
+    detections_of,
+    keyframe_records,
+    named_keyframes,
+)
+from hiera_video.data.loaders import default_num_workers
+from hiera_video.models.detection import ActionDetector
+from hiera_video.models.people import detect_people, load_person_detector
+from hiera_video.models.weights import load_detector
+from hiera_video.training.distributed import Process, process_group
+from hiera_video.training.reporting import setup_logging
+from hiera_video.training.validation import score_keyframes
+from hiera_video.video.reader import VideoError, VideoReader, open_video
+from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
+
+FRAMES_AT_ONCE = 4  # in the person detector, which enlarges them to 800 pixels
+
+
+class NoResult(Exception):
+    """Why a file has none, in one line that names it."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files written for one video."""
+
+    csv: Path
+    json: Path
+    overlay: Path
+
+
+def run(config: DetectPredictConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Writes detections and overlays, tells in one line why a file has none; the exit code."""
+    assert config.checkpoint is not None  # config.check() saw to it
+    setup_logging()
+    model, meta = load_detector(config.checkpoint)
+    label_map = LabelMap({int(id): name for id, name in meta["label_map"].items()}, {})
+    table = None if config.boxes is None else read_proposals(config.boxes)
+    outputs = output_files(config)
+    existing = [str(path) for files in outputs for path in vars(files).values() if path.exists()]
+    if existing and not config.overwrite:
+        raise ValueError(
+            f"{', '.join(existing)} would be replaced: choose another output_dir, or set "
+            "overwrite=true"
+        )
+    if dry_run:
+        print("\n".join(str(path) for files in outputs for path in vars(files).values()))
+        return 0
+
+    failed = 0
+    with process_group(config.device) as process:
+        model = model.to(process.device)
+        people = None
+        if table is None:
+            people = load_person_detector(config.detector).to(process.device)
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        for path, files in zip(config.inputs, outputs, strict=True):
+            try:
+                if table is None:
+                    records, interval_sec = detected_boxes(path, people, config), config.every_sec
+                else:
+                    records = given_boxes(path, table, config)
+                    interval_sec = shortest_gap(records, config.every_sec)
+                scores = action_scores(model, meta, records, config, process)
+                said = [
+                    people_of(record, of_boxes, label_map, config)
+                    for record, of_boxes in zip(records, scores, strict=True)
+                ]
+                with reader(path, config) as video:
+                    shown = [keyframe for keyframe, _ in said]
+                    write_overlay(files.overlay, video, shown, interval_sec=interval_sec)
+            except (VideoError, NoResult) as error:
+                failed += 1
+                tell_failure(path, error, as_json)
+                continue
+            write_detections(files.csv, detections_of(records, dict(enumerate(scores)), label_map))
+            write_json(files.json, {"path": path, "keyframes": [entry for _, entry in said]})
+            tell(path, files, records, as_json)
+    if failed == len(config.inputs):
+        return 1
+    return 3 if failed else 0
+
+
+def output_files(config: DetectPredictConfig) -> list[Outputs]:
+    """Of each input; inputs of the same name are numbered."""
+    outputs: list[Outputs] = []
+    taken: set[str] = set()
+    for path in config.inputs:
+        stem, number = Path(path).stem, 1
+        while (name := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
+            number += 1
+        taken.add(name.casefold())
+        ends = ("detections.csv", "detections.json", "overlay.mp4")
+        outputs.append(Outputs(*(Path(config.output_dir, f"{name}_{end}") for end in ends)))
+    return outputs
+
+
+def reader(path: str, config: DetectPredictConfig) -> VideoReader:
+    return open_video(path, config.backend, deadline_sec=config.deadline_sec)
+
+
+# Boxes, by key frame; people stand from left to right, which keeps their colours.
+
+
+def given_boxes(path: str, table: BoxTable, config: DetectPredictConfig) -> list[KeyframeRecord]:
+    """The key frames of a csv that name this file, with or without its suffix."""
+    names = {Path(path).name, Path(path).stem}
+    named = {keyframe for keyframe in named_keyframes(table) if keyframe[0] in names}
+    paths = dict.fromkeys(table.videos, path)
+    found = keyframe_records(table, paths, keyframes=named, min_score=config.detector_score)
+    if not found:
+        raise NoResult(
+            f"{path}: {table.source} has no boxes of {Path(path).stem!r} with a score of "
+            f"detector_score={config.detector_score:g} or more"
+        )
+    records = [record_of(path, record.second, record.boxes) for record in found]
+    return sorted(records, key=lambda record: record.second)
+
+
+def detected_boxes(path: str, detector: Any, config: DetectPredictConfig) -> list[KeyframeRecord]:
+    """A key frame every `every_sec` from the first frame on, without those that show nobody."""
+    records = []
+    with reader(path, config) as video:
+        begin = float(video.frame_times_sec[0])
+        # A clip at a lower rate may end up to one of its frames before the video.
+        duration_sec = video.end_sec - begin - 1 / (config.clips.target_fps or np.inf)
+        end_sec = max(duration_sec - FRAME_TIME_TOLERANCE_SEC, FRAME_TIME_TOLERANCE_SEC)
+        seconds = np.arange(0, end_sec, config.every_sec)
+        on_screen = begin + seconds + FRAME_TIME_TOLERANCE_SEC
+        indices = np.searchsorted(video.frame_times_sec, on_screen, side="right") - 1
+        wanted, place = np.unique(indices, return_inverse=True)
+        stream = video.stream(wanted)
+        found: list[np.ndarray] = []
+        while batch := list(islice(stream, FRAMES_AT_ONCE)):
+            frames = [frame for _, frame in batch]
+            found += [
+                people.boxes
+                for people in detect_people(detector, frames, min_score=config.detector_score)
+            ]
+        for second, of_frame in zip(seconds.tolist(), place, strict=True):
+            if len(found[of_frame]):
+                records.append(record_of(path, second, found[of_frame]))
+    return records
+
+
+def record_of(path: str, second: float, boxes: np.ndarray) -> KeyframeRecord:
+    ordered = boxes[np.argsort(boxes[:, 0], kind="stable")]
+    return KeyframeRecord(path, Path(path).stem, second, ordered, ((),) * len(boxes))
+
+
+def shortest_gap(records: Sequence[KeyframeRecord], otherwise: float) -> float:
+    """Between key frames, seconds."""
+    gaps = np.diff([record.second for record in records])
+    return float(gaps.min()) if gaps.size else otherwise
+
+
+# Actions.
+
+
+def action_scores(
+    model: ActionDetector,
+    meta: dict[str, Any],
+    records: Sequence[KeyframeRecord],
+    config: DetectPredictConfig,
+    process: Process,
+) -> list[np.ndarray]:
+    """Probabilities [n, L] for the boxes of each key frame.
+
+    Raises:
+        NoResult: a key frame cannot be read.
+    """
+    if not records:
+        return []
+    num_frames, height, width = model.encoder.input_size
+    keyframes = KeyframeClips(
+        records,
+        ClipSampler(num_frames=num_frames, **asdict(config.clips)),
+        size=(height, width),
+        open_video=partial(reader, config=config),
+    )
+    scored, failures = score_keyframes(
+        model,
+        keyframes,
+        process,
+        mean=meta["mean"],
+        std=meta["std"],
+        batch_size=config.batch_size,
+        # A process that decodes ahead pays for itself from the second clip on.
+        num_workers=min(default_num_workers(1), len(records) - 1),
+        bf16=config.precision == "bf16",
+    )
+    if failures:
+        raise NoResult(failures[0].message)
+    return [keyframe.scores for keyframe in scored]
+
+
+def people_of(
+    record: KeyframeRecord, scores: np.ndarray, label_map: LabelMap, config: DetectPredictConfig
+) -> tuple[KeyframePeople, dict[str, Any]]:
+    """The likeliest actions of a key frame's people, for the overlay and for JSON."""
+    people, entries = [], []
+    for box, of_box in zip(record.boxes.tolist(), scores, strict=True):
+        ranked = sorted(label_map.names, key=lambda id: -of_box[id - 1])[: config.top_k]
+        chosen = [
+            (id, float(of_box[id - 1])) for id in ranked if of_box[id - 1] >= config.min_score
+        ]
+        actions = tuple((label_map.names[id], score) for id, score in chosen)
+        people.append(Person(tuple(box), actions))
+        entries.append(
+            {
+                "box": [round(corner, 6) for corner in box],
+                "actions": [
+                    {"id": id, "name": label_map.names[id], "score": round(score, 6)}
+                    for id, score in chosen
+                ],
+            }
+        )
+    return KeyframePeople(record.second, tuple(people)), {"second": record.second, "boxes": entries}
+
+
+# What is written and told.
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    text = json.dumps(content, ensure_ascii=False, indent=1)
+    unfinished.write_text(f"{text}\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
+def tell(path: str, files: Outputs, records: Sequence[KeyframeRecord], as_json: bool) -> None:
+    boxes = sum(len(record.boxes) for record in records)
+    if as_json:
+        written = {name: str(file) for name, file in vars(files).items()}
+        counts = {"keyframes": len(records), "boxes": boxes}
+        print(json.dumps({"path": path, **counts, **written}, ensure_ascii=False), flush=True)
+        return
+    print(f"{path}: {boxes} boxes of people in {len(records)} key frames")
+    for file in vars(files).values():
+        print(f"  {file}", flush=True)
+
+
+def tell_failure(path: str, error: Exception, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"path": path, "error": str(error)}, ensure_ascii=False), flush=True)
+    else:
+        print(error, flush=True)

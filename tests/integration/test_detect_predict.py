@@ -1,0 +1,171 @@
+"""`detect predict`: detections and an overlay for every video, or one line with the reason."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video.data.boxes import read_detections
+from hiera_video.models import people
+from hiera_video.models.registry import create_detector
+from hiera_video.models.weights import save_weights
+from hiera_video.video.reader import open_video
+
+NAMES = {"1": "walk", "2": "über (etwas) sprechen", "3": "sit"}
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A weights folder of a tiny action detector with random weights."""
+    torch.manual_seed(0)
+    model = create_detector(
+        "hiera_tiny_16x224",
+        num_frames=4,
+        image_size=32,
+        num_classes=3,
+        embed_dim=8,
+        num_heads=1,
+        stages=(1, 1, 1, 1),
+    )
+    folder = tmp_path_factory.mktemp("detector") / "weights"
+    meta = {"label_map": NAMES, "clips": {"sampling_rate": 2, "target_fps": None}}
+    save_weights(folder, model, meta=meta)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def files(commands, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    shutil.copy(commands.toy / "val_0.mp4", folder / "a.mp4")
+    (folder / "empty.mp4").touch()
+    rows = ["a,0.2,0.5,0.1,0.9,0.9,,0.95", "a,0.2,0.1,0.2,0.4,0.8,,0.9", "a,0.4,0.1,0.2,0.4,1,,1"]
+    rows += ["a,0.4,0.6,0.2,0.7,0.8,,0.5", "empty,0.2,0.5,0.1,0.9,0.9,,0.95"]
+    (folder / "boxes.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def predict(commands, detector, output_dir, *arguments):
+    return commands.run(
+        "detect",
+        "predict",
+        f"checkpoint={detector}",
+        f"output_dir={output_dir}",
+        "device=cpu",
+        "min_score=0",
+        *arguments,
+    )
+
+
+def test_boxes_of_a_csv(commands, detector, files, tmp_path):
+    result = predict(
+        commands, detector, tmp_path, files / "a.mp4", f"boxes={files / 'boxes.csv'}", "top_k=2"
+    )
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[0] == f"{files / 'a.mp4'}: 3 boxes of people in 2 key frames"
+    table = read_detections(tmp_path / "a_detections.csv")
+    assert table.videos == ("a",)
+    assert table.second.tolist() == [0.2] * 6 + [0.4] * 3
+    assert table.action.tolist() == [1, 2, 3] * 3
+    assert table.boxes[::3, 0].tolist() == [0.1, 0.5, 0.1]  # from left to right
+    said = json.loads((tmp_path / "a_detections.json").read_text(encoding="utf-8"))
+    assert said["path"] == str(files / "a.mp4")
+    assert [keyframe["second"] for keyframe in said["keyframes"]] == [0.2, 0.4]
+    scores = dict(zip(zip(np.repeat(range(3), 3), table.action), table.score))  # noqa: B905
+    boxes = [box for keyframe in said["keyframes"] for box in keyframe["boxes"]]
+    for number, box in enumerate(boxes):
+        best = [(action["name"], action["score"]) for action in box["actions"]]
+        assert len(best) == 2
+        assert best[0][1] >= best[1][1]
+        for action in box["actions"]:
+            assert action["name"] == NAMES[str(action["id"])]
+            assert action["score"] == pytest.approx(scores[number, action["id"]], abs=1e-5)
+    with open_video(files / "a.mp4") as video, open_video(tmp_path / "a_overlay.mp4") as overlay:
+        assert len(overlay) == len(video)
+        assert overlay.fps == pytest.approx(video.fps, rel=1e-3)
+        assert min(overlay.height, overlay.width) >= 360
+
+
+def test_people_are_detected_at_key_frames(commands, detector, files, tmp_path, monkeypatch):
+    seen = []
+
+    def detect(model, frames, *, min_score):
+        assert min_score == 0.6
+        seen.extend(frames)
+        boxes = np.array([[0.1, 0.1, 0.6, 0.9]])
+        return [people.People(boxes, np.array([0.9])) for _ in frames]
+
+    module = "hiera_video.commands.detect_predict"
+    monkeypatch.setattr(f"{module}.load_person_detector", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(f"{module}.detect_people", detect)
+    result = predict(
+        commands, detector, tmp_path, files / "a.mp4", "every_sec=0.08", "detector_score=0.6"
+    )
+    assert result.code == 0, result.err
+    with open_video(files / "a.mp4") as video:
+        expected = video.frames(np.arange(0, len(video), 2))  # of 25 a second
+    np.testing.assert_array_equal(np.stack(seen), expected)
+    table = read_detections(tmp_path / "a_detections.csv")
+    assert np.unique(table.second) == pytest.approx(0.08 * np.arange(len(expected)))
+
+
+def test_nobody_is_there(commands, detector, files, tmp_path, monkeypatch):
+    module = "hiera_video.commands.detect_predict"
+    nobody = people.People(np.empty((0, 4)), np.empty(0))
+    monkeypatch.setattr(f"{module}.load_person_detector", lambda path: torch.nn.Identity())
+    monkeypatch.setattr(f"{module}.detect_people", lambda m, f, min_score: [nobody] * len(f))
+    result = predict(commands, detector, tmp_path, files / "a.mp4")
+    assert result.code == 0, result.err
+    assert "0 boxes of people in 0 key frames" in result.out
+    assert (tmp_path / "a_detections.csv").read_text() == ""
+    assert (tmp_path / "a_overlay.mp4").exists()
+
+
+def test_bad_files_are_told_and_the_others_go_on(commands, detector, files, tmp_path):
+    shutil.copy(files / "a.mp4", tmp_path / "other.mp4")
+    inputs = [files / "empty.mp4", tmp_path / "other.mp4", files / "a.mp4"]
+    boxes = f"boxes={files / 'boxes.csv'}"
+    result = predict(commands, detector, tmp_path / "out", *inputs, boxes)
+    assert result.code == 3
+    assert "Traceback" not in result.err
+    first, second, third, *_ = result.out.splitlines()
+    assert first == f"{files / 'empty.mp4'}: is empty (0 bytes); fetch it again"
+    assert second.startswith(f"{tmp_path / 'other.mp4'}: {files / 'boxes.csv'} has no boxes")
+    assert third.startswith(f"{files / 'a.mp4'}: 3 boxes")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"a_detections.csv", "a_detections.json", "a_overlay.mp4"}
+
+
+def test_a_time_past_the_end(commands, detector, files, tmp_path):
+    (tmp_path / "late.csv").write_text("a,900,0.1,0.1,0.5,0.5,,0.9\n")
+    result = predict(
+        commands, detector, tmp_path, "--json", files / "a.mp4", f"boxes={tmp_path / 'late.csv'}"
+    )
+    assert result.code == 1
+    (line,) = result.out.splitlines()
+    assert "900 s" in json.loads(line)["error"]
+
+
+def test_results_are_not_replaced_unless_asked(commands, detector, files, tmp_path):
+    arguments = (files / "a.mp4", f"boxes={files / 'boxes.csv'}")
+    assert predict(commands, detector, tmp_path, *arguments).code == 0
+    result = predict(commands, detector, tmp_path, *arguments)
+    assert result.code == 1
+    result.told(str(tmp_path / "a_overlay.mp4"), "overwrite=true")
+    assert predict(commands, detector, tmp_path, *arguments, "overwrite=true").code == 0
+    result = predict(commands, detector, tmp_path / "new", *arguments, "--dry-run")
+    assert result.code == 0
+    assert len(result.out.splitlines()) == 3
+    assert not (tmp_path / "new").exists()
+
+
+def test_settings_that_cannot_be(commands, detector, files, tmp_path):
+    result = predict(commands, detector, tmp_path, files / "a.mp4", "boxes=b.csv", "detector=d.pth")
+    assert result.code == 2
+    result.told("detector", "null with boxes")
+    result = predict(commands, detector, tmp_path, files / "a.mp4", "detector=nowhere.pth")
+    assert result.code == 1
+    result.told("nowhere.pth", "no such file")
