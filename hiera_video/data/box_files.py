@@ -296,10 +296,16 @@ class _ArraysOnly(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
             return _latin1_bytes
+        if (module, name) in (("builtins", "bytes"), ("__builtin__", "bytes")):  # and none
+            return _no_bytes
         module = module.replace("numpy.core", "numpy._core")  # until numpy 2
         if (module, name) in RECONSTRUCTORS:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _no_bytes() -> bytes:
+    return b""
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:

@@ -242,7 +242,7 @@ def find_problems(table: BoxTable, label_map: LabelMap | None = None) -> list[Pr
         return ",".join(f"{value:g}" for value in table.boxes[r])
 
     with np.errstate(invalid="ignore"):
-        outside = ((table.boxes < 0) | (table.boxes > 1)).any(axis=1)
+        outside = np.any((table.boxes < 0) | (table.boxes > 1), axis=1)
         upside_down: np.ndarray = (x1 >= x2) | (y1 >= y2)
     note(outside, "box", lambda r: f"box {box(r)} leaves the picture; corners are fractions 0..1")
     note(upside_down, "box", lambda r: f"box {box(r)} has no area; needed are x1 < x2 and y1 < y2")

@@ -59,8 +59,16 @@ B = ("b", 903.0, [0.0, 0.0, 1.0, 1.0], 3)
         ("x.csv", TRUTH.replace(",0903", ", 0903"), [0, 5]),
         ("x.csv", '"a",902,0.1,0.2,0.3,0.4,1,0\nb,903.0,0,0,1,1,3,5', [0, 5]),
         ("x.csv", "a,0902,0.1,0.2,0.3,0.4,1\nb,0903,0,0,1,1,3", [-1, -1]),
-        ("x.csv", "video,second,x1,y1,x2,y2,action\na,902,.1,.2,.3,.4,1\nb,903,0,0,1,1,3", [-1, -1]),
-        ("x.csv", "video,x1,y1,x2,y2,second,label\na,.1,.2,.3,.4,902,stand\nb,0,0,1,1,903,sit", [-1, -1]),
+        (
+            "x.csv",
+            "video,second,x1,y1,x2,y2,action\na,902,.1,.2,.3,.4,1\nb,903,0,0,1,1,3",
+            [-1, -1],
+        ),
+        (
+            "x.csv",
+            "video,x1,y1,x2,y2,second,label\na,.1,.2,.3,.4,902,stand\nb,0,0,1,1,903,sit",
+            [-1, -1],
+        ),
         (
             "x.jsonl",
             "\n".join(
@@ -70,7 +78,7 @@ B = ("b", 903.0, [0.0, 0.0, 1.0, 1.0], 3)
             [-1, -1],
         ),
     ],
-)  # fmt: skip
+)
 def test_forms_of_ground_truth(tmp_path, name, content, persons):
     table = read_ground_truth(write(tmp_path, name, content), LABELS)
     assert rows(table) == [A, B]
@@ -318,7 +326,7 @@ def test_find_videos(tmp_path):
     }  # fmt: skip
     assert locate_videos(["a", "nowhere"], tmp_path)[1] == ["nowhere"]
     with pytest.raises(
-        AnnotationError, match="1 of 2 videos are not there: 'fram'.*did you mean 'frames'"
+        AnnotationError, match=r"1 of 2 videos are not there: 'fram'.*did you mean 'frames'"
     ):
         find_videos(["a", "fram"], tmp_path)
     with pytest.raises(AnnotationError, match=r"all fit the video 'twice'"):

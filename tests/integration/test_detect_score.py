@@ -1,0 +1,111 @@
+"""`detect score` and `data check-ava` end to end: figures, exit codes, mistakes in one line."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.video.striped_video import make_striped_video
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "ava"
+TRUTH = "a,0002,0.1,0.1,0.5,0.5,1,0\na,0003,0.1,0.1,0.5,0.5,2,0\nb,0001\n"
+DETECTIONS = "a,0002,0.1,0.1,0.5,0.5,1,0.9\nc,0002,0.1,0.1,0.5,0.5,1,0.95\n"
+
+
+@pytest.fixture
+def files(tmp_path):
+    (tmp_path / "truth.csv").write_text(TRUTH)
+    (tmp_path / "detections.csv").write_text(DETECTIONS)
+    (tmp_path / "labels.txt").write_text("1: stand\n2: sit\n3: run\n")
+    return tmp_path
+
+
+def score(files, *more):
+    return (
+        *("detect", "score", "--ground-truth", str(files / "truth.csv")),
+        *("--detections", str(files / "detections.csv")),
+        *("--label-map", str(files / "labels.txt"), *more),
+    )
+
+
+def test_score_of_both_protocols(commands, files):
+    result = commands.run(*score(files, "--json"))
+    assert result.code == 0
+    report = json.loads(result.out)
+    means = {name: part["mean_ap"] for name, part in report["protocols"].items()}
+    assert means == {"activitynet": 0.5, "slowfast": 0.25}
+    for part in report["protocols"].values():
+        assert part["without_ground_truth"] == ["run"]
+    assert report["detections"]["videos_without_ground_truth"] == ["c"]
+    text = commands.run(*score(files)).out
+    assert "protocol activitynet: frame mAP at IoU 0.5" in text
+    assert "mAP 25.00 %" in text
+    assert "counted as wrong: 1 detections at key frames without ground truth" in text
+    assert "1 videos without ground truth, such as 'c'" in text
+
+
+def test_score_of_the_golden_files(commands):
+    result = commands.run(
+        *("detect", "score", "--ground-truth", str(GOLDEN / "gt.csv"), "--json"),
+        *("--detections", str(GOLDEN / "detections.csv"), "--protocol", "slowfast"),
+        *("--label-map", str(GOLDEN / "ava_action_list.pbtxt")),
+        *("--excluded", str(GOLDEN / "excluded.csv")),
+    )
+    report = json.loads(result.out)["protocols"]["slowfast"]
+    assert report["mean_ap"] == pytest.approx(0.4534, abs=1e-3)
+    assert list(report["groups"]) == ["pose", "object", "person"]
+
+
+def test_empty_detections_and_keyframes(commands, files):
+    (files / "detections.csv").write_text("")
+    assert "no detection was evaluated" in commands.run(*score(files)).out
+    (files / "detections.csv").write_text(DETECTIONS)
+    (files / "keyframes.csv").write_text("a,2\nc,2\n")
+    result = commands.run(*score(files, "--keyframes", str(files / "keyframes.csv"), "--json"))
+    for part in json.loads(result.out)["protocols"].values():
+        assert part["mean_ap"] == 0.5
+        assert part["counts"]["ground_truth_beyond_keyframes"] == 1
+
+
+def test_mistakes_are_one_line(commands, files):
+    (files / "detections.csv").write_text(DETECTIONS + "a,0002,0.1,0.1,0.5,0.5,1,nan\n")
+    result = commands.run(*score(files))
+    assert result.code == 1
+    result.told("detections.csv:3: score is 'nan'")
+    assert commands.run("detect", "score").code == 2
+    assert commands.run(*score(files, "--protocol", "coco")).code == 2
+
+
+def check(files, *more):
+    return (
+        *("data", "check-ava", "--ground-truth", str(files / "truth.csv"), "--json"),
+        *("--label-map", str(files / "labels.txt"), *more),
+    )
+
+
+def test_check_ava(commands, files):
+    (files / "proposals.csv").write_text("a,0002,0.1,0.1,0.5,0.5,,0.9\n")
+    result = commands.run(*check(files, "--proposals", str(files / "proposals.csv")))
+    assert result.code == 0
+    report = json.loads(result.out)
+    assert report["proposals"]["share"] == 0.5
+    assert report["ground_truth"]["empty_keyframes"] == 1
+    assert report["problems"] == []
+
+
+def test_check_ava_tells_all_problems(commands, files):
+    lines = ["a,0002,0.5,0.1,0.4,0.5,1,0", "a,0002,0.1,0.1,1.5,0.5,9,0", "a,x,0,0,1,1,1,1"]
+    (files / "truth.csv").write_text(TRUTH + "\n".join(lines) + "\n" + TRUTH.split("\n")[0])
+    (files / "videos").mkdir()
+    make_striped_video(files / "videos" / "a.mp4", 20)
+    result = commands.run(*check(files, "--videos", str(files / "videos"), "--fps", "50"))
+    assert result.code == 3
+    problems = "\n".join(json.loads(result.out)["problems"])
+    for said in (
+        *("truth.csv:4: box 0.5,0.1,0.4,0.5 has no area", "truth.csv:5: box 0.1,0.1,1.5,0.5"),
+        *("truth.csv:5: action 9 is not in the label map", "truth.csv:6: second is 'x'"),
+        *("truth.csv:7: the same row", "video 'b' is missing", "key frames lie outside"),
+        "frames per second; expected is 50",
+    ):
+        assert said in problems
+    assert commands.run("data", "check-ava").code == 2
