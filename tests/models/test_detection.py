@@ -89,7 +89,8 @@ def test_starts_from_a_classifier(tmp_path):
     assert model.num_classes == 80
     for name, value in model.encoder.named_parameters():
         assert torch.equal(value, classifier.get_parameter(name))
-    assert model.roi_head.projection.weight.abs().max() < 1e-3
+    assert 0.009 < model.roi_head.projection.weight.std() < 0.011
+    torch.testing.assert_close(model.roi_head.projection.bias.sigmoid(), torch.full((80,), 1 / 80))
     larger = create_detector(checkpoint=tmp_path / "w", image_size=(96, 64), num_classes=3)
     assert larger.encoder.input_size == (4, 96, 64)
 
