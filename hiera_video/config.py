@@ -11,7 +11,8 @@ import difflib
 import inspect
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -32,6 +33,18 @@ FREE_TO_CHANGE = {
 
 class ConfigError(ValueError):
     """A mistake in a configuration: the message names the key, its value and what is allowed."""
+
+
+@contextmanager
+def configured() -> Iterator[None]:
+    """What is built inside depends on the configuration alone: a ValueError becomes a ConfigError.
+
+    For sizes that do not fit together, which only the model knows.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 @dataclass(frozen=True)

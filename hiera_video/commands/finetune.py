@@ -18,7 +18,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
-from hiera_video.config import FinetuneConfig, check_same_config, to_yaml, trained_with
+from hiera_video.config import FinetuneConfig, check_same_config, configured, to_yaml, trained_with
 from hiera_video.data.annotations import VideoList, read_splits
 from hiera_video.data.datasets import ClipSampler, EvaluationViews, TrainingClips
 from hiera_video.data.loaders import balanced_weights, default_num_workers, training_loader
@@ -68,20 +68,23 @@ def run(config: FinetuneConfig, *, dry_run: bool = False, as_json: bool = False)
         )
 
         # The model, and what of it learns.
+        create = partial(
+            create_model,
+            config.model.name,
+            num_classes=num_classes,
+            num_frames=config.model.num_frames,
+            image_size=config.model.image_size,
+            drop_path=config.model.drop_path,
+            head_dropout=config.model.head_dropout,
+            pos_embed_resize=config.model.pos_embed_resize,
+            **config.model.overrides,
+        )
+        with configured(), torch.device("meta"):
+            create()  # do the settings fit, whatever the weights?
         torch.manual_seed(settings.seed)
         init = None if latest else config.model.init  # which may be gone by now
         with first_process_first(process):
-            model = create_model(
-                config.model.name,
-                checkpoint=init,
-                num_classes=num_classes,
-                num_frames=config.model.num_frames,
-                image_size=config.model.image_size,
-                drop_path=config.model.drop_path,
-                head_dropout=config.model.head_dropout,
-                pos_embed_resize=config.model.pos_embed_resize,
-                **config.model.overrides,
-            ).to(process.device)
+            model = create(checkpoint=init).to(process.device)
         known = init and trained_with(init, ["class_names"]).get("class_names")
         if known and known != list(train.class_names):
             logger.info("%s knows other classes: the classifier starts afresh", init)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
@@ -13,9 +14,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from hiera_video.config import (
-    ConfigError,
     PretrainConfig,
     check_same_config,
+    configured,
     to_yaml,
     trained_with,
 )
@@ -59,9 +60,13 @@ def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False)
         )
 
         # The model, and what of a clip it sees.
+        create = model_builder(config, latest)
+        with configured(), torch.device("meta"):
+            create(decoder_heads=config.model.decoder_heads or 1)  # a folder may state them
         torch.manual_seed(config.train.seed)
         with first_process_first(process):
-            model = build_model(config, latest).to(process.device)
+            init = None if latest else config.model.init  # which may be gone by now
+            model = create(checkpoint=init).to(process.device)
         model.set_grad_checkpointing(config.model.grad_checkpointing)
         encoder = model.encoder
         masking = masking_of(config, model)
@@ -127,15 +132,17 @@ def run(config: PretrainConfig, *, dry_run: bool = False, as_json: bool = False)
         )
 
 
-def build_model(config: PretrainConfig, latest: Path | None) -> MaskedAutoencoderHiera:
-    """The model; a run that goes on needs no `init`, which may be gone by now, but its heads."""
+def model_builder(
+    config: PretrainConfig, latest: Path | None
+) -> Callable[..., MaskedAutoencoderHiera]:
+    """Makes the model; a run that goes on needs the heads that its folder states."""
     settings = config.model
     heads = settings.decoder_heads
     if heads is None and latest is not None:
         heads = trained_with(str(latest), ["autoencoder"])["autoencoder"]["decoder_heads"]
-    return create_autoencoder(
+    return partial(
+        create_autoencoder,
         settings.name,
-        checkpoint=None if latest else settings.init,
         num_frames=settings.num_frames,
         image_size=settings.image_size,
         drop_path=settings.drop_path,
@@ -153,10 +160,8 @@ def masking_of(config: PretrainConfig, model: MaskedAutoencoderHiera) -> UnitMas
     mask_ratio = config.masking.mask_ratio
     if mask_ratio is None:
         mask_ratio = paper_mask_ratio(model.encoder.architecture)
-    try:
+    with configured():
         return UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def describe(config: PretrainConfig, model: MaskedAutoencoderHiera, masking: UnitMasking) -> str:

@@ -18,7 +18,7 @@ from hiera_video.analysis.visualize import (
     write_movie,
     write_png,
 )
-from hiera_video.config import VisualizeConfig
+from hiera_video.config import VisualizeConfig, configured
 from hiera_video.data.datasets import ClipSampler
 from hiera_video.data.transforms import normalize, resize_short_side
 from hiera_video.models.mae import MaskedAutoencoderHiera
@@ -40,7 +40,8 @@ def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False
     mask_ratio = config.masking.mask_ratio  # by default that of the pretraining
     if mask_ratio is None:
         mask_ratio = paper_mask_ratio(model.encoder.architecture)
-    masking = UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
+    with configured():
+        masking = UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
     outputs = output_files(config, moving=model.encoder.tokens_shape[0] > 1)
     existing = [str(file) for files in outputs for file in files if file.exists()]
     if existing and not config.overwrite:

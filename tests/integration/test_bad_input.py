@@ -170,10 +170,10 @@ def test_a_label_beyond_the_class_names(commands, tmp_path):
 @pytest.mark.parametrize(
     ("override", "code", "parts"),
     [
-        ("model.image_size=72", 1, ["(4, 72, 72)", "(4, 64, 64)"]),
-        ("model.num_frames=5", 1, ["(5, 32, 32)", "(4, 32, 32)"]),
-        ("model.name=hiera_bas_16x224", 1, ["'hiera_bas_16x224' is unknown", "hiera_base_16x224"]),
-        ("model.overrides.embed_dims=8", 1, ["'embed_dims' is unknown", "'embed_dim'"]),
+        ("model.image_size=72", 2, ["(4, 72, 72)", "(4, 64, 64)"]),
+        ("model.num_frames=5", 2, ["(5, 32, 32)", "(4, 32, 32)"]),
+        ("model.name=hiera_bas_16x224", 2, ["'hiera_bas_16x224' is unknown", "hiera_base_16x224"]),
+        ("model.overrides.embed_dims=8", 2, ["'embed_dims' is unknown", "'embed_dim'"]),
         (
             "train.global_batch_size=3 train.accumulation_steps=2",
             1,

@@ -266,7 +266,7 @@ def test_images(commands, tmp_path, lines_of):
 
 def test_a_video_model_is_refused_two_frames_of_an_image_model(commands, tmp_path):
     result = commands.run(*commands.finetune(tmp_path, "model.name=hiera_tiny_224"))
-    assert result.code == 1
+    assert result.code == 2
     result.told("num_frames is 4", "image model")
 
 

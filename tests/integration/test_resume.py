@@ -162,7 +162,7 @@ def test_what_touches_no_result_may_differ(commands, tmp_path):
 
 def test_a_start_that_failed_leaves_no_run_behind(commands, tmp_path):
     result = commands.run(*commands.finetune(tmp_path, "model.image_size=72"))
-    assert result.code == 1
+    assert result.code == 2
     commands.train(tmp_path, "train.epochs=1")
 
 

@@ -121,7 +121,7 @@ def test_what_is_refused(commands, pretrained, tmp_path):
     assert result.code == 1
     result.told("target='hog'", "can be shown")
     result = visualize(commands, pretrained, out, video, "masking.mask_ratio=0.99")
-    assert result.code == 1
+    assert result.code == 2
     result.told("masking.mask_ratio is 0.99, which keeps nothing")
     for arguments, told in (
         (("visualize", "mae", f"checkpoint={pretrained}"), "one video or image"),
