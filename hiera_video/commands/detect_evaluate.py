@@ -38,9 +38,11 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
     with process_group(config.device) as process:
         setup_logging(quiet=not process.is_main)
         model, meta = load_detector(config.checkpoint)
-        label_map = evaluated_actions(config, meta)
+        known = known_actions(meta)
+        label_map = evaluated_actions(config, known)
         val = read_evaluation(
             data.val,
+            known,
             root=data.root,
             proposals=data.val_proposals,
             proposal_score=data.proposal_score,
@@ -117,22 +119,30 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
         return 3 if sum_over_processes(torch.tensor(len(failures))) else 0
 
 
-def evaluated_actions(config: DetectEvaluateConfig, meta: dict[str, Any]) -> LabelMap:
+def known_actions(meta: dict[str, Any]) -> LabelMap:
+    """The actions that the model was trained on."""
+    names, groups = meta["label_map"], meta.get("groups", {})
+    return LabelMap(
+        {int(id): name for id, name in names.items()},
+        {int(id): group for id, group in groups.items()},
+    )
+
+
+def evaluated_actions(config: DetectEvaluateConfig, known: LabelMap) -> LabelMap:
     """The actions of `data.label_map`, else all that the model knows.
 
     Raises:
         ValueError: actions that the model does not know.
     """
-    known = {int(id): name for id, name in meta["label_map"].items()}
-    groups = {int(id): group for id, group in meta["groups"].items()}
     if config.data.label_map is None:
-        return LabelMap(known, groups)
+        return known
     chosen = read_label_map(config.data.label_map)
     for id, name in chosen.names.items():
-        if known.get(id) != name:
+        if known.names.get(id) != name:
             raise ValueError(
                 f"{config.data.label_map}: action {id} is {name!r}, but "
-                f"{known.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of its own"
+                f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of "
+                "its own"
             )
     return chosen
 

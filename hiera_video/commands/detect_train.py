@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from hiera_video.config import DetectTrainConfig, check_same_config, to_yaml, trained_with
+from hiera_video.config import (
+    DetectTrainConfig,
+    check_same_config,
+    configured,
+    to_yaml,
+    trained_with,
+)
 from hiera_video.data.boxes import LabelMap, read_label_map
 from hiera_video.data.datasets import ClipSampler, KeyframeClips, TrainingKeyframes
 from hiera_video.data.keyframes import (
@@ -61,6 +67,7 @@ def run(config: DetectTrainConfig, *, dry_run: bool = False, as_json: bool = Fal
         if data.val is not None:
             val = read_evaluation(
                 data.val,
+                label_map,
                 root=data.root,
                 proposals=data.val_proposals,
                 proposal_score=data.proposal_score,
@@ -83,21 +90,24 @@ def run(config: DetectTrainConfig, *, dry_run: bool = False, as_json: bool = Fal
         )
 
         # The model.
+        create = partial(
+            create_detector,
+            config.model.name,
+            num_classes=max(label_map.names),
+            num_frames=config.model.num_frames,
+            image_size=config.model.image_size,
+            drop_path=config.model.drop_path,
+            head_dropout=config.model.head_dropout,
+            roi_resolution=config.model.roi_resolution,
+            pos_embed_resize=config.model.pos_embed_resize,
+            **config.model.overrides,
+        )
+        with configured(), torch.device("meta"):
+            create()  # do the settings fit, whatever the weights?
         torch.manual_seed(settings.seed)
         init = None if latest else config.model.init  # which may be gone by now
         with first_process_first(process):
-            model = create_detector(
-                config.model.name,
-                checkpoint=init,
-                num_classes=max(label_map.names),
-                num_frames=config.model.num_frames,
-                image_size=config.model.image_size,
-                drop_path=config.model.drop_path,
-                head_dropout=config.model.head_dropout,
-                roi_resolution=config.model.roi_resolution,
-                pos_embed_resize=config.model.pos_embed_resize,
-                **config.model.overrides,
-            ).to(process.device)
+            model = create(checkpoint=init).to(process.device)
         known = init and trained_with(init, ["label_map"]).get("label_map")
         if known and known != exported(config, label_map)["label_map"]:
             logger.info("%s knows other actions: the classifier starts afresh", init)

@@ -90,29 +90,38 @@ class ClipSampler:
             clips = [self._clip(start, len(timeline)) for start in starts]
         return timeline[np.stack(clips)]
 
-    def keyframe_clip(self, video: VideoReader, time_sec: float) -> np.ndarray:
+    def keyframe_clip(
+        self, video: VideoReader, second: float, start_sec: float | None = None
+    ) -> np.ndarray:
         """Source frame indices of the clip around a key frame, int64 [T]; `spacing` is not used.
 
         Args:
-            time_sec: of the key frame, from the first frame on.
+            second: of the key frame.
+            start_sec: second of the first frame, as data.start_sec says it. None: 0, for want of
+                annotations that could begin elsewhere.
 
         Raises:
             VideoError: it lies outside of the video.
         """
+        begin, first = float(video.frame_times_sec[0]), start_sec or 0.0
+        time_sec, duration_sec = second - first, video.end_sec - begin
+        tolerance = FRAME_TIME_TOLERANCE_SEC
+        if not -tolerance <= time_sec <= duration_sec + tolerance:
+            message = (
+                f"key frame at {second:g} s, but the video covers {first:g} to "
+                f"{first + duration_sec:.3f} s"
+            )
+            if start_sec is not None:
+                message += "; data.start_sec says at which second of the annotations files begin"
+            raise VideoError(video.path, "timestamps", message)
         timeline = self._timeline(video)
-        begin = float(video.frame_times_sec[0])
         if self.target_fps is not None:
             keyframe = round(time_sec * self.target_fps)
         else:  # the frame on screen
-            shown_at = begin + time_sec + FRAME_TIME_TOLERANCE_SEC
+            shown_at = begin + time_sec + tolerance
             keyframe = int(np.searchsorted(video.frame_times_sec, shown_at, side="right")) - 1
-        if not 0 <= keyframe < len(timeline) or begin + time_sec > video.end_sec:
-            raise VideoError(
-                video.path,
-                "timestamps",
-                f"key frame at {time_sec:g} s, but the video has {video.end_sec - begin:.3f} s; "
-                "data.start_sec says at which second of the annotations files begin",
-            )
+        # A video at target_fps may end up to one of its frames before the file.
+        keyframe = min(max(keyframe, 0), len(timeline) - 1)
         clip = keyframe_indices(keyframe, self.num_frames, self.sampling_rate, len(timeline))
         return timeline[clip]
 
@@ -257,7 +266,7 @@ class TrainingKeyframes(Dataset[DetectionSample | Failure]):
 
     Args:
         num_repeats: crops of each key frame's clip.
-        start_sec: second of the annotations at which the files begin.
+        start_sec: second of the annotations at which the files begin. None: 0.
     """
 
     def __init__(
@@ -268,7 +277,7 @@ class TrainingKeyframes(Dataset[DetectionSample | Failure]):
         *,
         num_repeats: int,
         seed: int,
-        start_sec: float = 0.0,
+        start_sec: float | None = None,
         open_video: OpenVideo = open_video,
     ) -> None:
         self.records, self.sampler, self.transform = records, sampler, transform
@@ -284,7 +293,7 @@ class TrainingKeyframes(Dataset[DetectionSample | Failure]):
         rng = np.random.default_rng([self.seed, epoch, index, draw])
         try:
             with self.open_video(record.path) as video:
-                indices = self.sampler.keyframe_clip(video, record.second - self.start_sec)
+                indices = self.sampler.keyframe_clip(video, record.second, self.start_sec)
                 frames, positions = read_frames(video, indices)
         except VideoError as error:
             return _failure(record, error)
@@ -307,7 +316,7 @@ class KeyframeClips(Dataset[KeyframeSample | Failure]):
 
     Args:
         size: (height, width) of a clip, pixels.
-        start_sec: second of the annotations at which the files begin.
+        start_sec: second of the annotations at which the files begin. None: 0.
     """
 
     def __init__(
@@ -316,7 +325,7 @@ class KeyframeClips(Dataset[KeyframeSample | Failure]):
         sampler: ClipSampler,
         *,
         size: tuple[int, int],
-        start_sec: float = 0.0,
+        start_sec: float | None = None,
         open_video: OpenVideo = open_video,
     ) -> None:
         self.records, self.sampler, self.size = records, sampler, size
@@ -329,7 +338,7 @@ class KeyframeClips(Dataset[KeyframeSample | Failure]):
         record = self.records[index]
         try:
             with self.open_video(record.path) as video:
-                indices = self.sampler.keyframe_clip(video, record.second - self.start_sec)
+                indices = self.sampler.keyframe_clip(video, record.second, self.start_sec)
                 frames, positions = read_frames(video, indices)
         except VideoError as error:
             return _failure(record, error)

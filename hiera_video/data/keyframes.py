@@ -45,7 +45,7 @@ class KeyframeRecord:
 
     @property
     def name(self) -> str:
-        return f"{self.video},{self.second:g}"
+        return f"{self.video},{self.second:.10g}"
 
 
 def keyframe_records(
@@ -188,6 +188,7 @@ def read_training(
 
 def read_evaluation(
     source: str,
+    label_map: LabelMap,
     *,
     root: str | None,
     proposals: str | None,
@@ -198,10 +199,13 @@ def read_evaluation(
 ) -> KeyframeEvaluation:
     """What to score and what counts; `hiera_video.config` says what each argument means.
 
+    Args:
+        label_map: all actions that may stand in the list, evaluated or not.
+
     Raises:
         AnnotationError: a mistake in one of the files, with file and line.
     """
-    truth = read_ground_truth(source)
+    truth = read_ground_truth(source, label_map)
     scored = truth if proposals is None else read_proposals(proposals)
     left_out = [] if excluded is None else list(read_keyframes(excluded))
     if keyframes is not None:
@@ -236,7 +240,7 @@ def locate(videos: Iterable[str], source: str, root: str | None) -> dict[str, st
     folder = Path(source).parent if root is None else Path(root).expanduser()
     names = list(videos)
     found, missing = locate_videos(names, folder)
-    if len(missing) == len(names):
+    if names and len(missing) == len(names):
         raise AnnotationError(
             f"{source}: none of its {len(names)} videos lies in {folder}, not even {names[0]}; set "
             "data.root to the folder of the videos, or of folders of frames"

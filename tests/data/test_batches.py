@@ -5,9 +5,12 @@ import pytest
 import torch
 
 from hiera_video.data.batches import (
+    BoxedClip,
     ClipSample,
+    DetectionSample,
     Failure,
     ViewSample,
+    collate_boxed_clips,
     collate_clips,
     only_sample,
 )
@@ -90,3 +93,56 @@ def test_samples_travel_between_processes():
     assert pickle.loads(pickle.dumps(failure("ä"))) == failure("ä")
     batch = pickle.loads(pickle.dumps(collate_clips([sample("a", 1), failure("x")], SHAPE)))
     assert batch.names == ["a", "a"]
+
+
+def boxed(value, *actions, num_dropped=0):
+    """A clip whose boxes state their clip and their number."""
+    boxes = [[value / 10, i / 10, 1, 1] for i in range(len(actions))]
+    clip = np.full(SHAPE, value, np.uint8)
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    return BoxedClip(clip, boxes, list(actions), num_dropped)
+
+
+def keyframe(name, *clips):
+    return DetectionSample(name, list(clips))
+
+
+def test_boxes_of_all_clips_in_one_list():
+    samples = [
+        keyframe("a", boxed(1, (3,), (), num_dropped=2), boxed(2, num_dropped=1)),
+        failure("x"),
+        keyframe("b", boxed(3, (1, 2))),
+    ]
+    batch = collate_boxed_clips(samples, SHAPE)
+    assert batch.clips[:, 0, 0, 0, 0].tolist() == [1, 2, 3]
+    assert batch.clips.dtype == torch.uint8
+    assert batch.clip_of_box.tolist() == [0, 0, 2]
+    assert batch.clip_of_box.dtype == torch.int64
+    expected = torch.tensor([[0.1, 0.0, 1, 1], [0.1, 0.1, 1, 1], [0.3, 0.0, 1, 1]])
+    assert torch.equal(batch.boxes, expected)
+    assert batch.actions == [(3,), (), (1, 2)]
+    assert batch.names == ["a", "a", "b"]
+    assert [f.name for f in batch.failures] == ["x"]
+    assert (len(batch), batch.num_targets, batch.num_dropped) == (3, 3, 3)
+
+
+@pytest.mark.parametrize("samples", [[], [failure("x"), failure("y")]])
+def test_a_batch_without_key_frames_has_one_black_clip_and_no_boxes(samples):
+    batch = collate_boxed_clips(samples, SHAPE)
+    assert (len(batch), batch.num_targets, batch.num_dropped) == (0, 0, 0)
+    assert batch.clips.shape == (1, *SHAPE)
+    assert not batch.clips.any()
+    assert batch.boxes.shape == (0, 4)
+    assert batch.boxes.dtype == torch.float32
+    assert batch.clip_of_box.shape == (0,)
+    assert batch.clip_of_box.dtype == torch.int64
+    assert batch.actions == batch.names == []
+    assert batch.failures == samples
+
+
+def test_clips_whose_boxes_were_all_dropped():
+    batch = collate_boxed_clips([keyframe("a", boxed(5, num_dropped=4))], SHAPE)
+    assert (len(batch), batch.num_targets, batch.num_dropped) == (1, 0, 4)
+    assert batch.boxes.shape == (0, 4)
+    assert batch.clips[0, 0, 0, 0, 0] == 5
+    assert pickle.loads(pickle.dumps(batch)).names == ["a"]

@@ -2,13 +2,23 @@
 
 import numpy as np
 import pytest
+import torch
 
 from hiera_video.data.annotations import VideoRecord
 from hiera_video.data.batches import ClipSample, Failure, ViewSample
-from hiera_video.data.datasets import ClipSampler, EvaluationViews, TrainingClips, read_frames
-from hiera_video.data.transforms import FinetuneTransform, resize_short_side
-from hiera_video.video.reader import VideoError
+from hiera_video.data.datasets import (
+    ClipSampler,
+    EvaluationViews,
+    KeyframeClips,
+    TrainingClips,
+    TrainingKeyframes,
+    read_frames,
+)
+from hiera_video.data.keyframes import KeyframeRecord
+from hiera_video.data.transforms import DetectionTransform, FinetuneTransform, resize_short_side
+from hiera_video.video.reader import VideoError, open_video
 from hiera_video.video.sampling import crop_offsets
+from tests.video.striped_video import make_striped_video, read_number
 
 RECORD = VideoRecord("/videos/a.mp4", (1,), "a.mp4")
 BAD = VideoRecord("/videos/bad.mp4", (0,), "bad.mp4")
@@ -267,3 +277,167 @@ def test_read_frames_gives_each_frame_its_place():
     assert reader.calls == [[3, 5, 9]]
     assert positions.shape == (2, 3)
     assert np.array_equal(frames[positions][..., 0, 0, 0], indices)
+
+
+# ---- clips around key frames
+
+
+@pytest.fixture(scope="module")
+def striped(tmp_path_factory):
+    """A video of 4 s at 25 frames a second, and one whose first frame comes up at 1 s."""
+    folder = tmp_path_factory.mktemp("striped")
+    make_striped_video(folder / "a.mp4", 100)
+    make_striped_video(folder / "late.mkv", 100, pts=[1000 + 40 * n for n in range(100)])
+    return folder
+
+
+def keyframe_numbers(path, sampler, second, start_sec=None):
+    """The numbers that the frames of the clip state."""
+    with open_video(path) as video:
+        frames, positions = read_frames(video, sampler.keyframe_clip(video, second, start_sec))
+    return [read_number(frames[i]) for i in positions]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "late.mkv"])
+@pytest.mark.parametrize(
+    ("second", "start_sec", "expected"),
+    [
+        (2, None, [44, 47, 50, 53]),  # from 4 * 3 // 2 frames before the key frame on
+        (2.03, None, [44, 47, 50, 53]),
+        (902, 900, [44, 47, 50, 53]),
+        (0, 0, [0, 0, 0, 3]),
+        (3.96, None, [93, 96, 99, 99]),
+        (4, None, [93, 96, 99, 99]),  # the end
+    ],
+)
+def test_the_clip_around_a_key_frame(striped, name, second, start_sec, expected):
+    sampler = ClipSampler(4, sampling_rate=3)
+    assert keyframe_numbers(striped / name, sampler, second, start_sec) == expected
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "late.mkv"])
+@pytest.mark.parametrize(
+    ("target_fps", "second", "expected"),
+    [
+        (25.0, 2, [44, 47, 50, 53]),
+        (12.5, 2, [38, 44, 50, 56]),  # as if every other frame were there
+        (50.0, 2, [47, 48, 50, 51]),  # each frame twice: 94, 97, 100, 103
+        (12.5, 3.99, [86, 92, 98, 98]),  # the last frame of the slower video ends before the file
+        (12.5, 4, [86, 92, 98, 98]),
+        (12.5, 0, [0, 0, 0, 6]),
+    ],
+)
+def test_the_clip_around_a_key_frame_at_target_fps(striped, name, target_fps, second, expected):
+    sampler = ClipSampler(4, sampling_rate=3, target_fps=target_fps)
+    assert keyframe_numbers(striped / name, sampler, second) == expected
+
+
+@pytest.mark.parametrize("target_fps", [None, 12.5])
+@pytest.mark.parametrize("seconds", [-0.01, 4.01, 900])
+def test_a_key_frame_outside_of_the_video_is_an_error(striped, target_fps, seconds):
+    sampler = ClipSampler(4, sampling_rate=3, target_fps=target_fps)
+    path = striped / "a.mp4"
+    expected = f"{path}: key frame at {900 + seconds:g} s, but the video covers 900 to 904.000 s"
+    with pytest.raises(VideoError) as caught:
+        keyframe_numbers(path, sampler, 900 + seconds, 900)
+    assert caught.value.cause == "timestamps"
+    assert str(caught.value).startswith(f"{expected}; data.start_sec says")
+    with pytest.raises(VideoError) as caught:  # a command without that setting does not name it
+        keyframe_numbers(path, sampler, seconds)
+    assert str(caught.value).endswith(
+        f"key frame at {seconds:g} s, but the video covers 0 to 4.000 s"
+    )
+
+
+BOXES = np.array([[0.0, 0.0, 0.1, 1.0], [0.4, 0.4, 0.6, 0.6], [0.9, 0.0, 1.0, 0.1]])
+PEOPLE = KeyframeRecord("/videos/a.mp4", "a", 902.0, BOXES, ((1,), (2, 3), ()))
+
+
+def keyframes_of(opener, transform, *, records=(PEOPLE,), num_repeats=1, **changes):
+    return TrainingKeyframes(
+        list(records),
+        ClipSampler(4, sampling_rate=3),
+        transform,
+        num_repeats=num_repeats,
+        open_video=opener,
+        **(dict(seed=0, start_sec=900) | changes),
+    )
+
+
+def test_boxes_without_area_are_dropped_and_counted():
+    moved = np.array([[-0.3, 0.2, 0.0, 0.7], [-0.5, 0.1, 0.25, 1.5], [0.5, 0.5, 0.5, 0.9]])
+
+    def transform(frames, boxes, rng):
+        assert np.array_equal(boxes, BOXES)
+        return frames.copy(), moved
+
+    sample = keyframes_of(Opener(), transform, num_repeats=2)[0, 0, 0]
+    assert sample.name == "a,902"
+    assert len(sample.clips) == 2
+    for clip in sample.clips:
+        assert numbers(clip.clip) == [44, 47, 50, 53]
+        assert clip.boxes.tolist() == [[0.0, np.float32(0.1), 0.25, 1.0]]  # cut off at the picture
+        assert clip.boxes.dtype == np.float32
+        assert clip.actions == [(2, 3)]
+        assert clip.num_dropped == 2
+
+
+def test_a_key_frame_is_a_function_of_seed_epoch_index_and_draw():
+    transform = DetectionTransform((16, 16), zoom=(1.1, 2.0), flip=True)
+    records = [PEOPLE, PEOPLE]
+    dataset = keyframes_of(Opener(), transform, records=records, num_repeats=2)
+    first = dataset[3, 0, 0]
+    assert not np.array_equal(first.clips[0].clip, first.clips[1].clip)  # two crops
+    for key in ((0, 0, 0), (4, 0, 0), (3, 1, 0), (3, 0, 1)):
+        assert not np.array_equal(dataset[key].clips[0].clip, first.clips[0].clip)
+    again = keyframes_of(Opener(), transform, records=records, num_repeats=2)[3, 0, 0]
+    other = keyframes_of(Opener(), transform, records=records, num_repeats=2, seed=1)[3, 0, 0]
+    for ours, same in zip(first.clips, again.clips, strict=True):
+        assert np.array_equal(ours.clip, same.clip)
+        assert np.array_equal(ours.boxes, same.boxes)
+    assert not np.array_equal(other.clips[0].clip, first.clips[0].clip)
+
+
+def test_the_crops_of_a_key_frame_are_decoded_once():
+    transform = DetectionTransform((16, 16), zoom=(1.0, 1.5), flip=True)
+    opener = Opener()
+    keyframes_of(opener, transform, num_repeats=3)[0, 0, 0]
+    (reader,) = opener.readers
+    assert reader.calls == [[44, 47, 50, 53]]
+    assert reader.closed
+
+
+def test_boxes_outside_of_the_centre_crop_are_counted_and_kept():
+    """The crop shows columns 10 to 50 of 60: the left and the right box lie outside of it."""
+    clips = KeyframeClips(
+        [PEOPLE],
+        ClipSampler(4, sampling_rate=3),
+        size=(40, 40),
+        start_sec=900,
+        open_video=Opener(),
+    )
+    sample = clips[0]
+    assert sample.index == 0
+    assert numbers(sample.clip) == [44, 47, 50, 53]
+    assert sample.clip.shape == (4, 40, 40, 3)
+    assert sample.num_outside == 2
+    assert sample.boxes.dtype == torch.float32
+    expected = [[0, 0, 0, 1], [0.35, 0.4, 0.65, 0.6], [1, 0, 1, 0.1]]
+    np.testing.assert_allclose(sample.boxes, expected, atol=1e-7)
+    assert sample.backend == "spy"
+
+
+@pytest.mark.parametrize("second", [890.0, 1000.0])
+def test_key_frames_that_cannot_be_read_are_failures(second):
+    outside = KeyframeRecord("/videos/a.mp4", "a", second, BOXES, ((1,),) * 3)
+    bad = KeyframeRecord("/videos/bad.mp4", "bad", 902.0, BOXES, ((1,),) * 3)
+    records = [outside, bad]
+    training = keyframes_of(Opener(), None, records=records)
+    scored = KeyframeClips(
+        records, training.sampler, size=(16, 16), start_sec=900, open_video=Opener()
+    )
+    truncated = Failure("bad,902", "/videos/bad.mp4", "truncated", "/videos/bad.mp4: is cut off")
+    assert training[0, 1, 0] == scored[1] == truncated
+    assert training[0, 0, 0] == scored[0]
+    assert (scored[0].name, scored[0].cause) == (f"a,{second:g}", "timestamps")
+    assert f"key frame at {second:g} s, but the video covers 900 to 904" in scored[0].message
