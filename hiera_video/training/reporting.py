@@ -93,7 +93,13 @@ class RunReport:
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
-        if done.skipped:
+        if done.skipped and done.names and not done.num_targets:
+            logger.warning(
+                "step %d skipped: no box in any of its clips: %s",
+                done.step,
+                ", ".join(dict.fromkeys(done.names)),
+            )
+        elif done.skipped:
             logger.warning(
                 "step %d skipped: loss %g, gradient norm %g; its videos: %s",
                 done.step,

@@ -1,20 +1,23 @@
 """Crops, flips, erasing, evaluation resize and normalisation of clips."""
 
 import math
+from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiera_video.data import transforms
 from hiera_video.data.randaugment import RandAugment
 from hiera_video.data.transforms import (
+    DetectionTransform,
     FinetuneTransform,
     PretrainTransform,
+    centre_crop,
     check_frames,
     erase_random_box,
     normalize,
@@ -22,6 +25,7 @@ from hiera_video.data.transforms import (
     resize_short_side,
     resized_crop,
 )
+from hiera_video.video.sampling import covering_short_side
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 WHOLE = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
@@ -319,3 +323,119 @@ def test_a_small_image_is_enlarged_smoothly():
 
 def _noise(size):
     return np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
+
+
+# ---- clips with boxes
+
+
+def painted(height, width, box_px):
+    """Two black frames with a white rectangle, and its box as fractions."""
+    x1, y1, x2, y2 = box_px
+    frames = np.zeros((2, height, width, 3), np.uint8)
+    frames[:, y1:y2, x1:x2] = 255
+    return frames, np.array([box_px]) / (width, height, width, height)
+
+
+def box_of_pixels(clip):
+    """Corners in pixels of what is white in a clip; None where nothing is."""
+    assert np.array_equal(clip[0], clip[1])
+    y, x = (np.flatnonzero((clip[0, ..., 0] > 127).any(axis=axis)) for axis in (1, 0))
+    return np.array([x[0], y[0], x[-1] + 1, y[-1] + 1]) if len(x) else None
+
+
+def in_pixels(boxes, size):
+    """Corners, cut off at the picture, of a clip's only box."""
+    (box,) = boxes.clip(0, 1) * (size[1], size[0], size[1], size[0])
+    return box
+
+
+def assert_follows(clip, boxes, size, within_px):
+    assert clip.shape[1:3] == size
+    assert clip.flags.c_contiguous
+    found, said = box_of_pixels(clip), in_pixels(boxes, size)
+    if found is None:
+        assert min(said[2:] - said[:2]) <= within_px
+    else:
+        np.testing.assert_allclose(found, said, atol=within_px)
+
+
+SIZES = [(24, 24), (24, 40), (40, 24)]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("picture", [(40, 60), (60, 40), (40, 40)])
+def test_boxes_follow_crop_and_flip_exactly(size, picture):
+    """The picture is as large as it is zoomed to: no pixel is resampled."""
+    zoom = min(picture) / covering_short_side(*picture, size)
+    transform = DetectionTransform(size, zoom=(zoom, zoom), flip=True)
+    ways = Counter()
+    for seed in range(80):
+        rng = np.random.default_rng(seed)
+        x, y = rng.integers(0, picture[1] - 10), rng.integers(0, picture[0] - 6)
+        frames, boxes = painted(*picture, (x, y, x + 10, y + 6))
+        frames[:, y : y + 6, x : x + 5, 1] = 0  # the left half is of another colour
+        before = boxes.copy()
+        clip, after = transform(frames, boxes, rng)
+        assert np.array_equal(boxes, before)
+        assert_follows(clip, after, size, within_px=1e-9)
+        if (clip[0, ..., 0] == 255).sum() == 60:  # all of it
+            white, red = clip[0, ..., 1].any(0).argmax(), clip[0, ..., 0].any(0).argmax()
+            ways["flipped" if white == red else "not"] += 1  # whether white is on the left
+    assert min(ways["flipped"], ways["not"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "box_px", "expected"),
+    [
+        ((20, 20), (12, 4, 28, 10), (2, 4, 18, 10)),  # columns 10 to 30 of 40
+        ((20, 20), (0, 4, 15, 10), (0, 4, 5, 10)),
+        ((20, 40), (12, 4, 28, 10), (12, 4, 28, 10)),
+        ((10, 40), (12, 4, 28, 10), (12, 0, 28, 5)),  # rows 5 to 15 of 20
+    ],
+)
+def test_boxes_follow_the_centre_crop_exactly(size, box_px, expected):
+    frames, boxes = painted(20, 40, box_px)
+    clip, after = centre_crop(frames, boxes, size)
+    assert_follows(clip, after, size, within_px=1e-9)
+    np.testing.assert_allclose(in_pixels(after, size), expected)
+
+
+def test_a_box_outside_of_the_crop_has_no_area_in_it():
+    frames, boxes = painted(20, 40, (2, 4, 9, 10))
+    clip, after = centre_crop(frames, boxes, (20, 20))
+    assert box_of_pixels(clip) is None
+    assert after[0, 2] < 0
+
+
+@pytest.mark.parametrize("boxes", [np.empty((0, 4)), np.full((3, 4), 0.5)])
+def test_any_number_of_boxes(boxes):
+    transform = DetectionTransform((16, 16), zoom=(1.0, 1.5), flip=True)
+    for seed in range(4):
+        assert transform(noise(2, 20, 30, 3), boxes, np.random.default_rng(seed))[1].shape == (
+            boxes.shape
+        )
+    assert centre_crop(noise(2, 20, 30, 3), boxes, (16, 16))[1].shape == boxes.shape
+
+
+def test_zoom_below_one_is_refused():
+    for zoom in ((0.9, 1.2), (1.3, 1.2)):
+        with pytest.raises(ValueError, match=r"zoom is .*; allowed: 1 <= smallest <= largest"):
+            DetectionTransform((16, 16), zoom=zoom, flip=False)
+
+
+@given(
+    height=st.integers(30, 90),
+    width=st.integers(30, 90),
+    size=st.tuples(st.integers(12, 48), st.integers(12, 48)),
+    corner=st.tuples(st.floats(0, 1), st.floats(0, 1)),
+    zoom=st.floats(1, 2),
+    seed=st.integers(0, 2**32),
+)
+@settings(max_examples=60, deadline=None)
+def test_boxes_follow_whatever_the_sizes(height, width, size, corner, zoom, seed):
+    """To the pixel: edges of a resized picture lie somewhere in one."""
+    x1, y1 = int(corner[0] * (width - 16)), int(corner[1] * (height - 16))
+    frames, boxes = painted(height, width, (x1, y1, x1 + 16, y1 + 16))
+    transform = DetectionTransform(size, zoom=(zoom, zoom), flip=True)
+    assert_follows(*transform(frames, boxes, np.random.default_rng(seed)), size, within_px=1.01)
+    assert_follows(*centre_crop(frames, boxes, size), size, within_px=1.01)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from hiera_video.data.batches import ClipBatch, Failure
+from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
 from hiera_video.training.distributed import Process
 from hiera_video.training.loop import StopSignal, train_steps
 from hiera_video.training.reporting import RunReport
@@ -188,3 +188,106 @@ def test_bf16_is_the_forward_pass_only():
     ((_, weight),) = steps([batch(1.0)], bf16=True, loss=loss)
     assert seen == [torch.bfloat16]
     assert weight == np.float32(0.9)
+
+
+# ---- detection: the mean runs over boxes
+
+
+def boxed(*values, clips=1, num_dropped=0):
+    """A batch of so many clips, whose boxes state their values."""
+    boxes = torch.tensor(values, dtype=torch.float32).reshape(-1, 1).repeat(1, 4)
+    pixels = torch.zeros(max(clips, 1), 1, 1, 1, 1)
+    places = torch.zeros(len(values), dtype=torch.int64)
+    names = [f"clip {i}" for i in range(clips)]
+    return DetectionBatch(pixels, boxes, places, [(1,)] * len(values), names, [], num_dropped)
+
+
+def sum_over_boxes(model, batch, rng):
+    return model(batch.boxes[:, :1]).sum()
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [boxed(1.0, 2.0, 6.0, clips=2), boxed(clips=0)],
+        [boxed(1.0, clips=3), boxed(2.0, 6.0)],
+        [boxed(clips=4, num_dropped=5), boxed(1.0, 2.0, 6.0, num_dropped=2)],
+    ],
+)
+def test_the_mean_runs_over_boxes_however_they_are_spread(parts):
+    ((done, weight),) = steps(parts, accumulation_steps=2, loss=sum_over_boxes)
+    assert weight == pytest.approx(1 - 0.1 * 3)
+    assert done.loss == pytest.approx(3.0)
+    assert done.num_targets == 3
+    assert done.num_clips == sum(len(part) for part in parts)
+    assert done.num_dropped == sum(part.num_dropped for part in parts)
+    assert not done.skipped
+
+
+def test_a_step_without_any_box_is_skipped(tmp_path, caplog):
+    batches = [boxed(2.0), boxed(clips=3, num_dropped=4), boxed(2.0)]
+    done = list(steps(batches, loss=sum_over_boxes))
+    assert [report.skipped for report, _ in done] == [False, True, False]
+    assert [weight for _, weight in done] == pytest.approx([0.8, 0.8, 0.6])
+    skipped = done[1][0]
+    assert (skipped.num_clips, skipped.num_targets, skipped.num_dropped) == (3, 0, 4)
+    assert math.isnan(skipped.loss)
+    with caplog.at_level("WARNING", "hiera_video"), RunReport(tmp_path, PROCESS) as report:
+        report.step(skipped)
+    assert "step 2 skipped: no box in any of its clips: clip 0, clip 1, clip 2" in caplog.text
+    (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert (line["loss"], line["num_clips"], line["num_dropped"]) == (None, 3, 4)
+
+
+def two_processes(rank, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2
+    )
+    model = nn.Linear(1, 1, bias=False)
+    wrapped = nn.parallel.DistributedDataParallel(model)
+    # Three boxes in all, then none, then one on one of the processes.
+    batches = [
+        [boxed(1.0), boxed(2.0, 6.0, clips=2)],
+        [boxed(clips=1, num_dropped=1), boxed(clips=0)],
+        [boxed(clips=0), boxed(5.0)],
+    ]
+    mine = [batch[rank] for batch in batches]
+    with torch.no_grad():
+        model.weight.fill_(1.0)
+    optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=1.0)
+    reports = train_steps(
+        wrapped,
+        sum_over_boxes,
+        optimizer,
+        iter(mine),
+        start_step=0,
+        end_step=3,
+        accumulation_steps=1,
+        lr_at=lambda step: 0.1,
+        clip_grad=None,
+        bf16=False,
+        seed=0,
+        process=Process(rank, 2, 2, torch.device("cpu")),
+    )
+    told = [
+        (done.loss, done.num_targets, done.num_clips, done.num_dropped, model.weight.item())
+        for done in reports
+    ]
+    (folder / f"{rank}.json").write_text(json.dumps(told))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_share_the_mean_over_boxes(tmp_path):
+    torch.multiprocessing.start_processes(two_processes, (tmp_path,), nprocs=2, start_method="fork")
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert str(first) == str(second)  # NaN is not equal to itself
+    (loss, *counts, weight), (no_loss, *none, kept), (last_loss, *one, last) = first
+    assert loss == pytest.approx(3.0)
+    assert counts == [3, 3, 0]
+    assert weight == pytest.approx(0.7)
+    assert math.isnan(no_loss)
+    assert none == [0, 1, 1]
+    assert kept == weight
+    assert last_loss == pytest.approx(5 * 0.7)
+    assert one == [1, 1, 0]
+    assert last == pytest.approx(0.7 - 0.5)
