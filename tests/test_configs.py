@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from omegaconf import OmegaConf
 
 from hiera_video import cli
 from hiera_video.config import (
+    DetectEvaluateConfig,
+    DetectTrainConfig,
     EvaluateConfig,
     FinetuneConfig,
     PretrainConfig,
@@ -20,19 +23,21 @@ from hiera_video.config import (
     load_config,
 )
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.registry import PUBLISHED, create_model
+from hiera_video.models.registry import PUBLISHED, create_detector, create_model
 
 CONFIGS = configs_folder()
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
 PAPER = [name for name in RECIPES if not name.startswith("demo/")]
 PRETRAIN = [name for name in PAPER if name.startswith("pretrain/")]
-FINETUNE = [name for name in PAPER if name not in PRETRAIN]
+DETECT = [name for name in PAPER if name.startswith("ava/")]
+FINETUNE = [name for name in PAPER if name not in PRETRAIN + DETECT]
 SIZES = {
     "kinetics400": "base base_plus large huge",
     "kinetics600": "base base_plus large huge",
     "kinetics700": "base base_plus large huge",
     "ssv2": "large_16x224 large_32x224",
     "imagenet1k": "tiny small base base_plus large huge",
+    "ava": "base base_plus large huge",
 }
 NUM_CLASSES = {
     "kinetics400": 400,
@@ -97,10 +102,13 @@ def header_commands(name: str) -> list[Any]:
 
 
 def load_recipe(name: str) -> Any:
-    """The PretrainConfig or FinetuneConfig that the file makes, checked."""
+    """The configuration that the file makes, of the command it is for, checked."""
     config: Any
     if "pretrain" in name:
         config = load_config(PretrainConfig, [str(CONFIGS / name)], ["data.train=t"])
+    elif name in DETECT:
+        settings = ["data.train=t", "data.val=v", "data.label_map=l"]
+        config = load_config(DetectTrainConfig, [str(CONFIGS / name)], settings)
     else:
         config = load_config(FinetuneConfig, [str(CONFIGS / name)], ["data.train=t", "data.val=v"])
     config.check()
@@ -147,7 +155,13 @@ def test_says_only_what_differs_from_the_defaults(name):
 def test_opens_with_command_source_and_figure(name):
     text = header(name)
     assert re.search(r"^Source: arXiv 2306\.00989, Tab\. \d+", text, re.M)
-    assert re.search(r"^Published: (\d\d\.\d % top-1, \d|not published)", text, re.M)
+    figure = r"\d\d\.\d % top-1, \d|not published"
+    if name in DETECT:
+        figure = AVA_PUBLISHED.get(name.removeprefix("ava/hiera_").removesuffix(".yaml"))
+        figure = (
+            r"nothing for this size" if figure is None else re.escape(f"{figure} mAP (AVA v2.2")
+        )
+    assert re.search(rf"^Published: ({figure})", text, re.M)
     assert re.search(r"^Obtained: .*(Not yet run by us\.|\d\d\.\d)", text, re.M)
     assert f"configs/{name}" in text
 
@@ -178,12 +192,30 @@ def test_its_commands_pretrain_and_hand_over(name, monkeypatch):
     assert finetuning.data.train == recipe.data.train
 
 
+@pytest.mark.parametrize("name", DETECT)
+def test_its_commands_train_and_evaluate_a_detector(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    recipe, evaluation = header_commands(name)
+    assert isinstance(recipe, DetectTrainConfig)
+    assert isinstance(evaluation, DetectEvaluateConfig)
+    assert recipe.run_dir == load_recipe(name).run_dir
+    assert evaluation.checkpoint == recipe.run_dir
+    assert evaluation.data.root == recipe.data.root
+    assert evaluation.data.seconds == (902, 1798)
+    assert evaluation.data.proposal_score == 0.8
+    files = [recipe.data.train, recipe.data.train_excluded, recipe.data.label_map]
+    files += [evaluation.data.val, evaluation.data.val_excluded, evaluation.data.val_proposals]
+    assert all(Path(file).parts[:2] == ("ava", "annotations") for file in files)
+    assert recipe.data.label_map.endswith("ava_action_list_v2.2.pbtxt")  # all 80
+    assert evaluation.data.label_map.endswith("_for_activitynet_2019.pbtxt")  # 60 of them
+
+
 def test_run_folders_differ():
     folders = [load_recipe(name).run_dir for name in PAPER]
     assert len(set(folders)) == len(folders)
 
 
-@pytest.mark.parametrize("name", FINETUNE)
+@pytest.mark.parametrize("name", FINETUNE + DETECT)
 def test_starts_from_published_weights(name):
     model = load_recipe(name).model
     assert f"{model.name}.{model.init}" in PUBLISHED
@@ -210,6 +242,29 @@ def test_model_has_the_published_size(name):
     expected += other_frames // 2 * model.stage_dims[0]  # of the temporal position embedding
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(expected, abs=0.006e6)
     assert model.input_size == ((1 if is_image else 16 + other_frames), 224, 224)
+
+
+@pytest.mark.parametrize("name", DETECT)
+def test_detector_has_the_published_encoder(name):
+    config = load_recipe(name).model
+    with torch.device("meta"):
+        model = create_detector(
+            config.name,
+            num_classes=80,
+            num_frames=config.num_frames,
+            image_size=config.image_size,
+            drop_path=config.drop_path,
+            head_dropout=config.head_dropout,
+            roi_resolution=config.roi_resolution,
+            **config.overrides,
+        )
+    width = model.encoder.num_features
+    classifier = 400 * (width + 1)  # that the encoder's size was counted with
+    encoder = sum(p.numel() for p in model.encoder.parameters())
+    assert encoder == pytest.approx(PARAMETERS[config.name] * 1e6 - classifier, abs=0.006e6)
+    assert sum(p.numel() for p in model.parameters()) == encoder + 80 * (width + 1)
+    assert model.encoder.input_size == (16, 224, 224)
+    assert model.roi_resolution == 7
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -269,6 +324,30 @@ IMAGENET = {  # Tab. 14: lr, epochs, drop path, layer decay for 1600 epochs
     "large": (1e-3, 50, 0.1, 0.85),
     "huge": (1e-3, 50, 0.3, 0.85),
 }
+
+
+AVA_PUBLISHED = {"large": 39.8, "huge": 42.5}  # Tab. 7: mAP on v2.2 after Kinetics-400
+AVA_SCALED = {  # drop path and layer decay: Tab. 13 for L and H, of Tab. 11b for the others
+    "base": (0.2, 0.8),
+    "base_plus": (0.2, 0.8),
+    "large": (0.4, 0.875),
+    "huge": (0.4, 0.875),
+}
+
+
+@pytest.mark.parametrize("size", AVA_SCALED)
+def test_ava_follows_table_13(size):
+    c = load_recipe(f"ava/hiera_{size}.yaml")
+    m, o, t = c.model, c.optim, c.train
+    assert (m.name, m.init) == (f"hiera_{size}_16x224", "mae_k400_ft_k400")
+    assert (m.drop_path, o.layer_decay) == AVA_SCALED[size]
+    assert m.head_dropout == 0.5
+    assert (o.optimizer, o.lr, o.weight_decay, o.clip_grad) == ("sgd", 3.6, 1e-8, None)
+    assert (o.warmup_lr, o.final_lr) == (0.01, 0)
+    assert (t.epochs, t.warmup_epochs, t.global_batch_size, t.num_repeats) == (30, 5, 128, 1)
+    assert (c.clips.sampling_rate, c.clips.target_fps) == (4, 30)
+    assert (c.augment.flip, c.augment.zoom) == (True, (8 / 7, 10 / 7))
+    assert (c.data.proposal_score, c.data.proposal_iou) == (0.8, 0.9)
 
 
 @pytest.mark.parametrize("size", KINETICS)
