@@ -26,6 +26,7 @@ import hiera_video
 from hiera_video.config import (
     CheckAvaConfig,
     ConfigError,
+    DemoAvaConfig,
     DemoConfig,
     DetectEvaluateConfig,
     DetectPredictConfig,
@@ -54,7 +55,9 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "detect predict": (DetectPredictConfig, "what the people in videos do, with an overlay"),
     "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
+    "demo ava": (DemoAvaConfig, "the same for action detection"),
 }
+MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
 TAKES_FILES = {"predict", "detect predict", "visualize mae"}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
@@ -135,7 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(to_yaml(config), end="")
             return 0
         config.check()
-        module = args.command.replace(" ", "_").replace("-", "_")
+        own = args.command.replace(" ", "_").replace("-", "_")
+        module = MODULES.get(args.command, own)
         command = importlib.import_module(f"hiera_video.commands.{module}")
         return command.run(config, dry_run=args.dry_run, as_json=args.json)
     except ConfigError as error:

@@ -763,6 +763,22 @@ class CheckAvaConfig:
                 _check_positive(key, getattr(self, key))
 
 
+@dataclass(frozen=True)
+class DemoAvaConfig:
+    """`hiera-video demo ava`: generate a small data set in AVA's files, train a detector, score it.
+
+    The same model is trained on key frames alone too: their difference is what motion tells.
+    """
+
+    output_dir: str = "demo_ava"
+    """Folder for the data and the runs."""
+    seed: int = 0
+    """Of the data and the training."""
+
+    def check(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+
+
 def load_config(
     cls: type[Config],
     files: Sequence[str] = (),

@@ -123,7 +123,7 @@ class DemoAvaData:
 
 
 def generate(
-    data: DemoAvaData, *, seed: int, train_videos: int = 160, val_videos: int = 60
+    data: DemoAvaData, *, seed: int, train_videos: int = 240, val_videos: int = 60
 ) -> None:
     """Writes annotations, label map, proposals, excluded key frames and H.264 videos.
 
