@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from hiera_video.config import DetectEvaluateConfig
-from hiera_video.data.boxes import LabelMap, read_label_map, write_detections
+from hiera_video.data.boxes import LabelMap, read_label_map, write_detections, write_keyframes
 from hiera_video.data.datasets import ClipSampler, KeyframeClips
 from hiera_video.data.keyframes import Keyframe, KeyframeEvaluation, detections_of, read_evaluation
 from hiera_video.data.loaders import default_num_workers
@@ -27,7 +27,7 @@ from hiera_video.video.reader import open_video
 
 logger = logging.getLogger(__name__)
 
-RESULTS = ("report.json", "detections.csv")
+RESULTS = ("report.json", "detections.csv", "keyframes.csv")
 
 
 def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
@@ -93,6 +93,7 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
         if process.is_main:
             detections = detections_of(val.records, {k.index: k.scores for k in scored}, label_map)
             write_detections(folder / "detections.csv", detections)
+            write_keyframes(folder / "keyframes.csv", val.keyframes)
             failed = {failure.name for failure in failures}
             lost = {(r.video, r.second) for r in val.records if r.name in failed}
             evaluate = partial(results, val, detections, label_map)

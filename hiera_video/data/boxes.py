@@ -325,10 +325,24 @@ def write_detections(path: str | os.PathLike[str], table: BoxTable) -> None:
             strict=True,
         )
         for video, second, box, action, score, is_box in rows:
-            stamp = f"{int(second):04d}" if second == int(second) else repr(second)
             rest = [*box, action or "", score] if is_box else []
-            writer.writerow([table.videos[video], stamp, *rest])
+            writer.writerow([table.videos[video], _stamp(second), *rest])
     os.replace(temporary, path)
+
+
+def write_keyframes(path: str | os.PathLike[str], keyframes: Iterable[tuple[str, float]]) -> None:
+    """`video,second` lines, which `read_keyframes` reads."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([video, _stamp(second)] for video, second in keyframes)
+    os.replace(temporary, path)
+
+
+def _stamp(second: float) -> str:
+    """As AVA writes it: 0902."""
+    return f"{int(second):04d}" if second == int(second) else repr(second)
 
 
 # ---- geometry

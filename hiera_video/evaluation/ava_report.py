@@ -44,7 +44,6 @@ def as_dict(result: FrameAP, names: Mapping[int, str]) -> dict[str, Any]:
             )
         ],
         "without_ground_truth": [names[c] for c in result.without_ground_truth],
-        "exclusions_applied": PROTOCOLS[result.protocol].uses_exclusions,
         "counts": result.counts,
     }
 
@@ -69,7 +68,7 @@ def tell(results: Mapping[str, Any], *, num_excluded: int) -> list[str]:
             f"{counts['keyframes_with_detections']} with detections, "
             f"{counts['keyframes_beyond']} of these not named by what is evaluated"
         )
-        if num_excluded and not result["exclusions_applied"]:
+        if num_excluded and not PROTOCOLS[protocol].uses_exclusions:
             lines.append(
                 "  the excluded time stamps are not applied: this protocol has no such list"
             )

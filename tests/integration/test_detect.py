@@ -242,11 +242,10 @@ def test_evaluation_is_what_score_says_of_its_detections(commands, ava, trained,
     )
     assert report["keyframes"] == len(named)
 
-    (tmp_path / "keyframes.csv").write_text("".join(f"{v},{s}\n" for v, s in sorted(named)))
     result = commands.run(
         *("detect", "score", "--ground-truth", ava.val, "--label-map", ava.label_map, "--json"),
         *("--detections", tmp_path / "out" / "detections.csv"),
-        *("--keyframes", tmp_path / "keyframes.csv"),
+        *("--keyframes", tmp_path / "out" / "keyframes.csv"),
     )
     assert result.code == 0, result.err
     again = json.loads(result.out)["protocols"]
