@@ -66,13 +66,13 @@ class ClipSampler:
         self, video: VideoReader, num_clips: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Source frame indices of `num_clips` independent clips, int64 [num_clips, T]."""
-        timeline = self._timeline(video)
+        timeline = self.timeline(video)
         if self.sampling == "segments":
             clips = [segment_indices(len(timeline), self.num_frames, rng) for _ in range(num_clips)]
         else:
-            length = self._length(video, len(timeline))
+            length = self.length(video, len(timeline))
             clips = [
-                self._clip(random_clip_start(len(timeline), length, rng), len(timeline))
+                self.clip(random_clip_start(len(timeline), length, rng), len(timeline))
                 for _ in range(num_clips)
             ]
         return timeline[np.stack(clips)]
@@ -81,13 +81,13 @@ class ClipSampler:
         self, video: VideoReader, num_clips: int, rule: ClipRule = "offset"
     ) -> np.ndarray:
         """Source frame indices of the clips of multi-view evaluation, int64 [num_clips, T]."""
-        timeline = self._timeline(video)
+        timeline = self.timeline(video)
         if self.sampling == "segments":
             clips = segment_clips_indices(len(timeline), self.num_frames, num_clips)
         else:
-            length = self._length(video, len(timeline))
+            length = self.length(video, len(timeline))
             starts = uniform_clip_starts(len(timeline), length, num_clips, rule)
-            clips = [self._clip(start, len(timeline)) for start in starts]
+            clips = [self.clip(start, len(timeline)) for start in starts]
         return timeline[np.stack(clips)]
 
     def keyframe_clip(
@@ -114,7 +114,7 @@ class ClipSampler:
             if start_sec is not None:
                 message += "; data.start_sec says at which second of the annotations files begin"
             raise VideoError(video.path, "timestamps", message)
-        timeline = self._timeline(video)
+        timeline = self.timeline(video)
         if self.target_fps is not None:
             keyframe = round(time_sec * self.target_fps)
         else:  # the frame on screen
@@ -125,7 +125,8 @@ class ClipSampler:
         clip = keyframe_indices(keyframe, self.num_frames, self.sampling_rate, len(timeline))
         return timeline[clip]
 
-    def _timeline(self, video: VideoReader) -> np.ndarray:
+    def timeline(self, video: VideoReader) -> np.ndarray:
+        """Source frame behind each frame of the video as sampled, at `target_fps` where set."""
         if self.target_fps is None or len(video) == 1:
             return np.arange(len(video))
         try:
@@ -133,7 +134,8 @@ class ClipSampler:
         except ValueError as error:
             raise VideoError(video.path, "timestamps", str(error)) from None
 
-    def _length(self, video: VideoReader, video_frames: int) -> int:
+    def length(self, video: VideoReader, video_frames: int) -> int:
+        """Frames that a clip covers; a video shorter than that is an error where so asked."""
         length = clip_length(self.num_frames, self.sampling_rate, self.spacing)
         if self.end_policy == "error" and video_frames < length:
             raise VideoError(
@@ -144,7 +146,8 @@ class ClipSampler:
             )
         return length
 
-    def _clip(self, start: float, video_frames: int) -> np.ndarray:
+    def clip(self, start: float, video_frames: int) -> np.ndarray:
+        """Frames of the timeline that make the clip from `start` on, int64 [T]."""
         return clip_indices(
             start, self.num_frames, self.sampling_rate, self.spacing, video_frames, self.end_policy
         )
@@ -231,15 +234,7 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         open_video: OpenVideo = open_video,
     ) -> None:
         self.records, self.sampler = records, sampler
-        if short_side is None:
-            short_side = max(crop_size)
-            if num_crops == 1:
-                short_side = round(short_side * 256 / 224)
-        if short_side < max(crop_size):
-            raise ValueError(
-                f"views.short_side is {short_side}: needed is at least {max(crop_size)}, the size "
-                "of a crop"
-            )
+        short_side = checked_short_side(short_side, crop_size, num_crops)
         self.crop_size, self.short_side = crop_size, short_side
         self.num_clips, self.num_crops, self.clip_rule = num_clips, num_crops, clip_rule
         self.open_video = open_video
@@ -352,6 +347,31 @@ class KeyframeClips(Dataset[KeyframeSample | Failure]):
             outside,
             video.backend,
         )
+
+
+def checked_short_side(
+    short_side: int | None,
+    crop_size: tuple[int, int],
+    num_crops: int,
+    key: str = "views.short_side",
+) -> int:
+    """Of resized frames, pixels: as given, or by default what `EvaluationViews` says.
+
+    Args:
+        key: the setting that an error names.
+
+    Raises:
+        ValueError: crops are larger.
+    """
+    if short_side is None:
+        short_side = max(crop_size)
+        if num_crops == 1:
+            short_side = round(short_side * 256 / 224)
+    if short_side < max(crop_size):
+        raise ValueError(
+            f"{key} is {short_side}: needed is at least {max(crop_size)}, the size of a crop"
+        )
+    return short_side
 
 
 def _failure(record: VideoRecord | KeyframeRecord, error: VideoError) -> Failure:

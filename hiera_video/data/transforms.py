@@ -216,15 +216,19 @@ def _random_shape(
 
 
 def resized_crop(
-    frames: Frames, box: Box, height: int, width: int
+    frames: Frames, box: Box, height: int, width: int, *, is_image: bool | None = None
 ) -> UInt8[np.ndarray, "T height width 3"]:
     """One box of all frames, resized as SlowFast does: bilinear without antialiasing.
 
-    A single frame, an image, is shrunk by averaging: photographs are many times the crop's size.
+    An image is shrunk by averaging: photographs are many times the crop's size.
+
+    Args:
+        is_image: whether the frames come from one. None: a single frame does.
     """
     top, left, box_height, box_width = box
+    is_image = len(frames) == 1 if is_image is None else is_image
     shrunk = box_height > height and box_width > width
-    interpolation = cv2.INTER_AREA if len(frames) == 1 and shrunk else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if is_image and shrunk else cv2.INTER_LINEAR
     out = np.empty((len(frames), height, width, 3), np.uint8)
     for frame, resized in zip(frames, out, strict=True):
         cropped = frame[top : top + box_height, left : left + box_width]
@@ -232,18 +236,20 @@ def resized_crop(
     return out
 
 
-def resize_short_side(frames: Frames, short_side: int) -> UInt8[np.ndarray, "T h w 3"]:
+def resize_short_side(
+    frames: Frames, short_side: int, *, is_image: bool | None = None
+) -> UInt8[np.ndarray, "T h w 3"]:
     """For evaluation: the short side becomes `short_side`, the long one keeps the aspect ratio.
 
     Bilinear without antialiasing, which is SlowFast's resizing rounded to grey levels. Frames that
-    have the size already are returned as they are.
+    have the size already are returned as they are. `is_image` is that of `resized_crop`.
     """
     check_frames(frames)
     height, width = frames.shape[1:3]
     new_height, new_width = resized_shape(height, width, short_side)
     if (new_height, new_width) == (height, width):
         return frames
-    return resized_crop(frames, (0, 0, height, width), new_height, new_width)
+    return resized_crop(frames, (0, 0, height, width), new_height, new_width, is_image=is_image)
 
 
 def erase_random_box(
