@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hiera_video.extraction.store import Features as Features
+    from hiera_video.extraction.store import load_features as load_features
     from hiera_video.models.hiera import Hiera as Hiera
     from hiera_video.models.mae import MaskedAutoencoderHiera as MaskedAutoencoderHiera
     from hiera_video.models.registry import create_autoencoder as create_autoencoder
@@ -16,20 +18,24 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "Features": "hiera_video.extraction.store",
     "Hiera": "hiera_video.models.hiera",
     "MaskedAutoencoderHiera": "hiera_video.models.mae",
     "create_autoencoder": "hiera_video.models.registry",
     "create_model": "hiera_video.models.registry",
     "list_models": "hiera_video.models.registry",
+    "load_features": "hiera_video.extraction.store",
     "open_video": "hiera_video.video.reader",
 }
 __all__ = [
+    "Features",
     "Hiera",
     "MaskedAutoencoderHiera",
     "__version__",
     "create_autoencoder",
     "create_model",
     "list_models",
+    "load_features",
     "open_video",
 ]
 

@@ -33,6 +33,7 @@ from hiera_video.config import (
     DetectScoreConfig,
     DetectTrainConfig,
     EvaluateConfig,
+    ExtractConfig,
     FinetuneConfig,
     PredictConfig,
     PretrainConfig,
@@ -53,12 +54,13 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "detect score": (DetectScoreConfig, "frame mAP of action detections, from csv files alone"),
     "data check-ava": (CheckAvaConfig, "mistakes in AVA annotations, proposals and videos"),
     "detect predict": (DetectPredictConfig, "what the people in videos do, with an overlay"),
+    "extract": (ExtractConfig, "features of many videos, one file a video"),
     "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
     "demo ava": (DemoAvaConfig, "the same for action detection"),
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
-TAKES_FILES = {"predict", "detect predict", "visualize mae"}
+TAKES_FILES = {"predict", "detect predict", "extract", "visualize mae"}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 

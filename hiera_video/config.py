@@ -588,6 +588,115 @@ class PredictConfig:
 
 
 @dataclass(frozen=True)
+class WindowConfig:
+    kind: Literal["dense", "views"] = "dense"
+    """Windows over the whole video, or the clips of multi-view evaluation."""
+    clip_stride: int | None = None
+    """Dense: distance between the starts of two windows, source frames (frames at
+    clips.target_fps where that is set). Null: the length of a clip, side by side."""
+    clip_stride_sec: float | None = None
+    """The same in seconds, instead."""
+    last_window: Literal["pad", "drop", "shift"] = "pad"
+    """Dense: where frames remain at the end, a window that repeats the last frame, none, or one
+    that ends with the video. A video shorter than a clip has one window, by clips.end_policy."""
+    num_clips: int = 5
+    """Views: temporal clips of a video."""
+    clip_rule: Literal["offset", "interval"] = "offset"
+    """Views: the last clip ends with the video, or clips start at even shares."""
+    num_crops: int = 1
+    """Spatial crops of a window: 1 (centre) or 3 (along the longer side)."""
+    short_side: int | None = None
+    """Short side after resizing, pixels. Null: the crop size for 3 crops, 256/224 of it for 1."""
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """`hiera-video extract INPUT`: features of many videos, one file a video, and an index.
+
+    INPUT is a folder, searched at any depth, a list (csv, txt, json, jsonl), or videos. The same
+    command goes on where it stopped. `clips` start from what the checkpoint was trained with.
+    """
+
+    inputs: list[str] = field(default_factory=list)
+    """A folder or a list, or files."""
+    checkpoint: str | None = None
+    """A run, checkpoint or weights folder, of a classifier or a masked autoencoder, or published
+    weights."""
+    output_dir: str = "features"
+    """Folder for the features, index.jsonl and failures.jsonl."""
+    layer: Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"] = "pre_logits"
+    """Tokens of a stage; the mean of the last ones, normalised; or the classifier's outputs."""
+    pooling: Literal["mean", "spatial", "temporal", "none"] = "mean"
+    """Of a stage's tokens [t, h, w, D]: mean leaves [D], spatial [t, D], temporal [h, w, D]."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the stored numbers; bfloat16 with to=safetensors only."""
+    to: Literal["npz", "npy", "safetensors", "parquet"] = "npz"
+    """Kind of file. npy: with a json beside it; parquet: npz files, and one table of them all."""
+    num_frames: int | None = None
+    """Frames of a clip. Null: as the model was trained."""
+    image_size: int | None = None
+    """Height and width of a clip, pixels. Null: as the model was trained."""
+    clips: ClipConfig = field(default_factory=ClipConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+    data: ReadingConfig = field(default_factory=ReadingConfig)
+    batch_size: int = 16
+    """Views in one forward pass; those of several videos share it."""
+    precision: Literal["bf16", "fp32"] = "fp32"
+    """Of the forward pass."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this machine, or torchrun's processes. ray: Ray Data, on a cluster."""
+    retry_failed: bool = False
+    """Read the videos again that failed before."""
+    overwrite: bool = False
+    """Replace features that were made with other settings."""
+    device: str = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    def check(self) -> None:
+        _require(bool(self.inputs), "INPUT", None, "a folder, a list, or videos")
+        _require(self.checkpoint is not None, "checkpoint", None, "a folder or published weights")
+        _require(
+            self.layer.startswith("stage") or self.pooling == "mean",
+            "pooling",
+            self.pooling,
+            f"mean with layer={self.layer}, which has no axes left",
+        )
+        _require(
+            self.dtype != "bfloat16" or self.to == "safetensors",
+            "dtype",
+            self.dtype,
+            f"float32 or float16 with to={self.to}, which has no bfloat16; or to=safetensors",
+        )
+        _check_clips(self.clips)
+        _check_reading(self.data)
+        _require(self.data.num_workers != 0, "data.num_workers", 0, "1 or more: reading may crash")
+        _check_positive("batch_size", self.batch_size)
+        windows = self.windows
+        for key in ("clip_stride", "clip_stride_sec", "num_clips", "short_side"):
+            if getattr(windows, key) is not None:
+                _check_positive(f"windows.{key}", getattr(windows, key))
+        _require(windows.num_crops in (1, 3), "windows.num_crops", windows.num_crops, "1 or 3")
+        _require(
+            windows.clip_stride is None or windows.clip_stride_sec is None,
+            "windows.clip_stride_sec",
+            windows.clip_stride_sec,
+            "null with windows.clip_stride: one of the two",
+        )
+        _require(
+            windows.kind == "views" or self.clips.sampling == "clip",
+            "clips.sampling",
+            self.clips.sampling,
+            "clip with windows.kind=dense: segments are parts of a whole video",
+        )
+        _require(
+            self.clips.sampling == "clip" or windows.num_clips in (1, 2),
+            "windows.num_clips",
+            windows.num_clips,
+            "1 or 2 with clips.sampling=segments",
+        )
+
+
+@dataclass(frozen=True)
 class DetectPredictConfig:
     """`hiera-video detect predict FILE...`: what the people in videos do, and when.
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "training": {"data", "evaluation", "models"},
     "analysis": {"data", "evaluation", "models", "video"},
     "config": set(),
-    "__init__": {"models", "video"},
+    "__init__": {"extraction", "models", "video"},
     "__main__": {"cli"},
     "cli": {"commands", "config"},
     "commands": {
@@ -45,6 +45,7 @@ OPTIONAL = {
     "decord",
     "torchcodec",
     "pytorchvideo",
+    "pyarrow",
     "ray",
     "onnx",
     "onnxruntime",

@@ -608,3 +608,35 @@ def load_detector(folder: str | Path) -> tuple[ActionDetector, dict[str, Any]]:
     if not checkpoint.detector:
         raise ValueError(f"{folder}: needed is what `hiera-video detect train` wrote")
     return create_detector(checkpoint=checkpoint), checkpoint.config
+
+
+def load_backbone(
+    source: str | Path, *, num_frames: int | None = None, image_size: int | None = None
+) -> tuple[Hiera, dict[str, Any]]:
+    """The backbone of a classifier or of a masked autoencoder, and its config.
+
+    Args:
+        source: a weights, run or checkpoint folder, or published weights.
+        num_frames, image_size: of a clip. None: as trained.
+
+    Returns:
+        The model, with its classifier if it has one, and `mean`, `std` and `is_autoencoder`.
+    """
+    if str(source) in PUBLISHED:
+        weights = PUBLISHED[str(source)]
+        is_autoencoder, mean, std = weights.num_classes is None, weights.mean, weights.std
+        name, checkpoint = str(source), None
+    else:
+        name, checkpoint = None, read_checkpoint(source)
+        if not checkpoint.config:
+            raise ValueError(f"{source} is not a weights folder that `save_weights` wrote")
+        is_autoencoder = bool(checkpoint.autoencoder)
+        mean, std = checkpoint.config["mean"], checkpoint.config["std"]
+    model = create_model(
+        name,
+        checkpoint=checkpoint,
+        num_classes=0 if is_autoencoder else None,
+        num_frames=num_frames,
+        image_size=image_size,
+    )
+    return model, {"mean": mean, "std": std, "is_autoencoder": is_autoencoder}

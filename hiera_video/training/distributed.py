@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -35,11 +36,12 @@ class Process:
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Process]:
+def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.
 
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
+        timeout: how long processes wait for one another. None: torch's own, half an hour.
 
     Raises:
         ValueError: there is no such device.
@@ -60,7 +62,10 @@ def process_group(device: str) -> Iterator[Process]:
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, 1, chosen)
         return
-    dist.init_process_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
+        timeout=timeout,
+    )
     try:
         yield Process(
             dist.get_rank(),

@@ -1,0 +1,196 @@
+"""`hiera-video extract INPUT`: features of many videos, one file a video, and an index."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hiera_video.config import ExtractConfig
+from hiera_video.data.annotations import read_video_list
+from hiera_video.data.datasets import ClipSampler, checked_short_side
+from hiera_video.data.lists import is_media
+from hiera_video.data.loaders import default_num_workers
+from hiera_video.extraction.features import FeatureExtractor, fingerprint
+from hiera_video.extraction.runner import Summary, Video, extract
+from hiera_video.extraction.store import FeatureStore, output_names
+from hiera_video.extraction.windows import Crops, DenseWindows, ViewWindows, WindowSampler
+from hiera_video.extraction.workers import Plan
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.registry import variant_name
+from hiera_video.models.weights import load_backbone
+from hiera_video.training.distributed import barrier, from_main, process_group
+from hiera_video.training.reporting import setup_logging
+from hiera_video.video.reader import open_video
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = timedelta(days=30)  # one process may have the long videos
+
+
+def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Extracts what is not there yet, writes the tables, tells; returns the exit code."""
+    assert config.checkpoint is not None  # config.check() saw to it
+    with process_group(config.device, PATIENCE) as process:
+        setup_logging(quiet=not process.is_main)
+        videos = find_videos(config.inputs, config.data.root)
+        model, meta = load_backbone(
+            config.checkpoint, num_frames=config.num_frames, image_size=config.image_size
+        )
+        if meta["is_autoencoder"] and process.is_main:
+            logger.warning(
+                "%s is a masked autoencoder that was not fine-tuned: as they are, such features "
+                "are weak; fine-tune it first, or train a probe on top",
+                config.checkpoint,
+            )
+        make_extractor = partial(
+            FeatureExtractor,
+            layer=config.layer,
+            pooling=config.pooling,
+            mean=meta["mean"],
+            std=meta["std"],
+            bf16=config.precision == "bf16",
+            dtype=config.dtype,
+        )
+        plan, settings = make_plan(config, model, meta)
+        store = FeatureStore(
+            Path(config.output_dir), "npz" if config.to == "parquet" else config.to, settings
+        )
+        if not config.overwrite:
+            store.check()
+        ours = videos[process.rank :: process.world_size]
+        to_do = [
+            video
+            for video in ours
+            if store.is_pending(
+                video.name, retry_failed=config.retry_failed, overwrite=config.overwrite
+            )
+        ]
+        extractor = make_extractor(model, device=process.device)
+        logger.info("%d of %d videos are to be read", len(to_do), len(ours))
+        if dry_run:
+            print(json.dumps({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2))
+            return 0
+        barrier()  # nobody writes before all have looked
+        store.folder.mkdir(parents=True, exist_ok=True)
+        if process.is_main:
+            store.start()
+        how: dict[str, Any] = {
+            "batch_size": config.batch_size,
+            "num_workers": config.data.num_workers or default_num_workers(process.local_world_size),
+            "progress": process.is_main,
+        }
+        if config.engine == "ray":
+            from hiera_video.extraction.ray import extract_with_ray
+
+            summary = extract_with_ray(to_do, plan, make_extractor, model, store, **how)
+        else:
+            summary = extract(to_do, plan, extractor, store, **how)
+        barrier()
+        code = finish(config, store, videos, summary, as_json) if process.is_main else None
+        # Together: torchrun ends all processes when one has left with another code than 0.
+        return from_main(code) or 0
+
+
+def find_videos(inputs: list[str], root: str | None) -> list[Video]:
+    """The videos of a folder or a list, or the files named one by one.
+
+    Raises:
+        ValueError: none, several folders or lists, or two videos with the same output.
+    """
+    if all(is_media(name) and not os.path.isdir(name) for name in inputs):
+        paths = list(dict.fromkeys(map(os.path.abspath, inputs)))
+        base = os.getcwd()
+    elif len(inputs) == 1:
+        source = Path(inputs[0])
+        found = read_video_list(source, root=root, labelled=False)
+        paths = [record.path for record in found.records]
+        base = str(source) if source.is_dir() else root or str(source.parent)
+    else:
+        raise ValueError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
+    names = output_names(paths, os.path.abspath(os.path.expanduser(base)))
+    return [Video(name, path) for name, path in zip(names, paths, strict=True)]
+
+
+def make_plan(
+    config: ExtractConfig, model: Hiera, meta: dict[str, Any]
+) -> tuple[Plan, dict[str, Any]]:
+    """What to read of each video, and all settings that decide on its features."""
+    num_frames, height, width = model.input_size
+    how = config.windows
+    sampler = ClipSampler(num_frames, **asdict(config.clips))
+    crops = Crops(
+        (height, width),
+        how.num_crops,
+        checked_short_side(how.short_side, (height, width), how.num_crops, "windows.short_side"),
+    )
+    windows: WindowSampler
+    keys: tuple[str, ...]
+    if how.kind == "dense":
+        keys = ("clip_stride", "clip_stride_sec", "last_window")
+        windows = DenseWindows(sampler, how.clip_stride, how.clip_stride_sec, how.last_window)
+    else:
+        keys = ("num_clips", "clip_rule")
+        windows = ViewWindows(sampler, how.num_clips, how.clip_rule)
+    settings = {
+        "model": variant_name(model.architecture),
+        "weights": fingerprint(model),
+        "layer": config.layer,
+        "pooling": config.pooling,
+        "dtype": config.dtype,
+        "precision": config.precision,
+        "num_frames": num_frames,
+        **asdict(config.clips),
+        "windows": how.kind,
+        **{key: getattr(how, key) for key in keys},
+        "num_crops": crops.num_crops,
+        "crop_size": [height, width],
+        "short_side": crops.short_side,
+        "backend": config.data.backend,
+        "mean": list(meta["mean"]),
+        "std": list(meta["std"]),
+    }
+    reader = partial(open_video, backend=config.data.backend, deadline_sec=config.data.deadline_sec)
+    return Plan(windows, crops, num_frames, reader, config.data.deadline_sec), settings
+
+
+def finish(
+    config: ExtractConfig,
+    store: FeatureStore,
+    videos: list[Video],
+    summary: Summary,
+    as_json: bool,
+) -> int:
+    """Writes the tables of all videos of the list, tells, and returns the exit code."""
+    rows = store.write_tables(video.name for video in videos)
+    failed = [row for row in rows if row["status"] == "failed"]
+    report: dict[str, Any] = {
+        "videos": len(videos),
+        "done": len(rows) - len(failed),
+        "failed": len(failed),
+        "windows": sum(row["num_windows"] for row in rows if row["status"] == "done"),
+        "short": sum(row["is_short"] for row in rows if row["status"] == "done"),
+        "output_dir": config.output_dir,
+    }
+    if config.to == "parquet":
+        report["parquet"] = str(store.write_parquet(rows))
+    if as_json:
+        print(json.dumps({**report, "this_process": asdict(summary)}, ensure_ascii=False))
+    else:
+        print(
+            f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
+            f"{report['windows']} windows, {report['short']} videos shorter than a clip\n{summary}"
+        )
+        for row in failed[:10]:
+            print(f"failed: {row['error']}")
+        if len(failed) > 10:
+            print(f"and {len(failed) - 10} more, see {store.folder / 'failures.jsonl'}")
+        print(f"results are in {config.output_dir}")
+    if len(failed) == len(videos):
+        return 1
+    return 3 if failed else 0

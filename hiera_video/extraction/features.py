@@ -1,0 +1,93 @@
+"""Clips to features: which layer, how it is pooled, in which type of number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Shaped, UInt8
+from torch import Tensor
+
+from hiera_video.data.transforms import normalize
+from hiera_video.models.hiera import Hiera
+
+Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]
+Pooling = Literal["mean", "spatial", "temporal", "none"]
+DType = Literal["float32", "float16", "bfloat16"]
+
+POOLED_AXES: dict[Pooling, tuple[int, ...]] = {
+    "mean": (1, 2, 3),
+    "spatial": (2, 3),
+    "temporal": (1,),
+    "none": (),
+}
+
+
+class FeatureExtractor:
+    """A model that turns views into features.
+
+    Args:
+        layer: a stage's tokens, not normalised, in space-time order; "pre_logits", the mean of the
+            last ones, normalised; or "logits".
+        pooling: of a stage's tokens [t, h, w, D]: "mean" leaves [D], "spatial" [t, D] (the mean
+            over space), "temporal" [h, w, D] (the mean over time), "none" all.
+        mean, std: of the colours, as the model was trained.
+        bf16: run the model under bfloat16 autocast.
+        dtype: of the features.
+
+    Raises:
+        ValueError: the model has no such layer, or it cannot be pooled so.
+    """
+
+    def __init__(
+        self,
+        model: Hiera,
+        *,
+        layer: Layer,
+        pooling: Pooling = "mean",
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device,
+        bf16: bool = False,
+        dtype: DType = "float32",
+    ) -> None:
+        stages = [f"stage{i + 1}" for i in range(len(model.stage_ends))]
+        if layer not in (*stages, "pre_logits", "logits"):
+            raise ValueError(f"layer is {layer!r}: this model has {', '.join(stages)}, pre_logits")
+        if layer == "logits" and not model.num_classes:
+            raise ValueError("layer is 'logits': this model has no classifier, take pre_logits")
+        if layer not in stages and pooling != "mean":
+            raise ValueError(f"pooling is {pooling!r}: {layer} has no axes left, only mean works")
+        self.model, self.layer, self.pooling = model.to(device).eval(), layer, pooling
+        self.device, self.bf16, self.dtype = device, bf16, dtype
+        self._mean, self._std = (torch.tensor(v, device=device) for v in (mean, std))
+
+    @torch.inference_mode()
+    def __call__(self, views: UInt8[Tensor, "B T H W C"]) -> Shaped[Tensor, "B ..."]:
+        """Features in `dtype`, on the device; the views may be on the host, pinned or not."""
+        views = views.to(self.device, non_blocking=True)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
+            features = self._run(normalize(views, self._mean, self._std))
+        return features.to(getattr(torch, self.dtype))
+
+    def _run(self, clips: Tensor) -> Tensor:
+        if self.layer == "logits":
+            return self.model(clips)
+        if self.layer == "pre_logits":
+            return self.model.forward_head(self.model.encode(clips)[-1], pre_logits=True)
+        stage = int(self.layer.removeprefix("stage")) - 1
+        (tokens,) = self.model.forward_intermediates(clips, [stage])  # [B, t, h, w, D]
+        axes = POOLED_AXES[self.pooling]
+        return tokens.float().mean(axes) if axes else tokens
+
+
+def fingerprint(model: Hiera) -> str:
+    """Hash of a model: its architecture and the values of its weights."""
+    digest = hashlib.sha256(json.dumps(model.architecture, sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

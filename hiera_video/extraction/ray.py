@@ -1,0 +1,139 @@
+"""Extraction on a Ray cluster: Ray Data moves windows from CPU decoders to GPU model actors.
+
+The same decoding process, under the same supervision, works inside each decoding actor, so that a
+file that kills it costs that file; Ray repeats what an actor or a machine that died had to do. The
+driver stores what comes back, so that outputs and resuming are those of a local run. Videos and
+the output folder must have the same paths on all machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from hiera_video.extraction.features import FeatureExtractor
+from hiera_video.extraction.runner import Assembly, Summary, Video, extract_windows
+from hiera_video.extraction.store import FeatureStore
+from hiera_video.extraction.workers import DecodeWorkers, Job, Plan, Window
+from hiera_video.models.hiera import Hiera
+
+END = -1  # in place of a window's number: the row tells the end of a video
+Batch = dict[str, Any]
+
+
+class Decoder:
+    """Videos to rows: one a window, and one that tells the end."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.workers = DecodeWorkers(plan, num_workers=1)
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        jobs = [
+            Job(int(index), str(path))
+            for index, path in zip(batch["index"], batch["path"], strict=True)
+        ]
+        nothing = np.zeros(self.plan.views_shape, np.uint8)
+        for event in self.workers.events(jobs):
+            if isinstance(event, Window):
+                yield self._row(event.index, event.n, event.views.copy(), b"")
+            elif event is not None:
+                yield self._row(event.index, END, nothing, pickle.dumps(event))
+
+    @staticmethod
+    def _row(index: int, n: int, views: np.ndarray, end: bytes) -> Batch:
+        ends = np.array([end], object)
+        return {"index": np.array([index]), "n": np.array([n]), "views": views[None], "end": ends}
+
+
+class Model:
+    """Windows to features; rows that tell the end of a video pass through."""
+
+    def __init__(self, make_extractor: Callable[..., FeatureExtractor], model: Hiera) -> None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.extractor = make_extractor(model, device=device)
+
+    def __call__(self, batch: Batch) -> Batch:
+        is_window = batch["n"] != END
+        features: list[bytes] = [b""] * len(is_window)
+        if is_window.any():
+            views = torch.from_numpy(np.ascontiguousarray(batch["views"][is_window]))
+            start = time.perf_counter()
+            rows = extract_windows(self.extractor, views).cpu()
+            self.seconds = time.perf_counter() - start
+            for place, row in zip(np.flatnonzero(is_window), rows, strict=True):
+                features[place] = pickle.dumps(row.clone())
+        return {
+            "index": batch["index"],
+            "n": batch["n"],
+            "end": batch["end"],
+            "features": np.array(features, object),
+            "model_sec": np.full(len(is_window), self.seconds / max(is_window.sum(), 1)),
+        }
+
+
+def extract_with_ray(
+    videos: Sequence[Video],
+    plan: Plan,
+    make_extractor: Callable[..., FeatureExtractor],
+    model: Hiera,
+    store: FeatureStore,
+    *,
+    batch_size: int,
+    num_workers: int,
+    progress: bool = False,
+) -> Summary:
+    """What `extract` does, on the Ray cluster that this process belongs to, or a local one.
+
+    Raises:
+        ImportError: Ray is not installed.
+    """
+    try:
+        import ray
+    except ImportError:
+        raise ImportError("engine=ray needs Ray: pip install 'hiera-video[ray]'") from None
+    summary = Summary(num_workers)
+    begin = time.perf_counter()
+    if not videos:
+        return summary
+    if not ray.is_initialized():
+        ray.init()
+    num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    jobs = [{"index": index, "path": video.path} for index, video in enumerate(videos)]
+    results = (
+        ray.data.from_items(jobs)
+        .map_batches(
+            Decoder,
+            fn_constructor_args=(plan,),
+            batch_size=1,
+            concurrency=(1, num_workers),
+            num_cpus=1,
+        )
+        .map_batches(
+            Model,
+            fn_constructor_args=(make_extractor, model),
+            batch_size=max(1, batch_size // plan.crops.num_crops),
+            concurrency=max(1, num_gpus),
+            num_cpus=0,
+            num_gpus=1 if num_gpus else 0,
+        )
+    )
+    bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
+    assembly = Assembly(videos, store, summary, bar)
+    with bar, contextlib.closing(assembly):
+        for row in results.iter_rows():
+            if row["n"] == END:
+                assembly.end(pickle.loads(row["end"]))
+            else:
+                summary.clips += plan.crops.num_crops
+                summary.model_sec += row["model_sec"]
+                assembly.add([(row["index"], row["n"])], pickle.loads(row["features"])[None])
+    summary.wall_sec = time.perf_counter() - begin
+    return summary

@@ -1,0 +1,302 @@
+"""The pipeline: decoding processes -> batches of many videos -> model -> store.
+
+A thread fills the next batches while the model works on one. Features of a batch are fetched after
+the next one has been launched, so that a GPU does not wait for the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Shaped, UInt8
+from torch import Tensor
+from tqdm import tqdm
+
+from hiera_video.extraction.features import FeatureExtractor
+from hiera_video.extraction.store import FeatureStore, Rows
+from hiera_video.extraction.workers import (
+    DecodeWorkers,
+    Job,
+    Plan,
+    Read,
+    Unreadable,
+    Window,
+)
+
+NUM_BATCHES_AHEAD = 2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video to extract from: its file, and where its output goes."""
+
+    name: str
+    path: str
+
+
+@dataclass
+class Summary:
+    """What a run did, and where its time went."""
+
+    num_workers: int
+    done: int = 0
+    failed: int = 0
+    clips: int = 0  # views that went through the model
+    wall_sec: float = 0.0
+    decode_sec: float = 0.0  # of all decoding processes together, as the next
+    transform_sec: float = 0.0
+    model_sec: float = 0.0
+    store_sec: float = 0.0
+
+    def __str__(self) -> str:
+        if not self.clips:
+            return f"no clips in {self.wall_sec:.1f} s"
+        wall = max(self.wall_sec, 1e-9)
+        decode, transform = (
+            t / (wall * self.num_workers) for t in (self.decode_sec, self.transform_sec)
+        )
+        model = self.model_sec / wall
+        limit = "the model" if model >= decode + transform else "reading"
+        return (
+            f"{self.clips} clips in {wall:.1f} s: {self.clips / wall:.2f} clips/s, the model alone "
+            f"{self.clips / max(self.model_sec, 1e-9):.2f} (utilisation {model:.2f})\n"
+            f"busy: {self.num_workers} decoding processes {decode:.0%} with decoding and "
+            f"{transform:.0%} with transforms, the model {model:.0%}, writing "
+            f"{self.store_sec / wall:.0%}; the limit is {limit}"
+        )
+
+
+class Assembly:
+    """Puts features and ends of videos together, in whatever order they come, and stores them.
+
+    Args:
+        videos: by the index of their jobs.
+    """
+
+    def __init__(
+        self, videos: Sequence[Video], store: FeatureStore, summary: Summary, bar: tqdm
+    ) -> None:
+        self.videos, self.store, self.summary, self.bar = videos, store, summary, bar
+        self._rows: dict[int, Rows] = {}
+        self._read: dict[int, Read] = {}  # that wait for features
+        self._failed: set[int] = set()
+        self._start = time.monotonic()
+
+    def add(self, keys: Sequence[tuple[int, int]], features: Shaped[Tensor, "B ..."]) -> None:
+        """The features of window n of video i, for keys (i, n); on the host."""
+        finite = features.isfinite().reshape(len(keys), -1).all(dim=1).tolist()
+        for (index, n), row, is_finite in zip(keys, features, finite, strict=True):
+            if index in self._failed:
+                continue
+            if not is_finite:
+                path = self.videos[index].path
+                told = f"{path}: feature {n} is not finite; float16 ends at 65504, take float32"
+                self.end(Unreadable(index, "not_finite", told, 0.0))
+                continue
+            if index not in self._rows:
+                self._rows[index] = Rows(self.store.folder)
+            self._rows[index].put(n, row)
+            self._finish(index)
+
+    def end(self, end: Read | Unreadable) -> None:
+        """The end of a video, as a decoding process told it."""
+        if end.index in self._failed:
+            return
+        if isinstance(end, Read):
+            self.summary.decode_sec += end.decode_sec
+            self.summary.transform_sec += end.transform_sec
+            self._read[end.index] = end
+            self._finish(end.index)
+            return
+        video = self.videos[end.index]
+        self._failed.add(end.index)
+        self._drop(end.index)
+        self.store.fail(
+            video.name, video.path, cause=end.cause, message=end.message, seconds=end.seconds
+        )
+        with tqdm.external_write_mode():
+            logger.warning("failed: %s", end.message)
+        self.summary.failed += 1
+        self._tell()
+
+    def close(self) -> None:
+        for rows in self._rows.values():
+            rows.close()
+
+    def _finish(self, index: int) -> None:
+        """Stores a video once all of it is there."""
+        read, rows = self._read.get(index), self._rows.get(index)
+        if read is None or rows is None or len(rows) < len(read.start_sec):
+            return
+        start = time.perf_counter()
+        self.store.write(
+            self.videos[index].name,
+            self.videos[index].path,
+            rows,
+            start_sec=read.start_sec,
+            end_sec=read.end_sec,
+            facts=read.facts,
+        )
+        self.summary.store_sec += time.perf_counter() - start
+        self._drop(index)
+        self.summary.done += 1
+        self._tell()
+
+    def _drop(self, index: int) -> None:
+        self._read.pop(index, None)
+        if index in self._rows:
+            self._rows.pop(index).close()
+
+    def _tell(self) -> None:
+        speed = self.summary.clips / max(time.monotonic() - self._start, 1e-9)
+        self.bar.set_postfix_str(
+            f"{speed:.1f} clips/s, {self.summary.failed} failed", refresh=False
+        )
+        self.bar.update()
+
+
+@dataclass
+class _Batch:
+    """Windows for one forward pass, and the videos that ended meanwhile."""
+
+    keys: list[tuple[int, int]] = field(default_factory=list)  # (video, window)
+    views: UInt8[Tensor, "N S T H W C"] | None = None
+    ends: list[Read | Unreadable] = field(default_factory=list)
+
+
+def extract(
+    videos: Sequence[Video],
+    plan: Plan,
+    extractor: FeatureExtractor,
+    store: FeatureStore,
+    *,
+    batch_size: int,
+    num_workers: int,
+    progress: bool = False,
+) -> Summary:
+    """Stores the features of videos, or why there are none.
+
+    Args:
+        batch_size: views in a forward pass.
+        num_workers: decoding processes.
+        progress: show a bar, on a terminal.
+
+    Raises:
+        StoreError: the output cannot be written.
+    """
+    summary = Summary(num_workers)
+    begin = time.perf_counter()
+    jobs = [Job(index, video.path) for index, video in enumerate(videos)]
+    num_windows = max(1, batch_size // plan.crops.num_crops)
+    pinned = extractor.device.type == "cuda"
+    launched: deque[tuple[list[tuple[int, int]], Tensor]] = deque()
+    bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
+    assembly = Assembly(videos, store, summary, bar)
+
+    def fetch() -> None:
+        keys, features = launched.popleft()
+        start = time.perf_counter()
+        features = features.cpu()
+        summary.model_sec += time.perf_counter() - start
+        assembly.add(keys, features)
+
+    batches = _batches(plan, jobs, num_workers, num_windows, pinned)
+    with bar, contextlib.closing(assembly), contextlib.closing(_ahead(batches)) as ahead:
+        for batch in ahead:
+            if batch.views is not None:
+                start = time.perf_counter()
+                launched.append((batch.keys, extract_windows(extractor, batch.views)))
+                summary.model_sec += time.perf_counter() - start
+                summary.clips += len(batch.keys) * plan.crops.num_crops
+            if len(launched) > 1:
+                fetch()
+            for end in batch.ends:
+                assembly.end(end)
+        while launched:
+            fetch()
+    summary.wall_sec = time.perf_counter() - begin
+    return summary
+
+
+def extract_windows(
+    extractor: FeatureExtractor, views: UInt8[Tensor, "N S T H W C"]
+) -> Shaped[Tensor, "N ..."]:
+    """Features of windows; those of several crops keep an axis for them, after N."""
+    count, crops = views.shape[:2]
+    features = extractor(views.flatten(0, 1))
+    return features if crops == 1 else features.unflatten(0, (count, crops))
+
+
+def _batches(
+    plan: Plan, jobs: Sequence[Job], num_workers: int, num_windows: int, pinned: bool
+) -> Generator[_Batch | None, None, None]:
+    """Batches of `num_windows` windows, but the last; None now and then, when there is nothing."""
+    batch = _Batch()
+    with DecodeWorkers(plan, max(1, min(num_workers, len(jobs)))) as workers:
+        for event in workers.events(jobs):
+            if isinstance(event, Window):
+                if batch.views is None:
+                    shape = (num_windows, *plan.views_shape)
+                    batch.views = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+                batch.views[len(batch.keys)] = torch.from_numpy(event.views)
+                batch.keys.append((event.index, event.n))
+                if len(batch.keys) == num_windows:
+                    yield batch
+                    batch = _Batch()
+            elif event is None:
+                yield None
+            else:
+                batch.ends.append(event)
+                if len(batch.ends) >= num_windows:  # they need not wait for the model
+                    yield _Batch(ends=batch.ends)
+                    batch.ends = []
+    if batch.views is not None:
+        batch.views = batch.views[: len(batch.keys)]
+    yield batch
+
+
+def _ahead(batches: Generator[_Batch | None, None, None]) -> Generator[_Batch, None, None]:
+    """The batches, made in a thread that is a few of them ahead."""
+    ready: queue.Queue[_Batch | BaseException | None] = queue.Queue(NUM_BATCHES_AHEAD)
+    stop = threading.Event()
+
+    def put(item: _Batch | BaseException | None) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def fill() -> None:
+        end: BaseException | None = None
+        try:
+            for batch in batches:
+                if batch is not None:
+                    put(batch)
+                if stop.is_set():
+                    break
+        except BaseException as error:  # raised where the batches are used
+            end = error
+        finally:
+            batches.close()
+            put(end)
+
+    thread = threading.Thread(target=fill)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join()

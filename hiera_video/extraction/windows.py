@@ -1,0 +1,188 @@
+"""Windows of a video: which frames make them and when, and their pixels in one pass.
+
+A window is a clip with a place in time. `window_starts` is arithmetic only; with F frames in a
+video (as sampled), L in a clip and windows S frames apart, it gives
+
+    N = 1                             where F <= L
+    N = floor((F - L) / S) + 1        "drop"
+    N = ceil((F - L) / S) + 1         "shift", and "pad" for S <= L
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int64, UInt8
+
+from hiera_video.data.datasets import ClipSampler
+from hiera_video.data.transforms import resize_short_side
+from hiera_video.video.reader import VideoReader
+from hiera_video.video.sampling import (
+    FRAME_TIME_TOLERANCE_SEC,
+    ClipRule,
+    clip_indices,
+    crop_offsets,
+)
+
+LastWindow = Literal["pad", "drop", "shift"]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The windows of one video, in the order of time."""
+
+    indices: Int64[np.ndarray, "N T"]  # source frames
+    start_sec: Float[np.ndarray, " N"]  # when the first frame comes up
+    end_sec: Float[np.ndarray, " N"]  # when the last frame leaves the screen
+    is_short: bool  # the video is shorter than a clip: frames stand in for those that it lacks
+
+
+class WindowSampler(Protocol):
+    """Chooses the windows of an opened video."""
+
+    def __call__(self, video: VideoReader) -> Windows: ...
+
+
+@dataclass(frozen=True)
+class DenseWindows:
+    """Windows at a fixed distance over a whole video.
+
+    Args:
+        sampler: what a clip is; of sampling "clip".
+        clip_stride: distance between starts, frames of the video as sampled. None: the length of a
+            clip, so that windows lie side by side.
+        clip_stride_sec: the same in seconds; window k starts with the frame on screen then.
+        last_window: see `window_starts`.
+    """
+
+    sampler: ClipSampler
+    clip_stride: int | None = None
+    clip_stride_sec: float | None = None
+    last_window: LastWindow = "pad"
+
+    def __call__(self, video: VideoReader) -> Windows:
+        timeline = self.sampler.timeline(video)
+        num_frames = len(timeline)
+        length = self.sampler.length(video, num_frames)
+        times = _times(self.sampler, video, num_frames)
+        if self.clip_stride_sec is None:
+            stride = length if self.clip_stride is None else self.clip_stride
+            regular = np.arange(0, num_frames, stride)
+        else:
+            count = max(1, math.ceil((times[-1] - times[0]) / self.clip_stride_sec))
+            at = times[0] + self.clip_stride_sec * np.arange(count) + FRAME_TIME_TOLERANCE_SEC
+            regular = np.searchsorted(times[:-1], at, side="right") - 1
+        starts = window_starts(num_frames, length, regular, self.last_window)
+        if num_frames < length:
+            clips = [self.sampler.clip(0, num_frames)]
+        else:
+            how = (self.sampler.num_frames, self.sampler.sampling_rate, self.sampler.spacing)
+            clips = [clip_indices(s, *how, num_frames, "repeat_last") for s in starts.tolist()]
+        return Windows(
+            timeline[np.stack(clips)],
+            times[starts],
+            times[np.minimum(starts + length, num_frames)],
+            is_short=num_frames < length,
+        )
+
+
+@dataclass(frozen=True)
+class ViewWindows:
+    """The temporal clips of multi-view evaluation."""
+
+    sampler: ClipSampler
+    num_clips: int
+    clip_rule: ClipRule = "offset"
+
+    def __call__(self, video: VideoReader) -> Windows:
+        indices = self.sampler.uniform_clips(video, self.num_clips, self.clip_rule)
+        times = np.append(video.frame_times_sec, video.end_sec)
+        num_frames = len(self.sampler.timeline(video))
+        is_segments = self.sampler.sampling == "segments"
+        needed = self.sampler.num_frames if is_segments else self.sampler.length(video, num_frames)
+        first, last = indices.min(axis=1), indices.max(axis=1)
+        return Windows(indices, times[first], times[last + 1], is_short=num_frames < needed)
+
+
+def window_starts(
+    video_frames: int,
+    length: int,
+    regular: Int64[np.ndarray, " S"],
+    last_window: LastWindow,
+) -> Int64[np.ndarray, " N"]:
+    """First frames of the windows of `length` frames of a video of `video_frames`.
+
+    Of the `regular` starts (ascending, the first 0, all below `video_frames`) those are taken whose
+    window lies in the video. Where frames remain after the last of these,
+      "pad":   the next regular start is taken too, whose window reaches past the end;
+      "shift": a window that ends with the video;
+      "drop":  they are left out.
+    A video shorter than a window has one window, at 0.
+    """
+    whole = regular[regular <= video_frames - length]
+    if len(whole) == 0:
+        return np.zeros(1, np.int64)
+    if last_window == "drop" or whole[-1] + length == video_frames:
+        return whole
+    if last_window == "pad":
+        return regular[: len(whole) + 1]
+    return np.append(whole, video_frames - length)
+
+
+def _times(sampler: ClipSampler, video: VideoReader, num_frames: int) -> Float[np.ndarray, " F+1"]:
+    """When each frame of the video as sampled comes up, and when the last one leaves the screen."""
+    if sampler.target_fps is None or len(video) == 1:
+        return np.append(video.frame_times_sec, video.end_sec)
+    times = video.frame_times_sec[0] + np.arange(num_frames) / sampler.target_fps
+    return np.append(times, max(video.end_sec, float(times[-1])))
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Resizes a frame and cuts its test crops.
+
+    Args:
+        size: height and width of a crop, pixels.
+        num_crops: 1 (centre) or 3 (along the longer side).
+        short_side: of the resized frame, pixels.
+    """
+
+    size: tuple[int, int]
+    num_crops: int
+    short_side: int
+
+    def __call__(
+        self, frame: UInt8[np.ndarray, "H W 3"], is_image: bool
+    ) -> UInt8[np.ndarray, "S h w 3"]:
+        resized = resize_short_side(frame[None], self.short_side, is_image=is_image)[0]
+        height, width = self.size
+        offsets = crop_offsets(resized.shape[0], resized.shape[1], self.size, self.num_crops)
+        return np.stack([resized[top : top + height, left : left + width] for top, left in offsets])
+
+
+def stream_windows(
+    frames: Iterator[tuple[int, np.ndarray]], indices: Int64[np.ndarray, "N T"]
+) -> Iterator[list[np.ndarray]]:
+    """The frames of each window in turn, out of one pass over the frames that any of them needs.
+
+    Frames are let go once no later window needs them, so that no more are held than the windows
+    overlap, however long the video.
+
+    Args:
+        frames: (index, frame) for the unique `indices`, ascending.
+    """
+    complete_at = np.maximum.accumulate(indices.max(axis=1))
+    needed_from = np.minimum.accumulate(indices.min(axis=1)[::-1])[::-1]
+    held: dict[int, np.ndarray] = {}
+    n = 0
+    for index, frame in frames:
+        held[index] = frame
+        while n < len(indices) and complete_at[n] <= index:
+            yield [held[i] for i in indices[n].tolist()]
+            n += 1
+        while held and n < len(indices) and (oldest := next(iter(held))) < needed_from[n]:
+            del held[oldest]
