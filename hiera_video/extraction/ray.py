@@ -63,11 +63,12 @@ class Model:
     def __call__(self, batch: Batch) -> Batch:
         is_window = batch["n"] != END
         features: list[bytes] = [b""] * len(is_window)
+        seconds = 0.0
         if is_window.any():
             views = torch.from_numpy(np.ascontiguousarray(batch["views"][is_window]))
             start = time.perf_counter()
             rows = extract_windows(self.extractor, views).cpu()
-            self.seconds = time.perf_counter() - start
+            seconds = time.perf_counter() - start
             for place, row in zip(np.flatnonzero(is_window), rows, strict=True):
                 features[place] = pickle.dumps(row.clone())
         return {
@@ -75,7 +76,7 @@ class Model:
             "n": batch["n"],
             "end": batch["end"],
             "features": np.array(features, object),
-            "model_sec": np.full(len(is_window), self.seconds / max(is_window.sum(), 1)),
+            "model_sec": np.full(len(is_window), seconds / max(is_window.sum(), 1)),
         }
 
 

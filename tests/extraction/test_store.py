@@ -1,0 +1,169 @@
+"""Outputs: complete or absent, named within the folder, read back as they were written."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video.extraction import store as store_module
+from hiera_video.extraction.store import (
+    FeatureStore,
+    Rows,
+    StoreError,
+    load_features,
+    output_names,
+)
+
+FACTS = {"num_windows": 3, "is_short": False, "backend": "pyav"}
+
+
+def write(store, name, features):
+    rows = Rows(store.folder)
+    for n in reversed(range(len(features))):  # in any order
+        rows.put(n, features[n])
+    start = np.arange(len(features)) * 0.5
+    store.write(name, f"/v/{name}", rows, start_sec=start, end_sec=start + 1, facts=FACTS)
+    rows.close()
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "safetensors"])
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("shape", [(3, 5), (3, 2, 4, 5)])
+def test_round_trip(tmp_path, format, dtype, shape):
+    store = FeatureStore(tmp_path, format, {"layer": "stage2"})
+    features = torch.randn(shape).to(getattr(torch, dtype))
+    write(store, "a/ß 日本.mp4", features)
+    loaded = load_features(store.output("a/ß 日本.mp4"))
+    assert loaded.features.dtype == dtype
+    np.testing.assert_array_equal(loaded.features, features.numpy())
+    assert loaded.start_sec.tolist() == [0.0, 0.5, 1.0]
+    assert loaded.center_sec.tolist() == [0.5, 1.0, 1.5]
+    assert loaded.end_sec.tolist() == [1.0, 1.5, 2.0]
+    assert loaded.metadata["settings"] == {"layer": "stage2"}
+    assert loaded.metadata["facts"] == FACTS
+    assert store.row("a/ß 日本.mp4")["status"] == "done"
+    assert not [p for p in tmp_path.rglob("*") if p.name.endswith(".tmp")]
+
+
+def test_bfloat16(tmp_path):
+    store = FeatureStore(tmp_path, "safetensors", {})
+    features = torch.randn(3, 5).bfloat16()
+    write(store, "a", features)
+    np.testing.assert_array_equal(
+        load_features(store.output("a")).features, features.float().numpy()
+    )
+
+
+def test_another_kind_of_file(tmp_path):
+    with pytest.raises(ValueError, match=r"\.npz, \.npy or \.safetensors"):
+        load_features(tmp_path / "a.h5")
+
+
+def test_names_do_not_collide_and_stay_inside(tmp_path):
+    root = str(tmp_path / "root")
+    paths = [
+        *("a.mp4", "a.mkv", "x/a.mp4", "y/a.mp4", "with space/ä 日本.mp4"),
+        *("../a.mp4", "../../etc/a.mp4", "/etc/a.mp4", "/etc/../../a.mp4"),
+    ]
+    names = output_names([os.path.normpath(os.path.join(root, p)) for p in paths], root)
+    assert names[:5] == paths[:5]
+    assert len(set(names)) == len(names)
+    for name in names:
+        assert not name.startswith("/")
+        assert ".." not in name.split("/")
+    assert names[7] == "_elsewhere/etc/a.mp4"
+
+
+def test_long_and_undecodable_names():
+    long, other = output_names([f"/r/{'ü' * 120}1.mp4", f"/r/{'ü' * 120}2.mp4"], "/r")
+    assert long != other
+    assert len(long.encode()) <= 200
+    (name,) = output_names([os.fsdecode(b"/r/\xff.mp4")], "/r")
+    assert name == "\\xff.mp4" or name.isprintable()
+    json.dumps(name, ensure_ascii=False).encode()
+
+
+def test_names_that_do_collide():
+    with pytest.raises(StoreError, match="same output"):
+        output_names(["/etc/a.mp4", "/r/_elsewhere/etc/a.mp4"], "/r")
+    with pytest.raises(StoreError, match="below the output"):
+        output_names(["/r/a", "/r/a.npz/b"], "/r")
+
+
+def test_failures_and_what_is_pending(tmp_path):
+    store = FeatureStore(tmp_path, "npz", {"layer": "stage1"})
+    pending = {"retry_failed": False, "overwrite": False}
+    assert store.is_pending("a", **pending)
+    store.fail("a", "/v/a", cause="missing", message="/v/a: no such file", seconds=0.1)
+    assert not store.is_pending("a", **pending)
+    assert store.is_pending("a", retry_failed=True, overwrite=False)
+    assert store.write_tables(["a"])[0]["cause"] == "missing"
+    assert (tmp_path / "failures.jsonl").read_text().count("\n") == 1
+    write(store, "a", torch.zeros(3, 1))
+    assert store.row("a")["status"] == "done"
+    assert not store.failure("a").exists()
+    store.write_tables(["a", "not yet"])
+    assert (tmp_path / "failures.jsonl").read_text() == ""
+    assert (tmp_path / "index.jsonl").read_text().count("\n") == 1
+
+
+def test_other_settings(tmp_path):
+    write(FeatureStore(tmp_path, "npz", {"layer": "stage1"}), "a", torch.zeros(3, 1))
+    other = FeatureStore(tmp_path, "npz", {"layer": "stage2"})
+    with pytest.raises(StoreError, match="layer was stage1, is stage2"):
+        other.is_pending("a", retry_failed=False, overwrite=False)
+    assert other.is_pending("a", retry_failed=False, overwrite=True)
+    FeatureStore(tmp_path, "npz", {"layer": "stage1"}).start()
+    with pytest.raises(StoreError, match="layer was stage1, is stage2"):
+        other.check()
+    other.fail("a", "/v/a", cause="missing", message="gone", seconds=0.0)
+    assert other.row("a")["status"] == "failed"
+    # what failed with other settings may work with these
+    assert FeatureStore(tmp_path, "npz", {"layer": "stage1"}).row("a") is None
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "safetensors"])
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, format):
+    store = FeatureStore(tmp_path, format, {})
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full)
+    with pytest.raises(StoreError, match=r"No space left on device.*make room"):
+        write(store, "a", torch.zeros(3, 1))
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+    monkeypatch.undo()
+    write(store, "a", torch.zeros(3, 1))
+    assert store.row("a")["status"] == "done"
+
+
+def test_a_killed_overwrite_of_two_files_is_no_output(tmp_path, monkeypatch):
+    """Times of the new settings beside features of the old ones would pass for complete."""
+    write(FeatureStore(tmp_path, "npy", {"layer": "stage1"}), "a", torch.zeros(3, 1))
+    new = FeatureStore(tmp_path, "npy", {"layer": "stage2"})
+    replaced = []
+
+    def killed(source, target):
+        if replaced:
+            raise KeyboardInterrupt
+        replaced.append(target)
+        os.rename(source, target)
+
+    monkeypatch.setattr(store_module.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(new, "a", torch.ones(3, 1))
+    assert new.row("a") is None
+
+
+def test_a_damaged_output(tmp_path):
+    store = FeatureStore(tmp_path, "npz", {})
+    write(store, "a", torch.zeros(3, 1))
+    store.output("a").write_bytes(b"PK")
+    with pytest.raises(StoreError, match="damaged"):
+        store.row("a")
