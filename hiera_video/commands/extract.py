@@ -20,7 +20,7 @@ from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.runner import Summary, Video, extract
 from hiera_video.extraction.store import FeatureStore, output_names
 from hiera_video.extraction.windows import Crops, DenseWindows, ViewWindows, WindowSampler
-from hiera_video.extraction.workers import Plan
+from hiera_video.extraction.workers import Plan, start_fork_server
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import variant_name
 from hiera_video.models.weights import load_backbone
@@ -38,6 +38,8 @@ def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) 
     assert config.checkpoint is not None  # config.check() saw to it
     with process_group(config.device, PATIENCE) as process:
         setup_logging(quiet=not process.is_main)
+        if config.engine == "local" and not dry_run:
+            start_fork_server()
         videos = find_videos(config.inputs, config.data.root)
         model, meta = load_backbone(
             config.checkpoint, num_frames=config.num_frames, image_size=config.image_size

@@ -26,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -116,22 +117,28 @@ class _Worker:
     heard_at: float = 0.0
 
 
+def start_fork_server() -> None:
+    """Lets the fork server import torch, which takes seconds, while the caller loads a model."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", __name__])
+    forkserver.ensure_running()
+
+
 class DecodeWorkers:
     """Reads videos in `num_workers` processes; a context manager that ends them."""
 
     def __init__(self, plan: Plan, num_workers: int) -> None:
         self.plan, self.num_workers = plan, num_workers
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["__main__", __name__])
         self._workers: list[_Worker] = []
 
     def __enter__(self) -> DecodeWorkers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for worker in self._workers:
-            self._end(worker)
-        self._workers.clear()
+        for worker in [*self._workers]:
+            if worker.job is not None:
+                worker.process.kill()
+            self._bury(worker)
 
     def events(self, jobs: Iterable[Job]) -> Iterator[Event | None]:
         """What happens to the jobs: windows in order for each video, then its end.
@@ -152,7 +159,8 @@ class DecodeWorkers:
             for worker in [w for w in self._workers if self._hangs(w)]:
                 assert worker.job is not None
                 silence = time.monotonic() - worker.heard_at
-                job, worker.job = worker.job, None
+                job = worker.job
+                worker.process.kill()
                 self._bury(worker)
                 yield Unreadable(
                     job.index,
@@ -192,9 +200,9 @@ class DecodeWorkers:
         try:
             message = worker.pipe.recv()
         except (EOFError, OSError):
-            job, worker.job = worker.job, None
             seconds = time.monotonic() - worker.began_at
-            yield Unreadable(index, "crashed", f"{job.path}: {self._bury(worker)}", seconds)
+            told = f"{worker.job.path}: {self._bury(worker)}"
+            yield Unreadable(index, "crashed", told, seconds)
             return
         worker.heard_at = time.monotonic()
         match message:
@@ -229,24 +237,18 @@ class DecodeWorkers:
         return self._workers[-1]
 
     def _bury(self, worker: _Worker) -> str:
-        """Ends a process, dead or hanging, whose place is then free; says how it died."""
+        """Waits for the end of a process, whose place is then free; says how it died."""
         self._workers.remove(worker)
-        self._end(worker)
+        worker.pipe.close()  # one that is idle then ends by itself
+        worker.process.join(5)
+        worker.process.kill()
+        worker.process.join()
         code = worker.process.exitcode
         assert code is not None
         how = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
         return (
             f"its decoding process died {how}; leave the file out, or see whether memory is short"
         )
-
-    @staticmethod
-    def _end(worker: _Worker) -> None:
-        worker.pipe.close()
-        if worker.job is not None:
-            worker.process.kill()
-        worker.process.join(1)  # an idle or dead one ends by itself
-        worker.process.kill()
-        worker.process.join()
 
 
 def _work(pipe: Connection, memory: Any, shape: tuple[int, ...], plan: Plan) -> None:
