@@ -17,6 +17,7 @@ from hiera_video.config import (
     DetectEvaluateConfig,
     DetectTrainConfig,
     EvaluateConfig,
+    ExtractConfig,
     FinetuneConfig,
     PretrainConfig,
     configs_folder,
@@ -27,7 +28,8 @@ from hiera_video.models.registry import PUBLISHED, create_detector, create_model
 
 CONFIGS = configs_folder()
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
-PAPER = [name for name in RECIPES if not name.startswith("demo/")]
+EXTRACT = [name for name in RECIPES if name.startswith("extract/")]
+PAPER = [name for name in RECIPES if not name.startswith(("demo/", "extract/"))]
 PRETRAIN = [name for name in PAPER if name.startswith("pretrain/")]
 DETECT = [name for name in PAPER if name.startswith("ava/")]
 FINETUNE = [name for name in PAPER if name not in PRETRAIN + DETECT]
@@ -104,7 +106,9 @@ def header_commands(name: str) -> list[Any]:
 def load_recipe(name: str) -> Any:
     """The configuration that the file makes, of the command it is for, checked."""
     config: Any
-    if "pretrain" in name:
+    if name in EXTRACT:
+        config = load_config(ExtractConfig, [str(CONFIGS / name)], ["inputs=[v]", "checkpoint=c"])
+    elif "pretrain" in name:
         config = load_config(PretrainConfig, [str(CONFIGS / name)], ["data.train=t"])
     elif name in DETECT:
         settings = ["data.train=t", "data.val=v", "data.label_map=l"]
@@ -149,6 +153,18 @@ def test_says_only_what_differs_from_the_defaults(name):
     values = OmegaConf.to_container(OmegaConf.load(CONFIGS / name))
     values["model"].pop("name")  # a recipe names its model, be it the default
     assert equal_to_default(values, type(load_recipe(name))()) == []
+
+
+@pytest.mark.parametrize("name", EXTRACT)
+def test_extraction_recipes(name):
+    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / name))
+    assert equal_to_default(values, ExtractConfig()) == []
+    command = re.sub(r"\\\n", " ", header(name)).splitlines()
+    (line,) = [line for line in command if line.startswith("hiera-video extract ")]
+    args, operands = cli.parse(shlex.split(line)[1:])
+    config = cli.read_config(args, operands)
+    config.check()
+    assert config.output_dir == load_recipe(name).output_dir
 
 
 @pytest.mark.parametrize("name", PAPER)
