@@ -432,17 +432,22 @@ class Hiera(nn.Module):
         for i in indices:
             if i not in stages and i + len(stages) not in stages:
                 raise ValueError(f"indices has {i}: the model has stages 0 to {stages[-1]}")
-        outputs = self.encode(x)
+        indices = [i % len(stages) for i in indices]
+        outputs = self.encode(x, num_stages=max(indices, default=0) + 1)
         return [self.reroll(outputs[i], stage=i) for i in indices]
 
     def encode(
-        self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"] | None = None
+        self,
+        x: Float[Tensor, "B C T H W"],
+        kept: Int[Tensor, "B K"] | None = None,
+        num_stages: int | None = None,
     ) -> list[Float[Tensor, "B K U D"]]:
-        """Outputs of all stages, unrolled: K units, in space-time order, of U tokens.
+        """Outputs of the stages, unrolled: K units, in space-time order, of U tokens.
 
         Args:
             kept: mask units to see, ascending; of the others nothing is seen or computed. None:
                 all. `hiera_video.models.masking` draws them.
+            num_stages: how many to run. None: all.
         """
         if tuple(x.shape[1:]) != (self.in_chans, *self.input_size):
             raise ValueError(self._wrong_input(x.shape))
@@ -455,6 +460,8 @@ class Hiera(nn.Module):
                 x = block(x)
             if i in self.stage_ends:
                 outputs.append(x)
+            if len(outputs) == num_stages:
+                break
         return outputs
 
     def embed(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B M U D"]:
