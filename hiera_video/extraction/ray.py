@@ -21,7 +21,7 @@ from tqdm import tqdm
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.runner import Assembly, Summary, Video, extract_windows
 from hiera_video.extraction.store import FeatureStore
-from hiera_video.extraction.workers import DecodeWorkers, Job, Plan, Window, start_fork_server
+from hiera_video.extraction.workers import DecodeWorkers, Job, Plan, Window
 from hiera_video.models.hiera import Hiera
 
 END = -1  # in place of a window's number: the row tells the end of a video
@@ -33,7 +33,6 @@ class Decoder:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        start_fork_server()
         self.workers = DecodeWorkers(plan, num_workers=1)
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:

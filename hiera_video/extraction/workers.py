@@ -105,7 +105,7 @@ class Plan:
         return (self.crops.num_crops, self.num_frames, *self.crops.size, 3)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Worker:
     """The main process's side of a decoding process."""
 
@@ -128,6 +128,7 @@ class DecodeWorkers:
 
     def __init__(self, plan: Plan, num_workers: int) -> None:
         self.plan, self.num_workers = plan, num_workers
+        start_fork_server()
         self._context = multiprocessing.get_context("forkserver")
         self._workers: list[_Worker] = []
 
@@ -148,6 +149,7 @@ class DecodeWorkers:
 
         Raises:
             ImportError: the decoding library is not installed.
+            RuntimeError: decoding processes cannot even start.
         """
         waiting = iter(jobs)
         while self._assign(waiting):
@@ -233,6 +235,14 @@ class DecodeWorkers:
         )
         process.start()
         theirs.close()  # so that its death closes the pipe
+        try:
+            ours.recv()  # it has started: from here on, silence and death are a video's doing
+        except EOFError:
+            process.join()
+            raise RuntimeError(
+                f"decoding processes cannot start (exit code {process.exitcode}); what they said "
+                "stands above"
+            ) from None
         self._workers.append(_Worker(process, ours, np.frombuffer(memory, np.uint8).reshape(shape)))
         return self._workers[-1]
 
@@ -278,6 +288,7 @@ def _work(pipe: Connection, memory: Any, shape: tuple[int, ...], plan: Plan) -> 
             tell(None)
 
     try:
+        tell(None)
         while True:
             job = pipe.recv()
             while not isinstance(job, Job):  # slots of the video before

@@ -118,3 +118,15 @@ def test_processes_end_when_nobody_listens(folder):
         started = [worker.process for worker in pool._workers]
         assert started
     assert all(not process.is_alive() for process in started)
+
+
+def test_processes_that_cannot_start(folder):
+    """Otherwise every video of a list would be recorded as one that crashes."""
+
+    class Unreadable(Crops):
+        def __reduce__(self):
+            return os._exit, (3,)  # as it is unpickled
+
+    plan = Plan(PLAN.windows, Unreadable((64, 64), 1, 64), 4, open_or_die, 1.0)
+    with pytest.raises(RuntimeError, match="cannot start"), DecodeWorkers(plan, 1) as pool:
+        list(pool.events([Job(0, str(folder / "good0.mp4"))]))
