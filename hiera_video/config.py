@@ -511,8 +511,8 @@ class DetectEvaluateConfig:
     precision: Literal["bf16", "fp32"] = "fp32"
     """Of the forward pass."""
     output_dir: str | None = None
-    """Folder for report.json, detections.csv and keyframes.csv (those that count). Null: eval/ of the
-    run folder."""
+    """Folder for report.json, detections.csv and keyframes.csv (those that count). Null: eval/ of
+    the run folder."""
     overwrite: bool = False
     """Replace results that lie in output_dir."""
     device: str = "auto"

@@ -294,18 +294,10 @@ class FeatureStore:
         return rows
 
     def write_parquet(self, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Writes features.parquet: a row a window, its features flat beside their shape.
+        """Writes features.parquet: a row a window, its features flat beside their shape."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
 
-        Raises:
-            ImportError: pyarrow is not installed.
-        """
-        try:
-            import pyarrow as pa
-            import pyarrow.parquet as pq
-        except ImportError:
-            raise ImportError(
-                "to=parquet needs pyarrow: pip install 'hiera-video[parquet]'"
-            ) from None
         number = {"float32": pa.float32(), "float16": pa.float16()}[self.settings["dtype"]]
         columns = [("video", pa.string()), ("window", pa.int64())]
         columns += [(name, pa.float64()) for name in TIMES]

@@ -227,7 +227,8 @@ def test_lists_with_paths_outside_of_their_folder(commands, videos, trained, tmp
 
 
 def test_one_table(commands, arguments, whole):
-    parquet = pytest.importorskip("pyarrow.parquet")
+    import pyarrow.parquet as parquet
+
     assert commands.run(*arguments, f"output_dir={whole}", "--to", "parquet").code == 3
     table = parquet.read_table(whole / "features.parquet").to_pydict()
     (whole / "features.parquet").unlink()
