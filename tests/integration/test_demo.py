@@ -8,7 +8,7 @@ import shlex
 import pytest
 
 from hiera_video.config import FinetuneConfig, load_config
-from hiera_video.data import demo
+from hiera_video.data import demo, demo_ava
 from tests.integration.conftest import environment, run
 
 
@@ -100,3 +100,39 @@ def test_refuses_a_file(tmp_path):
     result = run("demo", f"output_dir={tmp_path / 'file'}")
     assert result.code == 1
     result.told("Not a directory", "file")
+
+
+def test_detection_prints_the_figures_of_the_detector_of_one_frame_and_of_chance(
+    tmp_path, monkeypatch
+):
+    for name, value in environment().items():
+        monkeypatch.setenv(name, value)
+    write_all = demo_ava.generate
+
+    def write_few(data, *, seed):
+        write_all(data, seed=seed, train_videos=4, val_videos=3)
+
+    monkeypatch.setattr(demo_ava, "generate", write_few)
+    folder = tmp_path / "ava"
+    first = run("demo", "ava", f"output_dir={folder}", "seed=3", "--json")
+    assert first.code == 0, first.err
+    result = json.loads(first.out)
+    assert (result["seed"], result["protocol"], result["boxes"]) == (3, "slowfast", "ground truth")
+    assert result["mean_ap"].keys() == {"run", "single_frame", "chance"}
+    assert all(0 < value < 1 for value in result["mean_ap"].values())
+    for name in ("run", "single_frame"):
+        report = json.loads((folder / name / "eval" / "report.json").read_text())
+        assert report["protocols"]["slowfast"]["mean_ap"] == result["mean_ap"][name]
+        assert report["failed"] == []
+    assert {path.suffix for path in (folder / "predicted").iterdir()} == {".csv", ".json", ".mp4"}
+    one = json.loads((folder / "single_frame" / "weights" / "config.json").read_text())
+    assert one["num_frames"] == 1
+
+    again = run("demo", "ava", f"output_dir={folder}", "seed=3")
+    assert again.code == 0, again.err
+    assert again.err.count("Evaluated already") == 2
+    for what in ("8 frames around the key frame", "the key frame alone", "scores at random"):
+        assert what in again.out
+    other = run("demo", f"output_dir={folder}", "seed=3")
+    assert other.code == 1
+    other.told("holds another demo")
