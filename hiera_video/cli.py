@@ -119,6 +119,12 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         words[:2] = [" ".join(words[:2])]
     elif words and words[0] not in COMMANDS:
         second = [name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")]
+        if second and words[1:2] in (["-h"], ["--help"]):
+            width = max(map(len, COMMANDS))
+            for name, (_, summary) in COMMANDS.items():
+                if name.startswith(f"{words[0]} "):
+                    print(f"hiera-video {name:{width}}  {summary}")
+            raise SystemExit(0)
         if second:
             given = f", not {words[1]!r}" if words[1:] else ""
             top.error(f"{words[0]} needs a second word, {' or '.join(second)}{given}")

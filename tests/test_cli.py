@@ -84,6 +84,14 @@ def test_half_a_command_names_its_second_word(words, capsys):
     assert "visualize needs a second word, mae" in capsys.readouterr().err
 
 
+def test_help_of_half_a_command_lists_its_commands(capsys):
+    with pytest.raises(SystemExit) as left:
+        main(["detect", "--help"])
+    assert left.value.code == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[2] for line in lines] == ["train", "evaluate", "score", "predict"]
+
+
 def test_paths_with_spaces_equals_and_other_scripts(seen):
     path = "/data/Ümläut und = mehr/日本.csv"
     assert main(["finetune", f"data.train={path}"]) == 0

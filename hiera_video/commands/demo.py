@@ -1,6 +1,7 @@
 """`hiera-video demo` and `demo ava`: the way from videos to figures, on generated data, in minutes.
 
 The steps are the commands that one would type, run as processes of their own and printed before.
+Longer than other commands, because it is two: both demos share all but their steps and their end.
 """
 
 from __future__ import annotations

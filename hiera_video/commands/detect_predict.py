@@ -1,4 +1,8 @@
-"""`hiera-video detect predict FILE...`: what the people in one's own videos do, and an overlay."""
+"""`hiera-video detect predict FILE...`: what the people in one's own videos do, and an overlay.
+
+Longer than other commands, because the way of a video is read from top to bottom here: people,
+their actions, what is written.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,13 @@ import numpy as np
 
 from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
 from hiera_video.config import DetectPredictConfig
-from hiera_video.data.boxes import BoxTable, LabelMap, read_proposals, write_detections
+from hiera_video.data.boxes import (
+    BoxTable,
+    LabelMap,
+    nearest_name,
+    read_proposals,
+    write_detections,
+)
 from hiera_video.data.datasets import ClipSampler, KeyframeClips
 from hiera_video.data.keyframes import (
     KeyframeRecord,
@@ -69,19 +79,25 @@ def run(config: DetectPredictConfig, *, dry_run: bool = False, as_json: bool = F
 
     failed = 0
     with process_group(config.device) as process:
-        model = model.to(process.device)
+        models = {model.encoder.input_size[1:]: model.to(process.device)}  # by size of the clip
         people = None
         if table is None:
             people = load_person_detector(config.detector).to(process.device)
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
+                with reader(path, config) as video:
+                    size = clip_size(model, video.height, video.width)
+                    length_sec = video.end_sec - float(video.frame_times_sec[0])
+                if size not in models:
+                    resized, _ = load_detector(config.checkpoint, image_size=size)
+                    models[size] = resized.to(process.device)
                 if table is None:
                     records, interval_sec = detected_boxes(path, people, config), config.every_sec
                 else:
-                    records = given_boxes(path, table, config)
+                    records = given_boxes(path, table, config, length_sec)
                     interval_sec = shortest_gap(records, config.every_sec)
-                scores = action_scores(model, meta, records, config, process)
+                scores = action_scores(models[size], meta, records, config, process)
                 said = [
                     people_of(record, of_boxes, label_map, config)
                     for record, of_boxes in zip(records, scores, strict=True)
@@ -122,15 +138,25 @@ def reader(path: str, config: DetectPredictConfig) -> VideoReader:
 # Boxes, by key frame; people stand from left to right, which keeps their colours.
 
 
-def given_boxes(path: str, table: BoxTable, config: DetectPredictConfig) -> list[KeyframeRecord]:
+def given_boxes(
+    path: str, table: BoxTable, config: DetectPredictConfig, length_sec: float
+) -> list[KeyframeRecord]:
     """The key frames of a csv that name this file, with or without its suffix."""
     names = {Path(path).name, Path(path).stem}
     named = {keyframe for keyframe in named_keyframes(table) if keyframe[0] in names}
+    if not named:
+        near = nearest_name(Path(path).stem, table.videos)
+        raise NoResult(f"{path}: {table.source} names no video {Path(path).stem!r}{near}")
+    if late := sorted(second for _, second in named if second > length_sec):
+        raise NoResult(
+            f"{path}: {len(late)} of the {len(named)} key frames in {table.source} lie past its "
+            f"end at {length_sec:.3f} s, the first at {late[0]:g} s"
+        )
     paths = dict.fromkeys(table.videos, path)
     found = keyframe_records(table, paths, keyframes=named, min_score=config.detector_score)
     if not found:
         raise NoResult(
-            f"{path}: {table.source} has no boxes of {Path(path).stem!r} with a score of "
+            f"{path}: none of its boxes in {table.source} has a score of "
             f"detector_score={config.detector_score:g} or more"
         )
     records = [record_of(path, record.second, record.boxes) for record in found]
@@ -142,8 +168,7 @@ def detected_boxes(path: str, detector: Any, config: DetectPredictConfig) -> lis
     records = []
     with reader(path, config) as video:
         begin = float(video.frame_times_sec[0])
-        # A clip at a lower rate may end up to one of its frames before the video.
-        duration_sec = video.end_sec - begin - 1 / (config.clips.target_fps or np.inf)
+        duration_sec = video.end_sec - begin
         end_sec = max(duration_sec - FRAME_TIME_TOLERANCE_SEC, FRAME_TIME_TOLERANCE_SEC)
         seconds = np.arange(0, end_sec, config.every_sec)
         on_screen = begin + seconds + FRAME_TIME_TOLERANCE_SEC
@@ -175,6 +200,22 @@ def shortest_gap(records: Sequence[KeyframeRecord], otherwise: float) -> float:
 
 
 # Actions.
+
+
+def clip_size(model: ActionDetector, height: int, width: int) -> tuple[int, int]:
+    """(height, width) of clips that show the whole frame: the short side as trained, the long side
+    by the frame's shape, as near as mask units allow."""
+    encoder = model.encoder
+    unit = [
+        pixels * tokens
+        for pixels, tokens in zip(encoder.patch_stride, encoder.mask_unit, strict=True)
+    ][1:]
+    short = min(encoder.input_size[1:])
+    sides = [
+        round(short * side / min(height, width) / u) * u
+        for side, u in zip((height, width), unit, strict=True)
+    ]
+    return max(sides[0], short), max(sides[1], short)
 
 
 def action_scores(

@@ -1,4 +1,8 @@
-"""`hiera-video detect train`: train an action detector on key frames with boxes."""
+"""`hiera-video detect train`: train an action detector on key frames with boxes.
+
+Longer than other commands, because a run is read from top to bottom here: data, model, batches,
+evaluation, loss.
+"""
 
 from __future__ import annotations
 

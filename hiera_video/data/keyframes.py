@@ -182,7 +182,18 @@ def read_training(
         proposed = read_proposals(proposals)
         known = {**dict.fromkeys(proposed.videos, ""), **paths}
         found = keyframe_records(proposed, known, min_score=proposal_score)
+        annotated = num_boxes(records)
         records = with_proposals(records, found, proposal_iou)
+        added = num_boxes(records) - annotated
+        logger.info(
+            "%s: %d of %d proposals meet an annotated box and are trained on",
+            *(proposals, added, int(proposed.is_box.sum())),
+        )
+        if not added:
+            raise AnnotationError(
+                f"{proposals}: no proposal meets an annotated box of {source}; are these of other "
+                "videos? See data.proposal_score and data.proposal_iou too"
+            )
     return TrainingKeyframeList(str(source), records)
 
 
@@ -207,6 +218,12 @@ def read_evaluation(
     """
     truth = read_ground_truth(source, label_map)
     scored = truth if proposals is None else read_proposals(proposals)
+    if unknown := sorted(set(scored.videos) - set(truth.videos)):
+        logger.warning(
+            "%s: %d of its videos have no ground truth in %s, so that detections there are wrong: "
+            "%s",
+            *(proposals, len(unknown), source, listing(unknown)),
+        )
     left_out = [] if excluded is None else list(read_keyframes(excluded))
     if keyframes is not None:
         counted = list(read_keyframes(keyframes))
@@ -228,6 +245,12 @@ def read_evaluation(
             "check data.seconds, data.val_keyframes and data.proposal_score"
         )
     boxes = "ground truth" if proposals is None else "proposals"
+    if proposals is not None and scored.score is not None:
+        low = int((scored.score < proposal_score).sum())
+        logger.info(
+            "%s: %d of %d proposals have a score below %g and are not used",
+            *(proposals, low, int(scored.is_box.sum()), proposal_score),
+        )
     return KeyframeEvaluation(truth, records, boxes, counted, left_out)
 
 
@@ -254,6 +277,10 @@ def locate(videos: Iterable[str], source: str, root: str | None) -> dict[str, st
             listing(missing),
         )
     return {name: str(found.get(name, folder / name)) for name in names}
+
+
+def num_boxes(records: Iterable[KeyframeRecord]) -> int:
+    return sum(len(record.boxes) for record in records)
 
 
 def named_keyframes(table: BoxTable) -> set[Keyframe]:

@@ -49,8 +49,7 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes lead it to
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"{path} does not hold weights that torch.load reads: {reason}") from error
+        raise ValueError(f"{path} is damaged or not a file of weights") from error
     model = fasterrcnn_resnet50_fpn_v2(
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES, box_score_thresh=0.0
     )

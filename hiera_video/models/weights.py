@@ -598,8 +598,13 @@ def load_autoencoder(
     return model, checkpoint.config
 
 
-def load_detector(folder: str | Path) -> tuple[ActionDetector, dict[str, Any]]:
+def load_detector(
+    folder: str | Path, *, image_size: tuple[int, int] | None = None
+) -> tuple[ActionDetector, dict[str, Any]]:
     """The action detector of a weights, run or checkpoint folder, and the folder's config.
+
+    Args:
+        image_size: height and width of a clip, pixels. None: as trained.
 
     The config has `label_map` (names by id, as text), `mean`, `std`, and what training wrote beside
     them.
@@ -607,7 +612,7 @@ def load_detector(folder: str | Path) -> tuple[ActionDetector, dict[str, Any]]:
     checkpoint = read_checkpoint(folder)
     if not checkpoint.detector:
         raise ValueError(f"{folder}: needed is what `hiera-video detect train` wrote")
-    return create_detector(checkpoint=checkpoint), checkpoint.config
+    return create_detector(checkpoint=checkpoint, image_size=image_size), checkpoint.config
 
 
 def load_backbone(

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from hiera_video.commands.detect_predict import clip_size
 from hiera_video.data.boxes import read_detections
 from hiera_video.models import people
 from hiera_video.models.registry import create_detector
-from hiera_video.models.weights import save_weights
+from hiera_video.models.weights import load_detector, save_weights
 from hiera_video.video.reader import open_video
+from hiera_video.video.writer import write_video
 
 NAMES = {"1": "walk", "2": "über (etwas) sprechen", "3": "sit"}
 
@@ -133,7 +135,9 @@ def test_bad_files_are_told_and_the_others_go_on(commands, detector, files, tmp_
     assert "Traceback" not in result.err
     first, second, third, *_ = result.out.splitlines()
     assert first == f"{files / 'empty.mp4'}: is empty (0 bytes); fetch it again"
-    assert second.startswith(f"{tmp_path / 'other.mp4'}: {files / 'boxes.csv'} has no boxes")
+    assert second.startswith(
+        f"{tmp_path / 'other.mp4'}: {files / 'boxes.csv'} names no video 'other'"
+    )
     assert third.startswith(f"{files / 'a.mp4'}: 3 boxes")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"a_detections.csv", "a_detections.json", "a_overlay.mp4"}
@@ -169,3 +173,25 @@ def test_settings_that_cannot_be(commands, detector, files, tmp_path):
     result = predict(commands, detector, tmp_path, files / "a.mp4", "detector=nowhere.pth")
     assert result.code == 1
     result.told("nowhere.pth", "no such file")
+
+
+def test_people_beside_the_centre_are_seen(commands, detector, tmp_path):
+    """A picture 4 times as wide as high: of the centre crop, both of its ends lie outside."""
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (8, 64, 256, 3), dtype=np.uint8)
+    write_video(tmp_path / "wide.mp4", iter(frames), 8)
+    rows = [f"wide,0.5,{x},0.2,{x + 0.1},0.9,,0.9" for x in (0.02, 0.85)]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows) + "\n")
+    boxes = f"boxes={tmp_path / 'boxes.csv'}"
+    assert predict(commands, detector, tmp_path, tmp_path / "wide.mp4", boxes).code == 0
+    left, right = read_detections(tmp_path / "wide_detections.csv").score.reshape(2, 3)
+    assert (left != right).all()
+
+
+@pytest.mark.parametrize(
+    ("frame", "size"),
+    [((180, 320), (32, 64)), ((320, 180), (64, 32)), ((100, 100), (32, 32)), ((9, 40), (32, 128))],
+)
+def test_clips_have_the_shape_of_the_frame(detector, frame, size):
+    model, _ = load_detector(detector)
+    assert clip_size(model, *frame) == size
