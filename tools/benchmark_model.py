@@ -1,7 +1,7 @@
 """Hiera beside the official code: seconds a step and peak memory, as ratios from one run.
 
-    git clone https://github.com/facebookresearch/hiera /tmp/hiera   # v0.1.4
-    python tools/benchmark_model.py --official /tmp/hiera [--model hiera_base_16x224] [--batch 1]
+    git clone https://github.com/facebookresearch/hiera ../hiera   # v0.1.4
+    python tools/benchmark_model.py --official ../hiera [--model hiera_base_16x224] [--batch 1]
 
 Both models get the same weights and input and run alternately in this process; times are medians.
 Peak memory is measured in a process of its own for each: the high-water mark of the resident set

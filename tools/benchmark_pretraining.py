@@ -1,7 +1,7 @@
 """Pretraining beside the official code, and its parts beside the whole, as ratios from one run.
 
-    git clone https://github.com/facebookresearch/hiera /tmp/hiera   # v0.1.4
-    python tools/benchmark_pretraining.py --official /tmp/hiera [--model hiera_base_16x224]
+    git clone https://github.com/facebookresearch/hiera ../hiera   # v0.1.4
+    python tools/benchmark_pretraining.py --official ../hiera [--model hiera_base_16x224]
 
 A step is forward, loss and backward of one clip at mask ratio 0.9, with random weights and the same
 kept units for all. Official: 16 decoder heads, the public builders' number. Ours: with 16, and with
