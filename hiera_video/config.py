@@ -852,8 +852,11 @@ class CheckAvaConfig:
     """All classes: pbtxt, or text lines `id: name`. Null: ids are not checked."""
     proposals: str | None = None
     """Person boxes: csv, JSON lines or pickle. Null: their recall is not computed."""
+    proposal_score: float = 0.8
+    """Lowest score of the proposals that will be evaluated; their recall is told beside that of
+    all."""
     excluded: str | None = None
-    """csv of video,second that is left out."""
+    """csv of video,second that the recall of the proposals leaves out."""
     videos: str | None = None
     """Folder of the video files, or of folders of frames. Null: they are not looked at."""
     start_sec: float = 0.0
@@ -867,6 +870,9 @@ class CheckAvaConfig:
 
     def check(self) -> None:
         _require(self.ground_truth is not None, "ground_truth", None, "a file")
+        _require(
+            0 <= self.proposal_score <= 1, "proposal_score", self.proposal_score, "from 0 to 1"
+        )
         _require(self.start_sec >= 0, "start_sec", self.start_sec, "0 or more")
         for key in ("fps", "seconds", "deadline_sec"):
             if getattr(self, key) is not None:

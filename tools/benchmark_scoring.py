@@ -32,7 +32,8 @@ from hiera_video.data.boxes import read_detections, read_ground_truth, read_labe
 from hiera_video.evaluation.ava import frame_ap
 begin = time.perf_counter()
 labels = read_label_map(sys.argv[3])
-truth, detections = read_ground_truth(sys.argv[1], labels), read_detections(sys.argv[2], labels)
+truth = read_ground_truth(sys.argv[1], labels, strict=False)
+detections = read_detections(sys.argv[2], labels)
 read = time.perf_counter()
 result = frame_ap(truth, detections, classes=list(labels.names), protocol="activitynet")
 end = time.perf_counter()

@@ -15,11 +15,13 @@ from hiera_video.data.boxes import (
     BoxTable,
     inspect_boxes,
     locate_videos,
+    nearest_name,
     proposal_recall,
     read_keyframes,
     read_label_map,
 )
-from hiera_video.data.lists import is_media
+from hiera_video.data.lists import listing
+from hiera_video.evaluation.ava_report import percent
 from hiera_video.training.reporting import setup_logging
 from hiera_video.video.reader import VideoError, open_video
 
@@ -35,22 +37,34 @@ def run(config: CheckAvaConfig, *, dry_run: bool = False, as_json: bool = False)
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
     if dry_run:
         return 0
-    truth, problems = inspect_boxes(config.ground_truth, "person", labels)
-    told = [f"{truth.source}:{problem.line}: {problem.text}" for problem in problems]
+    truth = inspect_boxes(config.ground_truth, "ground truth", labels)
+    told = problems_of(truth)
+    if not len(truth):
+        told.append(f"{truth.source}: no rows that can be read; needed are boxes with actions")
     report: dict[str, Any] = {
         "ground_truth": {"file": truth.source, **describe(truth)},
         "excluded_keyframes": len(excluded),
     }
     if config.proposals is not None:
-        proposals, problems = inspect_boxes(config.proposals, "score", None)
-        told += [f"{proposals.source}:{problem.line}: {problem.text}" for problem in problems]
-        recall = proposal_recall(truth, proposals)
+        proposals = inspect_boxes(config.proposals, "proposals", None)
+        told += problems_of(proposals)
+        unknown = sorted(set(proposals.videos) - set(truth.videos))
+        if unknown:
+            told.append(
+                f"{proposals.source}: {len(unknown)} of {len(proposals.videos)} videos are not in "
+                f"the ground truth: {listing(unknown)}{nearest_name(unknown[0], truth.videos)}"
+            )
+        recall = proposal_recall(truth, proposals, excluded=excluded)
+        used = proposal_recall(truth, proposals, min_score=config.proposal_score, excluded=excluded)
         report["proposals"] = {
             "file": proposals.source,
             **describe(proposals),
             "ground_truth_boxes": recall.total,
             "reached_at_iou_0.5": recall.reached,
             "share": recall.share if recall.total else None,
+            "proposal_score": config.proposal_score,
+            "reached_with_proposal_score": used.reached,
+            "share_with_proposal_score": used.share if used.total else None,
         }
     if config.videos is not None:
         found, missing = locate_videos(truth.videos, config.videos)
@@ -62,6 +76,10 @@ def run(config: CheckAvaConfig, *, dry_run: bool = False, as_json: bool = False)
     report["problems"] = told
     print(json.dumps(report, ensure_ascii=False) if as_json else tell(report))
     return 3 if told else 0
+
+
+def problems_of(table: BoxTable) -> list[str]:
+    return [f"{table.source}:{problem.line}: {problem.text}" for problem in table.problems]
 
 
 def describe(table: BoxTable) -> dict[str, Any]:
@@ -78,18 +96,14 @@ def describe(table: BoxTable) -> dict[str, Any]:
 
 def check_video(path: Path, seconds: np.ndarray, config: CheckAvaConfig) -> list[str]:
     """What is wrong with one video whose key frames are at `seconds`."""
-    if path.is_dir():
-        if config.fps is None:
-            raise ConfigError(f"fps is not set: needed is the rate of the frames in {path}")
-        num_frames = sum(is_media(entry.name) for entry in path.iterdir())
-        fps, length = config.fps, num_frames / config.fps
-    else:
-        try:
-            with open_video(path, deadline_sec=config.deadline_sec) as reader:
-                num_frames, fps = len(reader), reader.fps
-                length = reader.end_sec - float(reader.frame_times_sec[0])
-        except VideoError as error:
-            return [str(error)]
+    if path.is_dir() and config.fps is None:
+        raise ConfigError(f"fps is not set: needed is the rate of the frames in {path}")
+    try:
+        with open_video(path, deadline_sec=config.deadline_sec, frames_fps=config.fps) as reader:
+            num_frames, fps = len(reader), reader.fps
+            length = reader.end_sec - float(reader.frame_times_sec[0])
+    except VideoError as error:
+        return [str(error)]
     found = []
     first, last = config.start_sec, config.start_sec + length
     beyond = np.unique(seconds[(seconds < first) | (seconds >= last)])
@@ -122,11 +136,13 @@ def tell(report: dict[str, Any]) -> str:
             )
     if "proposals" in report:
         part = report["proposals"]
-        share = "-" if part["share"] is None else f"{100 * part['share']:.2f} %"
-        lines.append(
+        lines += [
             f"proposals reach {part['reached_at_iou_0.5']} of {part['ground_truth_boxes']} "
-            f"ground-truth boxes at IoU 0.5: {share}, which bounds the recall and so the mAP"
-        )
+            f"ground-truth boxes at IoU 0.5: {percent(part['share'])}",
+            f"  those with a score of {part['proposal_score']:g} or more reach "
+            f"{part['reached_with_proposal_score']}: {percent(part['share_with_proposal_score'])}, "
+            "which bounds the recall of what is evaluated, and so the mAP",
+        ]
     if "videos" in report:
         lines.append("videos: {found} of {expected} found".format(**report["videos"]))
     problems = report["problems"]

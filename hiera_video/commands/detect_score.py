@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections import Counter
 from typing import Any
 
 from hiera_video.config import DetectScoreConfig
 from hiera_video.data.boxes import (
-    find_problems,
     nearest_name,
     read_detections,
     read_ground_truth,
@@ -21,7 +22,7 @@ from hiera_video.training.reporting import setup_logging
 
 
 def run(config: DetectScoreConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Scores and prints; returns the exit code."""
+    """Scores and prints; 1 where no mAP is defined."""
     assert config.ground_truth is not None  # config.check() saw to it
     assert config.detections is not None
     assert config.label_map is not None
@@ -49,7 +50,7 @@ def run(config: DetectScoreConfig, *, dry_run: bool = False, as_json: bool = Fal
     ]
     unknown = sorted(set(detections.videos) - set(truth.videos))
     oddities = {
-        table.source: Counter(problem.kind for problem in find_problems(table, labels))
+        table.source: Counter(problem.kind for problem in table.problems)
         for table in (truth, detections)
     }
     report: dict[str, Any] = {
@@ -64,6 +65,13 @@ def run(config: DetectScoreConfig, *, dry_run: bool = False, as_json: bool = Fal
         "protocols": {r.protocol: results.as_dict(r, labels.names) for r in scored},
     }
     print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, truth.videos))
+    if all(math.isnan(result.mean_ap) for result in scored):
+        print(
+            f"hiera-video detect score: {truth.source}: no box of an evaluated class at a key "
+            "frame that counts, so there is no mAP",
+            file=sys.stderr,
+        )
+        return 1
     return 0
 
 
@@ -75,7 +83,6 @@ def tell(report: dict[str, Any], videos: tuple[str, ...]) -> str:
         lines.append(f"{name.replace('_', ' ')}: {part['rows']} rows of {part['file']}")
         for kind, text in (
             ("box", "rows with a box outside 0..1 or without area"),
-            ("action", "rows with an action beyond the label map"),
             ("duplicate", "rows that stand there twice, and count twice"),
         ):
             if part.get(kind):

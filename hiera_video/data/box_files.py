@@ -40,7 +40,7 @@ class Problem:
     """What is wrong with one row."""
 
     line: int
-    kind: Kind  # row: it cannot be read at all
+    kind: Kind  # row: it cannot be used at all
     text: str
 
 

@@ -15,8 +15,9 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -25,6 +26,8 @@ from hiera_video.data.box_files import Kind, Last, Problem, read_rows
 from hiera_video.data.lists import AnnotationError, is_media, listing, load_json, read_text
 
 logger = logging.getLogger(__name__)
+
+Role = Literal["ground truth", "proposals", "detections"]
 
 AVA_NUM_CLASSES = 80
 AVA_FIRST_CLASS = "bend/bow (at the waist)"
@@ -48,6 +51,7 @@ class BoxTable:
     person: np.ndarray  # int32 [R]; -1: not given
     score: np.ndarray | None  # float64 [R]; NaN where the boxes are
     lines: np.ndarray  # int64 [R], line in the file
+    problems: tuple[Problem, ...] = ()  # what is wrong with the file it was read from, by line
 
     def __len__(self) -> int:
         return len(self.video)
@@ -139,42 +143,33 @@ def read_ground_truth(
     Rows given twice are kept, and told in a warning.
 
     Args:
-        strict: False keeps boxes and ids that `find_problems` objects to.
+        strict: False keeps boxes that `find_problems` objects to, and ids that are not in the
+            label map.
 
     Raises:
         AnnotationError: the first mistake, by file and line, and how many more there are.
     """
-    table, problems = inspect_boxes(path, "person", label_map)
-    return _checked(table, problems, {"row", "box", "action"} if strict else {"row"})
+    table = inspect_boxes(path, "ground truth", label_map, check_actions=strict)
+    return _checked(table, {"row", "box", "action"} if strict else {"row"})
 
 
 def read_proposals(path: str | os.PathLike[str]) -> BoxTable:
     """Person boxes with scores: SlowFast's csv, mmaction2's pickle, plain csv or JSON lines.
 
     Raises:
-        AnnotationError: as `read_ground_truth`; for a pickle that would run code.
+        AnnotationError: as `read_ground_truth`; for scores outside 0..1, or that some boxes have
+            and others not; for a pickle that would run code.
     """
-    return _checked(*inspect_boxes(path, "score", None), {"row", "box"})
+    return _checked(inspect_boxes(path, "proposals", None), {"row", "box"})
 
 
 def read_detections(path: str | os.PathLike[str], label_map: LabelMap | None = None) -> BoxTable:
     """Boxes with actions and scores. Boxes and ids are not checked: scoring counts them.
 
     Raises:
-        AnnotationError: as `read_ground_truth`; for scores that miss or are NaN.
+        AnnotationError: as `read_ground_truth`; for boxes without a score or an action.
     """
-    table = _checked(*inspect_boxes(path, "score", label_map), {"row"})
-    missing = np.flatnonzero(table.is_box & (table.action == 0))
-    if table.score is None and len(table):
-        raise AnnotationError(
-            f"{table.source}:{table.lines[0]}: no score; needed is a column of it"
-        )
-    if len(missing):
-        raise AnnotationError(
-            f"{table.source}:{table.lines[missing[0]]}: no action; detections have one in each "
-            f"row{_and_more(len(missing) - 1)}"
-        )
-    return table
+    return _checked(inspect_boxes(path, "detections", label_map, check_actions=False), {"row"})
 
 
 def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
@@ -201,13 +196,21 @@ def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
 
 
 def inspect_boxes(
-    path: str | os.PathLike[str], last: Last, label_map: LabelMap | None
-) -> tuple[BoxTable, list[Problem]]:
-    """The readable rows of a file, and everything that is wrong, by line.
+    path: str | os.PathLike[str],
+    role: Role,
+    label_map: LabelMap | None,
+    *,
+    check_actions: bool = True,
+) -> BoxTable:
+    """The readable rows of a file; its `problems` are everything that is wrong.
 
-    last: what the eighth column of a csv without header is.
+    Args:
+        role: what the file is: the last column of a csv without header is the person in ground
+            truth, else the score, and each has its own rules.
+        check_actions: whether ids that are not in the label map are a problem.
     """
     source = Path(path).expanduser()
+    last: Last = "person" if role == "ground truth" else "score"
     raw = read_rows(source, last, {} if label_map is None else label_map.ids_by_name)
     values = raw.values
     score = values["score"]
@@ -219,12 +222,31 @@ def inspect_boxes(
         boxes=np.column_stack([values[name] for name in ("x1", "y1", "x2", "y2")]),
         action=np.nan_to_num(values["action"], nan=0).astype(np.int32),
         person=np.nan_to_num(values["person"], nan=-1).astype(np.int32),
-        score=None if np.isnan(score).all() and (last == "person" or len(score)) else score,
+        score=None if np.isnan(score).all() and role != "detections" else score,
         lines=raw.lines,
     )
-    return table, sorted(
-        [*raw.problems, *find_problems(table, label_map)], key=lambda problem: problem.line
-    )
+    found = [*raw.problems, *find_problems(table, label_map if check_actions else None)]
+
+    def note(wrong: np.ndarray, say: Callable[[int], str]) -> None:
+        rows = np.flatnonzero(wrong).tolist()
+        found.extend(Problem(int(raw.lines[r]), "row", say(r)) for r in rows)
+
+    note(values["action"] == 0, lambda r: "action is 0; ids count from 1")
+    unscored = table.is_box & np.isnan(score)
+    if role == "detections":
+        unnamed = table.is_box & np.isnan(values["action"])
+        note(unscored, lambda r: "no score; detections have one in each row")
+        note(unnamed, lambda r: "no action; detections have one in each row")
+    elif role == "proposals" and table.score is not None:
+        note(unscored, lambda r: "no score, as other rows have; needed is 0..1")
+        note(
+            table.is_box & ((score < 0) | (score > 1)),
+            lambda r: (
+                f"score is {score[r]:g}; needed is 0..1; is this the person id of a ground-truth "
+                "file?"
+            ),
+        )
+    return replace(table, problems=tuple(sorted(found, key=lambda problem: problem.line)))
 
 
 def find_problems(table: BoxTable, label_map: LabelMap | None = None) -> list[Problem]:
@@ -249,14 +271,13 @@ def find_problems(table: BoxTable, label_map: LabelMap | None = None) -> list[Pr
     late: np.ndarray = (table.second < 0) | (table.second >= 1e6)
     note(late, "row", lambda r: f"second is {table.second[r]:g}; needed is 0 up to 1,000,000")
     if label_map is not None:
-        highest = max(label_map.names)
-        unknown: np.ndarray = (table.action < 0) | (table.action > highest)
+        unknown = ~np.isin(table.action, [0, *label_map.names])
         note(
             unknown,
             "action",
             lambda r: (
-                f"action {table.action[r]} is not in the label map; its ids are "
-                f"{min(label_map.names)} to {highest}"
+                f"action {table.action[r]} is not in the label map; its {len(label_map.names)} ids "
+                f"lie from {min(label_map.names)} to {max(label_map.names)}"
             ),
         )
     repeated = _repeated(table)
@@ -287,25 +308,23 @@ def _repeated(table: BoxTable) -> np.ndarray:
     return result
 
 
-def _checked(table: BoxTable, problems: list[Problem], fatal: set[str]) -> BoxTable:
+def _checked(table: BoxTable, fatal: set[Kind]) -> BoxTable:
     """The table; the first fatal problem as an error, repeated rows as a warning."""
-    serious = [problem for problem in problems if problem.kind in fatal]
+    serious = [problem for problem in table.problems if problem.kind in fatal]
     if serious:
         first = serious[0]
+        more = len(serious) - 1
         raise AnnotationError(
-            f"{table.source}:{first.line}: {first.text}{_and_more(len(serious) - 1)}"
+            f"{table.source}:{first.line}: {first.text}"
+            + (f" (and {more} more such lines)" if more else "")
         )
-    repeated = [problem.line for problem in problems if problem.kind == "duplicate"]
+    repeated = [problem.line for problem in table.problems if problem.kind == "duplicate"]
     if repeated:
         logger.warning(
             "%s: %d rows stand there twice, line %d first; both count",
             *(table.source, len(repeated), repeated[0]),
         )
     return table
-
-
-def _and_more(count: int) -> str:
-    return f" (and {count} more such lines)" if count else ""
 
 
 # ---- writing
@@ -372,12 +391,28 @@ class ProposalRecall:
 
 
 def proposal_recall(
-    ground_truth: BoxTable, proposals: BoxTable, iou: float = 0.5
+    ground_truth: BoxTable,
+    proposals: BoxTable,
+    iou: float = 0.5,
+    *,
+    min_score: float | None = None,
+    excluded: Iterable[tuple[str, float]] = (),
 ) -> ProposalRecall:
-    """Ground-truth boxes, each once whatever its actions, that a proposal overlaps by `iou`."""
-    proposed = _boxes_by_keyframe(proposals)
+    """Ground-truth boxes, each once whatever its actions, that a proposal overlaps by `iou`.
+
+    Args:
+        min_score: the lowest score of a proposal that is taken, where proposals have scores.
+        excluded: (video, second) of key frames that are left out.
+    """
+    taken = proposals.is_box
+    if min_score is not None and proposals.score is not None:
+        taken &= proposals.score >= min_score
+    proposed = _boxes_by_keyframe(proposals, taken)
+    left_out = set(excluded)
     reached = total = 0
-    for key, boxes in _boxes_by_keyframe(ground_truth).items():
+    for key, boxes in _boxes_by_keyframe(ground_truth, ground_truth.is_box).items():
+        if key in left_out:
+            continue
         boxes = np.unique(boxes, axis=0)
         total += len(boxes)
         if key in proposed:
@@ -385,8 +420,8 @@ def proposal_recall(
     return ProposalRecall(reached, total)
 
 
-def _boxes_by_keyframe(table: BoxTable) -> dict[tuple[str, float], np.ndarray]:
-    rows = np.flatnonzero(table.is_box)
+def _boxes_by_keyframe(table: BoxTable, taken: np.ndarray) -> dict[tuple[str, float], np.ndarray]:
+    rows = np.flatnonzero(taken)
     rows = rows[np.lexsort((table.second[rows], table.video[rows]))]
     if not len(rows):
         return {}

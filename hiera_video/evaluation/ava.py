@@ -119,6 +119,7 @@ def frame_ap(
 
     Args:
         ground_truth: rows with NaN boxes mark key frames that were looked at and are empty.
+        detections: rows with NaN boxes are none.
         classes: ids that are evaluated; rows of others are left out and counted.
         protocol: "activitynet" or "slowfast".
         excluded: (video, second) of key frames to leave out; "activitynet" has no such list.
@@ -136,8 +137,9 @@ def frame_ap(
     class_ids = np.unique(np.asarray(classes, dtype=np.int64))
     if not len(class_ids):
         raise ValueError("classes: none given; needed are the ids to evaluate")
-    if detections.score is None or np.isnan(detections.score).any():
-        raise ValueError("detections: every row needs a score that is a number")
+    is_detection = ~np.isnan(detections.boxes).any(axis=1)
+    if detections.score is None or np.isnan(detections.score[is_detection]).any():
+        raise ValueError("detections: every box needs a score that is a number")
     score = detections.score
     codes = _VideoCodes()
     truth_frame = codes.keyframes(ground_truth.videos, ground_truth.video, ground_truth.second)
@@ -148,7 +150,7 @@ def frame_ap(
     # ---- which rows count
     counts: dict[str, int] = {}
     truth_kept = np.ones(len(truth_frame), dtype=bool)
-    kept = np.ones(len(frame), dtype=bool)
+    kept = is_detection.copy()
 
     def leave_out(rows: np.ndarray, where: np.ndarray, reason: str) -> None:
         counts[reason] = int((rows & where).sum())

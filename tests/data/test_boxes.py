@@ -216,6 +216,7 @@ GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
         ("a,0902,0.1,0.2,0.3,0.4,1,", "score is empty"),
         ("a,0902,0.1,0.2,0.3,0.4,jump,0.5", "action is 'jump'"),
         ("a,0902,0.1,0.2,0.3,0.4,1.5,0.5", "needed is a whole number"),
+        ("a,0902,0.1,0.2,0.3,0.4,0,0.5", "action is 0; ids count from 1"),
     ],
 )
 def test_unreadable_rows_of_detections(tmp_path, line, said):
@@ -223,9 +224,9 @@ def test_unreadable_rows_of_detections(tmp_path, line, said):
     with pytest.raises(AnnotationError, match=r"x\.csv:2: ") as raised:
         read_detections(path, LABELS)
     assert said in str(raised.value)
-    table, problems = inspect_boxes(path, "score", LABELS)
-    assert [problem.line for problem in problems] == [2]
-    assert len(table) == (3 if "-1" in line else 2)
+    table = inspect_boxes(path, "detections", LABELS)
+    assert [problem.line for problem in table.problems] == [2]
+    assert len(table) == (3 if {"-1", "0"} & set(line.split(",")) else 2)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +236,8 @@ def test_unreadable_rows_of_detections(tmp_path, line, said):
         ("a,0902,0.1,0.2,30,40,1,0", "corners are fractions 0..1"),
         ("a,0902,0.3,0.2,0.1,0.4,1,0", "needed are x1 < x2"),
         ("a,0902,0.1,0.2,0.3,0.2,1,0", "has no area"),
-        ("a,0902,0.1,0.2,0.3,0.4,81,0", "action 81 is not in the label map; its ids are 1 to 4"),
+        ("a,0902,0.1,0.2,0.3,0.4,81,0", "action 81 is not in the label map; its 3 ids lie from 1"),
+        ("a,0902,0.1,0.2,0.3,0.4,2,0", "action 2 is not in the label map"),
     ],
 )
 def test_mistakes_in_ground_truth(tmp_path, line, said):
@@ -244,6 +246,15 @@ def test_mistakes_in_ground_truth(tmp_path, line, said):
         read_ground_truth(path, LABELS)
     assert said in str(raised.value)
     assert len(read_ground_truth(path, LABELS, strict=False)) == 4
+
+
+def test_ids_count_from_1_in_every_file(tmp_path):
+    path = write(tmp_path, "x.csv", TRUTH + "a,0902,0.1,0.2,0.3,0.4,0,0\n")
+    for labels in (LABELS, None):
+        with pytest.raises(AnnotationError, match=r"x\.csv:3: action is 0; ids count from 1"):
+            read_ground_truth(path, labels, strict=False)
+    with pytest.raises(AnnotationError, match=r"x\.csv:1: action is 0"):
+        read_proposals(write(tmp_path, "x.csv", "a,0902,0,0,1,1,0,0.5\n"))
 
 
 def test_repeated_rows_are_told(tmp_path, caplog):
@@ -256,8 +267,33 @@ def test_repeated_rows_are_told(tmp_path, caplog):
 def test_detections_need_scores_and_actions(tmp_path):
     with pytest.raises(AnnotationError, match=r"x\.csv:1: no score"):
         read_detections(write(tmp_path, "x.csv", "a,0902,0,0,1,1,1\n"))
+    rows = [dict(video="a", second=1, x1=0, y1=0, x2=1, y2=1, action=1, score=0.5)] * 2
+    rows[1] = {key: value for key, value in rows[1].items() if key != "score"}
+    with pytest.raises(AnnotationError, match=r"x\.jsonl:2: no score"):
+        read_detections(write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
     with pytest.raises(AnnotationError, match=r"x\.csv:2: no action"):
         read_detections(write(tmp_path, "x.csv", GOOD + "a,0902,0,0,1,1,,0.5\n"))
+
+
+def test_detections_may_name_empty_key_frames(tmp_path):
+    for content, expected in (("a,0901\n" + GOOD, [False, True]), ("a,0901\n", [False])):
+        table = read_detections(write(tmp_path, "x.csv", content))
+        assert table.is_box.tolist() == expected
+        assert (~np.isnan(table.score)).tolist() == expected
+
+
+def test_proposals_have_scores_from_0_to_1_or_none(tmp_path):
+    box = "a,0902,0,0,1,1,1"
+    with pytest.raises(AnnotationError, match=r"x\.csv:2: score is 7; .* person id of a ground-tr"):
+        read_proposals(write(tmp_path, "x.csv", f"{box},1\n{box},7\n"))
+    rows = [dict(video="a", second=second, x1=0, y1=0, x2=1, y2=1) for second in (1, 2)]
+    content = "\n".join(map(json.dumps, [rows[0], rows[1] | {"score": 0.5}]))
+    with pytest.raises(AnnotationError, match=r"x\.jsonl:1: no score, as other rows have"):
+        read_proposals(write(tmp_path, "x.jsonl", content))
+    content = "\n".join(map(json.dumps, rows))
+    assert read_proposals(write(tmp_path, "x.jsonl", content)).score is None
+    table = read_proposals(write(tmp_path, "x.csv", f"b,0901\n{box},0\n{box},1\n"))
+    assert table.score[1:].tolist() == [0, 1]
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -304,6 +340,9 @@ def test_proposal_recall(tmp_path):
     proposals = read_proposals(write(tmp_path, "p.csv", "a,1,0,0,.4,.2,,.9\na,2,0,0,1,1,,.9\n"))
     recall = proposal_recall(truth, proposals)
     assert (recall.reached, recall.total) == (1, 3)
+    assert proposal_recall(truth, proposals, min_score=0.9).reached == 1
+    assert proposal_recall(truth, proposals, min_score=0.95).reached == 0
+    assert proposal_recall(truth, proposals, excluded=[("a", 1.0)]).total == 1
     assert np.isnan(
         proposal_recall(read_ground_truth(write(tmp_path, "e.csv", "")), proposals).share
     )

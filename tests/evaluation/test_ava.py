@@ -51,7 +51,7 @@ def table(rows, scored=False):
 @pytest.fixture(scope="module")
 def golden():
     labels = read_label_map(GOLDEN / "ava_action_list.pbtxt")
-    truth = read_ground_truth(GOLDEN / "gt.csv", labels)
+    truth = read_ground_truth(GOLDEN / "gt.csv", labels, strict=False)
     detections = read_detections(GOLDEN / "detections.csv", labels)
     return labels, truth, detections, read_keyframes(GOLDEN / "excluded.csv")
 
@@ -222,6 +222,19 @@ def test_the_fifty_best_of_a_key_frame_and_ties_at_the_cut():
         by_order[name] = result.ap[:3].tolist()
     # Last: one fits in, the first that comes. First: all three are in until better ones come.
     assert by_order == {"last": [1, 0, 0], "first": [0, 0, 1]}
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_empty_key_frames_in_detections_are_no_detections(protocol):
+    truth = table([("a", 902, BOX, 1)])
+    detections = [("a", 902, BOX, 1, 0.8)]
+    empty = [("a", 902, None, 0, math.nan), ("a", 903, None, 1, math.nan)]
+    expected, result = (
+        frame_ap(truth, table(rows, scored=True), classes=[1], protocol=protocol)
+        for rows in (detections, empty + detections)
+    )
+    assert result.mean_ap == 1.0
+    assert result.counts == expected.counts
 
 
 def test_means_groups_and_classes_without_ground_truth():

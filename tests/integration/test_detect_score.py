@@ -67,6 +67,29 @@ def test_empty_detections_and_keyframes(commands, files):
         assert part["counts"]["ground_truth_beyond_keyframes"] == 1
 
 
+def test_empty_key_frames_in_detections(commands, files):
+    (files / "detections.csv").write_text("a,0001\n" + DETECTIONS)
+    report = json.loads(commands.run(*score(files, "--json")).out)
+    assert report["protocols"]["slowfast"]["mean_ap"] == 0.25
+
+
+def test_rows_of_other_classes_are_told_once(commands, files):
+    (files / "truth.csv").write_text(TRUTH + "a,0002,0.1,0.1,0.5,0.5,9,0\n" * 2)
+    text = commands.run(*score(files, "--protocol", "slowfast")).out
+    assert "left out: 2 ground-truth rows of classes that are not evaluated" in text
+    assert "1 rows that stand there twice" in text
+    assert "label map" not in text
+
+
+def test_no_ground_truth_is_no_success(commands, files):
+    for content in ("", "b,0001\n", "a,0002,0.1,0.1,0.5,0.5,9,0\n"):
+        (files / "truth.csv").write_text(content)
+        result = commands.run(*score(files, "--json"))
+        assert result.code == 1
+        result.told("truth.csv: no box of an evaluated class")
+        assert json.loads(result.out)["protocols"]["slowfast"]["mean_ap"] is None
+
+
 def test_mistakes_are_one_line(commands, files):
     (files / "detections.csv").write_text(DETECTIONS + "a,0002,0.1,0.1,0.5,0.5,1,nan\n")
     result = commands.run(*score(files))
@@ -84,11 +107,27 @@ def check(files, *more):
 
 
 def test_check_ava(commands, files):
-    (files / "proposals.csv").write_text("a,0002,0.1,0.1,0.5,0.5,,0.9\n")
-    result = commands.run(*check(files, "--proposals", str(files / "proposals.csv")))
+    (files / "truth.csv").write_text(TRUTH + "b,0002,0.1,0.1,0.5,0.5,2,0\n")
+    (files / "excluded.csv").write_text("b,2\n")
+    (files / "proposals.csv").write_text(
+        "a,0002,0.1,0.1,0.5,0.5,,0.9\na,0003,0.1,0.1,0.5,0.5,,0.7\nb,0002,0,0,1,1,,0.9\n"
+    )
+    arguments = check(
+        files,
+        *("--proposals", str(files / "proposals.csv")),
+        *("--excluded", str(files / "excluded.csv")),
+    )
+    result = commands.run(*arguments)
     assert result.code == 0
     report = json.loads(result.out)
-    assert report["proposals"]["share"] == 0.5
+    assert report["proposals"]["ground_truth_boxes"] == 2
+    assert report["proposals"]["share"] == 1
+    assert report["proposals"]["share_with_proposal_score"] == 0.5
+    text = commands.run(*(word for word in arguments if word != "--json")).out
+    assert "proposals reach 2 of 2 ground-truth boxes at IoU 0.5: 100.00 %" in text
+    assert "those with a score of 0.8 or more reach 1: 50.00 %" in text
+    report_at = json.loads(commands.run(*arguments, "--proposal-score", "0.7").out)
+    assert report_at["proposals"]["share_with_proposal_score"] == 1
     assert report["ground_truth"]["empty_keyframes"] == 1
     assert report["problems"] == []
 
@@ -109,3 +148,33 @@ def test_check_ava_tells_all_problems(commands, files):
     ):
         assert said in problems
     assert commands.run("data", "check-ava").code == 2
+
+
+def test_check_ava_tells_proposals_of_other_files(commands, files):
+    (files / "proposals.csv").write_text("a,0002,0.1,0.1,0.5,0.5,1,7\nabc,0002,0,0,1,1,,1\n")
+    result = commands.run(*check(files, "--proposals", str(files / "proposals.csv")))
+    assert result.code == 3
+    first, second = json.loads(result.out)["problems"]
+    assert "proposals.csv:1: score is 7; needed is 0..1" in first
+    assert "proposals.csv: 1 of 2 videos are not in the ground truth: 'abc'" in second
+    assert commands.run(*check(files, "--proposal-score", "2")).code == 2
+
+
+def test_check_ava_of_no_rows(commands, files):
+    (files / "truth.csv").write_text("")
+    result = commands.run(*check(files))
+    assert result.code == 3
+    assert "truth.csv: no rows" in "".join(json.loads(result.out)["problems"])
+
+
+def test_check_ava_finds_gaps_in_folders_of_frames(commands, files):
+    for name, numbers in (("a", range(1, 9)), ("b", (1, 2, 4))):
+        (files / "videos" / name).mkdir(parents=True)
+        for number in numbers:
+            (files / "videos" / name / f"{number:04d}.jpg").touch()
+    arguments = check(files, "--videos", str(files / "videos"))
+    result = commands.run(*arguments, "--fps", "2")
+    assert result.code == 3
+    (problem,) = json.loads(result.out)["problems"]
+    assert "has frames 1 to 4, but not 3" in problem
+    assert commands.run(*arguments).code == 2
