@@ -682,6 +682,13 @@ class ExtractConfig:
             windows.clip_stride_sec,
             "null with windows.clip_stride: one of the two",
         )
+        for key in ("clip_stride", "clip_stride_sec"):
+            _require(
+                windows.kind == "dense" or getattr(windows, key) is None,
+                f"windows.{key}",
+                getattr(windows, key),
+                "null with windows.kind=views, whose clips windows.num_clips places",
+            )
         _require(
             windows.kind == "views" or self.clips.sampling == "clip",
             "clips.sampling",

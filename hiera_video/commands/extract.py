@@ -70,7 +70,7 @@ def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) 
             video
             for video in ours
             if store.is_pending(
-                video.name, retry_failed=config.retry_failed, overwrite=config.overwrite
+                video.name, video.path, retry_failed=config.retry_failed, overwrite=config.overwrite
             )
         ]
         extractor = make_extractor(model, device=process.device)
@@ -79,9 +79,9 @@ def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) 
             print(json.dumps({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2))
             return 0
         barrier()  # nobody writes before all have looked
-        store.folder.mkdir(parents=True, exist_ok=True)
         if process.is_main:
             store.start()
+        barrier()  # and not before the folder is there
         how: dict[str, Any] = {
             "batch_size": config.batch_size,
             "num_workers": config.data.num_workers or default_num_workers(process.local_world_size),

@@ -1,7 +1,7 @@
 """The pipeline: decoding processes -> batches of many videos -> model -> store.
 
 A thread fills the next batches while the model works on one. Features of a batch are fetched after
-the next one has been launched, so that a GPU does not wait for the disk.
+the next one has been launched.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from hiera_video.extraction.workers import (
 )
 
 NUM_BATCHES_AHEAD = 2
+BUSY = 0.75  # of the time: what is busy for as long is called the limit
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ class Summary:
             t / (wall * self.num_workers) for t in (self.decode_sec, self.transform_sec)
         )
         model = self.model_sec / wall
-        limit = "the model" if model >= decode + transform else "reading"
+        shares = {"the model": model, "reading": decode + transform}
+        most = max(shares, key=lambda name: shares[name])
+        limit = most if shares[most] >= BUSY else "neither: starting, or too few cores for both"
         return (
             f"{self.clips} clips in {wall:.1f} s: {self.clips / wall:.2f} clips/s, the model alone "
             f"{self.clips / max(self.model_sec, 1e-9):.2f} (utilisation {model:.2f})\n"
@@ -100,7 +103,10 @@ class Assembly:
                 continue
             if not is_finite:
                 path = self.videos[index].path
-                told = f"{path}: feature {n} is not finite; float16 ends at 65504, take float32"
+                advice = "float16 ends at 65504, take float32"
+                if features.dtype != torch.float16:
+                    advice = "look at the weights, and try precision=fp32"
+                told = f"{path}: feature {n} is not finite; {advice}"
                 self.end(Unreadable(index, "not_finite", told, 0.0))
                 continue
             if index not in self._rows:

@@ -23,7 +23,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -182,26 +182,40 @@ class FeatureStore:
             output_name = output.relative_to(self.folder).as_posix()
             return {"video": name, **facts, "output": output_name, **metadata["facts"]}
         if self.failure(name).exists():
-            failure = json.loads(self.failure(name).read_text(encoding="utf-8"))
+            failure = _read_json(self.failure(name))
             if failure.pop("hash") == self.hash:
                 return failure
         return None
 
-    def is_pending(self, name: str, *, retry_failed: bool, overwrite: bool) -> bool:
+    def is_pending(self, name: str, path: str, *, retry_failed: bool, overwrite: bool) -> bool:
         """Whether a video is still to be read."""
         try:
             row = self.row(name)
+            self._check_same(path, row)
         except StoreError:
             if not overwrite:
                 raise
             return True
-        return row is None or (retry_failed and row["status"] == "failed")
+        if row is not None and row["status"] == "failed":  # or another video failed by this name
+            return retry_failed or row["path"] != _printable(path)
+        return row is None
+
+    def _check_same(self, path: str, row: dict[str, Any] | None) -> None:
+        """Raises a StoreError where what there is was made of another file."""
+        with contextlib.suppress(OSError):  # reading it will tell
+            size = os.path.getsize(path)
+            if row is not None and row.get("size_bytes", size) != size:
+                raise StoreError(
+                    f"{path} has {size} bytes, but {self.folder / row['output']} was made of "
+                    f"{row['path']} with {row['size_bytes']}: choose another output_dir, or set "
+                    "overwrite=true to replace it"
+                )
 
     def check(self) -> None:
         """Raises a StoreError where the folder holds features of another configuration."""
         path = self.folder / "extract.json"
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
+            found = _read_json(path)
             if found["hash"] != self.hash:
                 raise self._other(self.folder, found["settings"])
 
@@ -225,7 +239,7 @@ class FeatureStore:
             {
                 "hiera_video": hiera_video.__version__,
                 "video": name,
-                "path": os.fsencode(path).decode("utf-8", "backslashreplace"),
+                "path": _printable(path),
                 "hash": self.hash,
                 "settings": self.settings,
                 "facts": dict(facts),
@@ -254,19 +268,29 @@ class FeatureStore:
             tensors["features"] = features.tensor()
             data = save(tensors, metadata={"hiera_video": metadata})
             self._replace(output, lambda file: file.write(data))
+        self._remove_others(name, keep=self.format)
         self.failure(name).unlink(missing_ok=True)
+
+    def _remove_others(self, name: str, keep: Format | None = None) -> None:
+        """Removes what the video has in other formats, of other settings therefore."""
+        for format in get_args(Format):
+            if format != keep:
+                output = self.folder / "features" / f"{name}.{format}"
+                output.unlink(missing_ok=True)
+                if format == "npy":
+                    output.with_suffix(".json").unlink(missing_ok=True)
 
     def fail(self, name: str, path: str, *, cause: str, message: str, seconds: float) -> None:
         """Records that a video has no features, and why."""
         row = {
             "video": name,
-            "path": os.fsencode(path).decode("utf-8", "backslashreplace"),
+            "path": _printable(path),
             "status": "failed",
             "cause": cause,
-            "error": os.fsencode(message).decode("utf-8", "backslashreplace"),
+            "error": _printable(message),
             "seconds": round(seconds, 3),
         }
-        self.output(name).unlink(missing_ok=True)  # of another configuration
+        self._remove_others(name)
         text = json.dumps({**row, "hash": self.hash}, ensure_ascii=False)
         self._write_text(self.failure(name), text + "\n")
 
@@ -390,6 +414,18 @@ class Rows:
     def close(self) -> None:
         if self._file is not None:
             self._file.close()
+
+
+def _printable(text: str) -> str:
+    """A path or a message as JSON can hold it, whatever bytes are in it."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged ({error}): remove it") from error
 
 
 def _cannot_write(path: Path, error: OSError) -> StoreError:

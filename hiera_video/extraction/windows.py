@@ -73,7 +73,8 @@ class DenseWindows:
             stride = length if self.clip_stride is None else self.clip_stride
             regular = np.arange(0, num_frames, stride)
         else:
-            count = max(1, math.ceil((times[-1] - times[0]) / self.clip_stride_sec))
+            seconds = times[-1] - times[0] - FRAME_TIME_TOLERANCE_SEC  # so much is rounding
+            count = max(1, math.ceil(seconds / self.clip_stride_sec))
             at = times[0] + self.clip_stride_sec * np.arange(count) + FRAME_TIME_TOLERANCE_SEC
             regular = np.searchsorted(times[:-1], at, side="right") - 1
         starts = window_starts(num_frames, length, regular, self.last_window)

@@ -339,6 +339,7 @@ def _read(
             shown_sec += time.perf_counter() - start
         seconds = time.perf_counter() - begin - shown_sec
         facts = {
+            "size_bytes": os.path.getsize(job.path),
             "num_windows": len(windows.indices),
             "is_short": windows.is_short,
             "video_frames": len(video),

@@ -98,10 +98,11 @@ def test_names_that_do_collide():
 def test_failures_and_what_is_pending(tmp_path):
     store = FeatureStore(tmp_path, "npz", {"layer": "stage1"})
     pending = {"retry_failed": False, "overwrite": False}
-    assert store.is_pending("a", **pending)
+    assert store.is_pending("a", "/v/a", **pending)
     store.fail("a", "/v/a", cause="missing", message="/v/a: no such file", seconds=0.1)
-    assert not store.is_pending("a", **pending)
-    assert store.is_pending("a", retry_failed=True, overwrite=False)
+    assert not store.is_pending("a", "/v/a", **pending)
+    assert store.is_pending("a", "/v/a", retry_failed=True, overwrite=False)
+    assert store.is_pending("a", "/w/a", **pending)  # another video of that name
     assert store.write_tables(["a"])[0]["cause"] == "missing"
     assert (tmp_path / "failures.jsonl").read_text().count("\n") == 1
     write(store, "a", torch.zeros(3, 1))
@@ -112,12 +113,49 @@ def test_failures_and_what_is_pending(tmp_path):
     assert (tmp_path / "index.jsonl").read_text().count("\n") == 1
 
 
+def test_another_file_under_the_same_name(tmp_path):
+    folder, film = tmp_path / "features", tmp_path / "a"
+    film.write_bytes(b"12345")
+    folder.mkdir()
+    store = FeatureStore(folder, "npz", {})
+    rows = Rows(folder)
+    rows.put(0, torch.zeros(1))
+    facts = FACTS | {"size_bytes": 5}
+    store.write("a", str(film), rows, start_sec=[0.0], end_sec=[1.0], facts=facts)
+    rows.close()
+    pending = {"retry_failed": False, "overwrite": False}
+    assert not store.is_pending("a", str(film), **pending)
+    film.write_bytes(b"123")
+    with pytest.raises(StoreError, match=r"has 3 bytes, but .* with 5: choose another output_dir"):
+        store.is_pending("a", str(film), **pending)
+    assert store.is_pending("a", str(film), retry_failed=False, overwrite=True)
+
+
+def test_other_formats_of_a_video_go(tmp_path):
+    for format in ("npy", "safetensors", "npz"):
+        write(FeatureStore(tmp_path, format, {"to": format}), "a", torch.zeros(3, 1))
+        files = sorted(path.name for path in (tmp_path / "features").iterdir())
+        assert files == (["a.json", "a.npy"] if format == "npy" else [f"a.{format}"])
+
+
+def test_damaged_records_are_named(tmp_path):
+    store = FeatureStore(tmp_path, "npz", {})
+    store.start()
+    for path in (tmp_path / "extract.json", store.failure("a")):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("{")
+    with pytest.raises(StoreError, match=r"extract\.json is damaged .*: remove it"):
+        store.check()
+    with pytest.raises(StoreError, match=r"a\.json is damaged .*: remove it"):
+        store.row("a")
+
+
 def test_other_settings(tmp_path):
     write(FeatureStore(tmp_path, "npz", {"layer": "stage1"}), "a", torch.zeros(3, 1))
     other = FeatureStore(tmp_path, "npz", {"layer": "stage2"})
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
-        other.is_pending("a", retry_failed=False, overwrite=False)
-    assert other.is_pending("a", retry_failed=False, overwrite=True)
+        other.is_pending("a", "/v/a", retry_failed=False, overwrite=False)
+    assert other.is_pending("a", "/v/a", retry_failed=False, overwrite=True)
     FeatureStore(tmp_path, "npz", {"layer": "stage1"}).start()
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
         other.check()

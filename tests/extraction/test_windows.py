@@ -97,6 +97,15 @@ def test_stride_in_seconds_follows_the_clock():
     np.testing.assert_array_equal(same.indices, clock.indices)
 
 
+@pytest.mark.parametrize("first_sec", [0.0, 10.033, 0.08, 1e4 / 3])
+def test_a_stride_of_whole_seconds_is_one_of_frames_whatever_the_first_stamp(first_sec):
+    sampler = ClipSampler(num_frames=8, sampling_rate=2)
+    film = video(250, times=first_sec + np.arange(250) / 25)
+    by_sec = DenseWindows(sampler, clip_stride_sec=1.0)(film)
+    by_frame = DenseWindows(sampler, clip_stride=25)(film)
+    np.testing.assert_array_equal(by_sec.indices, by_frame.indices)
+
+
 def test_target_fps():
     sampler = ClipSampler(4, sampling_rate=1, target_fps=5.0)
     windows = DenseWindows(sampler, 2, None, "drop")(video(50))
