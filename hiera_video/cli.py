@@ -35,11 +35,13 @@ from hiera_video.config import (
     EvaluateConfig,
     ExtractConfig,
     FinetuneConfig,
+    FlopsConfig,
     PredictConfig,
     PretrainConfig,
     VisualizeConfig,
     describe_keys,
     load_config,
+    load_flops_config,
     to_yaml,
     trained_with,
 )
@@ -56,6 +58,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "detect predict": (DetectPredictConfig, "what the people in videos do, with an overlay"),
     "extract": (ExtractConfig, "features of many videos, one file a video"),
     "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
+    "flops": (FlopsConfig, "parameters, FLOPs and activations of a model; the paper's table"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
     "demo ava": (DemoAvaConfig, "the same for action detection"),
 }
@@ -73,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (cls, summary) in COMMANDS.items():
-        files = "FILE ... " if name in TAKES_FILES else ""
+        files = "FILE ... " if name in TAKES_FILES else "[MODEL] " if name == "flops" else ""
         usage = f"hiera-video {name} [options] {files}[key.path=value ...]"
         sub = commands.add_parser(
             name,
@@ -180,6 +183,10 @@ def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
         for option, value in given.items()
         if value is not None
     ]
+    if args.command == "flops":
+        if files[1:]:
+            raise ConfigError(f"{files[1]!r} is a second MODEL: it counts one, or --table all")
+        return load_flops_config(args.config, [*(f"model={name}" for name in files), *overrides])
     if files and args.command not in TAKES_FILES:
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
     config: Any = load_config(cls, args.config, overrides)

@@ -465,15 +465,7 @@ class DetectTrainConfig:
         _check_backbone(self.model)
         _check_fraction("model.head_dropout", self.model.head_dropout)
         _check_positive("model.roi_resolution", self.model.roi_resolution)
-        size = self.model.image_size
-        _require(
-            size is None
-            or isinstance(size, int)
-            or (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)),
-            "model.image_size",
-            size,
-            "a whole number of pixels, or [height, width]",
-        )
+        _check_image_size("model.image_size", self.model.image_size)
         _require(
             1 <= self.augment.zoom[0] <= self.augment.zoom[1],
             "augment.zoom",
@@ -815,6 +807,65 @@ class VisualizeConfig:
 
 
 @dataclass(frozen=True)
+class FlopsConfig:
+    """`hiera-video flops MODEL`: parameters, multiply-adds and activations, by stage and in all.
+
+    MODEL is a variant of `hiera_video.list_models()`. In its place, --config may name a recipe of
+    finetune, pretrain or detect train, of which the model, the masking and the views count.
+    """
+
+    model: str | None = None
+    """MODEL, a variant."""
+    task: Literal["classification", "pretraining", "detection"] | None = None
+    """One view classified, a masked clip reconstructed, or one box of a clip classified. Null: what
+    the recipe is for, else classification."""
+    num_frames: int | None = None
+    """Frames of a clip. Null: the variant's."""
+    image_size: Any = None
+    """Height and width of a clip, pixels: one number, or [height, width]. Null: the variant's."""
+    num_classes: int | None = None
+    """Outputs of the classifier. Null: the variant's; 80, AVA's, in detection."""
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Keyword arguments of `Hiera` that differ from the variant's, e.g. {mask_unit: [2, 8, 8]}."""
+    masking: MaskingConfig = field(default_factory=MaskingConfig)
+    decoder_dim: int = 512
+    """Width of the decoder in pretraining."""
+    decoder_depth: int = 8
+    """Blocks of the decoder in pretraining."""
+    target: Literal["pixels", "hog"] = "pixels"
+    """What is predicted in pretraining."""
+    roi_resolution: int = 7
+    """Bins of RoIAlign along each side of a box in detection."""
+    num_clips: int | None = None
+    """Temporal clips of a video. Null: 5 for the classification of videos, else 1."""
+    num_crops: int | None = None
+    """Spatial crops of a clip. Null: 3 for the classification of videos, else 1."""
+    modules: bool = False
+    """What each module costs, too, not stages alone."""
+    table: bool = False
+    """Instead, the sizes and FLOPs of all variants as the paper's tables have them."""
+
+    def check(self) -> None:
+        if self.table:
+            _require(self.model is None, "table", True, "false with a MODEL: it has all variants")
+            return
+        _require(self.model is not None, "MODEL", None, "a variant, or a recipe, or --table")
+        keys = ("num_frames", "num_classes", "num_clips", "num_crops")
+        for key in (*keys, "decoder_dim", "decoder_depth", "roi_resolution"):
+            if getattr(self, key) is not None:
+                _check_positive(key, getattr(self, key))
+        _require(
+            self.task != "pretraining" or self.num_classes is None,
+            "num_classes",
+            self.num_classes,
+            "null with task=pretraining, which has no classifier",
+        )
+        _check_image_size("image_size", self.image_size)
+        _check_overrides("overrides", self.overrides, self)
+        _check_masking(self.masking)
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """`hiera-video demo`: generate a small data set, fine-tune on it, evaluate, predict."""
 
@@ -902,6 +953,13 @@ class DemoAvaConfig:
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
 
 
+RECIPES: dict[str, tuple[type, str]] = {  # by task
+    "classification": (FinetuneConfig, "finetune"),
+    "pretraining": (PretrainConfig, "pretrain"),
+    "detection": (DetectTrainConfig, "detect train"),
+}
+
+
 def load_config(
     cls: type[Config],
     files: Sequence[str] = (),
@@ -931,6 +989,42 @@ def load_config(
     if not isinstance(result, cls):  # a YAML file that holds a list, for example
         raise ConfigError(f"the configuration is not a {cls.__name__}")
     return result
+
+
+def load_flops_config(files: Sequence[str], overrides: Sequence[str]) -> FlopsConfig:
+    """As `load_config`, but `files` may be a recipe of training.
+
+    Raises:
+        ConfigError: as `load_config`, and for files that are recipes of several commands or none.
+    """
+    asked = load_config(FlopsConfig, overrides=overrides).task
+    try:
+        return load_config(FlopsConfig, files, overrides)
+    except ConfigError as error:  # not settings of this command
+        errors = {str(error): "flops"}
+    recipes: dict[str, Any] = {}
+    for task, (cls, command) in RECIPES.items():
+        if asked in (None, task):
+            try:
+                recipes[task] = load_config(cls, files)
+            except ConfigError as error:
+                errors[str(error)] = command
+    if not recipes:
+        if len(errors) == 1:  # whatever it is read as
+            raise ConfigError(next(iter(errors)))
+        reasons = "; ".join(f"{command}: {error}" for error, command in errors.items())
+        raise ConfigError(f"no configuration of any of these. {reasons}")
+    if len(recipes) > 1:
+        commands = " or ".join(RECIPES[task][1] for task in recipes)
+        tasks = " or ".join(f"task={task}" for task in recipes)
+        raise ConfigError(f"{', '.join(files)}: it may be a recipe of {commands}; add {tasks}")
+    ((task, recipe),) = recipes.items()
+    defaults = {"task": task, "model": recipe.model.name}
+    for part in (recipe.model, getattr(recipe, "views", None), recipe):
+        same = asdict(part) if part is not None else {}
+        keys = same.keys() & {setting.name for setting in fields(FlopsConfig)} - defaults.keys()
+        defaults |= {key: same[key] for key in keys}
+    return load_config(FlopsConfig, overrides=overrides, defaults=defaults)
 
 
 def describe_keys(cls: type, prefix: str = "", defaults: object = None) -> list[str]:
@@ -1102,14 +1196,29 @@ def _check_training(config: FinetuneConfig | PretrainConfig) -> None:
 
 def _check_backbone(model: BackboneConfig) -> None:
     _check_fraction("model.drop_path", model.drop_path)
-    taken = {"num_classes", "input_size", *(setting.name for setting in fields(model))}
-    for key in sorted(taken & model.overrides.keys()):
+    _check_overrides("model.overrides", model.overrides, model)
+
+
+def _check_overrides(key: str, overrides: dict[str, Any], config: Any) -> None:
+    taken = {"num_classes", "input_size", *(setting.name for setting in fields(config))}
+    for name in sorted(taken & overrides.keys()):
         _require(
             False,
-            f"model.overrides.{key}",
-            model.overrides[key],
+            f"{key}.{name}",
+            overrides[name],
             "none: it has a setting of its own, or follows from others",
         )
+
+
+def _check_image_size(key: str, size: Any) -> None:
+    _require(
+        size is None
+        or isinstance(size, int)
+        or (isinstance(size, list) and len(size) == 2 and all(type(n) is int for n in size)),
+        key,
+        size,
+        "a whole number of pixels, or [height, width]",
+    )
 
 
 def _check_loop(train: LoopConfig, optim: OptimConfig) -> None:

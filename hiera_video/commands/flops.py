@@ -1,0 +1,180 @@
+"""`hiera-video flops`: what a model costs, by stage, a view and a video; and the paper's table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+
+from hiera_video.analysis.complexity import PRODUCTS, Cost, Model, by_stage, count_model
+from hiera_video.config import FlopsConfig, configured
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.masking import UnitMasking
+from hiera_video.models.registry import (
+    PUBLISHED,
+    create_autoencoder,
+    create_detector,
+    create_model,
+    is_image,
+    list_models,
+    paper_mask_ratio,
+)
+
+TABLE = (  # arXiv 2306.00989, tables 4 and 5, 6, and 8: variants, and frames where they differ
+    *((f"hiera_{size}_16x224", None) for size in ("base", "base_plus", "large", "huge")),
+    ("hiera_large_16x224", 32),
+    *((name, None) for name in list_models("*_224")),
+)
+
+
+def run(config: FlopsConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Counts and prints; returns the exit code."""
+    if config.table:
+        rows = [] if dry_run else [table_row(name, frames) for name, frames in TABLE]
+        print(json.dumps(rows) if as_json or dry_run else tell_table(rows))
+        return 0
+    with configured(), torch.device("meta"):
+        model = build(config)
+        masking = masking_of(config, model)
+    encoder = model if isinstance(model, Hiera) else model.encoder
+    report: dict[str, Any] = {
+        "model": config.model,
+        "task": config.task or "classification",
+        "input": [encoder.in_chans, *encoder.input_size],
+        "mask_units": encoder.num_units,
+        "kept_units": encoder.num_units if masking is None else masking.num_visible,
+    }
+    if dry_run:
+        print(json.dumps(report, indent=2))
+        return 0
+    costs = count_model(model, num_kept=report["kept_units"])
+    num_clips, num_crops = views(config, encoder)
+    report |= {
+        "view": describe(costs[""]),
+        "num_clips": num_clips,
+        "num_crops": num_crops,
+        "video": {
+            key: getattr(costs[""], key) * num_clips * num_crops
+            for key in ("macs", "flops", "paper_flops", "activations")
+        },
+        "stages": {name: describe(cost) for name, cost in by_stage(model, costs).items()},
+    }
+    if config.modules:
+        report["modules"] = {
+            name: describe(cost)
+            for name, cost in costs.items()
+            if name and (cost.parameters or cost.macs)
+        }
+    print(json.dumps(report) if as_json else tell(report))
+    return 0
+
+
+def build(config: FlopsConfig) -> Model:
+    """The model of the configuration."""
+    name = config.model
+    assert name is not None  # config.check() saw to it
+    name = PUBLISHED[name].architecture if name in PUBLISHED else name  # its weights cost nothing
+    size: dict[str, Any] = {
+        "num_frames": config.num_frames,
+        "image_size": config.image_size,
+        **config.overrides,
+    }
+    if config.task == "pretraining":
+        return create_autoencoder(
+            name,
+            decoder_heads=1,  # as many heads as there are cost the same
+            decoder_dim=config.decoder_dim,
+            decoder_depth=config.decoder_depth,
+            target=config.target,
+            **size,
+        )
+    size["num_classes"] = config.num_classes
+    if config.task == "detection":
+        return create_detector(name, roi_resolution=config.roi_resolution, **size)
+    return create_model(name, **size)
+
+
+def masking_of(config: FlopsConfig, model: Model) -> UnitMasking | None:
+    """Which units a masked autoencoder sees."""
+    if not isinstance(model, MaskedAutoencoderHiera):
+        return None
+    ratio = config.masking.mask_ratio
+    if ratio is None:
+        ratio = paper_mask_ratio(model.encoder.architecture)
+    return UnitMasking(model.encoder.units_shape, ratio, config.masking.kind)
+
+
+def views(config: FlopsConfig, encoder: Hiera) -> tuple[int, int]:
+    """Clips of a video, and crops of a clip."""
+    many = config.task in (None, "classification") and not is_image(encoder.architecture)
+    num_clips = (5 if many else 1) if config.num_clips is None else config.num_clips
+    num_crops = (3 if many else 1) if config.num_crops is None else config.num_crops
+    return num_clips, num_crops
+
+
+def describe(cost: Cost) -> dict[str, Any]:
+    return {
+        "parameters": cost.parameters,
+        "macs": cost.macs,
+        "flops": cost.flops,
+        "paper_flops": cost.paper_flops,
+        "activations": cost.activations,
+        "operations": cost.operations,
+    }
+
+
+def table_row(name: str, num_frames: int | None) -> dict[str, Any]:
+    """One row of the paper's tables."""
+    with torch.device("meta"):
+        model = create_model(name, num_frames=num_frames)
+    return {"model": name, "input": list(model.input_size), **describe(count_model(model)[""])}
+
+
+def tell(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    channels, frames, *size = report["input"]
+    height, width = size
+    lines = [
+        f"{report['model']}, {report['task']}: {frames} x {height} x {width}, {channels} channels"
+    ]
+    if report["task"] == "pretraining":
+        lines.append(f"{report['kept_units']} of {report['mask_units']} mask units are seen")
+    rows = report["stages"] | {"a view": report["view"]} | report.get("modules", {})
+    lines += tell_costs(rows)
+    num_clips, num_crops = report["num_clips"], report["num_crops"]
+    macs, flops = report["video"]["macs"] / 1e9, report["video"]["flops"] / 1e9
+    paper = report["view"]["paper_flops"] / 1e9
+    lines += [
+        f"{num_clips} clips x {num_crops} crops: {macs:.1f} GMACs, {flops:.1f} GFLOPs",
+        f"as Hiera's paper counts: {paper:.0f}x{num_crops}x{num_clips} G ({paper:.2f}: GMACs and 5 "
+        "for each element of a LayerNorm)",
+    ]
+    return "\n".join(lines)
+
+
+def tell_costs(costs: dict[str, dict[str, Any]]) -> list[str]:
+    """A table, with a line for each name."""
+    parts = [f"{sign} {product}" for sign, product in zip("=++", PRODUCTS, strict=True)]
+    table = [["", "params (M)", "activations (M)", "GFLOPs", "GMACs", *parts]]
+    for name, cost in costs.items():
+        products = [cost["operations"].get(product, 0) for product in PRODUCTS]
+        millions = [f"{cost[key] / 1e6:.3f}" for key in ("parameters", "activations")]
+        giga = [f"{count / 1e9:.3f}" for count in (cost["flops"], cost["macs"], *products)]
+        table.append([name, *millions, *giga])
+    first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
+    return [
+        "  ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
+        for name, *cells in table
+    ]
+
+
+def tell_table(rows: list[dict[str, Any]]) -> str:
+    """The paper's columns: as it counts and rounds."""
+    lines = [f"{'model':<22}{'input':>14}{'FLOPs (G)':>12}{'parameters':>12}"]
+    for row in rows:
+        clip = "x".join(str(n) for n in row["input"])
+        flops, parameters = f"{row['paper_flops'] / 1e9:.0f}", f"{row['parameters'] / 1e6:.0f} M"
+        lines.append(f"{row['model']:<22}{clip:>14}{flops:>12}{parameters:>12}")
+    return "\n".join(lines)
