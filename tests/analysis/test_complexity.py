@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import warnings
 from itertools import pairwise
@@ -233,7 +232,6 @@ def test_nothing_is_warned_of_or_changed():
     hooks = len(model._forward_hooks)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        logging.captureWarnings(False)
         count_model(model)
     assert before == {name: module.training for name, module in model.named_modules()}
     assert len(model._forward_hooks) == hooks
