@@ -110,7 +110,7 @@ def load_recipe(name: str) -> Any:
         config = load_config(ExtractConfig, [str(CONFIGS / name)], ["inputs=[v]", "checkpoint=c"])
     elif "pretrain" in name:
         config = load_config(PretrainConfig, [str(CONFIGS / name)], ["data.train=t"])
-    elif name in DETECT:
+    elif name in DETECT or name == "demo/ava.yaml":
         settings = ["data.train=t", "data.val=v", "data.label_map=l"]
         config = load_config(DetectTrainConfig, [str(CONFIGS / name)], settings)
     else:
