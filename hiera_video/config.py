@@ -172,8 +172,8 @@ class KeyframeDataConfig(ReadingConfig):
     val: str | None = None
     """Ground truth to evaluate with: AVA csv, or csv or JSON lines with named columns."""
     val_proposals: str | None = None
-    """Detected person boxes to score: SlowFast's csv, mmaction2's pickle, or as `val`. Null: the
-    boxes of the ground truth, an easier protocol that the report names."""
+    """Detected person boxes to score: SlowFast's csv, mmaction2's pickle, or csv or JSON lines with
+    named columns. Null: the boxes of the ground truth, an easier protocol that the report names."""
     proposal_score: float = 0.8
     """Lowest score of a proposal that is used."""
     val_excluded: str | None = None

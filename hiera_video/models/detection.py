@@ -88,8 +88,9 @@ class ActionDetector(nn.Module):
         ("aligned").
         """
         height, width = maps.shape[2:]
-        cells = boxes.float() * torch.tensor([width, height] * 2, device=boxes.device)
-        rois = torch.cat([clip_of_box[:, None].float(), cells], dim=1)
+        x1, y1, x2, y2 = boxes.float().unbind(dim=1)
+        cells = (x1 * width, y1 * height, x2 * width, y2 * height)
+        rois = torch.stack([clip_of_box.float(), *cells], dim=1)
         bins = roi_align(maps.float(), rois, self.roi_resolution, sampling_ratio=0, aligned=True)
         return bins.amax(dim=(2, 3))
 

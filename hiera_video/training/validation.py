@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from hiera_video.evaluation.classification import VideoScores
 from hiera_video.evaluation.views import score_views
 from hiera_video.models.detection import ActionDetector
 from hiera_video.training.distributed import Process, gather_on_main
+
+Scores = TypeVar("Scores", "VideoScores", "KeyframeScores")
 
 
 def validate(
@@ -66,11 +69,7 @@ def validate(
         VideoScores(v.index, views.records[v.index].labels, scores, v.backend)
         for v, scores in scored
     ]
-    gathered = gather_on_main((videos, failures)) or [(videos, failures)]
-    videos = sorted((v for part, _ in gathered for v in part), key=lambda v: v.index)
-    place = {record.name: i for i, record in enumerate(views.records)}
-    failures = sorted((f for _, part in gathered for f in part), key=lambda f: place[f.name])
-    return videos, failures
+    return _gathered(videos, failures, [record.name for record in views.records])
 
 
 @dataclass(frozen=True)
@@ -130,8 +129,16 @@ def score_keyframes(
         for sample, of_boxes in zip(batch, scores, strict=True):
             outside, backend = sample.num_outside, sample.backend
             scored.append(KeyframeScores(sample.index, of_boxes.numpy(), outside, backend))
+    return _gathered(scored, failures, [record.name for record in keyframes.records])
+
+
+def _gathered(
+    scored: list[Scores], failures: list[Failure], names: Sequence[str]
+) -> tuple[list[Scores], list[Failure]]:
+    """Those of all processes on the main one, its own on any other, in the order of `names`."""
     gathered = gather_on_main((scored, failures)) or [(scored, failures)]
-    scored = sorted((k for part, _ in gathered for k in part), key=lambda k: k.index)
-    place = {record.name: i for i, record in enumerate(keyframes.records)}
-    failures = sorted((f for _, part in gathered for f in part), key=lambda f: place[f.name])
-    return scored, failures
+    place = {name: i for i, name in enumerate(names)}
+    return (
+        sorted((s for part, _ in gathered for s in part), key=lambda s: s.index),
+        sorted((f for _, part in gathered for f in part), key=lambda f: place[f.name]),
+    )
