@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import itertools
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -1029,13 +1031,9 @@ def load_flops_config(files: Sequence[str], overrides: Sequence[str]) -> FlopsCo
 
 def describe_keys(cls: type, prefix: str = "", defaults: object = None) -> list[str]:
     """`key (default): what it is` for each setting, from the strings below the fields."""
-    said = {}
+    said: dict[str, str] = {}
     for part in reversed(cls.__mro__[:-1]):  # a field may be said anew by a subclass
-        (definition,) = ast.parse(inspect.getsource(part)).body
-        assert isinstance(definition, ast.ClassDef)
-        for setting, note in itertools.pairwise(definition.body):
-            if isinstance(setting, ast.AnnAssign) and isinstance(note, ast.Expr):
-                said[ast.unparse(setting.target)] = " ".join(ast.literal_eval(note.value).split())
+        said |= _notes(part.__module__)[part.__name__]
     lines = []
     for key, default in vars(defaults or cls()).items():
         if is_dataclass(default):
@@ -1044,6 +1042,21 @@ def describe_keys(cls: type, prefix: str = "", defaults: object = None) -> list[
             value = json.dumps(default)
             lines.append(f"  {prefix}{key} ({value}): {said[key]}")
     return lines
+
+
+@functools.cache  # parsing class by class took a second of every command
+def _notes(module: str) -> dict[str, dict[str, str]]:
+    """The strings below the fields of each class of a module."""
+    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return {
+        definition.name: {
+            ast.unparse(setting.target): " ".join(ast.literal_eval(note.value).split())
+            for setting, note in itertools.pairwise(definition.body)
+            if isinstance(setting, ast.AnnAssign) and isinstance(note, ast.Expr)
+        }
+        for definition in classes
+    }
 
 
 def to_yaml(config: Any) -> str:
