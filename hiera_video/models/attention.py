@@ -20,22 +20,28 @@ from torch import Tensor
 
 PANEL_ELEMENTS = 1 << 22  # scores at a time: 8 MiB in bfloat16
 
+# Not by torch.library.custom_op: at the first call that one imports torch's compiler, which takes
+# 1.5 s and 150 MiB.
+LIBRARY = torch.library.Library("hiera_video", "FRAGMENT")
+LIBRARY.define("panel_attention(Tensor q, Tensor k, Tensor v) -> Tensor")
+LIBRARY.define(
+    "panel_attention_backward(Tensor grad, Tensor q, Tensor k, Tensor v)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+
 
 def attend(
     q: Float[Tensor, "B h V d"], k: Float[Tensor, "B h U d"], v: Float[Tensor, "B h U d"]
 ) -> Float[Tensor, "B h V d"]:
     """softmax(q k' / sqrt(d)) v."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-        rows = panel_attention(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+        q3, k3, v3 = (x.flatten(0, 1) for x in (q, k, v))
+        rows = torch.ops.hiera_video.panel_attention(q3, k3, v3)
         return rows.unflatten(0, q.shape[:2])
     return F.scaled_dot_product_attention(q, k, v)
 
 
-@torch.library.custom_op(
-    "hiera_video::panel_attention",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v) -> Tensor",
-)
+@torch.library.impl(LIBRARY, "panel_attention", "CPU")
 def panel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of q [n, V, d] over k and v [n, U, d]."""
     out = torch.empty(q.shape, dtype=q.dtype)
@@ -45,16 +51,12 @@ def panel_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out
 
 
-@panel_attention.register_fake
+@torch.library.register_fake("hiera_video::panel_attention", lib=LIBRARY)
 def _(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return torch.empty(q.shape, dtype=q.dtype)
 
 
-@torch.library.custom_op(
-    "hiera_video::panel_attention_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor q, Tensor k, Tensor v) -> (Tensor, Tensor, Tensor)",
-)
+@torch.library.impl(LIBRARY, "panel_attention_backward", "CPU")
 def panel_attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +75,7 @@ def panel_attention_backward(
     return grad_q, grad_k, grad_v
 
 
-@panel_attention_backward.register_fake
+@torch.library.register_fake("hiera_video::panel_attention_backward", lib=LIBRARY)
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
     return grad_q, grad_k, grad_v
@@ -84,10 +86,12 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return panel_attention_backward(grad, *ctx.saved_tensors)
+    return torch.ops.hiera_video.panel_attention_backward(grad, *ctx.saved_tensors)
 
 
-panel_attention.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(
+    "hiera_video::panel_attention", _backward, setup_context=_setup_context, lib=LIBRARY
+)
 
 
 def _panels(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
