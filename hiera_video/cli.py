@@ -24,6 +24,7 @@ from typing import Any
 
 import hiera_video
 from hiera_video.config import (
+    BenchmarkConfig,
     CheckAvaConfig,
     ConfigError,
     DemoAvaConfig,
@@ -59,10 +60,12 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "extract": (ExtractConfig, "features of many videos, one file a video"),
     "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
     "flops": (FlopsConfig, "parameters, FLOPs and activations of a model; the paper's table"),
+    "benchmark": (BenchmarkConfig, "speed and memory of models, beside those of other libraries"),
     "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
     "demo ava": (DemoAvaConfig, "the same for action detection"),
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
+TAKES_MODELS = {"flops": "[MODEL] ", "benchmark": "[MODEL ...] "}
 TAKES_FILES = {"predict", "detect predict", "extract", "visualize mae"}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
@@ -76,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (cls, summary) in COMMANDS.items():
-        files = "FILE ... " if name in TAKES_FILES else "[MODEL] " if name == "flops" else ""
+        files = "FILE ... " if name in TAKES_FILES else TAKES_MODELS.get(name, "")
         usage = f"hiera-video {name} [options] {files}[key.path=value ...]"
         sub = commands.add_parser(
             name,
@@ -187,14 +190,17 @@ def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
         if files[1:]:
             raise ConfigError(f"{files[1]!r} is a second MODEL: it counts one, or --table all")
         return load_flops_config(args.config, [*(f"model={name}" for name in files), *overrides])
-    if files and args.command not in TAKES_FILES:
+    if files and args.command not in TAKES_FILES | TAKES_MODELS.keys():
         raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
     config: Any = load_config(cls, args.config, overrides)
     if getattr(config, "checkpoint", None) is not None:
         keys = [key for key in ("clips", "views", "masking") if hasattr(config, key)]
         defaults = trained_with(config.checkpoint, keys)
         config = load_config(cls, args.config, overrides, defaults)
-    return replace(config, inputs=[*config.inputs, *files]) if files else config
+    if not files:
+        return config
+    key = "models" if args.command in TAKES_MODELS else "inputs"
+    return replace(config, **{key: [*getattr(config, key), *files]})
 
 
 def _is_ours(error: Exception) -> bool:

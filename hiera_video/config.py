@@ -868,6 +868,72 @@ class FlopsConfig:
 
 
 @dataclass(frozen=True)
+class BenchmarkConfig:
+    """`hiera-video benchmark [MODEL ...]`: speed and memory of models, beside those of others.
+
+    MODEL is a variant of `hiera_video.list_models()`; several must all be of video or of images.
+    Weights are random, inputs too: neither changes the speed.
+    """
+
+    models: list[str] = field(default_factory=list)
+    """MODEL ..., variants. None at all: hiera_base_16x224."""
+    peers: bool = False
+    """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours."""
+    work: list[str] = field(default_factory=lambda: ["inference", "finetuning", "pretraining"])
+    """Any of inference, finetuning and pretraining: steps of training without the optimizer."""
+    precisions: list[str] = field(default_factory=lambda: ["fp32", "bf16"])
+    """Any of fp32, bf16 and fp16 (by autocast; fp16 on a GPU alone)."""
+    execution: list[str] = field(default_factory=lambda: ["eager"])
+    """Any of eager and compiled (by torch.compile, of which the first call takes a minute)."""
+    batch_sizes: list[int] = field(default_factory=lambda: [1])
+    """Clips of a call. One that does not fit into the memory is halved, which is said."""
+    rounds: int = 5
+    """Of which the median counts; each is as many calls as take half a second."""
+    videos: str | None = None
+    """File, folder or list of videos: inference is measured with decoding, too, of one clip a
+    video, until `rounds` batches are done. Null: without decoding alone."""
+    num_workers: int | None = None
+    """Decoding processes. Null: as many as there are cores."""
+    peak_tflops: float | None = None
+    """What the device reaches at most, 1e12 operations a second, whatever the precision. Null: of
+    its data sheet where it is known, else of a product of matrices."""
+    output_dir: str | None = None
+    """Folder for results.json, results.md and accuracy_speed.png. Null: they are not written."""
+    overwrite: bool = False
+    """Replace results in output_dir."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+    def check(self) -> None:
+        for key, allowed in (
+            ("work", ("inference", "finetuning", "pretraining")),
+            ("precisions", ("fp32", "bf16", "fp16")),
+            ("execution", ("eager", "compiled")),
+        ):
+            given = getattr(self, key)
+            _require(
+                bool(given) and set(given) <= set(allowed),
+                key,
+                given,
+                f"a list of {', '.join(allowed)}",
+            )
+        _require(bool(self.batch_sizes), "batch_sizes", self.batch_sizes, "at least one number")
+        for size in self.batch_sizes:
+            _check_positive("batch_sizes", size)
+        _check_positive("rounds", self.rounds)
+        if self.num_workers is not None:
+            _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
+        if self.peak_tflops is not None:
+            _check_positive("peak_tflops", self.peak_tflops)
+        _require(
+            self.videos is None or "inference" in self.work,
+            "videos",
+            self.videos,
+            "null without inference in work: decoding is measured with that",
+        )
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """`hiera-video demo`: generate a small data set, fine-tune on it, evaluate, predict."""
 

@@ -1,0 +1,79 @@
+"""Published accuracy against measured speed, as in figure 1 of Hiera's paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+# The same model by several libraries has one accuracy and hardly another speed.
+LINES_BELOW = {"hiera": 1, "timm": 2}
+
+
+def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
+    """Writes a picture with a panel for each precision; returns whether there is anything to draw.
+
+    A model's speed is the best over executions and batch sizes, as in the paper. Models of one
+    library share a colour; ours are joined by a line.
+
+    Args:
+        report: `results` of `hiera-video benchmark`; inference counts, of models with an accuracy.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    best: dict[str, dict[str, dict[str, Any]]] = {}
+    for row in report["results"]:
+        if row["work"] == "inference" and row["top1"] is not None:
+            models = best.setdefault(row["precision"], {})
+            fastest = models.setdefault(row["model"], row)
+            if row["clips_per_sec"] > fastest["clips_per_sec"]:
+                models[row["model"]] = row
+    if not best:
+        return False
+    plt = pyplot()
+    figure, axes = plt.subplots(
+        1, len(best), figsize=(7 * len(best), 5), squeeze=False, layout="constrained", sharey=True
+    )
+    libraries = list(dict.fromkeys(row["library"] for row in report["results"]))
+    for axis, (precision, models) in zip(axes[0], best.items(), strict=True):
+        for library in libraries:
+            rows = [row for row in models.values() if row["library"] == library]
+            rows.sort(key=lambda row: row["clips_per_sec"])
+            axis.plot(
+                [row["clips_per_sec"] for row in rows],
+                [row["top1"] for row in rows],
+                "o-" if library == "hiera_video" else "o",
+                label=library,
+                color=f"C{libraries.index(library)}",
+            )
+            for row in rows:
+                axis.annotate(
+                    row["model"],
+                    (row["clips_per_sec"], row["top1"]),
+                    xytext=(4, 4 - 11 * LINES_BELOW.get(library, 0)),
+                    textcoords="offset points",
+                    fontsize=7,
+                )
+        axis.set(xscale="log", xlabel="clips per second", title=precision)
+        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
+            ticks(lambda value, _: f"{value:g}")
+        axis.margins(x=0.25, y=0.1)
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("published top-1 accuracy, %")
+    axes[0, 0].legend()
+    figure.suptitle(f"Inference on {report['device']}, {report['threads']} threads, as measured")
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return True
+
+
+def pyplot() -> Any:
+    """matplotlib.pyplot, drawing to files."""
+    try:
+        import matplotlib
+    except ImportError:
+        raise ImportError("plots need matplotlib: pip install 'hiera-video[plot]'") from None
+    matplotlib.use("agg")
+    import matplotlib.pyplot
+
+    return matplotlib.pyplot

@@ -1,0 +1,266 @@
+"""Throughput and peak memory of models, beside one another in one run.
+
+Models take turns within each round, so that a machine that slows down slows all of them; a figure
+is the median over rounds. A round is as many calls as take `MIN_ROUND_SEC`, with the device idle at
+both ends. Memory is the peak of a call above the loaded model: of the allocator on a GPU, of the
+resident set of a process of its own on a CPU.
+
+Work is "inference" (forward, without gradients), "finetuning" (forward, cross entropy, backward) or
+"pretraining" (forward of a masked autoencoder, its loss, backward), without an optimizer.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import re
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from hiera_video.analysis.peers import Subject
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MIN_ROUND_SEC = 0.5
+CLEAR_REFS = Path("/proc/self/clear_refs")
+# Dense TFLOP/s of the data sheets: of tensor cores in half precision, of the others in float32.
+PEAK_TFLOPS = {
+    "A100": {"fp32": 19.5, "bf16": 312.0, "fp16": 312.0},
+    "H100 80GB": {"fp32": 67.0, "bf16": 989.4, "fp16": 989.4},
+    "H100 PCIe": {"fp32": 51.0, "bf16": 756.0, "fp16": 756.0},
+    "H200": {"fp32": 67.0, "bf16": 989.4, "fp16": 989.4},
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is done with each model."""
+
+    work: str
+    precision: str
+    execution: str  # "eager" or "compiled"
+    batch_size: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One model in one setting."""
+
+    subject: Subject
+    batch_size: int  # what fitted: at most the setting's
+    seconds: tuple[float, ...]  # of a call, one a round
+    peak_gib: float | None  # above the loaded model; None: this system does not tell
+    flops: int  # floating-point operations of products, of a call
+
+    @property
+    def clips_per_sec(self) -> float:
+        return self.batch_size / statistics.median(self.seconds)
+
+    @property
+    def tflops(self) -> float:
+        """Achieved, 1e12 a second: what the model needs, whatever the kernels recompute."""
+        return self.flops / statistics.median(self.seconds) / 1e12
+
+
+def measure(
+    subjects: Sequence[Subject],
+    setting: Setting,
+    *,
+    rounds: int,
+    reduced: Callable[[Subject, int], None],
+) -> tuple[list[Measurement], dict[str, str]]:
+    """Measures all subjects in one setting; those that failed, by name, with the cause.
+
+    Args:
+        rounds: after one that warms up.
+        reduced: told a subject and the smaller batch, when a batch does not fit into memory.
+    """
+    calls, failed = {}, {}
+    for subject in subjects:
+        if setting.work == "pretraining" and subject.build_pretraining is None:
+            continue
+        try:
+            calls[subject] = fitting(subject, setting, reduced)
+        except Exception as error:  # of any library: the others are measured
+            failed[subject.name] = f"{type(error).__name__}: {error}"
+    seconds: dict[Subject, list[float]] = {subject: [] for subject in calls}
+    for _ in range(rounds):
+        for subject, (call, *_) in calls.items():
+            seconds[subject].append(seconds_a_call(call, setting.device))
+    measured = [
+        Measurement(
+            subject,
+            batch_size,
+            tuple(seconds[subject]),
+            peak_gib,
+            batch_size * flops_of_clip(subject, setting.work),
+        )
+        for subject, (_, batch_size, peak_gib) in calls.items()
+    ]
+    return measured, failed
+
+
+def fitting(
+    subject: Subject, setting: Setting, reduced: Callable[[Subject, int], None]
+) -> tuple[Callable[[], Any], int, float | None]:
+    """A call, warmed up, with its batch and peak memory in GiB; a batch too large is halved.
+
+    Raises:
+        MemoryError: one clip is too much.
+    """
+    while True:
+        try:
+            with _memory_errors():
+                peak_gib = peak_in_child(subject, setting) if setting.device == "cpu" else None
+                call = prepare(subject, setting)
+                call()
+                if setting.device == "cuda":
+                    peak_gib = peak_on_gpu(call)
+            return call, setting.batch_size, peak_gib
+        except MemoryError:
+            if setting.batch_size == 1:
+                raise MemoryError("one clip does not fit into the memory") from None
+        gc.collect()
+        if setting.device == "cuda":
+            torch.cuda.empty_cache()
+        setting = replace(setting, batch_size=setting.batch_size // 2)
+        reduced(subject, setting.batch_size)
+
+
+def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
+    """One call of it does the work once."""
+    torch.manual_seed(0)
+    pretraining = setting.work == "pretraining"
+    build = subject.build_pretraining if pretraining else subject.build
+    assert build is not None
+    model: Any = build().to(setting.device).train(setting.work != "inference")
+    clips = torch.randn(setting.batch_size, *subject.clip, device=setting.device)
+    labels = torch.zeros(setting.batch_size, dtype=torch.long, device=setting.device)
+    run = torch.compile(model, dynamic=False) if setting.execution == "compiled" else model
+    dtype = AUTOCAST[setting.precision]
+    autocast = partial(torch.autocast, setting.device, dtype=dtype, enabled=dtype is not None)
+
+    def infer() -> Tensor:
+        with torch.inference_mode(), autocast():
+            return run(clips)
+
+    def train() -> None:
+        with autocast():
+            output = run(clips)
+            loss = output if pretraining else F.cross_entropy(output.float(), labels)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return infer if setting.work == "inference" else train
+
+
+def seconds_a_call(call: Callable[[], Any], device: str) -> float:
+    """Over as many calls as take `MIN_ROUND_SEC`."""
+    count, elapsed = 0, 0.0
+    synchronize(device)
+    start = time.perf_counter()
+    while elapsed < MIN_ROUND_SEC:
+        steps = max(1, count)  # doubled, so that a GPU is seldom waited for
+        for _ in range(steps):
+            call()
+        synchronize(device)
+        count += steps
+        elapsed = time.perf_counter() - start
+    return elapsed / count
+
+
+def synchronize(device: str) -> None:
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def flops_of_clip(subject: Subject, work: str) -> int:
+    """Of products, 2 for each multiply-add; a backward pass costs twice the forward pass."""
+    build = subject.build_pretraining if work == "pretraining" else subject.build
+    assert build is not None
+    model = build().eval().to("meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *subject.clip, device="meta"))
+    return counter.get_total_flops() * (1 if work == "inference" else 3)
+
+
+def peak_tflops(device: str, precision: str) -> tuple[float, str]:
+    """What the device reaches at most, 1e12 a second, and how that is known."""
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+        for known, peaks in PEAK_TFLOPS.items():
+            if known in name:
+                return peaks[precision], f"data sheet of {known}"
+    dtype = AUTOCAST[precision] or torch.float32
+    size = 2048 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    a @ b
+    seconds = min(seconds_a_call(lambda: a @ b, device) for _ in range(3))
+    return 2 * size**3 / seconds / 1e12, f"measured, product of {size}x{size} matrices"
+
+
+def peak_on_gpu(call: Callable[[], Any]) -> float:
+    """GiB above what there was before a call that is not the first."""
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    call()
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
+
+
+def peak_in_child(subject: Subject, setting: Setting) -> float | None:
+    """GiB above the loaded model, of a first call in a new process; None where nothing tells.
+
+    Raises:
+        MemoryError: there is not enough; or the process was killed, as Linux does then.
+    """
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(_peak, subject, setting, torch.get_num_threads()).result()
+        except BrokenProcessPool:
+            raise MemoryError from None
+
+
+def _peak(subject: Subject, setting: Setting, num_threads: int) -> float | None:
+    torch.set_num_threads(num_threads)
+    call = prepare(subject, setting)
+    if not CLEAR_REFS.exists():  # Linux alone
+        call()
+        return None
+    Path("/proc/self/oom_score_adj").write_text("1000")  # this process before any other
+    # The first call, since the allocator keeps what a call has freed. The mark starts anew.
+    CLEAR_REFS.write_text("5")
+    before = _memory_kib("VmRSS")
+    call()
+    return (_memory_kib("VmHWM") - before) / 2**20
+
+
+def _memory_kib(field: str) -> int:
+    match = re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())
+    assert match is not None
+    return int(match[1])
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Whatever torch raises where memory runs out becomes a MemoryError."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise MemoryError from None
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        raise MemoryError from None

@@ -1,0 +1,268 @@
+"""`hiera-video benchmark`: speed and memory of models, beside those of other libraries."""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+import time
+from functools import partial
+from itertools import groupby, product
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed, pyplot
+from hiera_video.analysis.benchmark import Setting, measure, peak_tflops
+from hiera_video.analysis.peers import Subject, ours, peers
+from hiera_video.config import BenchmarkConfig, ConfigError, configured
+from hiera_video.data.annotations import VideoRecord, read_video_list
+from hiera_video.data.batches import Failure
+from hiera_video.data.datasets import ClipSampler, EvaluationViews
+from hiera_video.data.lists import is_media
+from hiera_video.data.loaders import default_num_workers, evaluation_loader, readable
+from hiera_video.data.transforms import normalize
+from hiera_video.evaluation.views import score_views
+from hiera_video.models.registry import VARIANTS, create_model, input_statistics, is_image
+from hiera_video.training.distributed import process_group
+from hiera_video.training.reporting import environment, setup_logging, write_text
+
+logger = logging.getLogger(__name__)
+
+RESULTS = ("results.json", "results.md", "accuracy_speed.png")
+
+
+def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Measures and prints; returns the exit code."""
+    setup_logging(quiet=as_json)
+    with configured(), process_group(config.device) as process:
+        device = process.device.type
+        names = config.models or ["hiera_base_16x224"]
+        subjects = [ours(name) for name in names]
+    if len({is_image(VARIANTS[name]) for name in names}) > 1:
+        raise ConfigError(f"MODEL is {' '.join(names)}: all must be of video, or all of images")
+    if device == "cpu" and "fp16" in config.precisions:
+        raise ConfigError(
+            f"precisions is {config.precisions}: processors have no fp16 products and take "
+            "minutes for one; take fp32 and bf16"
+        )
+    if config.peers:
+        others, missing = peers(names)
+        subjects += others
+        for package in missing:
+            logger.info("%s is not measured: pip install %s", package, package)
+    settings = [
+        Setting(*choice, device=device)
+        for choice in product(config.work, config.precisions, config.execution, config.batch_sizes)
+    ]
+    if dry_run:
+        described = [vars(setting) for setting in settings]
+        models = [subject.name for subject in subjects]
+        print(json.dumps({"models": models, "settings": described}, indent=2))
+        return 0
+    folder = prepared_folder(config)
+    peaks = {}
+    for precision in config.precisions:
+        peak, source = config.peak_tflops, "peak_tflops"
+        if peak is None:
+            peak, source = peak_tflops(device, precision)
+        peaks[precision] = {"tflops": peak, "source": source}
+    report: dict[str, Any] = {
+        "environment": environment(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "threads": torch.get_num_threads(),
+        "peaks": peaks,
+        "results": [],
+        "decoding": [],
+        "failed": [],
+    }
+    if not as_json:
+        print(heading(report))
+    for setting in settings:
+        rows, failed = measured(subjects, setting, config.rounds, peaks)
+        report["results"] += rows
+        report["failed"] += failed
+        if not as_json:
+            print(f"\n{tell(rows)}", flush=True)
+    if config.videos is not None:
+        for setting in settings:
+            if setting.work == "inference" and setting.execution == "eager":
+                report["decoding"] += [decoded(name, setting, config) for name in names]
+        if not as_json:
+            print(f"\n{tell_decoding(report['decoding'])}", flush=True)
+    if folder is not None:
+        write_results(folder, report)
+    if as_json:
+        print(json.dumps(report))
+    return 3 if report["failed"] else 0
+
+
+def prepared_folder(config: BenchmarkConfig) -> Path | None:
+    """`output_dir`, made; results in it are not overwritten unasked."""
+    if config.output_dir is None:
+        return None
+    folder = Path(config.output_dir)
+    existing = [name for name in RESULTS if (folder / name).exists()]
+    if existing and not config.overwrite:
+        raise ValueError(
+            f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or set "
+            "overwrite=true to replace them"
+        )
+    pyplot()  # to fail now, not after an hour
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def measured(
+    subjects: list[Subject], setting: Setting, rounds: int, peaks: dict[str, Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
+    """What the report says of all subjects in one setting, and of those that failed."""
+    said = f"{setting.work}, {setting.precision}, {setting.execution}"
+
+    def tell_reduced(subject: Subject, batch_size: int) -> None:
+        logger.warning("%s, %s: out of memory, batch reduced to %d", subject.name, said, batch_size)
+
+    measurements, failed = measure(subjects, setting, rounds=rounds, reduced=tell_reduced)
+    for name, cause in failed.items():
+        logger.error("%s, %s: %s", name, said, cause)
+    rows = []
+    for m in measurements:
+        rows.append(
+            {
+                "model": m.subject.name,
+                "library": m.subject.library,
+                "clip": list(m.subject.clip),
+                "top1": m.subject.top1,
+                "work": setting.work,
+                "precision": setting.precision,
+                "execution": setting.execution,
+                "batch_size": m.batch_size,
+                "clips_per_sec": m.clips_per_sec,
+                "seconds": list(m.seconds),
+                "peak_gib": m.peak_gib,
+                "flops": m.flops,
+                "model_flops_utilisation": m.tflops / peaks[setting.precision]["tflops"],
+                "first_is": measurements[0].clips_per_sec / m.clips_per_sec,
+            }
+        )
+    causes = [{"model": name, "setting": said, "cause": cause} for name, cause in failed.items()]
+    return rows, causes
+
+
+def decoded(name: str, setting: Setting, config: BenchmarkConfig) -> dict[str, Any]:
+    """Clips a second of one of ours from files: one clip and crop of each video, over and over."""
+    assert config.videos is not None
+    source = Path(config.videos)
+    records: tuple[VideoRecord, ...]
+    if source.is_file() and is_media(config.videos):
+        records = (VideoRecord(config.videos, (), source.name),)
+    else:
+        records = read_video_list(config.videos).records
+    workers = default_num_workers(1) if config.num_workers is None else config.num_workers
+    # Workers run ahead by two clips each, before the clock starts: that must not count for much.
+    ahead = 2 * max(1, workers)
+    first = max(setting.batch_size, ahead)
+    count = max(config.rounds * setting.batch_size, 8 * ahead)
+    model = create_model(name).to(setting.device)
+    views = EvaluationViews(
+        [records[i % len(records)] for i in range(first + count)],
+        ClipSampler(num_frames=model.input_size[0]),
+        crop_size=(model.input_size[1], model.input_size[2]),
+        num_clips=1,
+        num_crops=1,
+    )
+    mean, std = (
+        torch.tensor(values, device=setting.device) for values in input_statistics(VARIANTS[name])
+    )
+    failures: list[Failure] = []
+    scored = score_views(
+        model,
+        readable(evaluation_loader(views, num_workers=workers), failures),
+        partial(normalize, mean=mean, std=std),
+        crop_size=views.crop_size,
+        batch_size=setting.batch_size,
+        device=torch.device(setting.device),
+        bf16=setting.precision == "bf16",
+    )
+    ends = [time.perf_counter() for _ in scored]
+    if failures:
+        raise ValueError(f"{failures[0].name}: {failures[0].cause}: give videos that decode")
+    return {
+        "model": name,
+        "precision": setting.precision,
+        "batch_size": setting.batch_size,
+        "num_workers": workers,
+        "clips": count,
+        "clips_per_sec": count / (ends[-1] - ends[-1 - count]),
+    }
+
+
+def heading(report: dict[str, Any]) -> str:
+    peaks = ", ".join(
+        f"{precision} {peak['tflops']:.3g} TFLOP/s ({peak['source']})"
+        for precision, peak in report["peaks"].items()
+    )
+    return (
+        f"{report['device']}, {report['threads']} threads, torch {report['environment']['torch']}\n"
+        f"peak, of which MFU is the share: {peaks}"
+    )
+
+
+def tell(rows: list[dict[str, Any]]) -> str:
+    """The rows of one setting, as a Markdown table."""
+    if not rows:
+        return "nothing was measured"
+    first = rows[0]
+    lines = [["model", "clip", "batch", "clips/s", "+-", "peak GiB", "GFLOPs", "MFU"]]
+    lines[0].append(f"{first['model']} is")
+    for row in rows:
+        spread = (max(row["seconds"]) - min(row["seconds"])) / 2 / statistics.median(row["seconds"])
+        lines.append(
+            [
+                row["model"],
+                "x".join(str(n) for n in row["clip"]),
+                str(row["batch_size"]),
+                f"{row['clips_per_sec']:.3g}",
+                f"{spread:.0%}",
+                "unknown" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
+                f"{row['flops'] / row['batch_size'] / 1e9:.0f}",
+                f"{row['model_flops_utilisation']:.0%}",
+                f"{row['first_is']:.2f}x",
+            ]
+        )
+    return f"{first['work']}, {first['precision']}, {first['execution']}\n\n{markdown_table(lines)}"
+
+
+def tell_decoding(rows: list[dict[str, Any]]) -> str:
+    """Inference with decoding, as a Markdown table."""
+    lines = [["model", "precision", "batch", "decoding processes", "clips", "clips/s"]]
+    for row in rows:
+        keys = ("model", "precision", "batch_size", "num_workers", "clips")
+        lines.append([*(str(row[key]) for key in keys), f"{row['clips_per_sec']:.3g}"])
+    return f"inference from files, eager\n\n{markdown_table(lines)}"
+
+
+def markdown_table(lines: list[list[str]]) -> str:
+    """The first line is the heading; columns but the first are aligned to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    padded = [
+        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+        for row in (lines[0], rule, *lines[1:])
+    ]
+    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
+
+
+def write_results(folder: Path, report: dict[str, Any]) -> None:
+    """results.json, results.md and, where anything can be drawn, accuracy_speed.png."""
+    write_text(folder / "results.json", json.dumps(report, indent=2))
+    key = itemgetter("work", "precision", "execution")
+    parts = [heading(report)]
+    parts += [tell(list(rows)) for _, rows in groupby(report["results"], key)]
+    if report["decoding"]:
+        parts.append(tell_decoding(report["decoding"]))
+    write_text(folder / "results.md", "\n\n".join(parts) + "\n")
+    drawn = plot_accuracy_and_speed(report, folder / "accuracy_speed.png")
+    logger.info("written to %s: %s", folder, ", ".join(RESULTS if drawn else RESULTS[:2]))
