@@ -126,6 +126,16 @@ def test_default_stream_is_chosen(tmp_path, backend):
         assert [read_number(frame) for frame in reader.frames([0, 11])] == [300, 311]
 
 
+def test_decord_reads_whatever_arrays_another_library_asks_it_for(tmp_path):
+    decord = pytest.importorskip("decord")
+    path = make_striped_video(tmp_path / "a.mp4", 12)
+    with decord.bridge.use_torch(), open_video(path, "decord") as reader:
+        clip = reader.frames([3, 9])
+        assert reader.backend == "decord"
+    assert isinstance(clip, np.ndarray)
+    assert [read_number(frame) for frame in clip] == [3, 9]
+
+
 def test_wrong_indices_are_refused(folder, backend):
     path = make_striped_video(folder / "indices.mp4", 10)
     with open_video(path, backend) as reader:

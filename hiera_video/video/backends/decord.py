@@ -50,7 +50,9 @@ class DecordReader(CheckedReader):
         if self._video is None:
             raise ValueError(f"the reader of {self.path} is closed")
         try:
-            return self._video.get_batch(positions).asnumpy()
+            frames = self._video.get_batch(positions)
+            # Of torch, if another library of this process (pytorchvideo) has told decord so.
+            return frames.asnumpy() if hasattr(frames, "asnumpy") else np.asarray(frames)
         except Exception as error:  # DECORDError, whose place differs between the forks
             raise BackendRefusal(f"decord fails to decode it: {_first_line(error)}") from error
 
