@@ -934,6 +934,30 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True)
+class ExportConfig:
+    """`hiera-video export`: a model as torch.export and ONNX files, each compared with it.
+
+    A classifier becomes model.pt2 and model.onnx, an action detector backbone and head, and
+    export.json says what goes in and what comes out.
+    """
+
+    checkpoint: str | None = None
+    """A run, checkpoint or weights folder of a classifier or an action detector, or published
+    weights."""
+    to: Literal["pt2", "onnx", "both"] = "both"
+    """Kind of files: torch.export, ONNX."""
+    output_dir: str = "exported"
+    """Folder for the files."""
+    overwrite: bool = False
+    """Replace the folder if it is of an earlier export."""
+
+    def check(self) -> None:
+        _require(
+            self.checkpoint is not None, "checkpoint", None, "a run folder or published weights"
+        )
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """`hiera-video demo`: generate a small data set, fine-tune on it, evaluate, predict."""
 

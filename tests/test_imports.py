@@ -49,6 +49,7 @@ OPTIONAL = {
     "ray",
     "onnx",
     "onnxruntime",
+    "onnxscript",
     "tensorboard",
     "timm",
     "transformers",

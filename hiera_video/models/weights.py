@@ -556,19 +556,33 @@ def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
             f"{folder}: needed is a run folder, a weights folder, or published weights of a "
             "classifier such as hiera_base_16x224.mae_k400_ft_k400"
         )
-    checkpoint = read_checkpoint(folder)
+    return _classifier(read_checkpoint(folder))
+
+
+def _classifier(checkpoint: Checkpoint) -> tuple[Hiera, dict[str, Any]]:
+    source = checkpoint.source
     if not checkpoint.config:
-        raise ValueError(f"{folder} is not a weights folder that `save_weights` wrote")
+        raise ValueError(f"{source} is not a weights folder that `save_weights` wrote")
     if checkpoint.autoencoder:
         raise ValueError(
-            f"{folder} is a masked autoencoder, without a classifier: fine-tune it with "
-            f"model.init={folder}"
+            f"{source} is a masked autoencoder, without a classifier: fine-tune it with "
+            f"model.init={source}"
         )
     if checkpoint.detector:
         raise ValueError(
-            f"{folder} is an action detector, not a classifier: `hiera-video detect ...` takes it"
+            f"{source} is an action detector, not a classifier: `hiera-video detect ...` takes it"
         )
     return create_model(checkpoint=checkpoint), checkpoint.config
+
+
+def load_trained(folder: str | Path) -> tuple[Hiera | ActionDetector, dict[str, Any]]:
+    """As `load_folder` where that is a classifier, as `load_detector` where it is a detector."""
+    if str(folder) in PUBLISHED or not Path(folder).is_dir():
+        return load_folder(folder)
+    checkpoint = read_checkpoint(folder)
+    if checkpoint.detector:
+        return create_detector(checkpoint=checkpoint), checkpoint.config
+    return _classifier(checkpoint)
 
 
 def load_autoencoder(

@@ -12,6 +12,7 @@ from tests.video.striped_video import make_striped_video
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXTRACTION = (ROOT / "docs" / "extraction.md").read_text(encoding="utf-8")
+EXPORT = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
 COMPLEXITY = (ROOT / "docs" / "complexity.md").read_text(encoding="utf-8")
 PRETRAINING = (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")
 
@@ -21,7 +22,7 @@ def blocks(language, page=README):
 
 
 def commands():
-    pages = (README, PRETRAINING, EXTRACTION, COMPLEXITY)
+    pages = (README, PRETRAINING, EXTRACTION, EXPORT, COMPLEXITY)
     found = "".join(block for page in pages for block in blocks("sh", page))
     lines = found.replace("\\\n", " ").splitlines()
     return [line for line in lines if "hiera-video " in line or "-m hiera_video" in line]

@@ -1,0 +1,86 @@
+"""`hiera-video export`: torch.export and ONNX files of a model, each compared with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from hiera_video.config import ExportConfig
+from hiera_video.models.detection import ActionDetector
+from hiera_video.models.export import Format, Part, check_installed, export, parts_of
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.weights import load_trained
+from hiera_video.training.reporting import setup_logging
+
+logger = logging.getLogger(__name__)
+KEPT = ("class_names", "label_map", "multi_label", "mean", "std", "clips")  # of a folder's config
+
+
+def run(config: ExportConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Writes the folder if all files agree with the model; returns the exit code."""
+    assert config.checkpoint is not None  # config.check() saw to it
+    setup_logging()
+    formats: list[Format] = ["pt2", "onnx"] if config.to == "both" else [config.to]
+    for format in formats:
+        check_installed(format)
+    folder = Path(config.output_dir)
+    replaces = folder.exists()
+    if replaces and not (config.overwrite and (folder / "export.json").is_file()):
+        raise ValueError(
+            f"output_dir is {folder}, which exists: choose another"
+            + (", it is not of an earlier export" if config.overwrite else " or overwrite=true")
+        )
+    model, meta = load_trained(config.checkpoint)
+    parts = parts_of(model)
+    if dry_run:
+        print("\n".join(f"{folder / part.name}.{end}" for part in parts for end in formats))
+        return 0
+
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    unfinished.mkdir(parents=True)
+    try:
+        compared = []
+        for part in parts:
+            for end in formats:
+                logger.info("exporting %s.%s", part.name, end)
+                compared.append(export(part, end, unfinished / f"{part.name}.{end}"))
+                if not as_json:
+                    print(compared[-1], flush=True)
+        if as_json:
+            print(json.dumps([{**asdict(c), "path": str(folder / c.path.name)} for c in compared]))
+        if wrong := [c.path.name for c in compared if not c.agrees]:
+            raise RuntimeError(
+                f"{', '.join(wrong)}: the outputs differ from the model's by more than 1e-4; "
+                f"nothing was written to {folder}"
+            )
+        text = json.dumps(description(model, parts, meta), indent=2, ensure_ascii=False)
+        (unfinished / "export.json").write_text(text + "\n", encoding="utf-8")
+        if replaces:
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return 0
+
+
+def description(
+    model: Hiera | ActionDetector, parts: list[Part], meta: dict[str, Any]
+) -> dict[str, Any]:
+    """What who runs the files must know."""
+    encoder = model if isinstance(model, Hiera) else model.encoder
+    return {
+        "input": {
+            "layout": "batch, channel (RGB), frame, row, column",
+            "shape": [encoder.in_chans, *encoder.input_size],
+            "values": "(pixel / 255 - mean) / std",
+        },
+        "parts": {
+            part.name: {"inputs": list(part.inputs), "output": part.output} for part in parts
+        },
+        **{key: meta[key] for key in KEPT if key in meta},
+    }

@@ -1,0 +1,101 @@
+"""`export` end to end: the folder, what it says, and mistakes in one line."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from hiera_video.models import export as export_module
+from hiera_video.models.detection import ActionDetector
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.weights import save_weights
+
+ARGUMENTS = {"input_size": (4, 32, 32), "embed_dim": 8, "stages": (1, 1, 1, 1)}
+
+
+@pytest.fixture
+def weights(tmp_path):
+    model = Hiera(**ARGUMENTS, num_classes=3)
+    save_weights(tmp_path / "w", model, meta={"class_names": ["a", "b", "ü"]})
+    return tmp_path / "w"
+
+
+def test_classifier(commands, weights, tmp_path):
+    folder = tmp_path / "exported"
+    export = ("export", f"checkpoint={weights}", "to=pt2", f"output_dir={folder}")
+    result = commands.run(*export)
+    assert result.code == 0, result.err
+    assert result.out.startswith("model.pt2: differs by 0.0e+00 at most, in outputs up to ")
+    assert sorted(p.name for p in folder.iterdir()) == ["export.json", "model.pt2"]
+    told = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    assert told["input"]["shape"] == [3, 4, 32, 32]
+    assert told["parts"] == {"model": {"inputs": ["clips"], "output": "logits"}}
+    assert (told["class_names"], told["mean"]) == (["a", "b", "ü"], [0.45] * 3)
+    program = torch.export.load(folder / "model.pt2").module()
+    assert program(torch.zeros(5, 3, 4, 32, 32)).shape == (5, 3)
+
+    commands.run(*export).told("output_dir is", "which exists", "overwrite=true")
+    result = commands.run(*export, "--overwrite", "--json")
+    assert result.code == 0, result.err
+    (line,) = json.loads(result.out)
+    assert line["difference"] == 0.0
+    assert line["path"] == str(folder / "model.pt2")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["exported", "w"]
+
+    (tmp_path / "mine").mkdir()
+    mine = commands.run(*export[:3], f"output_dir={tmp_path / 'mine'}", "--overwrite")
+    mine.told("it is not of an earlier export")
+    assert (tmp_path / "mine").exists()
+
+
+def test_detector_as_onnx(commands, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    detector = ActionDetector(Hiera(**ARGUMENTS, num_classes=0), num_classes=2)
+    save_weights(tmp_path / "w", detector, meta={"label_map": {"1": "sit", "2": "run"}})
+    folder = tmp_path / "exported"
+    arguments = (f"checkpoint={tmp_path / 'w'}", "to=onnx", f"output_dir={folder}")
+    result = commands.run("export", *arguments)
+    assert result.code == 0, result.err
+    names = [line.partition(":")[0] for line in result.out.splitlines()]
+    assert names == ["backbone.onnx", "head.onnx"]
+    told = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    assert told["label_map"] == {"1": "sit", "2": "run"}
+    assert told["parts"]["head"]["inputs"] == ["maps", "boxes", "clip_of_box"]
+    head = onnxruntime.InferenceSession(folder / "head.onnx")
+    assert [entry.name for entry in head.get_inputs()] == told["parts"]["head"]["inputs"]
+    clips = np.zeros((1, 3, *ARGUMENTS["input_size"]), np.float32)
+    (maps,) = onnxruntime.InferenceSession(folder / "backbone.onnx").run(None, {"clips": clips})
+    boxes = {"boxes": np.float32([[0, 0, 1, 1]]), "clip_of_box": np.int64([0])}
+    assert head.run(["logits"], {"maps": maps, **boxes})[0].shape == (1, 2)
+
+
+def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = commands.run("export", f"checkpoint={weights}", "to=pt2", "--dry-run")
+    assert (result.code, result.out) == (0, "exported/model.pt2\n")
+    assert not (tmp_path / "exported").exists()
+    assert commands.run("export").code == 2
+    result = commands.run("export", "checkpoint=hiera_base_16x224.mae_k400", "to=pt2")
+    result.told("hiera_base_16x224.mae_k400 is a masked autoencoder, without a classifier")
+    commands.run("export", "checkpoint=nowhere", "to=pt2").told("nowhere: needed is a run folder")
+
+    monkeypatch.setitem(export_module.NEEDED, "onnx", ("onnx", "a_library_that_is_not_there"))
+    result = commands.run("export", f"checkpoint={weights}")
+    assert result.code == 1
+    result.told("onnx files need", "a_library_that_is_not_there", "pip install 'hiera-video[onnx]'")
+
+
+def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch):
+    class Wrong(nn.Module):
+        def forward(self, clips):
+            return torch.ones(len(clips), 3)
+
+    monkeypatch.setattr(export_module, "_load_pt2", lambda _: Wrong())
+    folder = tmp_path / "exported"
+    result = commands.run("export", f"checkpoint={weights}", "to=pt2", f"output_dir={folder}")
+    assert result.code == 1
+    result.told("model.pt2: the outputs differ from the model's by more than 1e-4")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w"]
