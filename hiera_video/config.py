@@ -958,6 +958,26 @@ class ExportConfig:
 
 
 @dataclass(frozen=True)
+class ConvertConfig:
+    """`hiera-video convert`: weights of a classifier or backbone in the layout of another project.
+
+    What was written is read again, and all tensors must come back the same.
+    """
+
+    checkpoint: str | None = None
+    """A file or folder in any of the layouts, or published weights."""
+    to: Literal["hiera_video", "official", "timm", "transformers"] = "hiera_video"
+    """Layout to write: a weights folder of this project; a .pth file; or, of image models, a
+    folder for timm or transformers."""
+    output: str | None = None
+    """Folder, or file with to=official; must not exist."""
+
+    def check(self) -> None:
+        _require(self.checkpoint is not None, "checkpoint", None, "a file, a folder or a tag")
+        _require(self.output is not None, "output", None, "the name of a file or folder")
+
+
+@dataclass(frozen=True)
 class DemoConfig:
     """`hiera-video demo`: generate a small data set, fine-tune on it, evaluate, predict."""
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from hiera_video.models.adapt import PATCHES, adapt_state
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.layouts import Layout, rename, to_official
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.registry import (
     PUBLISHED,
@@ -57,15 +58,6 @@ DECODER = re.compile(
 )
 # The same of transformers, whose decoder is not read, and AveragedModel's counter.
 DROPPED = re.compile(r"decoder\..+|multiscale_fusion\..+|n_averaged")
-TIMM = {"head.fc.": "head.projection.", "head.norm.": "norm."}
-TRANSFORMERS = {
-    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
-    "embeddings.position_embeddings": "pos_embed",
-    "pooler.layernorm.": "norm.",
-    "classifier.": "head.projection.",
-    "layernorm_before.": "norm1.",
-    "layernorm_after.": "norm2.",
-}
 
 
 @dataclass(frozen=True)
@@ -73,13 +65,14 @@ class Checkpoint:
     """The weights of a file or folder, under official names."""
 
     source: str
-    layout: str  # official, timm, transformers, or hiera_video for a weights folder
+    layout: Layout  # hiera_video for a weights folder
     state: dict[str, Tensor]  # of the encoder and its classifier; patch kernels [D, C, t, h, w]
     decoder: dict[str, Tensor] = field(default_factory=dict)  # of an autoencoder
     roi_head: dict[str, Tensor] = field(default_factory=dict)  # of an action detector
     dropped: list[str] = field(default_factory=list)  # keys that nobody reads
     renamed: list[str] = field(default_factory=list)  # an autoencoder's norm serves as the model's
     config: dict[str, Any] = field(default_factory=dict)  # config.json of a weights folder
+    foreign_config: dict[str, Any] = field(default_factory=dict)  # that of another project's
 
     @property
     def num_classes(self) -> int | None:
@@ -203,9 +196,8 @@ def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
             config = json.loads((path / "config.json").read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path / 'config.json'} is not JSON: {error}") from error
-        if config.get("format") != FORMAT:
-            config = {}
-        elif missing := {"architecture", "num_classes"} - config.keys():
+        missing = {"architecture", "num_classes"} - config.keys()
+        if config.get("format") == FORMAT and missing:
             raise ValueError(f"{path / 'config.json'} lacks {', '.join(sorted(missing))}")
         path = path / "model.safetensors"
     if not path.is_file():
@@ -256,13 +248,11 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 
 def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) -> Checkpoint:
     """Renames keys to official ones and sets those aside that an encoder does without."""
-    layout = "hiera_video" if config else "official"
-    if any(key.startswith(tuple(TIMM)) for key in state):
-        layout = "timm"
-        state = {_rename(key, TIMM): value for key, value in state.items()}
-    elif any("embeddings.patch_embeddings" in key for key in state):
-        layout = "transformers"
-        state = _from_transformers(state)
+    layout, state = to_official(state)
+    if config.get("format") == FORMAT:
+        layout, foreign = "hiera_video", {}
+    else:
+        config, foreign = {}, config
     dropped = [key for key in state if DROPPED.fullmatch(key)]
     decoder = {
         key: value.unsqueeze(2) if value.dim() == 4 else value  # of images
@@ -275,7 +265,7 @@ def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) 
     renamed = []
     if "encoder_norm.weight" in state:
         renamed.append("encoder_norm -> norm")
-        state = {_rename(key, {"encoder_norm.": "norm."}): value for key, value in state.items()}
+        state = {rename(key, {"encoder_norm.": "norm."}): value for key, value in state.items()}
     if unknown := [key for key in state if not ENCODER.fullmatch(key)]:
         raise ValueError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
@@ -283,29 +273,7 @@ def _to_official(source: str, state: dict[str, Tensor], config: dict[str, Any]) 
         )
     if PATCHES in state and state[PATCHES].dim() == 4:  # of images
         state[PATCHES] = state[PATCHES].unsqueeze(2)
-    return Checkpoint(source, layout, state, decoder, roi_head, dropped, renamed, config)
-
-
-def _from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Blocks counted through all stages, and official names."""
-    layer = re.compile(r"(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
-    matches = {key: layer.fullmatch(key) for key in state}
-    places = sorted({(int(m[1]), int(m[2])) for m in matches.values() if m})
-    official = {}
-    for key, value in state.items():
-        if m := matches[key]:
-            block = places.index((int(m[1]), int(m[2])))
-            official[f"blocks.{block}.{_rename(m[3], TRANSFORMERS)}"] = value
-        else:
-            official[_rename(key.removeprefix("hiera."), TRANSFORMERS)] = value
-    return official
-
-
-def _rename(key: str, prefixes: Mapping[str, str]) -> str:
-    for old, new in prefixes.items():
-        if key.startswith(old):
-            return new + key.removeprefix(old)
-    return key
+    return Checkpoint(source, layout, state, decoder, roi_head, dropped, renamed, config, foreign)
 
 
 # Adapting and loading.
@@ -434,19 +402,13 @@ def _official_name(key: str) -> str:
 
 def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
     """Compares widths and depths, as shapes tell them, and what only a weights folder tells."""
-    state, own = checkpoint.state, model.architecture
-    widths: list[int] = []
-    while (key := f"blocks.{len(widths)}.norm2.weight") in state:
-        widths.append(state[key].shape[0])
-    if not widths or PATCHES not in state:
+    told, own = told_by_shapes(checkpoint.state), model.architecture
+    if not told:
         return  # the caller says what is missing
-    kernel = tuple(state[PATCHES].shape[2:])
     theirs = {
-        "input_size": (1 if kernel[0] == 1 else 16, 224, 224),  # tells image from video models
+        "input_size": (1 if told["patch_kernel"][0] == 1 else 16, 224, 224),  # image or video
         **checkpoint.architecture,
-        "patch_kernel": kernel,
-        "embed_dim": min(widths),
-        "stages": tuple(widths.count(width) for width in sorted(set(widths))),
+        **told,
     }
     differs = [
         f"{key} {theirs[key]}, not {own[key]}"
@@ -458,6 +420,20 @@ def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
             f"{checkpoint.source} looks like {variant_name(theirs)}, the model is "
             f"{variant_name(own)}: the file has {', '.join(differs)}"
         )
+
+
+def told_by_shapes(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keyword arguments of `Hiera` that its tensors tell; none where blocks or patches lack."""
+    widths: list[int] = []
+    while (key := f"blocks.{len(widths)}.norm2.weight") in state:
+        widths.append(state[key].shape[0])
+    if not widths or PATCHES not in state:
+        return {}
+    return {
+        "patch_kernel": tuple(state[PATCHES].shape[2:]),
+        "embed_dim": min(widths),
+        "stages": tuple(widths.count(width) for width in sorted(set(widths))),
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -521,7 +497,7 @@ def save_weights(
     try:
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         norm = "encoder_norm." if isinstance(model, MaskedAutoencoderHiera) else "norm."
-        state = {_rename(_official_name(k), {"norm.": norm}): v for k, v in state.items()}
+        state = {rename(_official_name(k), {"norm.": norm}): v for k, v in state.items()}
         save_file(state, part / "model.safetensors", metadata={"format": "pt"})
         (part / "config.json").write_text(text + "\n", encoding="utf-8")
         if replaces:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hiera_video.models import weights as weights_module
 from hiera_video.models.adapt import inflate_patches, resize_spatial, resize_temporal
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.layouts import rename
 from hiera_video.models.registry import PUBLISHED, create_model
 from hiera_video.models.weights import (
     HEAD,
@@ -100,7 +101,7 @@ def saved(path: Path, content: Any) -> Path:
 
 def timm_layout(state: State) -> State:
     names = {"head.projection.": "head.fc.", "norm.": "head.norm."}
-    return {weights_module._rename(key, names): value for key, value in state.items()}
+    return {rename(key, names): value for key, value in state.items()}
 
 
 def transformers_layout(state: State, stages: tuple[int, ...] = (1, 2, 2, 1)) -> State:

@@ -1,0 +1,29 @@
+"""`hiera-video convert`: weights in the layout of another project, read again as a check."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from hiera_video.config import ConvertConfig
+from hiera_video.models.convert import convert, load_any
+from hiera_video.models.layouts import check_writable
+from hiera_video.training.reporting import setup_logging
+
+
+def run(config: ConvertConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Writes the file or folder, and says what came back; returns the exit code."""
+    assert config.checkpoint is not None  # config.check() saw to both
+    assert config.output is not None
+    setup_logging()
+    model, meta = load_any(config.checkpoint)
+    if dry_run:
+        check_writable(config.to, model.architecture)
+        print(config.output)
+        return 0
+    tensors = convert(model, meta, config.to, Path(config.output))
+    if as_json:
+        print(json.dumps({"path": config.output, "layout": config.to, "tensors": tensors}))
+    else:
+        print(f"{config.output} ({config.to} layout): {tensors} tensors, read again the same")
+    return 0

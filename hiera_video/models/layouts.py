@@ -1,0 +1,188 @@
+"""The names that parameters of Hiera have in other projects: read, and written.
+
+A table for each layout serves both directions. On this side stand the official names, those of
+`Hiera` itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hiera_video.models.adapt import PATCHES
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.registry import VARIANTS, is_image, variant_name
+
+Layout = Literal["hiera_video", "official", "timm", "transformers"]
+
+TIMM = {"head.fc.": "head.projection.", "head.norm.": "norm."}
+TRANSFORMERS = {
+    "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
+    "embeddings.position_embeddings": "pos_embed",
+    "pooler.layernorm.": "norm.",
+    "classifier.": "head.projection.",
+    "layernorm_before.": "norm1.",
+    "layernorm_after.": "norm2.",
+}
+TRANSFORMERS_LAYER = re.compile(r"(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
+
+
+def to_official(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
+    """The layout of a state dict, and its tensors under official names."""
+    if any(key.startswith(tuple(TIMM)) for key in state):
+        return "timm", {rename(key, TIMM): value for key, value in state.items()}
+    if any("embeddings.patch_embeddings" in key for key in state):
+        return "transformers", _from_transformers(state)
+    return "official", dict(state)
+
+
+def from_official(
+    state: Mapping[str, Tensor], layout: Layout, stages: Sequence[int]
+) -> dict[str, Tensor]:
+    """The inverse of `to_official`, with the patch kernels of images in two dimensions.
+
+    Args:
+        state: of a `Hiera`.
+        stages: blocks of each stage.
+    """
+    state = dict(state)
+    if state[PATCHES].shape[2] == 1:
+        state[PATCHES] = state[PATCHES].squeeze(2)
+    if layout == "timm":
+        names = _inverse(TIMM)
+        return {rename(key, names): value for key, value in state.items()}
+    if layout == "transformers":
+        return _to_transformers(state, stages)
+    return state
+
+
+def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Blocks counted through all stages, and official names."""
+    matches = {key: TRANSFORMERS_LAYER.fullmatch(key) for key in state}
+    places = sorted({(int(m[1]), int(m[2])) for m in matches.values() if m})
+    official = {}
+    for key, value in state.items():
+        if m := matches[key]:
+            block = places.index((int(m[1]), int(m[2])))
+            official[f"blocks.{block}.{rename(m[3], TRANSFORMERS)}"] = value
+        else:
+            official[rename(key.removeprefix("hiera."), TRANSFORMERS)] = value
+    return official
+
+
+def _to_transformers(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[str, Tensor]:
+    """HieraForImageClassification's names, or without a classifier HieraModel's."""
+    names = _inverse(TRANSFORMERS)
+    places = list(chain(*([(stage, i) for i in range(n)] for stage, n in enumerate(stages))))
+    prefix = "hiera." if "head.projection.weight" in state else ""
+    renamed = {}
+    for key, value in state.items():
+        if key.startswith("head."):
+            renamed[rename(key, names)] = value
+        elif key.startswith("blocks."):
+            _, block, rest = key.split(".", 2)
+            stage, layer = places[int(block)]
+            place = f"{prefix}encoder.stages.{stage}.layers.{layer}"
+            renamed[f"{place}.{rename(rest, names)}"] = value
+        else:
+            renamed[prefix + rename(key, names)] = value
+    return renamed
+
+
+def rename(key: str, prefixes: Mapping[str, str]) -> str:
+    """The key with the first of the prefixes that it has replaced."""
+    for old, new in prefixes.items():
+        if key.startswith(old):
+            return new + key.removeprefix(old)
+    return key
+
+
+def _inverse(names: Mapping[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}
+
+
+# What the config.json of a folder says.
+
+
+def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
+    """Raises ValueError for a model that the other project cannot build."""
+    if layout in ("hiera_video", "official"):
+        return
+    if not is_image(architecture) or architecture["sep_pos_embed"]:
+        raise ValueError(f"{layout} has image models only, and this one is for video")
+    name = variant_name(architecture)
+    with torch.device("meta"):
+        variant = Hiera(**VARIANTS[name]).architecture if name in VARIANTS else {}
+    if layout == "timm" and variant != architecture:
+        raise ValueError(
+            f"timm builds its models by name and at one size; this one is {name} with other "
+            "arguments: take to=transformers or official"
+        )
+
+
+def config_of(
+    layout: Layout,
+    architecture: Mapping[str, Any],
+    num_classes: int,
+    meta: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The config.json of timm or transformers for a model.
+
+    Args:
+        meta: as in the config of a weights folder: `class_names`, `mean`, `std`, `multi_label`.
+    """
+    a = architecture
+    names = meta.get("class_names") or [str(c) for c in range(num_classes)]
+    size = list(a["input_size"][1:])
+    if layout == "timm":
+        return {
+            "architecture": variant_name(a),
+            "num_classes": num_classes,
+            "num_features": a["embed_dim"] * 2 ** (len(a["stages"]) - 1),
+            "label_names": names,
+            "pretrained_cfg": {
+                "input_size": [a["in_chans"], *size],
+                "mean": list(meta["mean"]),
+                "std": list(meta["std"]),
+                "num_classes": num_classes,
+                "fixed_input_size": True,
+                "first_conv": "patch_embed.proj",
+                "classifier": "head.fc",
+            },
+        }
+    return {
+        "model_type": "hiera",
+        "architectures": ["HieraForImageClassification" if num_classes else "HieraModel"],
+        "id2label": dict(enumerate(names)),
+        "label2id": {name: c for c, name in enumerate(names)},
+        "problem_type": "multi_label_classification"
+        if meta.get("multi_label")
+        else "single_label_classification",
+        **transformers_arguments(a),
+    }
+
+
+def transformers_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of transformers' HieraConfig."""
+    a = architecture
+    return {
+        "num_channels": a["in_chans"],
+        "embed_dim": a["embed_dim"],
+        "image_size": list(a["input_size"][1:]),
+        "patch_size": list(a["patch_kernel"][1:]),
+        "patch_stride": list(a["patch_stride"][1:]),
+        "patch_padding": list(a["patch_padding"][1:]),
+        "depths": list(a["stages"]),
+        "num_heads": [a["num_heads"] * 2**i for i in range(len(a["stages"]))],
+        "embed_dim_multiplier": 2.0,
+        "mlp_ratio": a["mlp_ratio"],
+        "num_query_pool": a["q_pool"],
+        "query_stride": list(a["q_stride"][1:]),
+        "masked_unit_size": list(a["mask_unit"][1:]),
+        "masked_unit_attention": list(a["mask_unit_attn"]),
+    }
