@@ -50,6 +50,7 @@ OPTIONAL = {
     "onnx",
     "onnxruntime",
     "onnxscript",
+    "huggingface_hub",
     "tensorboard",
     "timm",
     "transformers",

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -553,6 +554,44 @@ class Hiera(nn.Module):
             else:
                 ids[name] = len(self.blocks) + 1
         return ids
+
+    # Folders and repositories. Imported inside: a model needs neither safetensors nor json.
+
+    def save_pretrained(
+        self, folder: str | Path, *, repository: str | None = None, **meta: Any
+    ) -> None:
+        """Writes a weights folder, and with `repository` uploads it to that OWNER/NAME.
+
+        Args:
+            meta: as for `hiera_video.models.weights.save_weights`: `class_names`, `mean`, `std`.
+        """
+        from hiera_video.models.hub import write_repository
+        from hiera_video.models.weights import save_weights
+
+        save_weights(folder, self, meta=meta)
+        if repository is not None:
+            write_repository(repository, Path(folder))
+
+    @staticmethod
+    def from_pretrained(source: str | Path, *, revision: str | None = None) -> Hiera:
+        """The model of a file or folder in any layout, published weights, or a repository.
+
+        In evaluation, as transformers' models are.
+
+        Args:
+            source: a path; a tag of published weights; or OWNER/NAME on the Hugging Face Hub.
+            revision: branch, tag or commit of the repository.
+
+        Raises:
+            ConnectionError: nothing of that name is here, and it cannot be fetched.
+            ValueError: not the weights of a classifier or backbone.
+        """
+        from hiera_video.models.convert import load_any
+        from hiera_video.models.hub import REPOSITORY, fetch_repository
+
+        if not Path(source).exists() and REPOSITORY.fullmatch(str(source)):
+            source = fetch_repository(str(source), revision)
+        return load_any(source)[0].eval()
 
 
 def _unravel(index: Int[Tensor, ...], shape: Size3) -> tuple[Tensor, Tensor, Tensor]:

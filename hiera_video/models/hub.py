@@ -1,0 +1,59 @@
+"""Repositories of the Hugging Face Hub: fetched into its cache, and written.
+
+HF_HUB_OFFLINE and HF_TOKEN are honoured, since huggingface_hub does the work.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+FILES = ["config.json", "model.safetensors"]
+
+
+def fetch_repository(name: str, revision: str | None = None) -> Path:
+    """The folder in the cache that holds the weights of the repository OWNER/NAME.
+
+    Raises:
+        ConnectionError: it is not in the cache and cannot be fetched; says what to do.
+    """
+    hub = _library()
+    try:
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
+    except (OSError, ValueError) as error:  # all that the library raises are one or the other
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            f"{name} is no local folder, and cannot be fetched from the Hugging Face Hub: check "
+            "the name, HF_HUB_OFFLINE and, of a private one, HF_TOKEN; or give a folder with "
+            f"{' and '.join(FILES)} ({reason})"
+        ) from error
+
+
+def write_repository(name: str, folder: Path) -> None:
+    """Uploads a weights folder to the repository OWNER/NAME, made if it is not there.
+
+    Raises:
+        ConnectionError: it cannot be written.
+    """
+    hub = _library()
+    try:
+        hub.create_repo(name, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ConnectionError(
+            f"{folder} is written, but cannot be uploaded to {name}: check the name, "
+            f"HF_HUB_OFFLINE and HF_TOKEN ({reason})"
+        ) from error
+
+
+def _library() -> Any:
+    try:
+        import huggingface_hub
+    except ImportError:
+        raise ImportError(
+            "the Hugging Face Hub needs huggingface_hub: pip install 'hiera-video[hub]'"
+        ) from None
+    return huggingface_hub
