@@ -115,6 +115,13 @@ def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
         return
     if not is_image(architecture) or architecture["sep_pos_embed"]:
         raise ValueError(f"{layout} has image models only, and this one is for video")
+    # transformers asks this of the height alone, and whatever the number of pooling steps.
+    unit, stride = architecture["mask_unit"][1], architecture["q_stride"][1]
+    needed = stride ** (len(architecture["stages"]) - 1)
+    if layout == "transformers" and unit % needed:
+        raise ValueError(
+            f"transformers refuses mask units of {unit} tokens: needed is a multiple of {needed}"
+        )
     name = variant_name(architecture)
     with torch.device("meta"):
         variant = Hiera(**VARIANTS[name]).architecture if name in VARIANTS else {}

@@ -145,6 +145,9 @@ def test_refusals(tmp_path: Path) -> None:
             convert(video, META, to, tmp_path / "x")
     with pytest.raises(ValueError, match="timm builds its models by name"):
         convert(image, META, "timm", tmp_path / "x")
+    small = Hiera(**IMAGE, mask_unit=(1, 4, 4), q_pool=2)
+    with pytest.raises(ValueError, match="refuses mask units of 4 tokens: needed is a multiple of"):
+        convert(small, META, "transformers", tmp_path / "x")
     (tmp_path / "there").touch()
     with pytest.raises(FileExistsError, match="exists: choose another name"):
         convert(image, META, "transformers", tmp_path / "there")
