@@ -39,13 +39,13 @@ class ConfigError(ValueError):
 
 @contextmanager
 def configured() -> Iterator[None]:
-    """What is built inside depends on the configuration alone: a ValueError becomes a ConfigError.
+    """What is built inside depends on the configuration alone: its errors become ConfigErrors.
 
-    For sizes that do not fit together, which only the model knows.
+    For sizes that do not fit together and for names of models, which only the models know.
     """
     try:
         yield
-    except ValueError as error:
+    except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from None
 
 

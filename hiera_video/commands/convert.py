@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hiera_video.config import ConvertConfig
+from hiera_video.config import ConvertConfig, configured
 from hiera_video.models.convert import convert, load_any
 from hiera_video.models.layouts import check_writable
+from hiera_video.models.weights import check_source
 from hiera_video.training.reporting import setup_logging
 
 
@@ -16,9 +17,12 @@ def run(config: ConvertConfig, *, dry_run: bool = False, as_json: bool = False) 
     assert config.checkpoint is not None  # config.check() saw to both
     assert config.output is not None
     setup_logging()
+    with configured():
+        check_source(config.checkpoint)
     model, meta = load_any(config.checkpoint)
-    if dry_run:
+    with configured():
         check_writable(config.to, model.architecture)
+    if dry_run:
         print(config.output)
         return 0
     tensors = convert(model, meta, config.to, Path(config.output))

@@ -10,11 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hiera_video.config import ExportConfig
+from hiera_video.config import ConfigError, ExportConfig, configured
 from hiera_video.models.detection import ActionDetector
 from hiera_video.models.export import Format, Part, check_installed, export, parts_of
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.weights import load_trained
+from hiera_video.models.weights import check_source, load_trained
 from hiera_video.training.reporting import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,13 @@ def run(config: ExportConfig, *, dry_run: bool = False, as_json: bool = False) -
     assert config.checkpoint is not None  # config.check() saw to it
     setup_logging()
     formats: list[Format] = ["pt2", "onnx"] if config.to == "both" else [config.to]
-    for format in formats:
-        check_installed(format)
+    try:
+        for format in formats:
+            check_installed(format)
+    except ImportError as error:
+        raise ConfigError(f"to is {config.to}: {error}, or to=pt2") from None
+    with configured():
+        check_source(config.checkpoint)
     folder = Path(config.output_dir)
     replaces = folder.exists()
     if replaces and not (config.overwrite and (folder / "export.json").is_file()):

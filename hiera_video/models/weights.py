@@ -8,6 +8,7 @@ classifier and a decoder may start afresh.
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import os
@@ -180,6 +181,7 @@ def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
     """
     if isinstance(source, Checkpoint):
         return source
+    check_source(source)
     path = fetch(PUBLISHED[source]) if source in PUBLISHED else Path(source)
     config: dict[str, Any] = {}
     if path.is_dir():
@@ -201,11 +203,19 @@ def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
             raise ValueError(f"{path / 'config.json'} lacks {', '.join(sorted(missing))}")
         path = path / "model.safetensors"
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: there is no such file or folder, and no published weights are called so; "
-            f"there are {', '.join(PUBLISHED)}"
-        )
+        raise FileNotFoundError(f"{path} is not there: it belongs beside config.json")
     return _to_official(str(source), _read_file(path), config)
+
+
+def check_source(source: str | Path) -> None:
+    """Raises FileNotFoundError, naming the nearest weights, where neither file nor weights are."""
+    if str(source) in PUBLISHED or Path(source).exists():
+        return
+    near = difflib.get_close_matches(str(source), PUBLISHED)
+    raise FileNotFoundError(
+        f"{source}: there is no such file or folder, and no published weights are called so; "
+        + (f"nearest are {', '.join(near)}" if near else f"there are {', '.join(PUBLISHED)}")
+    )
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
@@ -527,10 +537,12 @@ def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:
             "mean": weights.mean,
             "std": weights.std,
         }
+    check_source(folder)
     if not Path(folder).is_dir():
-        raise FileNotFoundError(
-            f"{folder}: needed is a run folder, a weights folder, or published weights of a "
-            "classifier such as hiera_base_16x224.mae_k400_ft_k400"
+        raise ValueError(
+            f"{folder} is a file: needed is a run folder, a weights folder (`hiera-video convert` "
+            "writes one), or published weights of a classifier such as "
+            "hiera_base_16x224.mae_k400_ft_k400"
         )
     return _classifier(read_checkpoint(folder))
 

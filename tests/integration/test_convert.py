@@ -45,9 +45,12 @@ def test_to_transformers(commands, weights, tmp_path):
 def test_mistakes(commands, weights, tmp_path):
     assert commands.run("convert", f"checkpoint={weights}").code == 2
     result = commands.run("convert", "checkpoint=nowhere", f"output={tmp_path / 'x'}")
+    assert result.code == 2
     result.told("nowhere: there is no such file or folder")
     convert = ("convert", f"checkpoint={weights}", f"output={tmp_path / 'x'}", "--json")
-    commands.run(*convert, "to=timm").told("timm builds its models by name and at one size")
+    result = commands.run(*convert, "to=timm")
+    assert result.code == 2
+    result.told("timm builds its models by name and at one size")
     assert not (tmp_path / "x").exists()
     report = json.loads(commands.run(*convert, "to=official").out)
     assert (report["layout"], report["path"]) == ("official", str(tmp_path / "x"))

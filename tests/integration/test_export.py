@@ -80,12 +80,17 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     assert commands.run("export").code == 2
     result = commands.run("export", "checkpoint=hiera_base_16x224.mae_k400", "to=pt2")
     result.told("hiera_base_16x224.mae_k400 is a masked autoencoder, without a classifier")
-    commands.run("export", "checkpoint=nowhere", "to=pt2").told("nowhere: needed is a run folder")
+    result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "to=pt2")
+    assert result.code == 2
+    result.told("no such file or folder", "nearest are hiera_base_224.mae_in1k_ft_in1k, ")
+    result = commands.run("export", f"checkpoint={weights / 'model.safetensors'}", "to=pt2")
+    result.told("model.safetensors is a file", "`hiera-video convert` writes one")
 
     monkeypatch.setitem(export_module.NEEDED, "onnx", ("onnx", "a_library_that_is_not_there"))
     result = commands.run("export", f"checkpoint={weights}")
-    assert result.code == 1
-    result.told("onnx files need", "a_library_that_is_not_there", "pip install 'hiera-video[onnx]'")
+    assert result.code == 2
+    needed = ("to is both", "a_library_that_is_not_there", "pip install 'hiera-video[onnx]'")
+    result.told(*needed, "to=pt2")
 
 
 def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch):
