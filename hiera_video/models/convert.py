@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Mapping
@@ -14,11 +15,12 @@ from safetensors.torch import save_file
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import (
+    CARRIED,
     Layout,
+    architecture_of,
     check_writable,
     config_of,
     from_official,
-    transformers_arguments,
 )
 from hiera_video.models.registry import PUBLISHED, VARIANTS, create_model, input_statistics
 from hiera_video.models.weights import (
@@ -29,12 +31,14 @@ from hiera_video.models.weights import (
     told_by_shapes,
 )
 
+logger = logging.getLogger(__name__)
+
 
 def load_any(source: str | Path) -> tuple[Hiera, dict[str, Any]]:
     """The model of weights in any layout, and what a weights folder's config says beside it.
 
-    Of a masked autoencoder that is its encoder alone, which the log says. A file that does not
-    state the architecture must be of a variant, whose name the shapes tell.
+    Of a masked autoencoder that is its encoder alone, which the log says. Where nothing states the
+    architecture, it must be of a variant, which the shapes tell.
 
     Raises:
         ValueError: an action detector, or an architecture that cannot be told.
@@ -53,19 +57,16 @@ def load_any(source: str | Path) -> tuple[Hiera, dict[str, Any]]:
             for key, value in checkpoint.config.items()
             if key not in ("format", "architecture", "num_classes", "num_frames", "autoencoder")
         }
-    name, num_frames, size = told_variant(checkpoint)
-    model = create_model(
-        name,
-        checkpoint=checkpoint,
-        num_classes=checkpoint.num_classes or 0,
-        num_frames=num_frames,
-        image_size=size,
-    )
     stated = checkpoint.foreign_config
-    expected = transformers_arguments(model.architecture)
-    if differs := [k for k in expected if k in stated and stated[k] != expected[k]]:
-        told = ", ".join(f"{key} {stated[key]}, not {expected[key]}" for key in differs)
-        raise ValueError(f"{source} is like {name}, but its config.json has {told}")
+    if checkpoint.layout == "transformers" and stated:
+        name, arguments = "hiera_base_224", architecture_of(stated)
+        if checkpoint.renamed:  # an autoencoder, which pools once less
+            arguments["q_pool"] = len(arguments["stages"]) - 1
+    else:
+        name, arguments = told_variant(checkpoint)
+    model = create_model(
+        name, checkpoint=checkpoint, num_classes=checkpoint.num_classes or 0, **arguments
+    )
     mean, std = input_statistics(model.architecture)
     by_id = stated.get("id2label", {})
     names = stated.get("label_names") or [by_id[key] for key in sorted(by_id, key=int)]
@@ -78,8 +79,8 @@ def load_any(source: str | Path) -> tuple[Hiera, dict[str, Any]]:
     }
 
 
-def told_variant(checkpoint: Checkpoint) -> tuple[str, int, int]:
-    """The variant, number of frames and image size that the shapes of a checkpoint tell."""
+def told_variant(checkpoint: Checkpoint) -> tuple[str, dict[str, int]]:
+    """The variant, and number of frames and image size, that the shapes of a checkpoint tell."""
     state, told = checkpoint.state, told_by_shapes(checkpoint.state)
     found = [
         name
@@ -101,7 +102,8 @@ def told_variant(checkpoint: Checkpoint) -> tuple[str, int, int]:
             "not a square: its size cannot be told"
         )
     times = state["pos_embed_temporal"].shape[1] if "pos_embed_temporal" in state else 1
-    return name, times * VARIANTS[name]["patch_stride"][0], side * step
+    num_frames = times * VARIANTS[name]["patch_stride"][0]
+    return name, {"num_frames": num_frames, "image_size": side * step}
 
 
 def convert(model: Hiera, meta: Mapping[str, Any], to: Layout, output: Path) -> int:
@@ -121,6 +123,8 @@ def convert(model: Hiera, meta: Mapping[str, Any], to: Layout, output: Path) -> 
     check_writable(to, model.architecture)
     if output.exists():
         raise FileExistsError(f"{output} exists: choose another name")
+    if lost := [key for key in meta if meta[key] and key not in CARRIED.get(to, meta)]:
+        logger.info("the %s layout has no place for %s", to, ", ".join(lost))
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -108,13 +108,21 @@ def _inverse(names: Mapping[str, str]) -> dict[str, str]:
 
 # What the config.json of a folder says.
 
+CARRIED: dict[Layout, tuple[str, ...]] = {  # of the config of a weights folder, beside the model
+    "official": ("name",),
+    "timm": ("name", "class_names", "mean", "std"),
+    "transformers": ("name", "class_names", "multi_label"),
+}
+
 
 def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
     """Raises ValueError for a model that the other project cannot build."""
     if layout in ("hiera_video", "official"):
         return
     if not is_image(architecture) or architecture["sep_pos_embed"]:
-        raise ValueError(f"{layout} has image models only, and this one is for video")
+        raise ValueError(
+            f"{layout} has image models only, and this one is for video: take to=official"
+        )
     # transformers asks this of the height alone, and whatever the number of pooling steps.
     unit, stride = architecture["mask_unit"][1], architecture["q_stride"][1]
     needed = stride ** (len(architecture["stages"]) - 1)
@@ -192,4 +200,39 @@ def transformers_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
         "query_stride": list(a["q_stride"][1:]),
         "masked_unit_size": list(a["mask_unit"][1:]),
         "masked_unit_attention": list(a["mask_unit_attn"]),
+        "hidden_act": "gelu",
+        "layer_norm_eps": 1e-6,
     }
+
+
+def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `Hiera` from the config.json of a model of transformers.
+
+    What its version 4 leaves out has its default there, that of `hiera_base_224`.
+
+    Raises:
+        ValueError: values that `Hiera` does not have.
+    """
+    with torch.device("meta"):
+        defaults = transformers_arguments(Hiera(**VARIANTS["hiera_base_224"]).architecture)
+    c = {key: config.get(key, default) for key, default in defaults.items()}
+    architecture = {
+        "input_size": (1, *c["image_size"]),
+        "in_chans": c["num_channels"],
+        "embed_dim": c["embed_dim"],
+        "num_heads": c["num_heads"][0],
+        "stages": tuple(c["depths"]),
+        "mlp_ratio": c["mlp_ratio"],
+        "q_pool": c["num_query_pool"],
+        "q_stride": (1, *c["query_stride"]),
+        "mask_unit": (1, *c["masked_unit_size"]),
+        "mask_unit_attn": tuple(c["masked_unit_attention"]),
+        "patch_kernel": (1, *c["patch_size"]),
+        "patch_stride": (1, *c["patch_stride"]),
+        "patch_padding": (0, *c["patch_padding"]),
+        "sep_pos_embed": False,
+    }
+    needed = transformers_arguments(architecture)
+    if differs := [f"{k} is {c[k]}: needed is {needed[k]}" for k in c if c[k] != needed[k]]:
+        raise ValueError(f"config.json is of no Hiera here: {'; '.join(differs)}")
+    return architecture

@@ -162,12 +162,49 @@ def test_refusals(tmp_path: Path) -> None:
         load_any(tmp_path / "detector")
 
 
-def test_config_that_contradicts_the_variant(tiny: Hiera, tmp_path: Path) -> None:
-    convert(tiny, META, "transformers", tmp_path / "x")
+def test_transformers_states_the_architecture(tmp_path: Path) -> None:
+    other = {"input_size": (1, 64, 128), "num_heads": 2, "mask_unit": (1, 8, 16), "mlp_ratio": 2.0}
+    model = with_values(Hiera(**{**IMAGE, **other}, q_pool=2))
+    convert(model, META, "transformers", tmp_path / "x")
+    again, _ = load_any(tmp_path / "x")
+    assert again.architecture == model.architecture
+    clips = torch.randn(1, 3, 1, 64, 128)
+    with torch.inference_mode():
+        assert torch.equal(again.eval()(clips), model(clips))
+
     path = tmp_path / "x" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": [2, 4, 8, 16]}))
-    with pytest.raises(ValueError, match=r"like hiera_tiny_224, but .* num_heads \[2, 4, 8, 16\]"):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": [2, 4, 4, 4]}))
+    with pytest.raises(ValueError, match=r"num_heads is \[2, 4, 4, 4\]: needed is \[2, 4, 8, 16\]"):
         load_any(tmp_path / "x")
+
+
+def test_folders_that_transformers_wrote(tmp_path: Path) -> None:
+    """Autoencoders pool once less; configs of version 4 leave out what has its default."""
+    if importlib.util.find_spec("transformers") is None:
+        pytest.skip("needs transformers")
+    from transformers import HieraConfig, HieraForPreTraining, HieraModel
+
+    config = HieraConfig(
+        embed_dim=16, image_size=[64, 64], depths=[1, 2, 2, 1], decoder_hidden_size=16,
+        decoder_depth=1, decoder_num_heads=1, num_query_pool=2,
+    )  # fmt: skip
+    HieraForPreTraining(config).save_pretrained(tmp_path / "mae")
+    config.num_query_pool = 3
+    HieraModel(config).save_pretrained(tmp_path / "backbone")
+    path = tmp_path / "backbone" / "config.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({key: stated[key] for key in stated if key != "num_heads"}))
+    expected = Hiera(**{**IMAGE, "num_classes": 0}).architecture
+    for name in ("mae", "backbone"):
+        model, meta = load_any(tmp_path / name)
+        assert model.architecture == expected
+        assert (model.num_classes, meta["class_names"]) == (0, [])
+
+
+def test_what_a_layout_has_no_place_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        convert(Hiera(**IMAGE), {**META, "multi_label": True}, "transformers", tmp_path / "x")
+    assert "the transformers layout has no place for mean, std" in caplog.text
 
 
 @pytest.mark.parametrize("to", ["official", "transformers"])
