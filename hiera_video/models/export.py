@@ -143,7 +143,7 @@ def check_installed(format: Format) -> None:
 def export(part: Part, format: Format, path: Path) -> Comparison:
     """Writes `path`, and runs what was written beside the model.
 
-    ONNX files above 2 GB have their weights in a second file, `path` with .data behind it.
+    ONNX files above 1.5 GB have their weights in a second file, `path` with .data behind it.
     """
     check_installed(format)
     write, load = {"pt2": (_write_pt2, _load_pt2), "onnx": (_write_onnx, _load_onnx)}[format]

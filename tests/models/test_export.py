@@ -50,7 +50,7 @@ def hiera(**arguments: Any) -> Hiera:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("arguments", [VIDEO, {**VIDEO, "mask_unit": (2, 8, 8)}, IMAGE])
+@pytest.mark.parametrize("arguments", [{**VIDEO, "mask_unit": (2, 8, 8)}, IMAGE])
 def test_classifier(format: Format, arguments: dict[str, Any], tmp_path: Path) -> None:
     model = hiera(**arguments, drop_path=0.5, head_dropout=0.5).train()
     (part,) = parts_of(model)
@@ -76,14 +76,18 @@ def test_detector(format: Format, tmp_path: Path) -> None:
         assert compared.largest > 0.1
     load = {"pt2": export_module._load_pt2, "onnx": export_module._load_onnx}[format]
     clips = torch.randn(2, 3, *VIDEO["input_size"])
-    boxes = torch.tensor([[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0], [0.4, 0.4, 0.5, 0.5]])
-    for chosen in (slice(0, 3), slice(0, 1)):
-        arguments = (boxes[chosen], torch.tensor([1, 0, 1])[chosen])
+    maps = load(tmp_path / f"backbone.{format}")(clips)
+    head_file = load(tmp_path / f"head.{format}")
+    within = [[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0], [0.4, 0.4, 0.5, 0.5]]
+    odd = [[-0.2, 0.5, 1.3, 1.1], [0.7, 0.7, 0.7, 0.7], [1.5, 0.0, 2.0, 1.0]]  # beyond, and empty
+    boxes = torch.tensor(within + odd)
+    clip_of_box = torch.tensor([1, 0, 1, 0, 0, 1])
+    for count in (6, 1, 0):
         with torch.no_grad():
-            expected = detector.eval()(clips, *arguments)
-        maps = load(tmp_path / f"backbone.{format}")(clips)
-        out = load(tmp_path / f"head.{format}")(maps, *arguments)
+            expected = detector.eval()(clips, boxes[:count], clip_of_box[:count])
+        out = head_file(maps, boxes[:count], clip_of_box[:count])
         assert torch.allclose(out, expected, atol=1e-4)
+        assert out.shape == (count, 4)
 
 
 def test_features_without_a_classifier() -> None:
