@@ -580,17 +580,19 @@ class Hiera(nn.Module):
 
         Args:
             source: a path; a tag of published weights; or OWNER/NAME on the Hugging Face Hub.
-            revision: branch, tag or commit of the repository.
+            revision: branch, tag or commit of the repository; None: its main branch.
 
         Raises:
             ConnectionError: nothing of that name is here, and it cannot be fetched.
-            ValueError: not the weights of a classifier or backbone.
+            ValueError: not the weights of a classifier or backbone; a revision of no repository.
         """
         from hiera_video.models.convert import load_any
         from hiera_video.models.hub import REPOSITORY, fetch_repository
 
         if not Path(source).exists() and REPOSITORY.fullmatch(str(source)):
             source = fetch_repository(str(source), revision)
+        elif revision is not None:
+            raise ValueError(f"revision is {revision!r}, but {source} is no repository: give none")
         return load_any(source)[0].eval()
 
 

@@ -29,6 +29,8 @@ def test_folder(tmp_path: Path) -> None:
     again = Hiera.from_pretrained(tmp_path / "x")
     assert same(again, model)
     assert not again.training
+    with pytest.raises(ValueError, match=r"revision is 'v1', but .*x is no repository"):
+        Hiera.from_pretrained(tmp_path / "x", revision="v1")
 
 
 def test_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
