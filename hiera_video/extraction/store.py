@@ -413,7 +413,9 @@ class Rows:
 
     def close(self) -> None:
         if self._file is not None:
-            self._file.close()
+            # On a full disk `put` has told; closing tries to write the rest again.
+            with contextlib.suppress(OSError):
+                self._file.close()
 
 
 def _printable(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -179,6 +180,21 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, format):
     monkeypatch.undo()
     write(store, "a", torch.zeros(3, 1))
     assert store.row("a")["status"] == "done"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_while_rows_come_in(tmp_path, monkeypatch):
+    """Closing the rows tries to write them once more, and must not hide what is wrong."""
+    monkeypatch.setattr(
+        store_module.tempfile,
+        "TemporaryFile",
+        lambda dir: open("/dev/full", "w+b"),  # noqa: SIM115
+    )
+    with (
+        pytest.raises(StoreError, match=r"No space left on device.*make room"),
+        contextlib.closing(Rows(tmp_path)) as rows,
+    ):
+        rows.put(0, torch.zeros(5))
 
 
 def test_a_killed_overwrite_of_two_files_is_no_output(tmp_path, monkeypatch):
