@@ -272,10 +272,13 @@ class FeatureStore:
         self.failure(name).unlink(missing_ok=True)
 
     def _remove_others(self, name: str, keep: Format | None = None) -> None:
-        """Removes what the video has in other formats, of other settings therefore."""
+        """Removes what the video has in other formats, but for features of these settings."""
         for format in get_args(Format):
             if format != keep:
                 output = self.folder / "features" / f"{name}.{format}"
+                with contextlib.suppress(StoreError):
+                    if output.exists() and read_metadata(output)["hash"] == self.hash:
+                        continue
                 output.unlink(missing_ok=True)
                 if format == "npy":
                     output.with_suffix(".json").unlink(missing_ok=True)

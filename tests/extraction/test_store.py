@@ -139,6 +139,16 @@ def test_other_formats_of_a_video_go(tmp_path):
         assert files == (["a.json", "a.npy"] if format == "npy" else [f"a.{format}"])
 
 
+def test_other_formats_of_the_same_settings_stay(tmp_path):
+    write(FeatureStore(tmp_path, "npz", {}), "a", torch.zeros(3, 1))
+    npy = FeatureStore(tmp_path, "npy", {})
+    npy.fail("a", "/v/a", cause="missing", message="gone", seconds=0.0)
+    assert FeatureStore(tmp_path, "npz", {}).row("a")["status"] == "done"
+    write(npy, "a", torch.zeros(3, 1))
+    files = sorted(path.name for path in (tmp_path / "features").iterdir())
+    assert files == ["a.json", "a.npy", "a.npz"]
+
+
 def test_damaged_records_are_named(tmp_path):
     store = FeatureStore(tmp_path, "npz", {})
     store.start()
