@@ -177,6 +177,7 @@ def finish(
         "failed": len(failed),
         "windows": sum(row["num_windows"] for row in rows if row["status"] == "done"),
         "short": sum(row["is_short"] for row in rows if row["status"] == "done"),
+        "damaged": sum(row.get("damage") is not None for row in rows if row["status"] == "done"),
         "output_dir": config.output_dir,
     }
     if config.to == "parquet":
@@ -188,6 +189,9 @@ def finish(
             f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
             f"{report['windows']} windows, {report['short']} videos shorter than a clip\n{summary}"
         )
+        for row in rows:
+            if row["status"] == "done" and row.get("damage") is not None:
+                print(f"done as far as it goes: {row['path']}: {row['damage']}")
         for row in failed[:10]:
             print(f"failed: {row['error']}")
         if len(failed) > 10:

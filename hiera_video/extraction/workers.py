@@ -342,6 +342,7 @@ def _read(
             "size_bytes": os.path.getsize(job.path),
             "num_windows": len(windows.indices),
             "is_short": windows.is_short,
+            "damage": video.damage,
             "video_frames": len(video),
             "duration_sec": video.end_sec - float(video.frame_times_sec[0]),
             "fps": video.fps,

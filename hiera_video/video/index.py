@@ -43,6 +43,7 @@ class VideoIndex:
     start_of: np.ndarray  # int64 [F], the key frame's packet from which decoding reaches it
     frame_times_sec: np.ndarray  # float64 [F]
     end_sec: float
+    damage: str | None  # what is missing of the file, in words
 
     @property
     def key_positions(self) -> list[int]:
@@ -76,6 +77,7 @@ class _Packets:
     duration: list[int]  # 0 = unknown
     is_key: np.ndarray  # bool
     is_shown: np.ndarray  # bool: whole, and not marked as decoded but never displayed
+    damage: str | None
 
 
 def open_container(path: str, deadline_sec: float) -> InputContainer:
@@ -196,6 +198,7 @@ def scan(
         start_of=starts,
         frame_times_sec=times,
         end_sec=end,
+        damage=packets.damage,
     )
 
 
@@ -215,11 +218,14 @@ def _read_packets(
         is_shown.append(
             not (packet.is_discard or packet.is_corrupt) and (shows is None or shows(packet))
         )
+    damage = None
     if num_damaged:
-        warn_once(f"{path}: is damaged: {num_damaged} packets are not whole, {sum(is_shown)} are")
+        damage = f"is damaged: {num_damaged} packets are not whole, {sum(is_shown)} are"
     elif stream.frames > len(pts):
-        warn_once(f"{path}: announces {stream.frames} frames and holds {len(pts)}")
-    return _Packets(pts, dts, duration, np.array(is_key, bool), np.array(is_shown, bool))
+        damage = f"announces {stream.frames} frames and holds {len(pts)}"
+    if damage is not None:
+        warn_once(f"{path}: {damage}")
+    return _Packets(pts, dts, duration, np.array(is_key, bool), np.array(is_shown, bool), damage)
 
 
 def _shows_vp8(packet: av.Packet) -> bool:

@@ -76,12 +76,15 @@ class VideoReader(ABC):
         backend: the library that really decodes, which may differ from the one asked for.
         frame_times_sec: float64 [F], ascending presentation times as the file states them.
         end_sec: time at which the last frame leaves the screen.
+        damage: what is missing of a file that was cut off, in words: the frames are those that are
+            left of it. None where nothing tells that any is missing.
     """
 
     path: str
     backend: str
     frame_times_sec: np.ndarray
     end_sec: float
+    damage: str | None = None
     deadline_sec: float
 
     @property

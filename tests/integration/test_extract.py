@@ -104,6 +104,26 @@ def test_what_is_written(whole):
         assert len(loaded.features) == index[name]["num_windows"] == len(loaded.start_sec)
 
 
+def test_a_cut_off_video_says_what_is_missing(commands, trained, tmp_path):
+    (tmp_path / "v").mkdir()
+    path = make_striped_video(
+        tmp_path / "v" / "cut.mp4", 60, (40, 64), container_options={"movflags": "faststart"}
+    )
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) * 7 // 10])
+    make_striped_video(tmp_path / "v" / "whole.mp4", 20, (40, 64))
+    result = commands.run(
+        *("extract", tmp_path / "v", f"checkpoint={trained}", "windows.clip_stride=8"),
+        *("device=cpu", f"output_dir={tmp_path / 'out'}"),
+    )
+    assert result.code == 0, result.err
+    damage = {name: row["damage"] for name, row in rows(tmp_path / "out").items()}
+    assert damage["whole.mp4"] is None
+    assert "is damaged" in damage["cut.mp4"]
+    assert f"done as far as it goes: {path}: is damaged" in result.out
+    assert "whole.mp4" not in result.out
+
+
 def test_features_are_those_of_the_same_frames_by_hand(whole, videos, trained):
     model, meta = load_folder(trained)
     loaded = load_features(whole / "features" / "left" / "a.mp4.npz")

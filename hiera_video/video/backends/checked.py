@@ -36,6 +36,7 @@ class CheckedReader(VideoReader):
         self.deadline_sec = exact.deadline_sec
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
+        self.damage = exact.damage
         try:
             expected = exact.frames(compared)
         except VideoError as error:  # it may still hold others that decode

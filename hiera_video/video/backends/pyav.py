@@ -49,6 +49,7 @@ class PyavReader(VideoReader):
             raise
         self.frame_times_sec = self.index.frame_times_sec
         self.end_sec = self.index.end_sec
+        self.damage = self.index.damage
 
     @property
     def height(self) -> int:
