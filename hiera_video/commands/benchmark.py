@@ -188,7 +188,7 @@ def decoded(name: str, setting: Setting, config: BenchmarkConfig) -> dict[str, A
     )
     ends = [time.perf_counter() for _ in scored]
     if failures:
-        raise ValueError(f"{failures[0].name}: {failures[0].cause}: give videos that decode")
+        raise ValueError(f"videos is {config.videos}: {failures[0].message}")
     return {
         "model": name,
         "precision": setting.precision,

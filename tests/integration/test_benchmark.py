@@ -1,0 +1,107 @@
+"""`benchmark` end to end: tables, files, decoding, and mistakes in one line."""
+
+import json
+
+import pytest
+
+from hiera_video import cli
+from hiera_video.analysis import benchmark as measuring
+from hiera_video.analysis.peers import Subject
+from hiera_video.commands import benchmark as command
+from tests.video.striped_video import make_striped_video
+
+SMALL = ("hiera_tiny_224", "rounds=1", "device=cpu", "precisions=[fp32]")
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Runs the command, with rounds of one call and no processes to measure memory in."""
+    monkeypatch.setattr(measuring, "MIN_ROUND_SEC", 0.0001)
+    monkeypatch.setattr(measuring, "peak_in_child", lambda *_: None)
+
+    def call(*arguments):
+        code = cli.main(["benchmark", *map(str, arguments)])
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return call
+
+
+def test_tables_files_and_json(run, tmp_path):
+    code, out, _ = run(*SMALL, "--output-dir", tmp_path / "b", "batch_sizes=[1, 2]")
+    assert code == 0
+    report = json.loads((tmp_path / "b" / "results.json").read_text())
+    settings = [(row["work"], row["batch_size"]) for row in report["results"]]
+    works = ("inference", "finetuning", "pretraining")
+    assert settings == [(work, size) for work in works for size in (1, 2)]
+    assert all(row["clips_per_sec"] > 0 and row["first_is"] == 1 for row in report["results"])
+    assert all(0 < row["model_flops_utilisation"] < 1.5 for row in report["results"])
+    tables = (tmp_path / "b" / "results.md").read_text()
+    assert tables.count("| hiera_tiny_224 |") == 6 == out.count("| hiera_tiny_224 |")
+    assert "inference, fp32, eager" in tables
+    assert (tmp_path / "b" / "accuracy_speed.png").stat().st_size > 1000
+
+    code, _, err = run(*SMALL, "--output-dir", tmp_path / "b")
+    assert code == 1
+    assert "overwrite=true" in err
+    code, out, _ = run(*SMALL, "--output-dir", tmp_path / "b", "--overwrite", "--json")
+    assert code == 0
+    assert json.loads(out)["results"]
+
+
+def test_decoding_is_measured_on_the_users_videos(run, tmp_path):
+    video = make_striped_video(tmp_path / "a b.mp4", 6, (32, 48))
+    code, out, _ = run(*SMALL, "work=[inference]", f"videos={video}", "num_workers=0", "--json")
+    assert code == 0
+    (row,) = json.loads(out)["decoding"]
+    assert row["clips"] == 16
+    assert row["clips_per_sec"] > 0
+    (tmp_path / "bad.mp4").write_text("no video")
+    code, _, err = run(*SMALL, "work=[inference]", f"videos={tmp_path / 'bad.mp4'}", "--json")
+    assert code == 1
+    assert "bad.mp4" in err
+    assert "not a video" in err
+
+
+def test_a_peer_that_fails_is_named_and_the_code_is_3(run, monkeypatch):
+    broken = Subject("broken", "other", _refuse, (3, 8, 8))
+    monkeypatch.setattr(command, "peers", lambda names: ([broken], ["absent"]))
+    code, out, err = run(*SMALL, "work=[inference]", "--peers")
+    assert code == 3
+    assert "| hiera_tiny_224" in out
+    assert "broken, inference, fp32, eager: RuntimeError: nothing to build" in err
+    assert "pip install absent" in err
+
+
+def _refuse():
+    raise RuntimeError("nothing to build")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["hiera_tiny_225"], "nearest is 'hiera_tiny_224'"),
+        (["hiera_tiny_224", "hiera_tiny_16x224"], "all must be of video, or all of images"),
+        (["precisions=[fp16]", "device=cpu"], "fp32 and bf16"),
+        (["precisions=[fp8]"], "precisions"),
+        (["work=[training]"], "inference, finetuning, pretraining"),
+        (["batch_sizes=[0]"], "batch_sizes"),
+        (["batch_size=4"], "batch_sizes"),
+        (["rounds=0"], "rounds"),
+        (["work=[finetuning]", "videos=a.mp4"], "videos"),
+        (["device=gpu"], "device"),
+    ],
+)
+def test_mistakes_end_with_2(run, arguments, said):
+    code, out, err = run(*arguments)
+    assert code == 2
+    assert said in err
+    assert not out
+
+
+def test_dry_run_says_what_would_be_measured(run):
+    code, out, _ = run("hiera_tiny_224", "--dry-run", "work=[inference]", "batch_sizes=[1,8]")
+    assert code == 0
+    told = json.loads(out)
+    assert told["models"] == ["hiera_tiny_224"]
+    assert [setting["batch_size"] for setting in told["settings"]] == [1, 8, 1, 8]
