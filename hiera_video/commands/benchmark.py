@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import logging
 import statistics
@@ -50,7 +51,11 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
         )
     if config.peers:
         others, missing = peers(names)
-        subjects += others
+        chosen = [peer for peer in others if fnmatch.fnmatchcase(peer.name, config.only)]
+        if not chosen:
+            allowed = ", ".join(peer.name for peer in others)
+            raise ConfigError(f"only is {config.only!r}, of these none: {allowed}")
+        subjects += chosen
         for package in missing:
             logger.info("%s is not measured: pip install %s", package, package)
     settings = [
