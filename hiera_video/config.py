@@ -879,8 +879,8 @@ class BenchmarkConfig:
     """MODEL ..., variants. None at all: hiera_base_16x224."""
     peers: bool = False
     """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours."""
-    only: str = "*"
-    """Of the peers, those whose names match, e.g. "*(official)"."""
+    only: str = ""
+    """Of the peers, those whose names contain this, e.g. official."""
     work: list[str] = field(default_factory=lambda: ["inference", "finetuning", "pretraining"])
     """Any of inference, finetuning and pretraining: steps of training without the optimizer."""
     precisions: list[str] = field(default_factory=lambda: ["fp32", "bf16"])

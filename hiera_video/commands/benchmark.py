@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import logging
 import statistics
@@ -51,7 +50,7 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
         )
     if config.peers:
         others, missing = peers(names)
-        chosen = [peer for peer in others if fnmatch.fnmatchcase(peer.name, config.only)]
+        chosen = [peer for peer in others if config.only in peer.name]
         if not chosen:
             allowed = ", ".join(peer.name for peer in others)
             raise ConfigError(f"only is {config.only!r}, of these none: {allowed}")
