@@ -896,15 +896,12 @@ class BenchmarkConfig:
     video, until `rounds` batches are done. Null: without decoding alone."""
     num_workers: int | None = None
     """Decoding processes. Null: as many as there are cores."""
-    peak_tflops: float | None = None
-    """What the device reaches at most, 1e12 operations a second, whatever the precision. Null: of
-    its data sheet where it is known, else of a product of matrices."""
     output_dir: str | None = None
     """Folder for results.json, results.md and accuracy_speed.png. Null: they are not written."""
     overwrite: bool = False
     """Replace results in output_dir."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto (cuda, else mps, else cpu), or a torch device."""
 
     def check(self) -> None:
         for key, allowed in (
@@ -925,14 +922,14 @@ class BenchmarkConfig:
         _check_positive("rounds", self.rounds)
         if self.num_workers is not None:
             _require(self.num_workers >= 0, "num_workers", self.num_workers, "0 or more")
-        if self.peak_tflops is not None:
-            _check_positive("peak_tflops", self.peak_tflops)
+        measured = "inference" in self.work and "eager" in self.execution
         _require(
-            self.videos is None or "inference" in self.work,
+            self.videos is None or (measured and "fp16" not in self.precisions),
             "videos",
             self.videos,
-            "null without inference in work: decoding is measured with that",
+            "null, but for inference, eager, in fp32 and bf16: so decoding is measured",
         )
+        _require(self.peers or not self.only, "only", self.only, "empty without --peers")
 
 
 @dataclass(frozen=True)

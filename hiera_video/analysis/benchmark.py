@@ -14,14 +14,14 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import re
+import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.analysis.peers import Subject
+from hiera_video.analysis.peers import Subject, ours
+from hiera_video.models.linear import multiply
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_ROUND_SEC = 0.5
@@ -38,7 +39,7 @@ CLEAR_REFS = Path("/proc/self/clear_refs")
 # Dense TFLOP/s of the data sheets: of tensor cores in half precision, of the others in float32.
 PEAK_TFLOPS = {
     "A100": {"fp32": 19.5, "bf16": 312.0, "fp16": 312.0},
-    "H100 80GB": {"fp32": 67.0, "bf16": 989.4, "fp16": 989.4},
+    "H100 80GB HBM3": {"fp32": 67.0, "bf16": 989.4, "fp16": 989.4},
     "H100 PCIe": {"fp32": 51.0, "bf16": 756.0, "fp16": 756.0},
     "H200": {"fp32": 67.0, "bf16": 989.4, "fp16": 989.4},
 }
@@ -89,26 +90,26 @@ def measure(
         reduced: told a subject and the smaller batch, when a batch does not fit into memory.
     """
     calls, failed = {}, {}
+    torch.compiler.reset()  # it gives up on a function after eight versions of it
     for subject in subjects:
         if setting.work == "pretraining" and subject.build_pretraining is None:
             continue
         try:
-            calls[subject] = fitting(subject, setting, reduced)
+            flops = flops_of_clip(subject, setting.work)
+            calls[subject] = (*fitting(subject, setting, reduced), flops)
         except Exception as error:  # of any library: the others are measured
             failed[subject.name] = f"{type(error).__name__}: {error}"
     seconds: dict[Subject, list[float]] = {subject: [] for subject in calls}
     for _ in range(rounds):
-        for subject, (call, *_) in calls.items():
-            seconds[subject].append(seconds_a_call(call, setting.device))
+        for subject, (call, *_) in list(calls.items()):
+            try:
+                seconds[subject].append(seconds_a_call(call, setting.device))
+            except Exception as error:
+                failed[subject.name] = f"{type(error).__name__}: {error}"
+                del calls[subject]
     measured = [
-        Measurement(
-            subject,
-            batch_size,
-            tuple(seconds[subject]),
-            peak_gib,
-            batch_size * flops_of_clip(subject, setting.work),
-        )
-        for subject, (_, batch_size, peak_gib) in calls.items()
+        Measurement(subject, batch_size, tuple(seconds[subject]), peak_gib, batch_size * flops)
+        for subject, (_, batch_size, peak_gib, flops) in calls.items()
     ]
     return measured, failed
 
@@ -121,6 +122,7 @@ def fitting(
     Raises:
         MemoryError: one clip is too much.
     """
+    call = None
     while True:
         try:
             with _memory_errors():
@@ -133,6 +135,8 @@ def fitting(
         except MemoryError:
             if setting.batch_size == 1:
                 raise MemoryError("one clip does not fit into the memory") from None
+        del call
+        call = None
         gc.collect()
         if setting.device == "cuda":
             torch.cuda.empty_cache()
@@ -187,8 +191,11 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize()
 
 
+@cache
 def flops_of_clip(subject: Subject, work: str) -> int:
     """Of products, 2 for each multiply-add; a backward pass costs twice the forward pass."""
+    if subject.variant is not None:
+        return flops_of_clip(ours(subject.variant), work)
     build = subject.build_pretraining if work == "pretraining" else subject.build
     assert build is not None
     model = build().eval().to("meta")
@@ -202,13 +209,14 @@ def peak_tflops(device: str, precision: str) -> tuple[float, str]:
     if device == "cuda":
         name = torch.cuda.get_device_name()
         for known, peaks in PEAK_TFLOPS.items():
-            if known in name:
+            if known in name and "MIG" not in name and "NVL" not in name:  # those are slower
                 return peaks[precision], f"data sheet of {known}"
     dtype = AUTOCAST[precision] or torch.float32
     size = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    a @ b
-    seconds = min(seconds_a_call(lambda: a @ b, device) for _ in range(3))
+    with torch.inference_mode():
+        ways = (lambda: a @ b, lambda: multiply(a, b, None))  # by MKL and oneDNN, in float32
+        seconds = min(seconds_a_call(way, device) for _ in range(3) for way in ways)
     return 2 * size**3 / seconds / 1e12, f"measured, product of {size}x{size} matrices"
 
 
@@ -223,28 +231,48 @@ def peak_on_gpu(call: Callable[[], Any]) -> float:
 def peak_in_child(subject: Subject, setting: Setting) -> float | None:
     """GiB above the loaded model, of a first call in a new process; None where nothing tells.
 
+    Nothing does but on Linux, nor where a first call compiles.
+
     Raises:
         MemoryError: there is not enough; or the process was killed, as Linux does then.
+        RuntimeError: it ended otherwise.
     """
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_peak, subject, setting, torch.get_num_threads()).result()
-        except BrokenProcessPool:
-            raise MemoryError from None
-
-
-def _peak(subject: Subject, setting: Setting, num_threads: int) -> float | None:
-    torch.set_num_threads(num_threads)
-    call = prepare(subject, setting)
-    if not CLEAR_REFS.exists():  # Linux alone
-        call()
+    if not CLEAR_REFS.exists() or setting.execution == "compiled":
         return None
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(
+        target=_send_peak, args=(sender, subject, setting, torch.get_num_threads())
+    )
+    child.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        answer = None
+    child.join()
+    if isinstance(answer, Exception):
+        raise answer
+    if answer is None and child.exitcode == -signal.SIGKILL:
+        raise MemoryError
+    if answer is None:
+        raise RuntimeError(f"the process that measures its memory ended with {child.exitcode}")
+    return answer
+
+
+def _send_peak(sender: Connection, subject: Subject, setting: Setting, num_threads: int) -> None:
+    torch.set_num_threads(num_threads)
     Path("/proc/self/oom_score_adj").write_text("1000")  # this process before any other
-    # The first call, since the allocator keeps what a call has freed. The mark starts anew.
-    CLEAR_REFS.write_text("5")
-    before = _memory_kib("VmRSS")
-    call()
-    return (_memory_kib("VmHWM") - before) / 2**20
+    try:
+        with _memory_errors():
+            call = prepare(subject, setting)
+            # The first call, since the allocator keeps what a call has freed. The mark starts anew.
+            CLEAR_REFS.write_text("5")
+            before = _memory_kib("VmRSS")
+            call()
+            sender.send((_memory_kib("VmHWM") - before) / 2**20)
+    except Exception as error:  # whatever it is, it is raised there
+        sender.send(error)
 
 
 def _memory_kib(field: str) -> int:
@@ -261,6 +289,6 @@ def _memory_errors() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise MemoryError from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error):
+        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
             raise
         raise MemoryError from None

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.models.mae import reconstruction_losses
-from hiera_video.models.masking import UnitMasking, kept_units
+from hiera_video.models.masking import UnitMasking
 from hiera_video.models.registry import (
     VARIANTS,
     create_autoencoder,
@@ -71,6 +71,8 @@ class Subject:
     """Shape of its input, without the batch: (C, T, H, W), or (C, H, W)."""
     top1: float | None = None
     """Published accuracy, percent."""
+    variant: str | None = None
+    """Ours that it is another implementation of, and is counted and compared as."""
     build_pretraining: Callable[[], nn.Module] | None = None
     """The same as a masked autoencoder that turns a batch into its loss; None: there is none."""
 
@@ -81,17 +83,13 @@ class PretrainingStep(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.model = create_autoencoder(name, decoder_heads=DECODER_HEADS)
-        units = self.model.encoder.units_shape
-        self.masking = UnitMasking(units, paper_mask_ratio(VARIANTS[name]))
-        generator = torch.Generator().manual_seed(0)
-        order = torch.rand(self.model.encoder.num_units, generator=generator).argsort()
-        visible = torch.zeros(1, len(order), dtype=torch.bool)
-        visible[0, order[: self.masking.num_visible]] = True
-        self.kept: Tensor
-        self.register_buffer("kept", kept_units(visible))
+        encoder, ratio = self.model.encoder, paper_mask_ratio(VARIANTS[name])
+        self.num_units = encoder.num_units
+        self.num_visible = UnitMasking(encoder.units_shape, ratio).num_visible
 
     def forward(self, clips: Tensor) -> Tensor:
-        kept = self.kept.expand(len(clips), -1)
+        order = torch.rand(len(clips), self.num_units, device=clips.device).argsort(dim=1)
+        kept = order[:, : self.num_visible].sort(dim=1).values
         prediction = self.model(clips, kept)
         if clips.is_meta:  # to count: the loss, which multiplies nothing, does not run there
             return prediction
@@ -109,7 +107,7 @@ def ours(name: str) -> Subject:
         partial(create_model, name),
         (channels, frames, height, width),
         HIERA_TOP1.get(name),
-        partial(PretrainingStep, name),
+        build_pretraining=partial(PretrainingStep, name),
     )
 
 
@@ -163,6 +161,7 @@ def _official_models(names: Sequence[str]) -> Iterator[Subject]:
                 partial(_official, name),
                 (3, *size) if frames == 1 else (3, frames, *size),
                 HIERA_TOP1.get(name),
+                name,
                 partial(OfficialPretraining, name),
             )
 
@@ -174,7 +173,7 @@ def _timm_models(names: Sequence[str]) -> Iterator[Subject]:
         if timm.is_model(name):
             clip = (3, *VARIANTS[name]["input_size"][1:])
             build = partial(timm.create_model, name)
-            yield Subject(f"{name} (timm)", "timm", build, clip, HIERA_TOP1.get(name))
+            yield Subject(f"{name} (timm)", "timm", build, clip, HIERA_TOP1.get(name), name)
 
 
 def _torchvision_models(image: bool) -> Iterator[Subject]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import statistics
+import platform
+import re
 import time
 from functools import partial
-from itertools import groupby, product
-from operator import itemgetter
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 
 from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed, pyplot
 from hiera_video.analysis.benchmark import Setting, measure, peak_tflops
+from hiera_video.analysis.benchmark_tables import heading, tell, tell_decoding, tell_report
 from hiera_video.analysis.peers import Subject, ours, peers
 from hiera_video.config import BenchmarkConfig, ConfigError, configured
 from hiera_video.data.annotations import VideoRecord, read_video_list
@@ -50,34 +51,36 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
         )
     if config.peers:
         others, missing = peers(names)
+        for package in missing:
+            logger.info("%s is not measured: pip install %s", package, package)
         chosen = [peer for peer in others if config.only in peer.name]
         if not chosen:
             allowed = ", ".join(peer.name for peer in others)
-            raise ConfigError(f"only is {config.only!r}, of these none: {allowed}")
+            raise ConfigError(
+                f"only is {config.only!r}, a part of none of these names: {allowed}; not "
+                f"installed: {', '.join(missing) or 'none'}"
+            )
         subjects += chosen
-        for package in missing:
-            logger.info("%s is not measured: pip install %s", package, package)
     settings = [
         Setting(*choice, device=device)
         for choice in product(config.work, config.precisions, config.execution, config.batch_sizes)
     ]
+    videos = () if config.videos is None else videos_of(config.videos)
+    folder = prepared_folder(config)
     if dry_run:
         described = [vars(setting) for setting in settings]
         models = [subject.name for subject in subjects]
         print(json.dumps({"models": models, "settings": described}, indent=2))
         return 0
-    folder = prepared_folder(config)
-    peaks = {}
-    for precision in config.precisions:
-        peak, source = config.peak_tflops, "peak_tflops"
-        if peak is None:
-            peak, source = peak_tflops(device, precision)
-        peaks[precision] = {"tflops": peak, "source": source}
+    if device == "cuda":  # float32 is float32 for all, and convolutions are tuned for all
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    peaks = {precision: peak_tflops(device, precision) for precision in config.precisions}
     report: dict[str, Any] = {
         "environment": environment(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else device,
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
         "threads": torch.get_num_threads(),
-        "peaks": peaks,
+        "peaks": {key: {"tflops": peak, "source": how} for key, (peak, how) in peaks.items()},
         "results": [],
         "decoding": [],
         "failed": [],
@@ -85,19 +88,21 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
     if not as_json:
         print(heading(report))
     for setting in settings:
-        rows, failed = measured(subjects, setting, config.rounds, peaks)
+        rows, failed = measured(subjects, setting, config.rounds, peaks[setting.precision][0])
         report["results"] += rows
         report["failed"] += failed
         if not as_json:
             print(f"\n{tell(rows)}", flush=True)
-    if config.videos is not None:
-        for setting in settings:
-            if setting.work == "inference" and setting.execution == "eager":
-                report["decoding"] += [decoded(name, setting, config) for name in names]
-        if not as_json:
-            print(f"\n{tell_decoding(report['decoding'])}", flush=True)
+        if folder is not None:
+            write_results(folder, report)
+    for name, setting in product(names if videos else (), settings):
+        if setting.work == "inference" and setting.execution == "eager":
+            report["decoding"].append(decoded(name, setting, config, videos))
+    if videos and not as_json:
+        print(f"\n{tell_decoding(report['decoding'])}")
     if folder is not None:
         write_results(folder, report)
+        logger.info("results are in %s", folder)
     if as_json:
         print(json.dumps(report))
     return 3 if report["failed"] else 0
@@ -114,13 +119,16 @@ def prepared_folder(config: BenchmarkConfig) -> Path | None:
             f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or set "
             "overwrite=true to replace them"
         )
-    pyplot()  # to fail now, not after an hour
+    try:
+        pyplot()  # to fail now, not after an hour
+    except ImportError as error:
+        raise ConfigError(str(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def measured(
-    subjects: list[Subject], setting: Setting, rounds: int, peaks: dict[str, Any]
+    subjects: list[Subject], setting: Setting, rounds: int, peak: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """What the report says of all subjects in one setting, and of those that failed."""
     said = f"{setting.work}, {setting.precision}, {setting.execution}"
@@ -131,8 +139,11 @@ def measured(
     measurements, failed = measure(subjects, setting, rounds=rounds, reduced=tell_reduced)
     for name, cause in failed.items():
         logger.error("%s, %s: %s", name, said, cause)
+    speeds = {m.subject.name: m.clips_per_sec for m in measurements}
+    first = subjects[0].name
     rows = []
     for m in measurements:
+        ours_per_sec = speeds.get(m.subject.variant or first)
         rows.append(
             {
                 "model": m.subject.name,
@@ -147,23 +158,25 @@ def measured(
                 "seconds": list(m.seconds),
                 "peak_gib": m.peak_gib,
                 "flops": m.flops,
-                "model_flops_utilisation": m.tflops / peaks[setting.precision]["tflops"],
-                "first_is": measurements[0].clips_per_sec / m.clips_per_sec,
+                "model_flops_utilisation": m.tflops / peak,
+                "ours_is": None if ours_per_sec is None else ours_per_sec / m.clips_per_sec,
             }
         )
     causes = [{"model": name, "setting": said, "cause": cause} for name, cause in failed.items()]
     return rows, causes
 
 
-def decoded(name: str, setting: Setting, config: BenchmarkConfig) -> dict[str, Any]:
+def videos_of(source: str) -> tuple[VideoRecord, ...]:
+    """A file, or those of a folder or list."""
+    if Path(source).is_file() and is_media(source):
+        return (VideoRecord(source, (), source),)
+    return read_video_list(source).records
+
+
+def decoded(
+    name: str, setting: Setting, config: BenchmarkConfig, records: tuple[VideoRecord, ...]
+) -> dict[str, Any]:
     """Clips a second of one of ours from files: one clip and crop of each video, over and over."""
-    assert config.videos is not None
-    source = Path(config.videos)
-    records: tuple[VideoRecord, ...]
-    if source.is_file() and is_media(config.videos):
-        records = (VideoRecord(config.videos, (), source.name),)
-    else:
-        records = read_video_list(config.videos).records
     workers = default_num_workers(1) if config.num_workers is None else config.num_workers
     # Workers run ahead by two clips each, before the clock starts: that must not count for much.
     ahead = 2 * max(1, workers)
@@ -203,70 +216,15 @@ def decoded(name: str, setting: Setting, config: BenchmarkConfig) -> dict[str, A
     }
 
 
-def heading(report: dict[str, Any]) -> str:
-    peaks = ", ".join(
-        f"{precision} {peak['tflops']:.3g} TFLOP/s ({peak['source']})"
-        for precision, peak in report["peaks"].items()
-    )
-    return (
-        f"{report['device']}, {report['threads']} threads, torch {report['environment']['torch']}\n"
-        f"peak, of which MFU is the share: {peaks}"
-    )
-
-
-def tell(rows: list[dict[str, Any]]) -> str:
-    """The rows of one setting, as a Markdown table."""
-    if not rows:
-        return "nothing was measured"
-    first = rows[0]
-    lines = [["model", "clip", "batch", "clips/s", "+-", "peak GiB", "GFLOPs", "MFU"]]
-    lines[0].append(f"{first['model']} is")
-    for row in rows:
-        spread = (max(row["seconds"]) - min(row["seconds"])) / 2 / statistics.median(row["seconds"])
-        lines.append(
-            [
-                row["model"],
-                "x".join(str(n) for n in row["clip"]),
-                str(row["batch_size"]),
-                f"{row['clips_per_sec']:.3g}",
-                f"{spread:.0%}",
-                "unknown" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
-                f"{row['flops'] / row['batch_size'] / 1e9:.0f}",
-                f"{row['model_flops_utilisation']:.0%}",
-                f"{row['first_is']:.2f}x",
-            ]
-        )
-    return f"{first['work']}, {first['precision']}, {first['execution']}\n\n{markdown_table(lines)}"
-
-
-def tell_decoding(rows: list[dict[str, Any]]) -> str:
-    """Inference with decoding, as a Markdown table."""
-    lines = [["model", "precision", "batch", "decoding processes", "clips", "clips/s"]]
-    for row in rows:
-        keys = ("model", "precision", "batch_size", "num_workers", "clips")
-        lines.append([*(str(row[key]) for key in keys), f"{row['clips_per_sec']:.3g}"])
-    return f"inference from files, eager\n\n{markdown_table(lines)}"
-
-
-def markdown_table(lines: list[list[str]]) -> str:
-    """The first line is the heading; columns but the first are aligned to the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    padded = [
-        [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-        for row in (lines[0], rule, *lines[1:])
-    ]
-    return "\n".join("| " + " | ".join(row) + " |" for row in padded)
-
-
 def write_results(folder: Path, report: dict[str, Any]) -> None:
     """results.json, results.md and, where anything can be drawn, accuracy_speed.png."""
     write_text(folder / "results.json", json.dumps(report, indent=2))
-    key = itemgetter("work", "precision", "execution")
-    parts = [heading(report)]
-    parts += [tell(list(rows)) for _, rows in groupby(report["results"], key)]
-    if report["decoding"]:
-        parts.append(tell_decoding(report["decoding"]))
-    write_text(folder / "results.md", "\n\n".join(parts) + "\n")
-    drawn = plot_accuracy_and_speed(report, folder / "accuracy_speed.png")
-    logger.info("written to %s: %s", folder, ", ".join(RESULTS if drawn else RESULTS[:2]))
+    write_text(folder / "results.md", tell_report(report))
+    plot_accuracy_and_speed(report, folder / "accuracy_speed.png")
+
+
+def processor() -> str:
+    """Its name, as the system gives it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    told = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return told[1] if told is not None else platform.processor() or platform.machine()

@@ -97,7 +97,7 @@ torch.library.register_autograd(
 def _panels(q: Tensor, k: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yields slices of n, each with two buffers [slice, V, U] that the next one uses again."""
     n, queries, keys = q.shape[0], q.shape[1], k.shape[1]
-    most = min(n, max(1, PANEL_ELEMENTS // (queries * keys)))
+    most = max(1, min(n, PANEL_ELEMENTS // (queries * keys)))
     scores = torch.empty((most, queries, keys), dtype=q.dtype)
     weights = torch.empty_like(scores)
     for first in range(0, n, most):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hiera_video.models.attention import attend
-from hiera_video.models.linear import GeluLinear, Linear, gelu_of_linear
+from hiera_video.models.linear import GeluLinear, Linear, gelu_of_linear, is_plain
 
 Size3 = tuple[int, int, int]  # along (time, height, width)
 
@@ -137,7 +137,10 @@ class Mlp(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.is_grad_enabled():
             return self.fc2(gelu_of_linear(x, self.fc1))
-        return GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
+        x = self.fc1(x)
+        if not is_plain(self.fc2):
+            return self.fc2(F.gelu(x))
+        return GeluLinear.apply(x, self.fc2.weight, self.fc2.bias)
 
 
 class HieraBlock(nn.Module):

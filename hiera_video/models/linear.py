@@ -5,11 +5,13 @@ processors uses no AVX-512. oneDNN does both better, in true float32 as long as 
 `float32_matmul_precision` is left at "highest". The whole of hiera_base took 0.91 of the time
 forward on a processor whose AVX-512 units are no faster than its AVX2 ones (Zen 4). In bfloat16
 torch uses oneDNN itself; there, what is left to gain is GELU, computed with the product.
+
+Gradients are of the first order, and torch.func does not go through them.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -74,16 +76,23 @@ def linear_gradients(
     return grad_x, grad_weight, grad_bias
 
 
-def gelu_of_linear(x: Tensor, linear: nn.Linear) -> Tensor:
+def is_plain(layer: nn.Module) -> TypeGuard[Linear]:
+    """Whether a layer is nothing but its weight and bias: no adapter, and nobody looks on."""
+    return type(layer) is Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def gelu_of_linear(x: Tensor, linear: nn.Module) -> Tensor:
     """`gelu(linear(x))`, without gradients."""
-    if x.device.type != "cpu" or not _has_onednn():
+    if x.device.type != "cpu" or not is_plain(linear) or not _has_onednn():
         return F.gelu(linear(x))
     weight: Tensor = linear.weight
     bias: Tensor = linear.bias
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    if x.dtype not in (torch.float32, torch.bfloat16):
+    if x.dtype != torch.float32 and not (
+        x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
         return F.gelu(F.linear(x, weight, bias))
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "none")
 
@@ -109,6 +118,7 @@ def _has_onednn() -> bool:
     return (
         not torch.compiler.is_compiling()
         and torch.backends.mkldnn.is_available()
+        and bool(torch.backends.mkldnn.enabled)
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and _get_current_dispatch_mode() is None
     )

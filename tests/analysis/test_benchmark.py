@@ -39,7 +39,7 @@ class Hungry(Sleeper):
         self.most, self.error = most, error
 
     def forward(self, x):
-        if len(x) > self.most:
+        if len(x) > self.most and not x.is_meta:
             raise self.error
         return super().forward(x)
 
@@ -75,6 +75,21 @@ def test_clips_per_second_and_utilisation():
     m = Measurement(subject("a", nn.Identity), 8, (0.5, 0.4, 9.0), 1.0, 10**12)
     assert m.clips_per_sec == 16
     assert m.tflops == 2
+
+
+def test_what_fails_in_a_later_round_costs_itself_alone(quick):
+    class Tires(Sleeper):
+        calls = 0
+
+        def forward(self, x):
+            type(self).calls += x.device.type != "meta"
+            if self.calls > 2:
+                raise ValueError("tired")
+            return super().forward(x)
+
+    results, failed, _ = measured([subject("a", Tires), subject("b", Sleeper)], rounds=3)
+    assert list(results) == ["b"]
+    assert failed == {"a": "ValueError: tired"}
 
 
 def test_models_take_turns(quick):
@@ -179,7 +194,34 @@ def test_the_peak_of_an_unknown_device_is_measured(monkeypatch, precision):
 
 def test_the_peak_of_a_known_device_is_that_of_its_data_sheet(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    assert benchmark.peak_tflops("cuda", "bf16") == (989.4, "data sheet of H100 80GB")
+    assert benchmark.peak_tflops("cuda", "bf16") == (989.4, "data sheet of H100 80GB HBM3")
+
+
+def test_other_deaths_of_the_process_are_no_lack_of_memory():
+    with pytest.raises(RuntimeError, match="ended with 7"):
+        benchmark.peak_in_child(subject("a", Exits), CPU)
+    with pytest.raises(ValueError, match="no such thing"):
+        benchmark.peak_in_child(subject("a", partial(Hungry, 0, ValueError("no such thing"))), CPU)
+
+
+class Exits(Sleeper):
+    def forward(self, x):
+        import os
+
+        os._exit(7)
+
+
+def test_another_implementation_is_counted_as_ours():
+    """The official autoencoder indexes by masks, which the meta device cannot."""
+    official = Subject("x", "hiera", _never, (3, 224, 224), variant="hiera_tiny_224")
+    for work in ("inference", "pretraining"):
+        assert benchmark.flops_of_clip(official, work) == benchmark.flops_of_clip(
+            ours("hiera_tiny_224"), work
+        )
+
+
+def _never():
+    raise AssertionError
 
 
 def test_unknown_variants_name_the_nearest():

@@ -34,7 +34,7 @@ def test_tables_files_and_json(run, tmp_path):
     settings = [(row["work"], row["batch_size"]) for row in report["results"]]
     works = ("inference", "finetuning", "pretraining")
     assert settings == [(work, size) for work in works for size in (1, 2)]
-    assert all(row["clips_per_sec"] > 0 and row["first_is"] == 1 for row in report["results"])
+    assert all(row["clips_per_sec"] > 0 and row["ours_is"] == 1 for row in report["results"])
     assert all(0 < row["model_flops_utilisation"] < 1.5 for row in report["results"])
     tables = (tmp_path / "b" / "results.md").read_text()
     assert tables.count("| hiera_tiny_224 |") == 6 == out.count("| hiera_tiny_224 |")
@@ -89,6 +89,8 @@ def _refuse():
         (["batch_size=4"], "batch_sizes"),
         (["rounds=0"], "rounds"),
         (["work=[finetuning]", "videos=a.mp4"], "videos"),
+        (["precisions=[fp16]", "videos=a.mp4"], "videos"),
+        (["--only", "official"], "only"),
         (["device=gpu"], "device"),
         (["hiera_tiny_224", "--peers", "only=resnet_50"], "resnet50"),
     ],

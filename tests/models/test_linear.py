@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hiera_video.models.hiera import Mlp
 from hiera_video.models.linear import GeluLinear, Linear, gelu_of_linear
 
 SHAPES = [(7, 24), (2, 3, 5, 24), (0, 24), (24,)]
@@ -102,3 +103,38 @@ def test_counters_and_compilers_see_a_plain_product():
     assert {str(n.target) for n in program.graph.nodes if n.op == "call_function"} == {
         "aten.linear.default"
     }
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["fc1", "fc2"])
+def test_adapters_and_hooks_of_an_mlp_are_not_passed_by(name, grad):
+    class Adapter(nn.Module):
+        def __init__(self, base):
+            super().__init__()
+            self.base, self.weight, self.bias = base, base.weight, base.bias
+
+        def forward(self, x):
+            return self.base(x) + 1
+
+    torch.manual_seed(0)
+    mlp, x = Mlp(6, 8), torch.randn(3, 6)
+    seen = []
+    handle = getattr(mlp, name).register_forward_hook(lambda *_: seen.append(name))
+    with torch.set_grad_enabled(grad):
+        before = mlp(x)
+        assert seen == [name]
+        handle.remove()
+        setattr(mlp, name, Adapter(getattr(mlp, name)))
+        hidden = F.gelu(mlp.fc1(x))
+        torch.testing.assert_close(mlp(x), mlp.fc2(hidden))
+        assert not torch.allclose(mlp(x), before)
+
+
+def test_bfloat16_without_its_units(monkeypatch):
+    """oneDNN refuses it there; torch has other kernels."""
+    ours, theirs = layers()
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    monkeypatch.delattr(torch.ops.mkldnn, "_linear_pointwise", raising=False)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        x = torch.randn(3, 24)
+        assert torch.equal(gelu_of_linear(x, ours), F.gelu(theirs(x)))
