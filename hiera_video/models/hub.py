@@ -22,7 +22,7 @@ def fetch_repository(name: str, revision: str | None = None) -> Path:
     hub = _library()
     try:
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
-    except (OSError, ValueError) as error:  # all that the library raises are one or the other
+    except Exception as error:  # its own, and those of whatever it sends requests by
         reason = " ".join(str(error).split())
         raise ConnectionError(
             f"{name} is no local folder, and cannot be fetched from the Hugging Face Hub: check "
@@ -41,7 +41,7 @@ def write_repository(name: str, folder: Path) -> None:
     try:
         hub.create_repo(name, exist_ok=True)
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # as above
         reason = " ".join(str(error).split())
         raise ConnectionError(
             f"{folder} is written, but cannot be uploaded to {name}: check the name, "

@@ -70,3 +70,24 @@ def test_missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         Hiera.from_pretrained("me/mine")
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         Hiera.from_pretrained("nowhere")
+
+
+def test_errors_of_the_connection_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+
+    class TransportError(Exception):  # of the library that sends requests
+        pass
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise TransportError("no route to host")
+
+    monkeypatch.setattr(hub, "create_repo", fail)
+    monkeypatch.setattr(hub, "snapshot_download", fail)
+    model = Hiera(**ARGUMENTS)
+    with pytest.raises(ConnectionError, match=r"cannot be uploaded to me/mine.*no route to host"):
+        model.save_pretrained(tmp_path / "mine", repository="me/mine")
+    assert (tmp_path / "mine" / "model.safetensors").exists()
+    with pytest.raises(ConnectionError, match=r"me/mine is no local folder.*no route to host"):
+        Hiera.from_pretrained("me/mine")
