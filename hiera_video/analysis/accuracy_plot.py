@@ -30,7 +30,8 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
                 models[row["model"]] = row
     if not best:
         return False
-    plt = pyplot()
+    matplotlib = plotting()
+    plt = matplotlib.pyplot
     figure, axes = plt.subplots(
         1, len(best), figsize=(7 * len(best), 5), squeeze=False, layout="constrained", sharey=True
     )
@@ -46,17 +47,22 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
                 label=library,
                 color=f"C{libraries.index(library)}",
             )
+            lines = LINES_BELOW.get(library, 0)
             for row in rows:
                 axis.annotate(
                     row["model"],
                     (row["clips_per_sec"], row["top1"]),
-                    xytext=(4, 4 - 11 * LINES_BELOW.get(library, 0)),
+                    xytext=(4, 4)
+                    if library not in LINES_BELOW
+                    else (-4, -11 * LINES_BELOW[library]),
+                    ha="left" if library not in LINES_BELOW else "right",
                     textcoords="offset points",
                     fontsize=7,
                 )
         axis.set(xscale="log", xlabel="clips per second", title=precision)
-        for ticks in (axis.xaxis.set_major_formatter, axis.xaxis.set_minor_formatter):
-            ticks(lambda value, _: f"{value:g}")
+        axis.xaxis.set_major_locator(matplotlib.ticker.LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
         axis.margins(x=0.25, y=0.1)
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("published top-1 accuracy, %")
@@ -67,13 +73,14 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def pyplot() -> Any:
-    """matplotlib.pyplot, drawing to files."""
+def plotting() -> Any:
+    """matplotlib, drawing to files, with pyplot and ticker."""
     try:
         import matplotlib
     except ImportError:
         raise ImportError("plots need matplotlib: pip install 'hiera-video[plot]'") from None
     matplotlib.use("agg")
     import matplotlib.pyplot
+    import matplotlib.ticker
 
-    return matplotlib.pyplot
+    return matplotlib

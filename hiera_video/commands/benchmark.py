@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed, pyplot
+from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed, plotting
 from hiera_video.analysis.benchmark import Setting, measure, peak_tflops
 from hiera_video.analysis.benchmark_tables import heading, tell, tell_decoding, tell_report
 from hiera_video.analysis.peers import Subject, ours, peers
@@ -120,7 +120,7 @@ def prepared_folder(config: BenchmarkConfig) -> Path | None:
             "overwrite=true to replace them"
         )
     try:
-        pyplot()  # to fail now, not after an hour
+        plotting()  # to fail now, not after an hour
     except ImportError as error:
         raise ConfigError(str(error)) from None
     folder.mkdir(parents=True, exist_ok=True)
