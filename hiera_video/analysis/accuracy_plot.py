@@ -52,10 +52,8 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
                 axis.annotate(
                     row["model"],
                     (row["clips_per_sec"], row["top1"]),
-                    xytext=(4, 4)
-                    if library not in LINES_BELOW
-                    else (-4, -11 * LINES_BELOW[library]),
-                    ha="left" if library not in LINES_BELOW else "right",
+                    xytext=(-4, -11 * lines) if lines else (4, 4),
+                    ha="right" if lines else "left",
                     textcoords="offset points",
                     fontsize=7,
                 )
