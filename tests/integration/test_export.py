@@ -1,6 +1,7 @@
 """`export` end to end: the folder, what it says, and mistakes in one line."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -27,7 +28,8 @@ def test_classifier(commands, weights, tmp_path):
     export = ("export", f"checkpoint={weights}", "to=pt2", f"output_dir={folder}")
     result = commands.run(*export)
     assert result.code == 0, result.err
-    assert result.out.startswith("model.pt2: differs by 0.0e+00 at most, in outputs up to ")
+    found = re.match(r"model.pt2: differs by (\S+) at most, in outputs up to (\S+)\n", result.out)
+    assert float(found[1]) < 1e-5 * float(found[2])  # other products than torch.export's
     assert sorted(p.name for p in folder.iterdir()) == ["export.json", "model.pt2"]
     told = json.loads((folder / "export.json").read_text(encoding="utf-8"))
     assert told["input"]["shape"] == [3, 4, 32, 32]
