@@ -66,12 +66,14 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
         for choice in product(config.work, config.precisions, config.execution, config.batch_sizes)
     ]
     videos = () if config.videos is None else videos_of(config.videos)
-    folder = prepared_folder(config)
+    folder = checked_folder(config)
     if dry_run:
         described = [vars(setting) for setting in settings]
         models = [subject.name for subject in subjects]
         print(json.dumps({"models": models, "settings": described}, indent=2))
         return 0
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
     if device == "cuda":  # float32 is float32 for all, and convolutions are tuned for all
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
@@ -105,11 +107,13 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
         logger.info("results are in %s", folder)
     if as_json:
         print(json.dumps(report))
+    if not report["results"]:
+        return 1
     return 3 if report["failed"] else 0
 
 
-def prepared_folder(config: BenchmarkConfig) -> Path | None:
-    """`output_dir`, made; results in it are not overwritten unasked."""
+def checked_folder(config: BenchmarkConfig) -> Path | None:
+    """`output_dir`; results in it are not overwritten unasked."""
     if config.output_dir is None:
         return None
     folder = Path(config.output_dir)
@@ -123,7 +127,6 @@ def prepared_folder(config: BenchmarkConfig) -> Path | None:
         plotting()  # to fail now, not after an hour
     except ImportError as error:
         raise ConfigError(str(error)) from None
-    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

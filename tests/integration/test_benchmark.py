@@ -71,6 +71,10 @@ def test_a_peer_that_fails_is_named_and_the_code_is_3(run, monkeypatch):
     assert "| hiera_tiny_224" in out
     assert "broken, inference, fp32, eager: RuntimeError: nothing to build" in err
     assert "pip install absent" in err
+    monkeypatch.setattr(command, "ours", lambda name: broken)
+    code, out, _ = run(*SMALL, "work=[inference]")
+    assert code == 1
+    assert "nothing was measured" in out
 
 
 def _refuse():
@@ -102,8 +106,10 @@ def test_mistakes_end_with_2(run, arguments, said):
     assert not out
 
 
-def test_dry_run_says_what_would_be_measured(run):
-    code, out, _ = run("hiera_tiny_224", "--dry-run", "work=[inference]", "batch_sizes=[1,8]")
+def test_dry_run_says_what_would_be_measured(run, tmp_path):
+    line = ("hiera_tiny_224", "--dry-run", "work=[inference]", "batch_sizes=[1,8]")
+    code, out, _ = run(*line, "--output-dir", tmp_path / "b")
+    assert not (tmp_path / "b").exists()
     assert code == 0
     told = json.loads(out)
     assert told["models"] == ["hiera_tiny_224"]
