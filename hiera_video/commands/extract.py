@@ -171,13 +171,14 @@ def finish(
     """Writes the tables of all videos of the list, tells, and returns the exit code."""
     rows = store.write_tables(video.name for video in videos)
     failed = [row for row in rows if row["status"] == "failed"]
+    damaged = [row for row in rows if row["status"] == "done" and row.get("damage") is not None]
     report: dict[str, Any] = {
         "videos": len(videos),
         "done": len(rows) - len(failed),
         "failed": len(failed),
         "windows": sum(row["num_windows"] for row in rows if row["status"] == "done"),
         "short": sum(row["is_short"] for row in rows if row["status"] == "done"),
-        "damaged": sum(row.get("damage") is not None for row in rows if row["status"] == "done"),
+        "damaged": len(damaged),
         "output_dir": config.output_dir,
     }
     if config.to == "parquet":
@@ -189,9 +190,10 @@ def finish(
             f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
             f"{report['windows']} windows, {report['short']} videos shorter than a clip\n{summary}"
         )
-        for row in rows:
-            if row["status"] == "done" and row.get("damage") is not None:
-                print(f"done as far as it goes: {row['path']}: {row['damage']}")
+        for row in damaged[:10]:
+            print(f"done as far as it goes: {row['path']}: {row['damage']}")
+        if len(damaged) > 10:
+            print(f"and {len(damaged) - 10} more, see {store.folder / 'index.jsonl'}")
         for row in failed[:10]:
             print(f"failed: {row['error']}")
         if len(failed) > 10:
