@@ -42,3 +42,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(params=["pyav", "decord", "torchcodec"])
+def backend(request: pytest.FixtureRequest) -> str:
+    if request.param == "decord":
+        pytest.importorskip("decord")
+    if request.param == "torchcodec":
+        pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
+        import torchcodec
+
+        if torchcodec.ffmpeg_major_version is None:
+            pytest.skip("torchcodec finds no FFmpeg")
+    return request.param

@@ -67,15 +67,6 @@ def video(request: pytest.FixtureRequest, folder: Path) -> tuple[Path, dict, tup
     return folder / name, arguments, backends
 
 
-@pytest.fixture(params=ALL)
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "decord":
-        pytest.importorskip("decord")
-    if request.param == "torchcodec":
-        pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
-    return request.param
-
-
 def test_frames_equal_a_linear_decode(video, backend, caplog):
     path, arguments, served_by = video
     warn_once.cache_clear()

@@ -6,6 +6,7 @@ import pickle
 import struct
 import sys
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,15 +21,6 @@ FASTSTART = {"movflags": "+faststart"}
 @pytest.fixture(autouse=True)
 def fresh_warnings():
     warn_once.cache_clear()
-
-
-@pytest.fixture(params=["pyav", "decord", "torchcodec"])
-def backend(request: pytest.FixtureRequest) -> str:
-    if request.param == "decord":
-        pytest.importorskip("decord")
-    if request.param == "torchcodec":
-        pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
-    return request.param
 
 
 def cause_of(path, backend="pyav", **arguments) -> str:
@@ -124,6 +116,32 @@ def test_damaged_packets_are_an_error_not_another_frame(tmp_path, backend):
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_frames_predicted_from_a_lost_one_do_not_count(tmp_path, backend, b_frames):
+    options = {"bf": str(b_frames), "g": "10", "sc_threshold": "0", "b-pyramid": "none"}
+    path = make_striped_video(tmp_path / "lost.mp4", 40, options=options)
+    data = bytearray(path.read_bytes())
+    with av.open(path) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    lost = packets[13]
+    data[lost.pos : lost.pos + lost.size] = b"\xff" * lost.size
+    path.write_bytes(data)
+    good, named = [], []
+    with open_video(path, backend) as reader:
+        for position in range(len(reader)):
+            try:
+                assert read_number(reader.frames([position])[0]) == position
+            except VideoError as error:
+                named.append(error.sentence.startswith(f"frame {position} of 40"))
+            else:
+                good.append(position)
+    spoiled = set(range(40)) - set(good)
+    assert all(named)
+    assert 13 in spoiled
+    assert 19 in spoiled
+    assert spoiled <= set(range(11, 20))
+
+
 @pytest.mark.parametrize("what", ["open", "frames", "stream"])
 def test_deadline(tmp_path, monkeypatch, what):
     path = make_striped_video(tmp_path / "slow.mp4", 30)
@@ -164,6 +182,13 @@ def test_missing_library_is_one_sentence(tmp_path, monkeypatch, backend, library
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
     with pytest.raises(ImportError, match=f"pip install .*{library}"):
         open_video(make_striped_video(tmp_path / "v.mp4", 3), backend)
+
+
+def test_torchcodec_without_ffmpeg_is_one_sentence(tmp_path, monkeypatch):
+    torchcodec = pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
+    monkeypatch.setattr(torchcodec, "ffmpeg_major_version", None)
+    with pytest.raises(ImportError, match="needs FFmpeg's shared libraries"):
+        open_video(make_striped_video(tmp_path / "v.mp4", 3), "torchcodec")
 
 
 def test_unknown_arguments(tmp_path):

@@ -131,8 +131,14 @@ class PyavReader(VideoReader):
     def _decode(
         self, start: int, positions: list[int], from_start: bool, deadline: Deadline
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield (packet number, frame) of the wanted frames in the order in which they come out."""
-        wanted = set(self.index.packet_of[positions].tolist())
+        """Yield (packet number, frame) of the wanted frames in the order in which they come out.
+
+        A packet that fails leaves out more than its frame: decoders go on and predict the next ones
+        from whatever they have, so that none counts until decoding has begun anew.
+        """
+        packets = self.index.packet_of[positions].tolist()
+        wanted = dict(zip(packets, self.index.start_of[positions].tolist(), strict=True))
+        failed: list[int] = []
         may_skip = not from_start and self._stream.codec_context.name in SKIPPING_CODECS
         first = 0 if from_start else start
         for number, packet in self._packets(first, max(wanted), from_start):
@@ -144,9 +150,12 @@ class PyavReader(VideoReader):
             try:
                 frames = context.decode(packet)
             except av.error.FFmpegError:
-                continue  # if a wanted frame is lost by it, the caller notices
+                failed.append(number)
+                continue
             for frame in frames:
-                if frame.pts is not None and frame.pts in wanted and not frame.is_corrupt:
+                if frame.pts is None or frame.pts not in wanted or frame.is_corrupt:
+                    continue
+                if not any(wanted[frame.pts] <= lost <= frame.pts for lost in failed):
                     yield frame.pts, frame
 
     def _packets(

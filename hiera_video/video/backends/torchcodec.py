@@ -56,7 +56,11 @@ class TorchcodecReader(CheckedReader):
 
 def _import_decoder() -> Any:
     try:
+        import torchcodec
         from torchcodec.decoders import VideoDecoder
+
+        if torchcodec.ffmpeg_major_version is None:  # it still reads images
+            raise ImportError("torchcodec finds no FFmpeg")
     except (ImportError, RuntimeError, OSError) as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "torchcodec":
             sentence = "the torchcodec backend needs torchcodec: pip install torchcodec"
