@@ -676,12 +676,19 @@ class ExtractConfig:
             windows.clip_stride_sec,
             "null with windows.clip_stride: one of the two",
         )
-        for key in ("clip_stride", "clip_stride_sec"):
+        for kind, key in (
+            ("dense", "clip_stride"),
+            ("dense", "clip_stride_sec"),
+            ("dense", "last_window"),
+            ("views", "num_clips"),
+            ("views", "clip_rule"),
+        ):
+            unused = getattr(WindowConfig(), key)
             _require(
-                windows.kind == "dense" or getattr(windows, key) is None,
+                windows.kind == kind or getattr(windows, key) == unused,
                 f"windows.{key}",
                 getattr(windows, key),
-                "null with windows.kind=views, whose clips windows.num_clips places",
+                f"{unused or 'null'} with windows.kind={windows.kind}, which does not use it",
             )
         _require(
             windows.kind == "views" or self.clips.sampling == "clip",

@@ -160,7 +160,7 @@ def fetch_file(url: str, license: str, timeout_sec: float = 30.0) -> Path:
     except OSError as error:  # URLError and time-outs are OSErrors
         raise ConnectionError(
             f"cannot fetch {url} ({error}): fetch {path.name} by other means and put it into "
-            f"{path.parent}, or give its path instead"
+            f"{path.parent}"
         ) from error
     finally:
         part.unlink(missing_ok=True)

@@ -161,10 +161,10 @@ class ConsoleLine:
 
 
 class FailureLimit:
-    """Stops training when too many videos cannot be read.
+    """Stops training when too many videos, or key frames, cannot be read.
 
     Args:
-        max_failed_frac: of the videos read since the start, once there are 100 of them.
+        max_failed_frac: of the reads since the start, once there are 100 of them.
     """
 
     def __init__(self, max_failed_frac: float) -> None:
@@ -172,7 +172,7 @@ class FailureLimit:
         self.num_read, self.num_failed = 0, 0
 
     def add(self, done: StepReport, num_repeats: int) -> None:
-        """Counts the videos of a step, over all processes.
+        """Counts the reads of a step, over all processes.
 
         Raises:
             RuntimeError: over the limit.
@@ -181,7 +181,7 @@ class FailureLimit:
         self.num_read += done.num_clips // num_repeats + done.num_failed
         if self.num_read >= 100 and self.num_failed > self.max_failed_frac * self.num_read:
             raise RuntimeError(
-                f"{self.num_failed} of {self.num_read} videos could not be read, more than "
+                f"{self.num_failed} of {self.num_read} reads of a video failed, more than "
                 f"data.max_failed_frac={self.max_failed_frac:g}; failures.jsonl lists them"
             )
 

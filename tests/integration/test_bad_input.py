@@ -107,7 +107,7 @@ def test_too_many_failures_stop_training(commands, list_of, bad_files, tmp_path)
     assert result.code == 3  # 9 of 99
     result = commands.run(*commands.finetune(tmp_path / "b", *overrides, "train.epochs=20"))
     assert result.code == 1
-    result.told("10 of 110 videos could not be read", "data.max_failed_frac=0.05")
+    result.told("10 of 110 reads of a video failed", "data.max_failed_frac=0.05")
     overrides = (*overrides, "train.epochs=11", "data.max_failed_frac=0.1")
     result = commands.run(*commands.finetune(tmp_path / "c", *overrides))
     assert result.code == 3

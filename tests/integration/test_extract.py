@@ -348,6 +348,8 @@ def test_all_failed(commands, videos, trained, tmp_path):
         ("clips.sampling=segments", "clips.sampling"),
         ("data.num_workers=0", "data.num_workers"),
         ("windows.clip_stride=0", "windows.clip_stride"),
+        ("windows.num_clips=3", "5 with windows.kind=dense, which does not use it"),
+        ("windows.kind=views", "windows.clip_stride"),
         ("layer=stage5", "layer"),
     ],
 )
