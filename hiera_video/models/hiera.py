@@ -305,6 +305,7 @@ class Hiera(nn.Module):
 
         # Keyword arguments that build this network again, save for its classifier's outputs.
         self.architecture = {key: arguments[key] for key in ARCHITECTURE}
+        self.meta: dict[str, Any] = {}  # of `from_pretrained`
         self.input_size: Size3 = _size3(input_size)
         self.in_chans, self.num_classes, self.head_dropout = in_chans, num_classes, head_dropout
         self.mask_unit: Size3 = _size3(mask_unit)
@@ -540,11 +541,12 @@ class Hiera(nn.Module):
 
         Args:
             meta: as for `hiera_video.models.weights.save_weights`: `class_names`, `mean`, `std`.
+                What is not given is as in `self.meta`.
         """
         from hiera_video.models.hub import write_repository
         from hiera_video.models.weights import save_weights
 
-        save_weights(folder, self, meta=meta)
+        save_weights(folder, self, meta=self.meta | meta)
         if repository is not None:
             write_repository(repository, Path(folder))
 
@@ -552,7 +554,8 @@ class Hiera(nn.Module):
     def from_pretrained(source: str | Path, *, revision: str | None = None) -> Hiera:
         """The model of a file or folder in any layout, published weights, or a repository.
 
-        In evaluation, as transformers' models are.
+        In evaluation, as transformers' models are. Its `meta` is what stood beside the weights:
+        `class_names`, `mean` and `std` of its input, and how a run of this project sampled clips.
 
         Args:
             source: a path; a tag of published weights; or OWNER/NAME on the Hugging Face Hub.
@@ -569,7 +572,9 @@ class Hiera(nn.Module):
             source = fetch_repository(str(source), revision)
         elif revision is not None:
             raise ValueError(f"revision is {revision!r}, but {source} is no repository: give none")
-        return load_any(source)[0].eval()
+        model, meta = load_any(source)
+        model.meta = meta
+        return model.eval()
 
 
 def _unravel(index: Int[Tensor, ...], shape: Size3) -> tuple[Tensor, Tensor, Tensor]:

@@ -29,6 +29,11 @@ def test_folder(tmp_path: Path) -> None:
     again = Hiera.from_pretrained(tmp_path / "x")
     assert same(again, model)
     assert not again.training
+    assert again.meta["class_names"] == ["walk", "run"]
+    again.save_pretrained(tmp_path / "y", sampling_rate=4)
+    meta = Hiera.from_pretrained(tmp_path / "y").meta
+    assert meta == again.meta | {"sampling_rate": 4}
+    assert again.meta.keys() >= {"mean", "std"}
     with pytest.raises(ValueError, match=r"revision is 'v1', but .*x is no repository"):
         Hiera.from_pretrained(tmp_path / "x", revision="v1")
 
