@@ -15,10 +15,14 @@ them at the end, so that a run may be killed at any moment.
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import tempfile
+import weakref
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -36,6 +40,8 @@ Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
 MAX_NAME_BYTES = 200  # of a component of a path; file systems allow 255
 TIMES = ("start_sec", "end_sec", "center_sec")
+
+logger = logging.getLogger(__name__)
 
 
 class StoreError(RuntimeError):
@@ -220,9 +226,35 @@ class FeatureStore:
                 raise self._other(self.folder, found["settings"])
 
     def start(self) -> None:
-        """Writes extract.json; before hours of work, not after, tells whether that is possible."""
+        """Writes extract.json; before hours of work, not after, tells whether that is possible.
+
+        The folder is this object's from here on, until it or the process ends, however that comes
+        about.
+        """
+        self._lock()
         text = json.dumps({"hash": self.hash, "settings": self.settings}, indent=2)
         self._write_text(self.folder / "extract.json", text + "\n")
+
+    def _lock(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            held = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise _cannot_write(self.folder, error) from error
+        weakref.finalize(self, os.close, held)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{self.folder}: another extraction writes into it; wait for its end, or choose "
+                "another output_dir"
+            ) from None
+        except OSError as error:
+            logger.warning(
+                "%s cannot be locked (%s): see to it that no other extraction writes into it",
+                self.folder,
+                error.strerror,
+            )
 
     def write(
         self,
@@ -435,7 +467,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _cannot_write(path: Path, error: OSError) -> StoreError:
     reason = error.strerror or str(error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     return StoreError(
-        f"{path}: cannot be written ({reason}); nothing is half-written: make room, and give the "
-        "same command again to go on"
+        f"{path}: cannot be written ({reason}); nothing is half-written: "
+        f"{'make room' if full else 'make it writable'}, and give the same command again to go on"
     )

@@ -161,6 +161,22 @@ def test_damaged_records_are_named(tmp_path):
         store.row("a")
 
 
+def test_two_runs_at_once(tmp_path):
+    store = FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"})
+    store.start()
+    other = FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"})
+    with pytest.raises(StoreError, match="x: another extraction writes into it"):
+        other.start()
+    del store
+    other.start()
+
+
+def test_a_folder_that_cannot_be_written(tmp_path):
+    (tmp_path / "x").write_text("")
+    with pytest.raises(StoreError, match=r"x: cannot be written .*make it writable"):
+        FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"}).start()
+
+
 def test_other_settings(tmp_path):
     write(FeatureStore(tmp_path, "npz", {"layer": "stage1"}), "a", torch.zeros(3, 1))
     other = FeatureStore(tmp_path, "npz", {"layer": "stage2"})
