@@ -1,11 +1,12 @@
 """Does pretraining help? Fine-tuning from scratch and from a short masked-autoencoder run.
 
+    pip install scikit-learn
     python tools/pretraining_helps.py OUTPUT_DIR [--seeds 0 1 2]
 
-On the demo's motions in grey noise (`generate(..., textured=True)`), with few labels. Pretraining
-sees all training videos without their labels; each way of fine-tuning then sees the same few videos
-with labels, for the same steps, by the same recipe, at each of the same learning rates. The ways
-differ in their first weights alone:
+Handwritten digits, those that scikit-learn holds, drift through noise; few videos have labels.
+Pretraining sees all training videos without their labels; each way of fine-tuning then
+sees the same few videos with labels, for the same steps, by the same recipe, at each of the same
+learning rates. The ways differ in their first weights alone:
 
 * scratch: `model.init` is null;
 * start: those that pretraining starts with, so that what they do is not taken for pretraining's.
@@ -25,33 +26,107 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
+from jaxtyping import Float32, UInt8
+from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hiera_video import create_autoencoder, create_model, open_video
-from hiera_video.data import demo
 from hiera_video.data.annotations import read_video_list
 from hiera_video.data.datasets import ClipSampler
-from hiera_video.data.transforms import normalize, resize_short_side
+from hiera_video.data.demo import ENCODER, write_text
+from hiera_video.data.transforms import normalize
 from hiera_video.models.registry import input_statistics
 from hiera_video.models.weights import save_weights
+from hiera_video.video.writer import write_video
 
 NAME = "hiera_tiny_16x224"
-SIZE = {"num_frames": 8, "image_size": 64}
-OVERRIDES = {"embed_dim": 32, "stages": [1, 2, 2, 1], "mask_unit": [1, 8, 8]}
-SET_OVERRIDES = f"model.overrides={json.dumps(OVERRIDES)}"
+SIZE = {"num_frames": 4, "image_size": 64}
+SMALL = {"embed_dim": 32, "stages": [1, 2, 2, 1]}
 DECODER = {"decoder_heads": 4, "decoder_dim": 64, "decoder_depth": 2}
 VIDEOS, REPEATS = 4, 4  # a step of pretraining
 BATCH = 16  # videos, a step of fine-tuning
 STARTS = ("scratch", "start", "pretrained")
+
+NUM_VAL = 397  # of the 1797 digits; pretraining has the others
+SIDE_PX, NUM_FRAMES, FPS = 64, 8, Fraction(8)
+DIGIT_PX = (52, 62)  # side of a digit's square
+GREY, DIGIT_GREY, NOISE_GREY = 100, 100, 25  # background; a digit's ink above it; noise's deviation
+
+
+@dataclass(frozen=True)
+class DigitData:
+    """Where the parts of a data set lie."""
+
+    folder: Path
+    labelled: int  # videos of each digit that have labels
+
+    @property
+    def train(self) -> Path:
+        return self.folder / "train.csv"
+
+    @property
+    def few(self) -> Path:
+        return self.folder / f"few_{self.labelled}.csv"
+
+    @property
+    def val(self) -> Path:
+        return self.folder / "val.csv"
+
+    @property
+    def class_names(self) -> Path:
+        return self.folder / "class_names.txt"
+
+    def write(self, seed: int) -> None:
+        digits = load_digits()
+        order = np.random.default_rng(seed).permutation(len(digits.target))
+        lines = []
+        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
+        for number in order.tolist():
+            name = f"videos/{number:04d}.mp4"
+            if not (self.folder / name).exists():
+                ink = digits.images[number].astype(np.float32) / 16
+                frames = drifting(ink, np.random.default_rng([seed, number]))
+                write_video(self.folder / name, frames, FPS, options=ENCODER | {"crf": "12"})
+            lines.append(f"{name} {digits.target[number]}\n")
+        train, val = lines[NUM_VAL:], lines[:NUM_VAL]
+        few = [
+            line
+            for digit in range(10)
+            for line in [line for line in train if line.endswith(f" {digit}\n")][: self.labelled]
+        ]
+        write_text(self.class_names, "".join(f"{digit}\n" for digit in range(10)))
+        for path, of in ((self.train, train), (self.few, few), (self.val, val)):
+            write_text(path, "".join(of))
+
+
+def drifting(
+    ink: Float32[np.ndarray, "8 8"], rng: np.random.Generator
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """A digit that moves from one place in the picture to another, turned a little, in noise."""
+    size, degrees = rng.uniform(*DIGIT_PX), rng.uniform(-10, 10)
+    first, last = rng.uniform(size / 2, SIDE_PX - size / 2, (2, 2))
+    centre = (len(ink) - 1) / 2
+    for share in np.linspace(0, 1, NUM_FRAMES):
+        matrix = cv2.getRotationMatrix2D((centre, centre), degrees, size / len(ink))
+        matrix[:, 2] += first + share * (last - first) - centre
+        drawn = cv2.warpAffine(ink, matrix, (SIDE_PX, SIDE_PX), flags=cv2.INTER_CUBIC)
+        noise = NOISE_GREY * rng.standard_normal(drawn.shape)
+        grey = np.clip(GREY + DIGIT_GREY * np.clip(drawn, 0, 1) + noise, 0, 255).astype(np.uint8)
+        yield np.repeat(grey[..., None], 3, axis=2)
 
 
 def sines(*axes: tuple[int, int]) -> Tensor:
@@ -66,11 +141,19 @@ def sines(*axes: tuple[int, int]) -> Tensor:
     return torch.cat(parts, dim=-1).flatten(0, -2)
 
 
+def overrides(mask_unit: list[int]) -> dict[str, object]:
+    return {**SMALL, "mask_unit": mask_unit}
+
+
+PRETRAINED = overrides([1, 4, 4])  # 16 units of 16 pixels a side, the size of a predicted patch
+FINETUNED = overrides([1, 8, 8])  # pooling three times allows no smaller one
+
+
 @torch.no_grad()
 def write_start(folder: Path, seed: int) -> None:
     """An autoencoder's first weights, with sines for positions."""
     torch.manual_seed(seed)
-    model = create_autoencoder(NAME, **SIZE, **DECODER, **OVERRIDES)
+    model = create_autoencoder(NAME, **SIZE, **DECODER, **PRETRAINED)
     encoder, dim = model.encoder, model.encoder.stage_dims[0]
     t, h, w = encoder.tokens_shape
     encoder.pos_embed_spatial[0] = sines((h, dim // 2), (w, dim // 2)) / 2
@@ -81,30 +164,32 @@ def write_start(folder: Path, seed: int) -> None:
     save_weights(folder, model, meta={})
 
 
-def pretrain(data: demo.DemoData, start: Path, run: Path, steps: int, seed: int) -> None:
+def pretrain(data: DigitData, start: Path, run: Path, lr: str, steps: int, seed: int) -> None:
     videos = sum(1 for _ in data.train.open())
     epochs = steps * VIDEOS * REPEATS / videos  # effective
     command(
         *("pretrain", f"data.train={data.train}", f"run_dir={run}", f"model.init={start}"),
         *(f"model.name={NAME}", *(f"model.{key}={value}" for key, value in SIZE.items())),
-        *(SET_OVERRIDES, *(f"model.{key}={value}" for key, value in DECODER.items())),
-        *("masking.mask_ratio=0.5", "augment.flip=false"),
-        *("clips.sampling_rate=1", "clips.target_fps=8"),
-        *("optim.lr=1e-3", "optim.clip_grad=1.0", f"train.seed={seed}"),
+        f"model.overrides={json.dumps(PRETRAINED)}",
+        *(f"model.{key}={value}" for key, value in DECODER.items()),
+        *("masking.kind=tube", "masking.mask_ratio=0.75"),
+        *("augment.flip=false", "augment.crop_area=[0.8,1.0]"),
+        *("clips.sampling_rate=1", f"clips.target_fps={FPS}"),
+        *(f"optim.lr={lr}", "optim.clip_grad=1.0", f"train.seed={seed}"),
         *(f"train.global_batch_size={VIDEOS}", f"train.num_repeats={REPEATS}"),
         *(f"train.epochs={epochs}", f"train.warmup_epochs={epochs / 10}"),
-        *("train.precision=fp32", "train.checkpoint_every=5", "train.log_every=100"),
+        *("train.precision=fp32", "train.checkpoint_every=5", "train.log_every=500"),
     )
 
 
-def finetune(
-    data: demo.DemoData, few: Path, init: str, lr: str, run: Path, steps: int, seed: int
-) -> None:
-    epochs = steps * BATCH / sum(1 for _ in few.open())
+def finetune(data: DigitData, init: str, lr: str, run: Path, steps: int, seed: int) -> None:
+    epochs = steps / math.ceil(sum(1 for _ in data.few.open()) / BATCH)
     command(
-        *("finetune", "--config=demo/finetune", f"data.train={few}", f"data.val={data.val}"),
+        *("finetune", "--config=demo/finetune", f"data.train={data.few}", f"data.val={data.val}"),
         *(f"data.class_names={data.class_names}", f"run_dir={run}", f"model.init={init}"),
-        *(SET_OVERRIDES, f"optim.lr={lr}", f"train.seed={seed}", f"train.epochs={epochs}"),
+        *(f"model.{key}={value}" for key, value in SIZE.items()),
+        *(f"model.overrides={json.dumps(FINETUNED)}", "augment.crop_area=[0.8,1.0]"),
+        *(f"optim.lr={lr}", f"train.seed={seed}", f"train.epochs={epochs}"),
         *(f"train.warmup_epochs={epochs / 20}", f"train.global_batch_size={BATCH}"),
         *(f"train.evaluate_every={epochs}", f"train.checkpoint_every={epochs}"),
     )
@@ -120,16 +205,15 @@ def command(*arguments: str) -> None:
 
 
 @torch.no_grad()
-def spread(data: demo.DemoData, init: str | Path | None, seed: int) -> float:
+def spread(data: DigitData, init: str | Path | None, seed: int) -> float:
     """How much pooled, normalised features differ between the validation videos."""
     torch.manual_seed(seed)
-    model = create_model(NAME, checkpoint=init, num_classes=0, **SIZE, **OVERRIDES).eval()
-    sampler = ClipSampler(SIZE["num_frames"], sampling_rate=1, target_fps=8)
-    side, clips = SIZE["image_size"], []
+    model = create_model(NAME, checkpoint=init, num_classes=0, **SIZE, **FINETUNED).eval()
+    sampler = ClipSampler(SIZE["num_frames"], sampling_rate=1, target_fps=float(FPS))
+    clips = []
     for record in read_video_list(data.val, class_names=data.class_names).records:
         with open_video(record.path) as video:
-            frames = video.frames(sampler.uniform_clips(video, 1)[0])
-        clips.append(resize_short_side(frames, side)[:, :side, :side])
+            clips.append(video.frames(sampler.uniform_clips(video, 1)[0]))
     mean, std = input_statistics(model.architecture)
     features = model(normalize(torch.from_numpy(np.stack(clips)), mean, std))
     return features.std(dim=0).mean().item()
@@ -146,33 +230,33 @@ def main() -> None:
     )
     parser.add_argument("output_dir", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--labelled", type=int, default=6, help="scenes with labels, of 48")
-    parser.add_argument("--pretrain-steps", type=int, default=800, help="of 16 clips")
-    parser.add_argument("--finetune-steps", type=int, default=100, help="of 16 clips")
-    parser.add_argument("--lrs", nargs="+", default=["3e-4", "1e-3"], help="of fine-tuning")
+    parser.add_argument("--labelled", type=int, default=5, help="videos of each digit with labels")
+    parser.add_argument("--pretrain-steps", type=int, default=5000, help="of 16 clips")
+    parser.add_argument("--pretrain-lr", default="5e-4")
+    parser.add_argument("--finetune-steps", type=int, default=200, help="of 16 clips")
+    parser.add_argument("--lrs", nargs="+", default=["2e-4", "5e-4", "1e-3"], help="of fine-tuning")
     args = parser.parse_args()
     began = time.monotonic()
     for seed in args.seeds:
         folder = args.output_dir / f"seed_{seed}"
-        data = demo.DemoData(folder / "data")
-        demo.generate(data, seed=seed, textured=True)
-        few = data.folder / f"few_{args.labelled}.csv"
-        labelled = data.train.read_text().splitlines()[: args.labelled * len(demo.CLASSES)]
-        few.write_text("".join(f"{line}\n" for line in labelled))
+        data = DigitData(folder / "data", args.labelled)
+        data.write(seed)
         write_start(folder / "start", seed)
-        pretrain(data, folder / "start", folder / "mae", args.pretrain_steps, seed)
+        pretrain(
+            *(data, folder / "start", folder / "mae"), args.pretrain_lr, args.pretrain_steps, seed
+        )
         inits = dict(zip(STARTS, ("null", f"{folder / 'start'}", f"{folder / 'mae'}"), strict=True))
         for name, init in inits.items():
             for lr in args.lrs:
                 run = folder / f"{name}_{lr}"
-                finetune(data, few, init, lr, run, args.finetune_steps, seed)
+                finetune(data, init, lr, run, args.finetune_steps, seed)
     print(f"{time.monotonic() - began:.0f} s, {torch.__version__}")
     folders = [args.output_dir / f"seed_{seed}" for seed in args.seeds]
     losses = [statistics.mean(logged(f / "mae", "train", "loss")[-100:]) for f in folders]
     print("loss of pretraining:", *(f"{loss:.3f}" for loss in losses))
     for name, start in zip(STARTS, (None, "start", "mae"), strict=True):
         spreads = (
-            spread(demo.DemoData(folder / "data"), start and folder / start, seed)
+            spread(DigitData(folder / "data", args.labelled), start and folder / start, seed)
             for seed, folder in zip(args.seeds, folders, strict=True)
         )
         print(f"spread of features, {name}:", *(f"{value:.3f}" for value in spreads))

@@ -6,9 +6,6 @@ does a later one tell: the picture is a torus, on which a figure that leaves on 
 the other, and sizes run in a cycle too. A position that starts uniform on the torus is uniform at
 any time, whatever the motion, and so is the place in the cycle of sizes.
 
-Textured scenes are the same scenes in grey noise, background and figures alike: no colour, and no
-brightness to speak of, tells a figure from what is behind it.
-
 `demo_ava` films the same figures, each with a motion of its own.
 """
 
@@ -16,7 +13,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
 from pathlib import Path
@@ -63,10 +60,6 @@ RADIUS = (0.08, 0.24)
 ORBIT_RADIUS = 0.12
 TURNS = 1.6  # for each unit of speed; on its orbit a figure is then about as fast as on a line
 SPLITS = ("train", "val")
-# Blotches of textured scenes: their sides as fractions of the short side, and of a figure's square.
-BACKGROUND_GRAINS = (1 / 8, 1 / 4)
-FIGURE_GRAINS = (1 / 6, 1 / 3)
-FIGURE_TEXTURE_PX = 96  # side of its square
 
 SUBPIXEL_BITS = 4  # of the coordinates that OpenCV draws at
 # Slower presets use x264's macroblock tree, with which the same pictures gave several files.
@@ -82,7 +75,6 @@ class Figure:
     orbit_phase: float  # 0..1, where on its circle it is, if it circles
     outline: Float[np.ndarray, "corners 2"]  # around (0, 0), within a radius of 1
     colour: tuple[int, int, int]
-    texture: UInt8[np.ndarray, "side side 3"] | None = None  # in its place, moving and growing too
 
 
 @dataclass(frozen=True)
@@ -122,14 +114,7 @@ class DemoData:
         return self.folder / _video_name("val", "growing", 0)
 
 
-def generate(
-    data: DemoData,
-    *,
-    seed: int,
-    train_scenes: int = 48,
-    val_scenes: int = 12,
-    textured: bool = False,
-) -> None:
+def generate(data: DemoData, *, seed: int, train_scenes: int = 48, val_scenes: int = 12) -> None:
     """Writes lists of `path label`, class names and H.264 videos; a function of the seed.
 
     Videos that are there already are kept, so that it goes on where it stopped.
@@ -140,7 +125,7 @@ def generate(
     with tqdm(total=sum(scenes.values()) * len(CLASSES), unit="video", disable=None) as bar:
         for split in SPLITS:
             for number in range(scenes[split]):
-                scene = draw_scene(seed, split, number, textured=textured)
+                scene = draw_scene(seed, split, number)
                 for motion in CLASSES:
                     path = data.folder / _video_name(split, motion, number)
                     if not path.exists():
@@ -156,12 +141,12 @@ def generate(
         write_text(data.folder / f"{split}.csv", "".join(lines))
 
 
-def draw_scene(seed: int, split: str, number: int, *, textured: bool = False) -> Scene:
+def draw_scene(seed: int, split: str, number: int) -> Scene:
     """Scene `number` of a split, at random."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     height, width = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     fps = FRAME_RATES[rng.integers(len(FRAME_RATES))]
-    scene = Scene(
+    return Scene(
         background=draw_background(height, width, rng),
         figures=tuple(
             draw_figure(height, width, rng)
@@ -172,7 +157,6 @@ def draw_scene(seed: int, split: str, number: int, *, textured: bool = False) ->
         speed=rng.uniform(*SPEED),
         turning=int(rng.choice([-1, 1])),
     )
-    return _in_textures(scene, rng) if textured else scene
 
 
 def place(scene: Scene, figure: Figure, motion: str, time_sec: float) -> tuple[np.ndarray, float]:
@@ -199,8 +183,7 @@ def render(scene: Scene, motion: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     for index in range(scene.num_frames):
         picture = scene.background.copy()
         for figure in scene.figures:
-            look = figure.colour if figure.texture is None else figure.texture
-            paint(picture, scene, figure, motion, float(index / scene.fps), look)
+            paint(picture, scene, figure, motion, float(index / scene.fps), figure.colour)
         yield picture
 
 
@@ -210,17 +193,14 @@ def paint(
     figure: Figure,
     motion: str,
     time_sec: float,
-    look: Sequence[int] | UInt8[np.ndarray, "side side 3"],
+    colour: Sequence[int],
 ) -> None:
-    """Draws a figure where it is at a time, in a colour or a texture, and beyond each seam."""
+    """Draws a figure where it is at a time, and again beyond each seam of the torus."""
     height, width = (side + 2 * scene.margin_px for side in scene.background.shape[:2])
     position, radius = place(scene, figure, motion, time_sec)
     corners = radius * figure.outline + position
     for shift in product((-width, 0, width), (-height, 0, height)):
-        if isinstance(look, np.ndarray):
-            _fill_with(look, picture, corners + np.array(shift), position + shift, radius)
-        else:
-            fill(picture, corners + np.array(shift), look)
+        fill(picture, corners + np.array(shift), colour)
 
 
 def fill(
@@ -231,27 +211,6 @@ def fill(
     """Draws a polygon whose corners (x, y) may lie between pixels."""
     points = np.rint(corners * 2**SUBPIXEL_BITS).astype(np.int32)
     cv2.fillPoly(picture, [points], colour, cv2.LINE_AA, SUBPIXEL_BITS)
-
-
-def _fill_with(
-    texture: UInt8[np.ndarray, "side side 3"],
-    picture: UInt8[np.ndarray, "H W 3"],
-    corners: Float[np.ndarray, "corners 2"],
-    centre: Float[np.ndarray, 2],
-    radius: float,
-) -> None:
-    """Paints a polygon with a texture whose square goes around the figure's circle."""
-    height, width = picture.shape[:2]
-    left, top = centre - radius
-    if not (-2 * radius < left < width and -2 * radius < top < height):
-        return
-    inside = np.zeros((height, width), np.uint8)
-    fill(inside, corners, (255,))
-    scale = 2 * radius / len(texture)
-    matrix = np.array([[scale, 0, left], [0, scale, top]])
-    moved = cv2.warpAffine(texture, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
-    share = inside[..., None] / np.float32(255)
-    picture[:] = np.rint(share * moved + (1 - share) * picture)
 
 
 def draw_background(
@@ -267,38 +226,6 @@ def draw_background(
     blotches = cv2.resize(cells, (width, height), interpolation=cv2.INTER_CUBIC)
     picture = dark + ramp * (light - dark) + rng.uniform(5, 30) * blotches
     return np.clip(picture, 0, 120).astype(np.uint8)
-
-
-def _in_textures(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same scene with noise for colours."""
-    height, width = scene.background.shape[:2]
-    side = FIGURE_TEXTURE_PX
-    return replace(
-        scene,
-        background=_draw_texture(
-            height, width, [min(height, width) * grain for grain in BACKGROUND_GRAINS], rng
-        ),
-        figures=tuple(
-            replace(
-                figure,
-                texture=_draw_texture(side, side, [side * grain for grain in FIGURE_GRAINS], rng),
-            )
-            for figure in scene.figures
-        ),
-    )
-
-
-def _draw_texture(
-    height: int, width: int, grains_px: list[float], rng: np.random.Generator
-) -> UInt8[np.ndarray, "H W 3"]:
-    """Grey blotches of these sizes, all of about one brightness and contrast."""
-    picture = np.zeros((height, width), np.float32)
-    for grain in grains_px:
-        cells = (round(height / grain) + 2, round(width / grain) + 2)
-        blotches = rng.uniform(-1, 1, cells).astype(np.float32)
-        picture += cv2.resize(blotches, (width, height), interpolation=cv2.INTER_CUBIC)
-    grey = np.clip(128 + 45 * picture / picture.std(), 0, 255).astype(np.uint8)
-    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def draw_figure(height: int, width: int, rng: np.random.Generator, *, margin_px: int = 0) -> Figure:

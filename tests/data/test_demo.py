@@ -21,7 +21,6 @@ from hiera_video.video.reader import open_video
 
 CHANCE = 1 / len(demo.CLASSES)
 TRAIN_SCENES, VAL_SCENES = 12, 16
-SQUARE = [[-0.6, -0.6], [0.6, -0.6], [0.6, 0.6], [-0.6, 0.6]]
 
 
 @pytest.fixture(scope="module")
@@ -103,43 +102,6 @@ def test_a_scene_is_the_same_for_all_classes_at_its_start():
         pictures = [next(demo.render(scene, motion)) for motion in demo.CLASSES]
         assert all((picture == pictures[0]).all() for picture in pictures)
     assert not np.array_equal(pictures[0], demo.draw_scene(0, "val", number).background)
-
-
-def test_textured_scenes_are_the_same_scenes_in_grey_noise():
-    for number in range(3):
-        plain = demo.draw_scene(0, "train", number)
-        scene = demo.draw_scene(0, "train", number, textured=True)
-        for motion in demo.CLASSES:
-            for before, after in zip(plain.figures, scene.figures, strict=True):
-                for time_sec in (0.0, 0.9):
-                    places = (demo.place(plain, before, motion, time_sec),)
-                    places += (demo.place(scene, after, motion, time_sec),)
-                    np.testing.assert_equal(places[0], places[1])
-        pictures = [next(demo.render(scene, motion)) for motion in demo.CLASSES]
-        assert all((picture == pictures[0]).all() for picture in pictures)
-        assert (pictures[0] == pictures[0][..., :1]).all()
-        bright = next(demo.render(plain, "growing")) != plain.background
-        inside = (pictures[0] != scene.background).any(axis=2)
-        assert inside.any()
-        assert not (inside & ~bright.any(axis=2)).any()
-
-
-def test_a_texture_moves_with_its_figure():
-    scene = demo.draw_scene(0, "train", 0, textured=True)
-    figure = dataclasses.replace(
-        scene.figures[0], position_px=np.array([40.0, 50.0]), outline=np.array(SQUARE), size_phase=1
-    )
-    scene = dataclasses.replace(
-        scene,
-        background=np.zeros((100, 100, 3), np.uint8),
-        figures=(figure,),
-        fps=Fraction(10),
-        num_frames=2,
-        speed=0.5,
-    )
-    first, second = demo.render(scene, "moving_right")  # 5 pixels
-    assert first.std() > 10
-    np.testing.assert_array_equal(second, np.roll(first, 5, axis=1))
 
 
 def test_frame_sizes_rates_and_lengths_vary_and_are_the_same_for_all_classes(data):
