@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -236,6 +235,8 @@ class FeatureStore:
         self._write_text(self.folder / "extract.json", text + "\n")
 
     def _lock(self) -> None:
+        import fcntl  # not everywhere, and reading features needs none
+
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             held = os.open(self.folder, os.O_RDONLY)
