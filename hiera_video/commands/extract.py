@@ -80,7 +80,7 @@ def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) 
             return 0
         barrier()  # nobody writes before all have looked
         if process.is_main:
-            store.start()
+            store.start(overwrite=config.overwrite)
         barrier()  # and not before the folder is there
         how: dict[str, Any] = {
             "batch_size": config.batch_size,

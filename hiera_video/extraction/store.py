@@ -224,13 +224,19 @@ class FeatureStore:
             if found["hash"] != self.hash:
                 raise self._other(self.folder, found["settings"])
 
-    def start(self) -> None:
+    def start(self, *, overwrite: bool = False) -> None:
         """Writes extract.json; before hours of work, not after, tells whether that is possible.
 
         The folder is this object's from here on, until it or the process ends, however that comes
-        about.
+        about; on a file system over a network maybe only as seen from this machine.
+
+        Raises:
+            StoreError: another extraction has it, it cannot be written, or, unless `overwrite`, as
+                `check` raises it.
         """
         self._lock()
+        if not overwrite:
+            self.check()
         text = json.dumps({"hash": self.hash, "settings": self.settings}, indent=2)
         self._write_text(self.folder / "extract.json", text + "\n")
 

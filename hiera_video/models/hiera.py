@@ -499,6 +499,8 @@ class Hiera(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh classifier for `num_classes` outputs; 0 removes it."""
         self.num_classes = num_classes
+        for key in ("class_names", "multi_label"):  # of the old one
+            self.meta.pop(key, None)
         weight = self.norm.weight
         self.head = Head(self.num_features, num_classes, self.head_dropout).to(
             weight.device, weight.dtype

@@ -121,7 +121,8 @@ class VideoReader(ABC):
 
         Raises:
             ValueError: an index is negative or not below the number of frames.
-            VideoError: a frame does not decode (nothing is put in its place), or time is up.
+            VideoError: a frame does not decode (nothing is put in its place), nor do frames after
+                one that does not, up to the next key frame; or time is up.
         """
         positions, slots = np.unique(self._checked(indices), return_inverse=True)
         if positions.size == 0:

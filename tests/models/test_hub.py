@@ -34,6 +34,9 @@ def test_folder(tmp_path: Path) -> None:
     meta = Hiera.from_pretrained(tmp_path / "y").meta
     assert meta == again.meta | {"sampling_rate": 4}
     assert again.meta.keys() >= {"mean", "std"}
+    again.reset_classifier(3)
+    again.save_pretrained(tmp_path / "z")
+    assert Hiera.from_pretrained(tmp_path / "z").meta["class_names"] == []
     with pytest.raises(ValueError, match=r"revision is 'v1', but .*x is no repository"):
         Hiera.from_pretrained(tmp_path / "x", revision="v1")
 
