@@ -33,7 +33,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -47,7 +46,7 @@ from torch import Tensor
 from hiera_video import create_autoencoder, create_model, open_video
 from hiera_video.data.annotations import read_video_list
 from hiera_video.data.datasets import ClipSampler
-from hiera_video.data.demo import ENCODER, write_text
+from hiera_video.data.demo import ENCODER, DemoData, write_text
 from hiera_video.data.transforms import normalize
 from hiera_video.models.registry import input_statistics
 from hiera_video.models.weights import save_weights
@@ -67,50 +66,32 @@ DIGIT_PX = (52, 62)  # side of a digit's square
 GREY, DIGIT_GREY, NOISE_GREY = 100, 100, 25  # background; a digit's ink above it; noise's deviation
 
 
-@dataclass(frozen=True)
-class DigitData:
-    """Where the parts of a data set lie."""
+def write_digits(data: DemoData, few: Path, seed: int, labelled: int) -> None:
+    """Writes videos and lists of them; `few` names that of `labelled` videos of each digit.
 
-    folder: Path
-    labelled: int  # videos of each digit that have labels
-
-    @property
-    def train(self) -> Path:
-        return self.folder / "train.csv"
-
-    @property
-    def few(self) -> Path:
-        return self.folder / f"few_{self.labelled}.csv"
-
-    @property
-    def val(self) -> Path:
-        return self.folder / "val.csv"
-
-    @property
-    def class_names(self) -> Path:
-        return self.folder / "class_names.txt"
-
-    def write(self, seed: int) -> None:
-        digits = load_digits()
-        order = np.random.default_rng(seed).permutation(len(digits.target))
-        lines = []
-        (self.folder / "videos").mkdir(parents=True, exist_ok=True)
-        for number in order.tolist():
-            name = f"videos/{number:04d}.mp4"
-            if not (self.folder / name).exists():
-                ink = digits.images[number].astype(np.float32) / 16
-                frames = drifting(ink, np.random.default_rng([seed, number]))
-                write_video(self.folder / name, frames, FPS, options=ENCODER | {"crf": "12"})
-            lines.append(f"{name} {digits.target[number]}\n")
-        train, val = lines[NUM_VAL:], lines[:NUM_VAL]
-        few = [
-            line
-            for digit in range(10)
-            for line in [line for line in train if line.endswith(f" {digit}\n")][: self.labelled]
-        ]
-        write_text(self.class_names, "".join(f"{digit}\n" for digit in range(10)))
-        for path, of in ((self.train, train), (self.few, few), (self.val, val)):
-            write_text(path, "".join(of))
+    Videos that are there already are kept, so that it goes on where it stopped.
+    """
+    digits = load_digits()
+    order = np.random.default_rng(seed).permutation(len(digits.target))
+    lines = []
+    (data.folder / "videos").mkdir(parents=True, exist_ok=True)
+    for number in order.tolist():
+        name = f"videos/{number:04d}.mp4"
+        if not (data.folder / name).exists():
+            # Not float64, which OpenCV 5.0 warps wrongly with cubic interpolation.
+            ink = digits.images[number].astype(np.float32) / 16
+            frames = drifting(ink, np.random.default_rng([seed, number]))
+            write_video(data.folder / name, frames, FPS, options=ENCODER | {"crf": "12"})
+        lines.append(f"{name} {digits.target[number]}\n")
+    train, val = lines[NUM_VAL:], lines[:NUM_VAL]
+    with_labels = [
+        line
+        for digit in range(10)
+        for line in [line for line in train if line.endswith(f" {digit}\n")][:labelled]
+    ]
+    write_text(data.class_names, "".join(f"{digit}\n" for digit in range(10)))
+    for path, of in ((data.train, train), (few, with_labels), (data.val, val)):
+        write_text(path, "".join(of))
 
 
 def drifting(
@@ -164,7 +145,7 @@ def write_start(folder: Path, seed: int) -> None:
     save_weights(folder, model, meta={})
 
 
-def pretrain(data: DigitData, start: Path, run: Path, lr: str, steps: int, seed: int) -> None:
+def pretrain(data: DemoData, start: Path, run: Path, lr: str, steps: int, seed: int) -> None:
     videos = sum(1 for _ in data.train.open())
     epochs = steps * VIDEOS * REPEATS / videos  # effective
     command(
@@ -182,10 +163,12 @@ def pretrain(data: DigitData, start: Path, run: Path, lr: str, steps: int, seed:
     )
 
 
-def finetune(data: DigitData, init: str, lr: str, run: Path, steps: int, seed: int) -> None:
-    epochs = steps / math.ceil(sum(1 for _ in data.few.open()) / BATCH)
+def finetune(
+    data: DemoData, few: Path, init: str, lr: str, run: Path, steps: int, seed: int
+) -> None:
+    epochs = steps / math.ceil(sum(1 for _ in few.open()) / BATCH)
     command(
-        *("finetune", "--config=demo/finetune", f"data.train={data.few}", f"data.val={data.val}"),
+        *("finetune", "--config=demo/finetune", f"data.train={few}", f"data.val={data.val}"),
         *(f"data.class_names={data.class_names}", f"run_dir={run}", f"model.init={init}"),
         *(f"model.{key}={value}" for key, value in SIZE.items()),
         *(f"model.overrides={json.dumps(FINETUNED)}", "augment.crop_area=[0.8,1.0]"),
@@ -205,7 +188,7 @@ def command(*arguments: str) -> None:
 
 
 @torch.no_grad()
-def spread(data: DigitData, init: str | Path | None, seed: int) -> float:
+def spread(data: DemoData, init: str | Path | None, seed: int) -> float:
     """How much pooled, normalised features differ between the validation videos."""
     torch.manual_seed(seed)
     model = create_model(NAME, checkpoint=init, num_classes=0, **SIZE, **FINETUNED).eval()
@@ -239,8 +222,9 @@ def main() -> None:
     began = time.monotonic()
     for seed in args.seeds:
         folder = args.output_dir / f"seed_{seed}"
-        data = DigitData(folder / "data", args.labelled)
-        data.write(seed)
+        data = DemoData(folder / "data")
+        few = data.folder / f"few_{args.labelled}.csv"
+        write_digits(data, few, seed, args.labelled)
         write_start(folder / "start", seed)
         pretrain(
             *(data, folder / "start", folder / "mae"), args.pretrain_lr, args.pretrain_steps, seed
@@ -249,14 +233,14 @@ def main() -> None:
         for name, init in inits.items():
             for lr in args.lrs:
                 run = folder / f"{name}_{lr}"
-                finetune(data, init, lr, run, args.finetune_steps, seed)
+                finetune(data, few, init, lr, run, args.finetune_steps, seed)
     print(f"{time.monotonic() - began:.0f} s, {torch.__version__}")
     folders = [args.output_dir / f"seed_{seed}" for seed in args.seeds]
     losses = [statistics.mean(logged(f / "mae", "train", "loss")[-100:]) for f in folders]
     print("loss of pretraining:", *(f"{loss:.3f}" for loss in losses))
     for name, start in zip(STARTS, (None, "start", "mae"), strict=True):
         spreads = (
-            spread(DigitData(folder / "data", args.labelled), start and folder / start, seed)
+            spread(DemoData(folder / "data"), start and folder / start, seed)
             for seed, folder in zip(args.seeds, folders, strict=True)
         )
         print(f"spread of features, {name}:", *(f"{value:.3f}" for value in spreads))
