@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hiera_video.models.registry import create_autoencoder as create_autoencoder
     from hiera_video.models.registry import create_model as create_model
     from hiera_video.models.registry import list_models as list_models
-    from hiera_video.video.reader import open_video as open_video
+    from hiera_video.video.open import open_video as open_video
 
 __version__ = "0.1.0"
 
@@ -25,7 +25,7 @@ _HOME = {
     "create_model": "hiera_video.models.registry",
     "list_models": "hiera_video.models.registry",
     "load_features": "hiera_video.extraction.store",
-    "open_video": "hiera_video.video.reader",
+    "open_video": "hiera_video.video.open",
 }
 __all__ = [
     "Features",

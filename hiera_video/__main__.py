@@ -3,7 +3,7 @@
 import os
 import sys
 
-from hiera_video.cli import main
+from hiera_video.cli.main import main
 
 if __name__ == "__main__":
     if "TORCHELASTIC_ERROR_FILE" in os.environ:

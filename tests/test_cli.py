@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 import hiera_video
-from hiera_video import cli
-from hiera_video.cli import COMMANDS, main
+from hiera_video.cli import main as cli
+from hiera_video.cli.main import COMMANDS, main
 from hiera_video.config import ConfigError, FinetuneConfig, load_config, to_dict
 
 
@@ -218,7 +218,7 @@ def test_version(capsys):
 def test_help_and_configurations_do_not_wait_for_torch():
     program = """
 import sys
-from hiera_video.cli import main
+from hiera_video.cli.main import main
 assert main(["finetune", "data.train=x", "--print-config"]) == 0
 try:
     main(["--help"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from hiera_video import cli
+from hiera_video.cli import main as cli
 from hiera_video.config import (
     DetectEvaluateConfig,
     DetectTrainConfig,

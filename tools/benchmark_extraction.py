@@ -31,11 +31,11 @@ import numpy as np
 import torch
 
 from hiera_video import create_model, open_video
-from hiera_video.data.datasets import ClipSampler
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.windows import Crops, DenseWindows, stream_windows
 from hiera_video.models.registry import KINETICS_MEAN, KINETICS_STD
 from hiera_video.models.weights import save_weights
+from hiera_video.video.clips import ClipSampler
 from hiera_video.video.writer import write_video
 
 CROPS = Crops((224, 224), 1, 256)

@@ -21,8 +21,8 @@ import cv2
 import decord
 import numpy as np
 
-from hiera_video.data.datasets import ClipSampler
-from hiera_video.video.reader import open_video
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 
 SAMPLER = ClipSampler(num_frames=16, sampling_rate=4)

@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hiera_video.data.annotations import VideoRecord
 from hiera_video.data.batches import collate_clips
-from hiera_video.data.datasets import ClipSampler, TrainingClips
+from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.randaugment import RandAugment
 from hiera_video.data.transforms import FinetuneTransform
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.video.clips import ClipSampler
 
 SIZE, NUM_FRAMES, SAMPLING_RATE, BATCH = 224, 16, 4, 4
 MEAN, STD = (0.45,) * 3, (0.225,) * 3

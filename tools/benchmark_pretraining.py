@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from hiera_video import Hiera, create_model
-from hiera_video.analysis.benchmark import synchronize
+from hiera_video.analysis.speed import synchronize
 from hiera_video.models.masking import UnitMasking, kept_units
 
 RATIO = 0.9

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torchcodec.decoders import VideoDecoder
 
-from hiera_video.video.reader import open_video
+from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 
 NUM_FRAMES, SAMPLING_RATE, NUM_REPEATS = 16, 4, 4

@@ -22,9 +22,10 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 
-from hiera_video.data.annotations import VideoRecord
 from hiera_video.data.batches import ViewSample
-from hiera_video.data.datasets import ClipSampler, EvaluationViews
+from hiera_video.data.datasets import EvaluationViews
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.video.clips import ClipSampler
 from hiera_video.video.sampling import (
     clip_indices,
     clip_length,

@@ -44,12 +44,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 from hiera_video import create_autoencoder, create_model, open_video
-from hiera_video.data.annotations import read_video_list
-from hiera_video.data.datasets import ClipSampler
-from hiera_video.data.demo import ENCODER, DemoData, write_text
 from hiera_video.data.transforms import normalize
+from hiera_video.data.videos.records import read_video_list
+from hiera_video.demo.motions import ENCODER, DemoData, write_text
 from hiera_video.models.registry import input_statistics
 from hiera_video.models.weights import save_weights
+from hiera_video.video.clips import ClipSampler
 from hiera_video.video.writer import write_video
 
 NAME = "hiera_tiny_16x224"

@@ -21,7 +21,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
@@ -31,6 +30,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from hiera_video.files import replacing
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
 from hiera_video.video.writer import write_video
@@ -335,13 +335,8 @@ def _write_lines(
 
 def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
     """The file appears under its name when it is complete; an older one is replaced then."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        Image.fromarray(picture).save(unfinished, format="png")
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(path) as part:
+        Image.fromarray(picture).save(part, format="png")
 
 
 def write_movie(

@@ -15,20 +15,23 @@ from typing import Any
 import torch
 
 from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed, plotting
-from hiera_video.analysis.benchmark import Setting, measure, peak_tflops
-from hiera_video.analysis.benchmark_tables import heading, tell, tell_decoding, tell_report
 from hiera_video.analysis.peers import Subject, ours, peers
+from hiera_video.analysis.speed import Setting, measure, peak_tflops
+from hiera_video.analysis.speed_tables import heading, tell, tell_decoding, tell_report
 from hiera_video.config import BenchmarkConfig, ConfigError, configured
-from hiera_video.data.annotations import VideoRecord, read_video_list
 from hiera_video.data.batches import Failure
-from hiera_video.data.datasets import ClipSampler, EvaluationViews
-from hiera_video.data.lists import is_media
-from hiera_video.data.loaders import default_num_workers, evaluation_loader, readable
+from hiera_video.data.datasets import EvaluationViews
+from hiera_video.data.order import default_num_workers, evaluation_loader, readable
 from hiera_video.data.transforms import normalize
+from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.evaluation.views import score_views
+from hiera_video.files import write_json, write_text
 from hiera_video.models.registry import VARIANTS, create_model, input_statistics, is_image
-from hiera_video.training.distributed import process_group
-from hiera_video.training.reporting import environment, setup_logging, write_text
+from hiera_video.runtime.distributed import process_group
+from hiera_video.runtime.environment import environment
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.clips import ClipSampler
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +224,7 @@ def decoded(
 
 def write_results(folder: Path, report: dict[str, Any]) -> None:
     """results.json, results.md and, where anything can be drawn, accuracy_speed.png."""
-    write_text(folder / "results.json", json.dumps(report, indent=2))
+    write_json(folder / "results.json", report)
     write_text(folder / "results.md", tell_report(report))
     plot_accuracy_and_speed(report, folder / "accuracy_speed.png")
 

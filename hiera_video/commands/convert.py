@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 from hiera_video.config import ConvertConfig, configured
-from hiera_video.models.convert import convert, load_any
+from hiera_video.models.conversion import convert, load_any
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.weights import check_source
-from hiera_video.training.reporting import setup_logging
+from hiera_video.runtime.logging import setup_logging
 
 
 def run(config: ConvertConfig, *, dry_run: bool = False, as_json: bool = False) -> int:

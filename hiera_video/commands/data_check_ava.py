@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from hiera_video.config import CheckAvaConfig, ConfigError
-from hiera_video.data.boxes import (
+from hiera_video.data.boxes.table import (
     BoxTable,
     inspect_boxes,
     locate_videos,
@@ -20,10 +20,11 @@ from hiera_video.data.boxes import (
     read_keyframes,
     read_label_map,
 )
-from hiera_video.data.lists import listing
+from hiera_video.data.videos.files import listing
 from hiera_video.evaluation.ava_report import percent
-from hiera_video.training.reporting import setup_logging
-from hiera_video.video.reader import VideoError, open_video
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoError
 
 MOST_TOLD = 20  # of each file, for a person; --json has all
 FPS_TOLERANCE = 0.001  # 29.97 for 30 is noticed

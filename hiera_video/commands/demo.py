@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 
 from hiera_video.config import DemoAvaConfig, DemoConfig
-from hiera_video.data import demo, demo_ava
-from hiera_video.data.boxes import read_ground_truth, read_keyframes, read_label_map
-from hiera_video.data.keyframes import detections_of, keyframe_records
+from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
+from hiera_video.data.boxes.table import read_ground_truth, read_keyframes, read_label_map
+from hiera_video.demo import actions as demo_ava
+from hiera_video.demo import motions as demo
 from hiera_video.evaluation.ava import frame_ap
 
 MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}

@@ -16,23 +16,26 @@ from typing import Any
 import torch
 
 from hiera_video.config import DetectEvaluateConfig
-from hiera_video.data.boxes import LabelMap, read_label_map, write_detections, write_keyframes
-from hiera_video.data.datasets import ClipSampler, KeyframeClips
-from hiera_video.data.keyframes import (
+from hiera_video.data.boxes.keyframes import (
     Keyframe,
     KeyframeEvaluation,
     detections_of,
     named_keyframes,
     read_evaluation,
 )
-from hiera_video.data.loaders import default_num_workers
+from hiera_video.data.boxes.table import LabelMap, read_label_map, write_detections, write_keyframes
+from hiera_video.data.datasets import KeyframeClips
+from hiera_video.data.order import default_num_workers
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
+from hiera_video.evaluation.scoring import score_keyframes
+from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.weights import load_detector
-from hiera_video.training.distributed import process_group, sum_over_processes
-from hiera_video.training.reporting import environment, setup_logging, write_text
-from hiera_video.training.validation import score_keyframes
-from hiera_video.video.reader import open_video
+from hiera_video.runtime.distributed import process_group, sum_over_processes
+from hiera_video.runtime.environment import environment
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 
 logger = logging.getLogger(__name__)
 
@@ -83,8 +86,7 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
             print(json.dumps({"keyframes_to_score": len(val.records), **protocol}, indent=2))
             return 0
         if process.is_main:  # before hours of work, not after
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "report.json.tmp").touch()
+            make_writable_folder(folder)
         workers = data.num_workers
         scored, failures = score_keyframes(
             model.to(process.device),
@@ -124,7 +126,7 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
             if lost:
                 kept = [keyframe for keyframe in val.keyframes if keyframe not in lost]
                 report["protocols_without_failed"] = evaluate(kept)
-            write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+            write_json(folder / "report.json", report)
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
         # Together: torchrun ends all processes when one has left with another code than 0.
         if sum_over_processes(torch.tensor(len(scored))) == 0:

@@ -7,7 +7,6 @@ their actions, what is written.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,28 +18,31 @@ import numpy as np
 
 from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
 from hiera_video.config import DetectPredictConfig
-from hiera_video.data.boxes import (
+from hiera_video.data.boxes.keyframes import (
+    KeyframeRecord,
+    detections_of,
+    keyframe_records,
+    named_keyframes,
+)
+from hiera_video.data.boxes.table import (
     BoxTable,
     LabelMap,
     nearest_name,
     read_proposals,
     write_detections,
 )
-from hiera_video.data.datasets import ClipSampler, KeyframeClips
-from hiera_video.data.keyframes import (
-    KeyframeRecord,
-    detections_of,
-    keyframe_records,
-    named_keyframes,
-)
-from hiera_video.data.loaders import default_num_workers
-from hiera_video.models.detection import ActionDetector
+from hiera_video.data.datasets import KeyframeClips
+from hiera_video.data.order import default_num_workers
+from hiera_video.evaluation.scoring import score_keyframes
+from hiera_video.files import write_json
+from hiera_video.models.detector import ActionDetector
 from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.weights import load_detector
-from hiera_video.training.distributed import Process, process_group
-from hiera_video.training.reporting import setup_logging
-from hiera_video.training.validation import score_keyframes
-from hiera_video.video.reader import VideoError, VideoReader, open_video
+from hiera_video.runtime.distributed import Process, process_group
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoError, VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
 
 FRAMES_AT_ONCE = 4  # in the person detector, which enlarges them to 800 pixels
@@ -280,13 +282,6 @@ def people_of(
 
 
 # What is written and told.
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    text = json.dumps(content, ensure_ascii=False, indent=1)
-    unfinished.write_text(f"{text}\n", encoding="utf-8")
-    unfinished.replace(path)
 
 
 def tell(path: str, files: Outputs, records: Sequence[KeyframeRecord], as_json: bool) -> None:

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import Any
 
 from hiera_video.config import DetectScoreConfig
-from hiera_video.data.boxes import (
+from hiera_video.data.boxes.table import (
     nearest_name,
     read_detections,
     read_ground_truth,
@@ -18,7 +18,7 @@ from hiera_video.data.boxes import (
 )
 from hiera_video.evaluation import ava_report as results
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
-from hiera_video.training.reporting import setup_logging
+from hiera_video.runtime.logging import setup_logging
 
 
 def run(config: DetectScoreConfig, *, dry_run: bool = False, as_json: bool = False) -> int:

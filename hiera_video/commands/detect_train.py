@@ -23,27 +23,29 @@ from hiera_video.config import (
     to_yaml,
     trained_with,
 )
-from hiera_video.data.boxes import LabelMap, read_label_map
-from hiera_video.data.datasets import ClipSampler, KeyframeClips, TrainingKeyframes
-from hiera_video.data.keyframes import (
+from hiera_video.data.boxes.keyframes import (
     KeyframeEvaluation,
     TrainingKeyframeList,
     detections_of,
     read_evaluation,
     read_training,
 )
-from hiera_video.data.loaders import default_num_workers, training_loader
+from hiera_video.data.boxes.table import LabelMap, read_label_map
+from hiera_video.data.datasets import KeyframeClips, TrainingKeyframes
+from hiera_video.data.order import default_num_workers, training_loader
 from hiera_video.data.transforms import DetectionTransform
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
-from hiera_video.models.detection import ActionDetector
+from hiera_video.evaluation.scoring import score_keyframes
+from hiera_video.models.detector import ActionDetector
 from hiera_video.models.registry import create_detector, input_statistics
+from hiera_video.runtime.distributed import Process, first_process_first, process_group
+from hiera_video.runtime.logging import setup_logging
 from hiera_video.training.detection import DetectionLoss
-from hiera_video.training.distributed import Process, first_process_first, process_group
 from hiera_video.training.loop import StopSignal
-from hiera_video.training.reporting import RunReport, setup_logging
 from hiera_video.training.run import Schedule, open_run, optimizer_of, train_to_the_end
-from hiera_video.training.validation import score_keyframes
-from hiera_video.video.reader import open_video
+from hiera_video.training.run_folder import RunReport
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 
 logger = logging.getLogger(__name__)
 

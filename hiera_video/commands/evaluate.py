@@ -13,16 +13,19 @@ from typing import Any
 import torch
 
 from hiera_video.config import EvaluateConfig
-from hiera_video.data.annotations import read_video_list, require_labels
-from hiera_video.data.datasets import ClipSampler, EvaluationViews
-from hiera_video.data.loaders import default_num_workers
-from hiera_video.evaluation.classification import summarize
+from hiera_video.data.datasets import EvaluationViews
+from hiera_video.data.order import default_num_workers
+from hiera_video.data.videos.records import read_video_list, require_labels
+from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
+from hiera_video.evaluation.scoring import validate
+from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.weights import load_folder
-from hiera_video.training.distributed import process_group, sum_over_processes
-from hiera_video.training.reporting import environment, setup_logging, write_text
-from hiera_video.training.validation import validate
-from hiera_video.video.reader import open_video
+from hiera_video.runtime.distributed import process_group, sum_over_processes
+from hiera_video.runtime.environment import environment
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +74,7 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             print(json.dumps({"videos": len(val.records), **protocol}, indent=2))
             return 0
         if process.is_main:  # before hours of work, not after
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "report.json.tmp").touch()
+            make_writable_folder(folder)
         workers = config.data.num_workers
         videos, failures = validate(
             model.to(process.device),
@@ -106,7 +108,7 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             )
             if videos and not meta["multi_label"]:
                 write_confusion(folder / "confusion.csv", videos, val.class_names)
-            write_text(folder / "report.json", json.dumps(report, indent=2, ensure_ascii=False))
+            write_json(folder / "report.json", report)
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
         # Together: torchrun ends all processes when one has left with another code than 0.
         if sum_over_processes(torch.tensor(len(videos))) == 0:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hiera_video.config import ConfigError, ExportConfig, configured
-from hiera_video.models.detection import ActionDetector
-from hiera_video.models.export import Format, Part, check_installed, export, parts_of
+from hiera_video.files import replacing, write_json
+from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
 from hiera_video.models.weights import check_source, load_trained
-from hiera_video.training.reporting import setup_logging
+from hiera_video.runtime.logging import setup_logging
 
 logger = logging.getLogger(__name__)
 KEPT = ("class_names", "label_map", "multi_label", "mean", "std", "clips")  # of a folder's config
@@ -46,9 +45,8 @@ def run(config: ExportConfig, *, dry_run: bool = False, as_json: bool = False) -
         print("\n".join(f"{folder / part.name}.{end}" for part in parts for end in formats))
         return 0
 
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    unfinished.mkdir(parents=True)
-    try:
+    with replacing(folder) as unfinished:
+        unfinished.mkdir(parents=True)
         compared = []
         for part in parts:
             for end in formats:
@@ -63,13 +61,7 @@ def run(config: ExportConfig, *, dry_run: bool = False, as_json: bool = False) -
                 f"{', '.join(wrong)}: the outputs differ from the model's by more than 1e-4; "
                 f"nothing was written to {folder}"
             )
-        text = json.dumps(description(model, parts, meta), indent=2, ensure_ascii=False)
-        (unfinished / "export.json").write_text(text + "\n", encoding="utf-8")
-        if replaces:
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        write_json(unfinished / "export.json", description(model, parts, meta))
     return 0
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.config import ExtractConfig
-from hiera_video.data.annotations import read_video_list
-from hiera_video.data.datasets import ClipSampler, checked_short_side
-from hiera_video.data.lists import is_media
-from hiera_video.data.loaders import default_num_workers
+from hiera_video.data.datasets import checked_short_side
+from hiera_video.data.order import default_num_workers
+from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.records import read_video_list
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.runner import Summary, Video, extract
 from hiera_video.extraction.store import FeatureStore, output_names
@@ -24,9 +24,10 @@ from hiera_video.extraction.workers import Plan, start_fork_server
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import variant_name
 from hiera_video.models.weights import load_backbone
-from hiera_video.training.distributed import barrier, from_main, process_group
-from hiera_video.training.reporting import setup_logging
-from hiera_video.video.reader import open_video
+from hiera_video.runtime.distributed import barrier, from_main, process_group
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 
 logger = logging.getLogger(__name__)
 

@@ -19,21 +19,23 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from hiera_video.config import FinetuneConfig, check_same_config, configured, to_yaml, trained_with
-from hiera_video.data.annotations import VideoList, read_splits
-from hiera_video.data.datasets import ClipSampler, EvaluationViews, TrainingClips
-from hiera_video.data.loaders import balanced_weights, default_num_workers, training_loader
+from hiera_video.data.datasets import EvaluationViews, TrainingClips
+from hiera_video.data.order import balanced_weights, default_num_workers, training_loader
 from hiera_video.data.randaugment import RandAugment
 from hiera_video.data.transforms import FinetuneTransform
-from hiera_video.evaluation.classification import summarize
+from hiera_video.data.videos.records import VideoList, read_splits
+from hiera_video.evaluation.accuracy import summarize
+from hiera_video.evaluation.scoring import validate
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.registry import create_model, input_statistics
+from hiera_video.runtime.distributed import Process, first_process_first, process_group
+from hiera_video.runtime.logging import setup_logging
 from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
-from hiera_video.training.distributed import Process, first_process_first, process_group
 from hiera_video.training.loop import StopSignal
-from hiera_video.training.reporting import RunReport, setup_logging
 from hiera_video.training.run import Schedule, open_run, optimizer_of, train_to_the_end
-from hiera_video.training.validation import validate
-from hiera_video.video.reader import open_video
+from hiera_video.training.run_folder import RunReport
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 
 logger = logging.getLogger(__name__)
 

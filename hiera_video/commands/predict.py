@@ -8,18 +8,19 @@ from functools import partial
 from pathlib import Path
 
 from hiera_video.config import PredictConfig
-from hiera_video.data.annotations import VideoRecord
 from hiera_video.data.batches import Failure
-from hiera_video.data.datasets import ClipSampler, EvaluationViews
-from hiera_video.data.lists import is_media
-from hiera_video.data.loaders import default_num_workers, evaluation_loader, readable
+from hiera_video.data.datasets import EvaluationViews
+from hiera_video.data.order import default_num_workers, evaluation_loader, readable
 from hiera_video.data.transforms import normalize
+from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.results import top_classes
 from hiera_video.evaluation.views import average_views, score_views
 from hiera_video.models.weights import load_folder
-from hiera_video.training.distributed import process_group
-from hiera_video.training.reporting import setup_logging
-from hiera_video.video.reader import open_video
+from hiera_video.runtime.distributed import process_group
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 
 
 def run(config: PredictConfig, *, dry_run: bool = False, as_json: bool = False) -> int:

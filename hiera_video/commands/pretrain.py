@@ -20,19 +20,20 @@ from hiera_video.config import (
     to_yaml,
     trained_with,
 )
-from hiera_video.data.annotations import read_video_list
-from hiera_video.data.datasets import ClipSampler, TrainingClips
-from hiera_video.data.loaders import default_num_workers, training_loader
+from hiera_video.data.datasets import TrainingClips
+from hiera_video.data.order import default_num_workers, training_loader
 from hiera_video.data.transforms import PretrainTransform
+from hiera_video.data.videos.records import read_video_list
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.registry import create_autoencoder, input_statistics, paper_mask_ratio
-from hiera_video.training.distributed import first_process_first, process_group
+from hiera_video.runtime.distributed import first_process_first, process_group
+from hiera_video.runtime.logging import setup_logging
 from hiera_video.training.loop import StopSignal
 from hiera_video.training.reconstruction import ReconstructionLoss
-from hiera_video.training.reporting import setup_logging
 from hiera_video.training.run import Schedule, open_run, optimizer_of, train_to_the_end
-from hiera_video.video.reader import open_video
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,16 @@ from hiera_video.analysis.visualize import (
     write_png,
 )
 from hiera_video.config import VisualizeConfig, configured
-from hiera_video.data.datasets import ClipSampler
 from hiera_video.data.transforms import normalize, resize_short_side
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.registry import paper_mask_ratio
 from hiera_video.models.weights import load_autoencoder
-from hiera_video.training.distributed import process_group
-from hiera_video.training.reporting import setup_logging
-from hiera_video.video.reader import VideoError, open_video
+from hiera_video.runtime.distributed import process_group
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoError
 from hiera_video.video.sampling import crop_offsets
 
 

@@ -21,8 +21,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from hiera_video.data.batches import ClipBatch
-from hiera_video.data.datasets import ClipSampler, Transform, checked_short_side
+from hiera_video.data.datasets import Transform, checked_short_side
 from hiera_video.data.transforms import resize_short_side
+from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC, crop_offsets
 

@@ -58,7 +58,7 @@ PROTOCOLS = {
 
 
 class Rows(Interface):
-    """Boxes with actions at key frames, one a row; `hiera_video.data.boxes.BoxTable` is such."""
+    """Boxes with actions at key frames, one a row, as `hiera_video.data.boxes.table.BoxTable`."""
 
     @property
     def videos(self) -> tuple[str, ...]:

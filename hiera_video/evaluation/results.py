@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import csv
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from hiera_video.evaluation.classification import VideoScores, confusion
+from hiera_video.evaluation.accuracy import VideoScores, confusion
 from hiera_video.evaluation.views import average_views
+from hiera_video.files import replacing
 
 
 class Record(Protocol):
@@ -42,7 +41,7 @@ def write_scores(
 
     The mean of `scores` over axis 1 is the prediction.
     """
-    with replaced(path) as temporary, open(temporary, "wb") as file:
+    with replacing(path) as part, open(part, "wb") as file:
         np.savez_compressed(
             file,
             names=np.array([records[v.index].name for v in videos]),
@@ -69,7 +68,7 @@ def write_predictions(
     top_k = min(top_k, len(class_names))
     ranks = range(1, top_k + 1)
     header = ["video", "label", *(f"{what}{k}" for k in ranks for what in ("class", "probability"))]
-    with replaced(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*header, "failure"])
         for index, record in enumerate(records):
@@ -87,7 +86,7 @@ def write_confusion(path: Path, videos: Sequence[VideoScores], class_names: Sequ
     """One row a class and one column a predicted class: how many of its videos went there."""
     scores = np.stack([average_views(video.views) for video in videos])
     counts = confusion(scores, np.array([video.labels[0] for video in videos]))
-    with replaced(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["class", *class_names])
         writer.writerows(
@@ -99,11 +98,3 @@ def top_classes(scores: np.ndarray, top_k: int) -> list[tuple[int, float]]:
     """The `top_k` likeliest classes of scores [L], with their scores, best first."""
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [(int(c), float(scores[c])) for c in best]
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes `path` when the block ends well."""
-    temporary = path.with_name(path.name + ".tmp")
-    yield temporary
-    os.replace(temporary, path)

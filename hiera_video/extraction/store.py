@@ -34,6 +34,7 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 import hiera_video
+from hiera_video.files import replacing
 
 Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
@@ -397,17 +398,11 @@ class FeatureStore:
 
     @staticmethod
     def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
+            with replacing(path) as part, open(part, "wb") as file:
                 write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             raise _cannot_write(path, error) from error
 
 

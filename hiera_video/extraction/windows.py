@@ -18,8 +18,8 @@ from typing import Literal, Protocol
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
-from hiera_video.data.datasets import ClipSampler
 from hiera_video.data.transforms import resize_short_side
+from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoReader
 from hiera_video.video.sampling import (
     FRAME_TIME_TOLERANCE_SEC,

@@ -36,8 +36,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from hiera_video.data.datasets import OpenVideo
 from hiera_video.extraction.windows import Crops, WindowSampler, stream_windows
+from hiera_video.video.open import OpenVideo
 from hiera_video.video.reader import VideoError
 
 NUM_SLOTS = 4  # windows that a process may be ahead

@@ -567,7 +567,7 @@ class Hiera(nn.Module):
             ConnectionError: nothing of that name is here, and it cannot be fetched.
             ValueError: not the weights of a classifier or backbone; a revision of no repository.
         """
-        from hiera_video.models.convert import load_any
+        from hiera_video.models.conversion import load_any
         from hiera_video.models.hub import REPOSITORY, fetch_repository
 
         if not Path(source).exists() and REPOSITORY.fullmatch(str(source)):

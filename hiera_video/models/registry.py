@@ -20,7 +20,7 @@ from hiera_video.models.hiera import Hiera, Size3
 from hiera_video.models.mae import MaskedAutoencoderHiera, Target
 
 if TYPE_CHECKING:
-    from hiera_video.models.detection import ActionDetector
+    from hiera_video.models.detector import ActionDetector
     from hiera_video.models.weights import Checkpoint
 
 PosEmbedResize = Literal["window", "bicubic"]
@@ -271,7 +271,7 @@ def create_detector(
     Raises:
         ValueError, FileNotFoundError, ConnectionError: as for `create_model`.
     """
-    from hiera_video.models.detection import ActionDetector  # torchvision takes its time
+    from hiera_video.models.detector import ActionDetector  # torchvision takes its time
 
     arguments, source = _arguments(name, checkpoint, num_frames, image_size)
     if source is not None and source.autoencoder and name is None:

@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hiera_video.files import replacing
 from hiera_video.models.adapt import PATCHES, adapt_state
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import Layout, rename, to_official
@@ -40,7 +41,7 @@ from hiera_video.models.registry import (
 )
 
 if TYPE_CHECKING:
-    from hiera_video.models.detection import ActionDetector
+    from hiera_video.models.detector import ActionDetector
 
 logger = logging.getLogger(__name__)
 
@@ -500,23 +501,15 @@ def save_weights(
     if folder.exists() and not replaces:
         raise FileExistsError(f"{folder} exists and is not a weights folder")
 
-    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    for left_behind in (part, old):
-        shutil.rmtree(left_behind, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    if replaces:
+        logger.info("replacing the weights in %s", folder)
+    with replacing(folder) as part:
+        part.mkdir(parents=True)
         state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
         norm = "encoder_norm." if isinstance(model, MaskedAutoencoderHiera) else "norm."
         state = {rename(_official_name(k), {"norm.": norm}): v for k, v in state.items()}
         save_file(state, part / "model.safetensors", metadata={"format": "pt"})
         (part / "config.json").write_text(text + "\n", encoding="utf-8")
-        if replaces:
-            logger.info("replacing the weights in %s", folder)
-            folder.rename(old)
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def load_folder(folder: str | Path) -> tuple[Hiera, dict[str, Any]]:

@@ -2,18 +2,18 @@
 
     checkpoints/step_00001200/    a torch.distributed.checkpoint: model, optimizer, average, step;
         weights/                  the model alone, to evaluate or to start other runs from
-    checkpoints/step_00001200.tmp being written, or left by a killed run; never read
+    checkpoints/.step_00001200.PID.part being written, or left by a killed run; never read
 
 N processes write their parts; M processes may read them.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from hiera_video.training.distributed import barrier, is_distributed
+from hiera_video.files import replacing
+from hiera_video.runtime.distributed import barrier, from_main, is_distributed
 
 _NAME = re.compile(r"step_(\d{8})")
 
@@ -44,26 +45,20 @@ def save_checkpoint(
         write_weights: writes a weights folder at that path; called on the main process.
     """
     final = folder / f"step_{step:08d}"
-    temporary = final.with_name(final.name + ".tmp")
     main = not is_distributed() or torch.distributed.get_rank() == 0
-    if main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    barrier()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own notes on running without a process group
-        save(
-            _state(step, model, optimizer, average),
-            checkpoint_id=temporary,
-            no_dist=not is_distributed(),
-        )
-    if main:
-        write_weights(temporary / "weights")
-    barrier()
-    if main:
-        if final.exists():  # the same step saved again, by a run resumed from an earlier one
-            shutil.rmtree(final)
-        os.replace(temporary, final)
+    with replacing(final) if main else nullcontext() as part:
+        if part is not None:
+            part.mkdir(parents=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's notes on running without a process group
+            save(
+                _state(step, model, optimizer, average),
+                checkpoint_id=from_main(part),
+                no_dist=not is_distributed(),
+            )
+        if part is not None:
+            write_weights(part / "weights")
+        barrier()
     barrier()
     return final
 
@@ -111,7 +106,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Deletes all but the `keep` newest checkpoints, and what killed runs left half-written."""
-    for path in [*_checkpoints(folder)[:-keep], *folder.glob("step_*.tmp")]:
+    for path in [*_checkpoints(folder)[:-keep], *folder.glob(".step_*.part")]:
         shutil.rmtree(path)
 
 

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
-from hiera_video.training.distributed import Process, sum_over_processes
+from hiera_video.runtime.distributed import Process, sum_over_processes
 from hiera_video.training.optim import set_learning_rate
 
 LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]

@@ -17,21 +17,21 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from hiera_video.data.loaders import TrainingOrder, steps_per_epoch
-from hiera_video.models.detection import ActionDetector
+from hiera_video.data.order import TrainingOrder, steps_per_epoch
+from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.weights import save_weights
+from hiera_video.runtime.distributed import Process, from_main, sum_over_processes
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
     save_checkpoint,
 )
-from hiera_video.training.distributed import Process, from_main, sum_over_processes
 from hiera_video.training.loop import Batch, LossFunction, StopSignal, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
-from hiera_video.training.reporting import ConsoleLine, FailureLimit, RunReport, start_run
+from hiera_video.training.run_folder import ConsoleLine, FailureLimit, RunReport, start_run
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hiera_video.files import replacing
+
 MAX_RATE_DENOMINATOR = 1001  # 30000/1001 and its like stay exact
 
 
@@ -38,28 +40,23 @@ def write_video(
         raise ValueError(f"fps={fps} must be positive")
     rate = Fraction(fps).limit_denominator(MAX_RATE_DENOMINATOR)
     path = Path(path).absolute()  # libav takes "clip:1.mp4" for a protocol
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     shape: tuple[int, ...] | None = None
     num_frames = 0
-    try:
-        with av.open(str(unfinished), "w", format="mp4") as container:
-            stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
-            for frame in frames:
-                shape = _checked_shape(frame, num_frames, shape)
-                if num_frames == 0:
-                    stream.height, stream.width = shape[:2]
-                    stream.pix_fmt = "yuv420p"
-                picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                picture.pts = num_frames
-                picture.time_base = 1 / rate
-                container.mux(stream.encode(picture))
-                num_frames += 1
+    with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
+        for frame in frames:
+            shape = _checked_shape(frame, num_frames, shape)
             if num_frames == 0:
-                raise ValueError(f"{path}: there are no frames to write")
-            container.mux(stream.encode(None))
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+                stream.height, stream.width = shape[:2]
+                stream.pix_fmt = "yuv420p"
+            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+            picture.pts = num_frames
+            picture.time_base = 1 / rate
+            container.mux(stream.encode(picture))
+            num_frames += 1
+        if num_frames == 0:
+            raise ValueError(f"{path}: there are no frames to write")
+        container.mux(stream.encode(None))
     return num_frames
 
 

@@ -18,7 +18,7 @@ from hiera_video.analysis.overlay import (
     place_label,
     write_overlay,
 )
-from hiera_video.video.reader import open_video
+from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 
 GREY = 90

@@ -33,7 +33,7 @@ from hiera_video.data.transforms import normalize
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking, hidden_units
-from hiera_video.video.reader import open_video
+from hiera_video.video.open import open_video
 
 MEAN, STD = (0.45, 0.4, 0.5), (0.225, 0.25, 0.2)
 MODES: tuple[Mode, ...] = get_args(Mode)

@@ -14,7 +14,7 @@ from hiera_video.data.batches import (
     collate_clips,
     only_sample,
 )
-from hiera_video.data.loaders import readable
+from hiera_video.data.order import readable
 
 SHAPE = (2, 4, 4, 3)
 

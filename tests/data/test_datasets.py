@@ -4,19 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video.data.annotations import VideoRecord
 from hiera_video.data.batches import ClipSample, Failure, ViewSample
+from hiera_video.data.boxes.keyframes import KeyframeRecord
 from hiera_video.data.datasets import (
-    ClipSampler,
     EvaluationViews,
     KeyframeClips,
     TrainingClips,
     TrainingKeyframes,
-    read_frames,
 )
-from hiera_video.data.keyframes import KeyframeRecord
 from hiera_video.data.transforms import DetectionTransform, FinetuneTransform, resize_short_side
-from hiera_video.video.reader import VideoError, open_video
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.video.clips import ClipSampler, read_frames
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoError
 from hiera_video.video.sampling import crop_offsets
 from tests.video.striped_video import make_striped_video, read_number
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, SequentialSampler
 
-from hiera_video.data.annotations import VideoRecord
-from hiera_video.data.datasets import ClipSampler, EvaluationViews
+from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.pytorchvideo import (
     EvaluationView,
     PytorchvideoSampler,
@@ -22,11 +21,14 @@ from hiera_video.data.pytorchvideo import (
     clip_batch,
 )
 from hiera_video.data.transforms import PretrainTransform, normalize
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.views import average_views, score_views
 from hiera_video.extraction.windows import DenseWindows, ViewWindows
 from hiera_video.models.hiera import Hiera
 from hiera_video.training.classification import ClassificationLoss
-from hiera_video.video.reader import VideoError, open_video
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoError
 from hiera_video.video.sampling import clip_length
 from tests.video.striped_video import make_striped_video, read_number
 

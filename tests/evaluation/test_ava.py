@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiera_video.data.boxes import (
+from hiera_video.data.boxes.table import (
     read_detections,
     read_ground_truth,
     read_keyframes,

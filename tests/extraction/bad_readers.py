@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import time
 
-from hiera_video.video.reader import VideoReader, open_video
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoReader
 
 
 def open_or_die(path: str) -> VideoReader:

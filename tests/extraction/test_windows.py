@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiera_video.data.datasets import ClipSampler
 from hiera_video.extraction.windows import (
     Crops,
     DenseWindows,
@@ -18,6 +17,7 @@ from hiera_video.extraction.windows import (
     stream_windows,
     window_starts,
 )
+from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoError
 
 sizes = st.integers(1, 400)

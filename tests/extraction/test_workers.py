@@ -8,10 +8,10 @@ import signal
 import numpy as np
 import pytest
 
-from hiera_video.data.datasets import ClipSampler
 from hiera_video.extraction import workers
 from hiera_video.extraction.windows import Crops, DenseWindows
 from hiera_video.extraction.workers import DecodeWorkers, Job, Plan, Read, Unreadable, Window
+from hiera_video.video.clips import ClipSampler
 from tests.extraction.bad_readers import open_or_die
 from tests.video.striped_video import make_striped_video, read_number
 

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video.cli import main
+from hiera_video.cli.main import main
 from hiera_video.video.writer import write_video
 
 ROOT = Path(__file__).parents[2]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hiera_video import cli
-from hiera_video.analysis import benchmark as measuring
+from hiera_video.analysis import speed as measuring
 from hiera_video.analysis.peers import Subject
+from hiera_video.cli import main as cli
 from hiera_video.commands import benchmark as command
 from tests.video.striped_video import make_striped_video
 

@@ -8,7 +8,8 @@ import shlex
 import pytest
 
 from hiera_video.config import FinetuneConfig, load_config
-from hiera_video.data import demo, demo_ava
+from hiera_video.demo import actions as demo_ava
+from hiera_video.demo import motions as demo
 from tests.integration.conftest import environment, run
 
 

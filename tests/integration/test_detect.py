@@ -15,8 +15,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hiera_video.data.boxes import read_detections
-from hiera_video.data.demo_ava import DemoAvaData, generate
+from hiera_video.data.boxes.table import read_detections
+from hiera_video.demo.actions import DemoAvaData, generate
 from hiera_video.models.registry import create_autoencoder, create_model
 from hiera_video.models.weights import load_detector, save_weights
 

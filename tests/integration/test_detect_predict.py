@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hiera_video.commands.detect_predict import clip_size
-from hiera_video.data.boxes import read_detections
+from hiera_video.data.boxes.table import read_detections
 from hiera_video.models import people
 from hiera_video.models.registry import create_detector
 from hiera_video.models.weights import load_detector, save_weights
-from hiera_video.video.reader import open_video
+from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 
 NAMES = {"1": "walk", "2": "über (etwas) sprechen", "3": "sit"}

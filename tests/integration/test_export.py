@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from hiera_video.models import export as export_module
-from hiera_video.models.detection import ActionDetector
+from hiera_video.models import programs as export_module
+from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.weights import save_weights
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hiera_video import cli
+from hiera_video.cli import main as cli
 from hiera_video.config import configs_folder, load_flops_config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8")

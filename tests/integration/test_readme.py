@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hiera_video.cli import parse, read_config
+from hiera_video.cli.main import parse, read_config
 from tests.video.striped_video import make_striped_video
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from hiera_video.commands import finetune
 from hiera_video.training import checkpoint
 from hiera_video.training.checkpoint import latest_checkpoint
-from hiera_video.training.reporting import RunReport
+from hiera_video.training.run_folder import RunReport
 
 # What may be random in training, all of it.
 RANDOM = (

@@ -14,7 +14,7 @@ from PIL import Image
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.weights import save_weights
-from hiera_video.video.reader import open_video
+from hiera_video.video.open import open_video
 
 MASKING = {"kind": "tube", "mask_ratio": 0.75}
 CLIPS = {"sampling_rate": 2}

@@ -64,8 +64,8 @@ def test_nothing_half_written_is_read(tmp_path):
     advance(*parts, 1)
     for step in (1, 2, 10):
         save_checkpoint(tmp_path, step, *parts, write_weights=nothing)
-    (tmp_path / "step_00000011.tmp").mkdir()
-    (tmp_path / "step_00000011.tmp" / "__0_0.distcp").write_bytes(b"half")
+    (tmp_path / ".step_00000011.4711.part").mkdir()
+    (tmp_path / ".step_00000011.4711.part" / "__0_0.distcp").write_bytes(b"half")
     (tmp_path / "notes.txt").touch()
     assert latest_checkpoint(tmp_path) == tmp_path / "step_00000010"
     prune_checkpoints(tmp_path, keep=2)
@@ -73,12 +73,11 @@ def test_nothing_half_written_is_read(tmp_path):
     assert names == ["notes.txt", "step_00000002", "step_00000010"]
 
 
-def test_a_left_temporary_folder_is_overwritten(tmp_path):
+def test_the_same_step_is_saved_again(tmp_path):
     parts = training()
     advance(*parts, 1)
-    (tmp_path / "step_00000005.tmp").mkdir(parents=True)
-    (tmp_path / "step_00000005.tmp" / "__0_0.distcp").write_bytes(b"half")
-    saved = save_checkpoint(tmp_path, 5, *parts, write_weights=lambda path: path.mkdir())
+    for _ in range(2):
+        saved = save_checkpoint(tmp_path, 5, *parts, write_weights=lambda path: path.mkdir())
     assert saved == tmp_path / "step_00000005"
     assert (saved / "weights").is_dir()  # they appear with the rest
     assert [path.name for path in tmp_path.iterdir()] == ["step_00000005"]

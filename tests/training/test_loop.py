@@ -12,9 +12,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
-from hiera_video.training.distributed import Process
+from hiera_video.runtime.distributed import Process
 from hiera_video.training.loop import StopSignal, train_steps
-from hiera_video.training.reporting import RunReport
+from hiera_video.training.run_folder import RunReport
 
 PROCESS = Process(0, 1, 1, torch.device("cpu"))
 FAILURE = Failure("bad.mp4", "/bad.mp4", "empty", "/bad.mp4: is empty")
@@ -152,7 +152,7 @@ def test_randomness_depends_on_seed_step_and_rank_only():
 
 
 def test_the_file_names_of_a_skipped_step_are_told(tmp_path, capsys):
-    from hiera_video.training.reporting import setup_logging
+    from hiera_video.runtime.logging import setup_logging
 
     setup_logging()
     ((done, _),) = steps([batch(math.nan, 2.0)])

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 import pytest
 
-from hiera_video.video.reader import VideoError, open_video
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoError
 
 
 def picture(number):

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hiera_video.video import index
-from hiera_video.video.reader import open_video, warn_once
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import warn_once
 from tests.video.striped_video import decode_linearly, make_striped_video, read_number
 
 B_FRAMES = {"bf": "3", "g": "20"}

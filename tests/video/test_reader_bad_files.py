@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from hiera_video.video import index
-from hiera_video.video.reader import VideoError, open_video, warn_once
+from hiera_video.video.open import open_video
+from hiera_video.video.reader import VideoError, warn_once
 from tests.video.striped_video import make_audio, make_striped_video, read_number
 
 FASTSTART = {"movflags": "+faststart"}

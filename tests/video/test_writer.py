@@ -5,7 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from hiera_video.video.reader import open_video
+from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 from tests.video.striped_video import read_number, striped_frame
 

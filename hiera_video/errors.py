@@ -1,0 +1,19 @@
+"""Errors whose message is all that the user needs: the command line prints them without a trace."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """A mistake in what was asked for, or a circumstance that the user can change.
+
+    The message names the file, key or value, what is allowed, and what to do. Any other exception
+    is a defect of this package or of a library, and is shown with its trace.
+    """
+
+    exit_code = 1
+
+
+class ConfigError(UserError, ValueError):
+    """A mistake in a configuration: the message names the key, its value and what is allowed."""
+
+    exit_code = 2

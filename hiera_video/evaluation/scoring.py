@@ -1,0 +1,144 @@
+"""Scores of a list of videos or key frames, shared out over the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from hiera_video.data.batches import Failure
+from hiera_video.data.datasets import EvaluationViews, KeyframeClips
+from hiera_video.data.order import evaluation_loader, readable
+from hiera_video.data.transforms import normalize
+from hiera_video.evaluation.accuracy import VideoScores
+from hiera_video.evaluation.views import score_views
+from hiera_video.models.detector import ActionDetector
+from hiera_video.runtime.distributed import Process, gather_on_main
+
+Scores = TypeVar("Scores", "VideoScores", "KeyframeScores")
+
+
+def validate(
+    model: nn.Module,
+    views: EvaluationViews,
+    process: Process,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    multi_label: bool,
+    progress: bool = False,
+) -> tuple[list[VideoScores], list[Failure]]:
+    """The scores of all videos that could be read, and the others; both in the order of the list.
+
+    Every process takes its share; the main process gets the whole, the others what they did.
+
+    Args:
+        batch_size: views in a forward pass.
+        num_workers: decoding processes beside this one.
+        progress: show a bar, on a terminal.
+    """
+    loader = evaluation_loader(
+        views, rank=process.rank, world_size=process.world_size, num_workers=num_workers
+    )
+    failures: list[Failure] = []
+    scored = score_views(
+        model,
+        readable(tqdm(loader, unit="video", disable=None if progress else True), failures),
+        partial(
+            normalize,
+            mean=torch.tensor(mean, device=process.device),
+            std=torch.tensor(std, device=process.device),
+        ),
+        crop_size=views.crop_size,
+        batch_size=batch_size,
+        device=process.device,
+        bf16=bf16,
+        multi_label=multi_label,
+    )
+    videos = [
+        VideoScores(v.index, views.records[v.index].labels, scores, v.backend)
+        for v, scores in scored
+    ]
+    return _gathered(videos, failures, [record.name for record in views.records])
+
+
+@dataclass(frozen=True)
+class KeyframeScores:
+    """What a detector says of the boxes of one key frame."""
+
+    index: int  # of the record
+    scores: np.ndarray  # float32 [n, L], probabilities
+    num_outside: int  # boxes outside of the clip's picture
+    backend: str  # the library that decoded
+
+
+def score_keyframes(
+    model: ActionDetector,
+    keyframes: KeyframeClips,
+    process: Process,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    batch_size: int,
+    num_workers: int,
+    bf16: bool,
+    progress: bool = False,
+) -> tuple[list[KeyframeScores], list[Failure]]:
+    """The scores of all boxes, and the key frames that could not be read, in order of the records.
+
+    Every process takes its share; the main process gets the whole, the others what they did.
+
+    Args:
+        batch_size: clips in a forward pass.
+        num_workers: decoding processes beside this one.
+        progress: show a bar, on a terminal.
+    """
+    loader = evaluation_loader(
+        keyframes, rank=process.rank, world_size=process.world_size, num_workers=num_workers
+    )
+    failures: list[Failure] = []
+    device = process.device
+    statistics = {
+        "mean": torch.tensor(mean, device=device),
+        "std": torch.tensor(std, device=device),
+    }
+    samples = readable(tqdm(loader, unit="keyframe", disable=None if progress else True), failures)
+    scored: list[KeyframeScores] = []
+    model.eval()
+    for batch in iter(lambda: list(islice(samples, batch_size)), []):
+        counts = torch.tensor([len(sample.boxes) for sample in batch])
+        clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
+        boxes = torch.cat([sample.boxes for sample in batch]).to(device)
+        clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
+        with (
+            torch.inference_mode(),
+            torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
+        ):
+            logits = model(normalize(clips, **statistics), boxes, clip_of_box)
+        scores = logits.float().sigmoid().cpu().split(counts.tolist())
+        for sample, of_boxes in zip(batch, scores, strict=True):
+            outside, backend = sample.num_outside, sample.backend
+            scored.append(KeyframeScores(sample.index, of_boxes.numpy(), outside, backend))
+    return _gathered(scored, failures, [record.name for record in keyframes.records])
+
+
+def _gathered(
+    scored: list[Scores], failures: list[Failure], names: Sequence[str]
+) -> tuple[list[Scores], list[Failure]]:
+    """Those of all processes on the main one, its own on any other, in the order of `names`."""
+    gathered = gather_on_main((scored, failures)) or [(scored, failures)]
+    place = {name: i for i, name in enumerate(names)}
+    return (
+        sorted((s for part, _ in gathered for s in part), key=lambda s: s.index),
+        sorted((f for _, part in gathered for f in part), key=lambda f: place[f.name]),
+    )

@@ -1,0 +1,83 @@
+"""Writing files: whole or not at all.
+
+`replacing` is the only place where a file or folder appears under its final name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Gives a path to write a file or a folder to, which becomes `path` when the block has ended.
+
+    The new content is on the disk before it gets its name, and what stood there before is kept
+    until then. If the block raises, what it wrote is removed. A killed process leaves a hidden
+    `.NAME.PID.part` beside `path`.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    _remove(part)  # of an earlier process with this number
+    try:
+        yield part
+        for written in [part, *part.rglob("*")]:
+            _flush(written)
+        if path.is_dir():  # which os.replace does not replace
+            old = part.with_suffix(".old")
+            _remove(old)
+            path.rename(old)
+            part.rename(path)
+            _remove(old)
+        else:
+            part.replace(path)
+        _flush(path.parent)
+    finally:
+        _remove(part)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file by UTF-8 text."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Replaces a file by indented JSON."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def append_jsonl(path: Path, record: dict[str, Any]) -> None:
+    """Adds one line; concurrent processes do not interleave within a line."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def make_writable_folder(folder: Path) -> None:
+    """Makes a folder if it is missing and raises OSError if no file can be written into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0")
+
+
+def _flush(path: Path) -> None:
+    """Waits until the content of a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,39 @@
+"""What a command ran with, for its report."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hiera_video
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and command of this process."""
+    has_cuda = torch.cuda.is_available()
+    return {
+        "hiera_video": hiera_video.__version__,
+        "git_commit": _git_commit(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if has_cuda else None,
+        "machine": torch.cuda.get_device_name() if has_cuda else platform.machine(),
+        "python": platform.python_version(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _git_commit() -> str | None:
+    folder = Path(hiera_video.__file__).parent
+    command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,27 @@
+"""Messages of a command: to stderr, and to the log file of a run."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+
+def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
+    """Sends messages to stderr and appends them to `log_file`.
+
+    Args:
+        quiet: send warnings only, and to stderr only.
+    """
+    root = logging.getLogger("hiera_video")
+    for handler in root.handlers:
+        handler.close()
+    root.handlers.clear()
+    root.setLevel(logging.WARNING if quiet else logging.INFO)
+    root.propagate = False
+    formatter = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if log_file is not None and not quiet:
+        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    for handler in handlers:
+        handler.setFormatter(formatter)
+        root.addHandler(handler)

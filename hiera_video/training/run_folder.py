@@ -1,0 +1,219 @@
+"""The run folder and what is told while training.
+
+runs/NAME/
+    config.yaml       the whole configuration
+    run.json          the data, and for each start versions, command and machine
+    train.log         what the console shows
+    metrics.jsonl     one line a step or evaluation
+    tb/               the same for TensorBoard, where it is installed
+    failures.jsonl    videos that could not be read
+    checkpoints/  weights/  eval/
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiera_video.data.batches import Failure
+from hiera_video.files import append_jsonl, write_json, write_text
+from hiera_video.runtime.distributed import Process, barrier
+from hiera_video.runtime.environment import environment
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.training.loop import StepReport
+
+logger = logging.getLogger("hiera_video")
+
+
+class RunReport:
+    """Writes metrics of a run; on all but the main process it does nothing.
+
+    Args:
+        folder: the run folder.
+        start_step: the step that the run goes on from: what a run that was killed after its last
+            checkpoint reported beyond it is dropped.
+    """
+
+    def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
+        self.folder, self.process = folder, process
+        self._tensorboard: Any = None
+        if not process.is_main:
+            return
+        self._metrics_path = folder / "metrics.jsonl"
+        for path in (self._metrics_path, folder / "failures.jsonl"):
+            _drop_beyond(path, start_step)
+        if importlib.util.find_spec("tensorboard"):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._tensorboard = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)
+        else:
+            logger.info("no TensorBoard (pip install tensorboard): metrics go to metrics.jsonl")
+
+    def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """One line of metrics.jsonl and the points of TensorBoard, after `step` steps."""
+        if not self.process.is_main:
+            return
+        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
+        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})  # JSON has no NaN
+        if self._tensorboard is not None:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+
+    def step(self, done: StepReport) -> None:
+        """The metrics of a step, the videos that could not be read, those of a skipped step."""
+        values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
+        if done.num_dropped:
+            values["num_dropped"] = done.num_dropped
+        values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        self.metrics(done.step, "train", values)
+        self.failures(done.failures, done.step)
+        if done.skipped and done.names and not done.num_targets:
+            logger.warning(
+                "step %d skipped: no box in any of its clips: %s",
+                done.step,
+                ", ".join(dict.fromkeys(done.names)),
+            )
+        elif done.skipped:
+            logger.warning(
+                "step %d skipped: loss %g, gradient norm %g; its videos: %s",
+                done.step,
+                done.loss,
+                done.grad_norm,
+                ", ".join(dict.fromkeys(done.names)) or "none could be read",
+            )
+
+    def failures(self, failures: list[Failure], step: int) -> None:
+        """Appends to failures.jsonl; every process writes its own."""
+        for failure in failures:
+            logger.warning("skipped %s", failure.message)
+            append_jsonl(self.folder / "failures.jsonl", {"step": step, **asdict(failure)})
+
+    def has(self, step: int, kind: str) -> bool:
+        """Whether metrics.jsonl holds such a line; asked on the main process."""
+        if not self._metrics_path.exists():
+            return False
+        lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
+        return any((r["step"], r["kind"]) == (step, kind) for r in map(json.loads, lines))
+
+    def __enter__(self) -> RunReport:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        # An interrupt in the middle of a write leaves TensorBoard's queue broken: closing would
+        # wait for its thread without end, which ends with the process anyway.
+        if self._tensorboard is not None and kind is not KeyboardInterrupt:
+            self._tensorboard.close()
+
+
+class ConsoleLine:
+    """The training line: loss, rate, speed, share of waiting for data, time left, memory."""
+
+    def __init__(self, end_step: int, device: torch.device) -> None:
+        self.end_step, self.device = end_step, device
+        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
+
+    def add(self, done: StepReport) -> None:
+        self._steps += 1
+        self._seconds += done.step_sec
+        self._waited += done.data_sec
+        self._clips += done.num_clips
+
+    def take(self, done: StepReport) -> str:
+        """The line for the steps since the last one; loss and gradient are those of the last."""
+        seconds = self._seconds / self._steps
+        left = (self.end_step - done.step) * seconds
+        line = (
+            f"step {done.step}/{self.end_step}  loss {done.loss:.4f}  lr {done.lr:.2e}  "
+            f"grad {done.grad_norm:.2f}  "
+            f"{seconds:.2f} s/step  {self._clips / self._seconds:.1f} clips/s  "
+            f"data {100 * self._waited / self._seconds:.0f}%  eta {_clock(left)}"
+        )
+        if self.device.type == "cuda":
+            line += f"  mem {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"
+        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
+        return line
+
+
+class FailureLimit:
+    """Stops training when too many videos, or key frames, cannot be read.
+
+    Args:
+        max_failed_frac: of the reads since the start, once there are 100 of them.
+    """
+
+    def __init__(self, max_failed_frac: float) -> None:
+        self.max_failed_frac = max_failed_frac
+        self.num_read, self.num_failed = 0, 0
+
+    def add(self, done: StepReport, num_repeats: int) -> None:
+        """Counts the reads of a step, over all processes.
+
+        Raises:
+            RuntimeError: over the limit.
+        """
+        self.num_failed += done.num_failed
+        self.num_read += done.num_clips // num_repeats + done.num_failed
+        if self.num_read >= 100 and self.num_failed > self.max_failed_frac * self.num_read:
+            raise RuntimeError(
+                f"{self.num_failed} of {self.num_read} reads of a video failed, more than "
+                f"data.max_failed_frac={self.max_failed_frac:g}; failures.jsonl lists them"
+            )
+
+
+def start_run(
+    folder: Path, process: Process, config_yaml: str, data: dict[str, Any], *, resumes: bool
+) -> None:
+    """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too.
+
+    Args:
+        data: what the run trains on, with a `fingerprint`.
+        resumes: whether the folder holds a run that goes on; its data must be the same.
+
+    Raises:
+        ValueError: other data than at the start of the run.
+    """
+    path = folder / "run.json"
+    run: dict[str, Any] = {"data": data, "starts": []}
+    if resumes and path.exists():
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run["data"]["fingerprint"] != data["fingerprint"]:
+            raise ValueError(
+                f"{folder} was trained on other data: {run['data']}, now {data}; choose another "
+                "run_dir, or restore the list"
+            )
+    barrier()  # nobody writes before all have read
+    if process.is_main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "config.yaml", config_yaml)
+        started = {**environment(), "processes": process.world_size, "device": str(process.device)}
+        run["starts"] = [*run["starts"], started]
+        write_json(path, run)
+    setup_logging(folder / "train.log", quiet=not process.is_main)
+    barrier()
+
+
+def _drop_beyond(path: Path, step: int) -> None:
+    """Drops the lines after `step`, and one that a killed run was writing."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except json.JSONDecodeError:
+            logger.warning("dropped an incomplete line of %s", path)
+    write_text(path, "".join(kept))
+
+
+def _clock(seconds: float) -> str:
+    minutes, secs = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{secs:02}"

@@ -1,0 +1,96 @@
+"""Opening a video, an image or a folder of frames with the chosen backend.
+
+Decoding libraries are imported when a file is opened with them.
+"""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
+
+from hiera_video.video.reader import IMAGE_SUFFIXES, Backend, VideoError, VideoReader
+
+OpenVideo = Callable[[str], VideoReader]
+"""`open_video` with its backend and deadline chosen."""
+
+
+def open_video(
+    path: str | os.PathLike[str],
+    backend: Backend = "pyav",
+    *,
+    deadline_sec: float = 60.0,
+    frames_fps: float | None = None,
+) -> VideoReader:
+    """Open a video, an image as a video of one frame, or a folder of numbered frames.
+
+    Frame times, the stream (the first with the default disposition; cover art is none) and rotation
+    are the same for all backends. Where decord or torchcodec cannot serve a file with the same
+    frames as PyAV, one warning names the file and the reason, and PyAV is used; `reader.backend`
+    tells which one it is.
+
+    Args:
+        path: a file.
+        backend: "pyav", "decord" or "torchcodec".
+        deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each wait of
+            `stream`. Checked between packets; the native loops of decord and torchcodec cannot be
+            interrupted inside a call, so an untrusted file belongs to PyAV.
+        frames_fps: frames per second of a folder of frames; None refuses folders.
+
+    Raises:
+        VideoError: the file cannot be read; `.cause` says why.
+        ValueError: an unknown backend, or a deadline that is not positive.
+        ImportError: the library of the backend is not installed, with the pip line.
+    """
+    if backend not in get_args(Backend):
+        raise ValueError(
+            f"backend={backend!r} is unknown; allowed are {', '.join(get_args(Backend))}"
+        )
+    if not deadline_sec > 0:
+        raise ValueError(f"deadline_sec={deadline_sec} must be positive")
+    path = os.fspath(path)
+    if frames_fps is not None and os.path.isdir(path):
+        from hiera_video.video.backends.frames import FrameFolderReader
+
+        return FrameFolderReader(path, deadline_sec, frames_fps)
+    _check_file(path)
+    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
+        from hiera_video.video.backends.image import ImageReader
+
+        return ImageReader(path, deadline_sec)
+
+    from hiera_video.video.backends.pyav import PyavReader
+
+    if backend == "pyav":
+        return PyavReader(path, deadline_sec)
+    from hiera_video.video.backends.checked import BackendRefusal, warn_handed_over
+
+    reader_class: Callable[[PyavReader], VideoReader]
+    if backend == "decord":
+        from hiera_video.video.backends.decord import DecordReader as reader_class
+    else:
+        from hiera_video.video.backends.torchcodec import TorchcodecReader as reader_class
+    exact = PyavReader(path, deadline_sec)
+    try:
+        return reader_class(exact)
+    except BackendRefusal as refusal:
+        warn_handed_over(path, backend, refusal)
+        return exact
+    except BaseException:
+        exact.close()
+        raise
+
+
+def _check_file(path: str) -> None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise VideoError(path, "missing", "no such file; check its path") from None
+    except OSError as error:
+        raise VideoError(path, "missing", f"cannot be reached ({error.strerror})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(path, "not_a_file", "is a folder or a device; name a video file")
+    if status.st_size == 0:
+        raise VideoError(path, "empty", "is empty (0 bytes); fetch it again")
+    if not os.access(path, os.R_OK):
+        raise VideoError(path, "missing", "cannot be read (permission denied)")

@@ -1,0 +1,302 @@
+"""Speed and memory: what is reported, not how fast this machine is."""
+
+import time
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from hiera_video.analysis import speed as benchmark
+from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed
+from hiera_video.analysis.complexity import count_model
+from hiera_video.analysis.peers import Subject, ours, peers
+from hiera_video.analysis.speed import Measurement, Setting, measure
+from hiera_video.models.registry import create_model
+
+CPU = Setting("inference", "fp32", "eager", 4, "cpu")
+
+
+class Sleeper(nn.Module):
+    """A linear layer that takes its time."""
+
+    def __init__(self, seconds=0.0):
+        super().__init__()
+        self.seconds = seconds
+        self.linear = nn.Linear(6, 5)
+
+    def forward(self, x):
+        if x.device.type != "meta":
+            time.sleep(self.seconds)
+        return self.linear(x.flatten(1))
+
+
+class Hungry(Sleeper):
+    """Takes at most `most` clips."""
+
+    def __init__(self, most, error):
+        super().__init__()
+        self.most, self.error = most, error
+
+    def forward(self, x):
+        if len(x) > self.most and not x.is_meta:
+            raise self.error
+        return super().forward(x)
+
+
+class Tall(Sleeper):
+    """Takes 200 MiB for a moment."""
+
+    def forward(self, x):
+        torch.ones(50, 2**20)
+        return super().forward(x)
+
+
+def subject(name, build, **options):
+    return Subject(name, "here", build, (2, 3), **options)
+
+
+def measured(subjects, setting=CPU, rounds=2):
+    told = []
+    results, failed = measure(
+        subjects, setting, rounds=rounds, reduced=lambda s, n: told.append((s.name, n))
+    )
+    return {m.subject.name: m for m in results}, failed, told
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Rounds of one call, and no process to measure memory in."""
+    monkeypatch.setattr(benchmark, "MIN_ROUND_SEC", 0.0001)
+    monkeypatch.setattr(benchmark, "peak_in_child", lambda *_: 0.25)
+
+
+def test_clips_per_second_and_utilisation():
+    m = Measurement(subject("a", nn.Identity), 8, (0.5, 0.4, 9.0), 1.0, 10**12)
+    assert m.clips_per_sec == 16
+    assert m.tflops == 2
+
+
+def test_what_fails_in_a_later_round_costs_itself_alone(quick):
+    class Tires(Sleeper):
+        calls = 0
+
+        def forward(self, x):
+            type(self).calls += x.device.type != "meta"
+            if self.calls > 2:
+                raise ValueError("tired")
+            return super().forward(x)
+
+    results, failed, _ = measured([subject("a", Tires), subject("b", Sleeper)], rounds=3)
+    assert list(results) == ["b"]
+    assert failed == {"a": "ValueError: tired"}
+
+
+def test_models_take_turns(quick):
+    order = []
+
+    class Recorder(Sleeper):
+        def forward(self, x):
+            if x.device.type != "meta":
+                order.append(self.seconds)
+            return super().forward(x)
+
+    results, failed, _ = measured(
+        [subject("a", partial(Recorder, 0.01)), subject("b", partial(Recorder, 0.02))], rounds=3
+    )
+    assert order == [0.01, 0.02] * 4  # the first round warms up
+    assert not failed
+    assert len(results["a"].seconds) == 3
+    assert results["a"].clips_per_sec == pytest.approx(400, rel=0.5)
+    assert results["a"].clips_per_sec > results["b"].clips_per_sec
+    assert results["a"].flops == 4 * 2 * 6 * 5
+    assert results["a"].peak_gib == 0.25
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"),
+        MemoryError(),
+    ],
+)
+def test_a_batch_that_does_not_fit_is_halved_and_said(quick, error):
+    subjects = [subject("small", partial(Hungry, 1, error)), subject("large", Sleeper)]
+    results, failed, told = measured(subjects)
+    assert {name: m.batch_size for name, m in results.items()} == {"small": 1, "large": 4}
+    assert results["small"].flops == 2 * 6 * 5
+    assert told == [("small", 2), ("small", 1)]
+    assert not failed
+
+
+def test_what_cannot_be_measured_is_named_and_the_others_are_measured(quick):
+    subjects = [
+        subject("none", partial(Hungry, 0, MemoryError())),
+        subject("broken", partial(Hungry, 0, ValueError("no such thing"))),
+        subject("good", Sleeper),
+    ]
+    results, failed, _ = measured(subjects)
+    assert list(results) == ["good"]
+    assert "one clip does not fit" in failed["none"]
+    assert failed["broken"] == "ValueError: no such thing"
+
+
+@pytest.mark.parametrize("work", ["inference", "finetuning", "pretraining"])
+def test_ours_in_each_kind_of_work(quick, monkeypatch, work):
+    monkeypatch.setattr(benchmark, "AUTOCAST", {"fp32": torch.bfloat16})
+    small = ours("hiera_tiny_224")
+    results, failed, _ = measured([small], Setting(work, "fp32", "eager", 1, "cpu"), rounds=1)
+    assert not failed
+    with torch.device("meta"):
+        forward = count_model(create_model("hiera_tiny_224"))[""].flops
+    if work == "pretraining":  # fewer tokens, and the decoder
+        assert 0 < results[small.name].flops != 3 * forward
+    else:
+        assert results[small.name].flops == forward * (3 if work == "finetuning" else 1)
+
+
+def test_a_subject_without_pretraining_is_left_out(quick):
+    results, failed, _ = measured(
+        [subject("a", Sleeper)], Setting("pretraining", "fp32", "eager", 1, "cpu")
+    )
+    assert not results
+    assert not failed
+
+
+def test_peak_memory_is_that_of_one_call():
+    if not benchmark.CLEAR_REFS.exists():
+        pytest.skip("Linux alone tells")
+    assert benchmark.peak_in_child(subject("a", Sleeper), CPU) < 0.05
+    assert 0.18 < benchmark.peak_in_child(subject("b", Tall), CPU) < 0.3
+
+
+def test_a_killed_process_counts_as_out_of_memory():
+    with pytest.raises(MemoryError):
+        benchmark.peak_in_child(subject("a", Killed), CPU)
+
+
+class Killed(Sleeper):
+    def forward(self, x):
+        import os
+        import signal
+
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_peak_of_an_unknown_device_is_measured(monkeypatch, precision):
+    monkeypatch.setattr(benchmark, "MIN_ROUND_SEC", 0.0001)
+    peak, source = benchmark.peak_tflops("cpu", precision)
+    assert 0 < peak < 1000
+    assert "measured" in source
+
+
+def test_the_peak_of_a_known_device_is_that_of_its_data_sheet(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    assert benchmark.peak_tflops("cuda", "bf16") == (989.4, "data sheet of H100 80GB HBM3")
+
+
+def test_other_deaths_of_the_process_are_no_lack_of_memory():
+    with pytest.raises(RuntimeError, match="ended with 7"):
+        benchmark.peak_in_child(subject("a", Exits), CPU)
+    with pytest.raises(ValueError, match="no such thing"):
+        benchmark.peak_in_child(subject("a", partial(Hungry, 0, ValueError("no such thing"))), CPU)
+
+
+class Exits(Sleeper):
+    def forward(self, x):
+        import os
+
+        os._exit(7)
+
+
+def test_another_implementation_is_counted_as_ours():
+    """The official autoencoder indexes by masks, which the meta device cannot."""
+    official = Subject("x", "hiera", _never, (3, 224, 224), variant="hiera_tiny_224")
+    for work in ("inference", "pretraining"):
+        assert benchmark.flops_of_clip(official, work) == benchmark.flops_of_clip(
+            ours("hiera_tiny_224"), work
+        )
+
+
+def _never():
+    raise AssertionError
+
+
+def test_unknown_variants_name_the_nearest():
+    with pytest.raises(ValueError, match=r"nearest is 'hiera_base_16x224'"):
+        ours("hiera_bas_16x224")
+
+
+@pytest.mark.parametrize("name", ["hiera_base_16x224", "hiera_tiny_224"])
+def test_peers_are_of_the_same_data_and_take_their_clips(name):
+    found, missing = peers([name])
+    names = {s.name: s for s in found}
+    image = name == "hiera_tiny_224"
+    expected = {"vit_b_16", "swin_v2_b", "convnext_base", "resnet50"}
+    if not image:
+        expected = {"mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b", "s3d", "r3d_18"}
+    assert expected <= set(names)
+    assert {s.library for s in found} | {"hiera"} | set(missing) >= {"torchvision"}
+    assert all(60 < s.top1 < 90 for s in found)
+    assert all(s.clip[0] == 3 and len(s.clip) == (3 if image else 4) for s in found)
+    small = names["resnet50" if image else "r3d_18"]
+    assert benchmark.flops_of_clip(small, "inference") / 2e9 == pytest.approx(
+        4.09 if image else 40.7, rel=0.01
+    )
+
+
+def test_libraries_that_are_not_installed_are_named(monkeypatch):
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    packages = ["hiera-transformer", "torchvision", "pytorchvideo"]
+    assert peers(["hiera_base_16x224"]) == ([], packages)
+
+
+def row(model, library, speed, precision="fp32", top1=80.0, work="inference"):
+    return {
+        "model": model,
+        "library": library,
+        "clips_per_sec": speed,
+        "precision": precision,
+        "top1": top1,
+        "work": work,
+    }
+
+
+def test_the_plot_has_a_panel_a_precision_and_the_best_speed(tmp_path, monkeypatch):
+    drawn = []
+    plt = benchmark_plot = pytest.importorskip("matplotlib.axes")
+    plot = plt.Axes.plot
+    monkeypatch.setattr(
+        benchmark_plot.Axes,
+        "plot",
+        lambda axis, x, y, *a, **k: drawn.append((axis, x, y)) or plot(axis, x, y, *a, **k),
+    )
+    rows = [
+        row("a", "hiera_video", 1.0),
+        row("a", "hiera_video", 3.0),
+        row("a", "hiera_video", 2.0),
+        row("b", "other", 4.0, top1=70.0),
+        row("c", "other", 5.0, top1=None),
+        row("a", "hiera_video", 9.0, precision="bf16"),
+        row("a", "hiera_video", 0.1, work="finetuning"),
+    ]
+    report = {"results": rows, "device": "cpu", "threads": 2}
+    assert plot_accuracy_and_speed(report, tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes()[:4] == b"\x89PNG"
+    assert [(x, y) for _, x, y in drawn] == [
+        ([3.0], [80.0]),
+        ([4.0], [70.0]),
+        ([9.0], [80.0]),
+        ([], []),
+    ]
+    assert len({axis for axis, *_ in drawn}) == 2
+
+
+def test_nothing_to_plot(tmp_path):
+    report = {"results": [row("a", "x", 1.0, top1=None)], "device": "cpu", "threads": 2}
+    assert not plot_accuracy_and_speed(report, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()

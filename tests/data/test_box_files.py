@@ -1,0 +1,374 @@
+"""Files of boxes: every form read into the same table, every mistake named by its line."""
+
+import io
+import json
+import logging
+import os
+import pickle
+
+import numpy as np
+import pytest
+
+from hiera_video.data.boxes.table import (
+    AnnotationError,
+    LabelMap,
+    box_iou,
+    find_videos,
+    inspect_boxes,
+    locate_videos,
+    proposal_recall,
+    read_detections,
+    read_ground_truth,
+    read_keyframes,
+    read_label_map,
+    read_proposals,
+    write_detections,
+)
+
+LABELS = LabelMap({1: "stand", 3: "sit", 4: "drink, slowly"}, {})
+TRUTH = "a,0902,0.1,0.2,0.3,0.4,1,0\nb,0903,0,0,1,1,3,5\n"
+
+
+def write(folder, name, content):
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def rows(table):
+    names = [table.videos[v] for v in table.video]
+    return list(
+        zip(names, table.second.tolist(), table.boxes.tolist(), table.action.tolist(), strict=True)
+    )
+
+
+A = ("a", 902.0, [0.1, 0.2, 0.3, 0.4], 1)
+B = ("b", 903.0, [0.0, 0.0, 1.0, 1.0], 3)
+
+# ---- forms
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "persons"),
+    [
+        ("x.csv", TRUTH, [0, 5]),
+        ("x.csv", TRUTH.replace("\n", "\r\n"), [0, 5]),
+        ("x.csv", "\ufeff" + TRUTH, [0, 5]),
+        ("x.csv", TRUTH.replace("\n", "\n\n"), [0, 5]),
+        ("x.csv", TRUTH.rstrip(), [0, 5]),
+        ("x.csv", TRUTH.replace(",0903", ", 0903"), [0, 5]),
+        ("x.csv", '"a",902,0.1,0.2,0.3,0.4,1,0\nb,903.0,0,0,1,1,3,5', [0, 5]),
+        ("x.csv", "a,0902,0.1,0.2,0.3,0.4,1\nb,0903,0,0,1,1,3", [-1, -1]),
+        (
+            "x.csv",
+            "video,second,x1,y1,x2,y2,action\na,902,.1,.2,.3,.4,1\nb,903,0,0,1,1,3",
+            [-1, -1],
+        ),
+        (
+            "x.csv",
+            "video,x1,y1,x2,y2,second,label\na,.1,.2,.3,.4,902,stand\nb,0,0,1,1,903,sit",
+            [-1, -1],
+        ),
+        (
+            "x.jsonl",
+            "\n".join(
+                json.dumps(dict(video=v, second=s, x1=b[0], y1=b[1], x2=b[2], y2=b[3], action=c))
+                for v, s, b, c in (A, B)
+            ),
+            [-1, -1],
+        ),
+    ],
+)
+def test_forms_of_ground_truth(tmp_path, name, content, persons):
+    table = read_ground_truth(write(tmp_path, name, content), LABELS)
+    assert rows(table) == [A, B]
+    assert table.person.tolist() == persons
+    assert table.score is None
+    assert table.boxes.dtype == np.float64
+    assert table.action.dtype == table.video.dtype == np.int32
+    assert all(table.is_box)
+
+
+def test_rows_of_two_columns_mark_empty_key_frames(tmp_path):
+    content = "a,0902\n" + TRUTH + "c,0904\na,0905\n"
+    table = read_ground_truth(write(tmp_path, "x.csv", content), LABELS)
+    assert table.is_box.tolist() == [False, True, True, False, False]
+    assert table.lines.tolist() == [1, 2, 3, 4, 5]
+    assert [table.videos[v] for v in table.video] == ["a", "a", "b", "c", "a"]
+    assert table.second.tolist() == [902, 902, 903, 904, 905]
+    assert len(set(table.videos)) == len(table.videos) == 3
+
+
+def test_an_empty_file_has_no_rows(tmp_path):
+    for content in ("", "\n\n"):
+        assert len(read_ground_truth(write(tmp_path, "x.csv", content), LABELS)) == 0
+        assert len(read_detections(write(tmp_path, "x.csv", content))) == 0
+
+
+def test_lines_count_blank_ones_and_the_header(tmp_path):
+    path = write(tmp_path, "x.csv", "a,902,0,0,1,1,1,1\n\nb,902,0,0,1,1,1,1\n")
+    assert read_ground_truth(path).lines.tolist() == [1, 3]
+    path = write(tmp_path, "x.csv", "video,second,x1,y1,x2,y2\na,902,0,0,1,1\nb,902,0,0,1,1\n")
+    assert read_proposals(path).lines.tolist() == [2, 3]
+
+
+def test_slowfast_proposals(tmp_path):
+    content = "a,0902,0.036,0.098,0.550,0.979,,0.995518\na,0902,0,0,1,1,,0.5\n"
+    table = read_proposals(write(tmp_path, "x.csv", content))
+    assert table.score.tolist() == [0.995518, 0.5]
+    assert table.action.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_pickled_proposals(tmp_path, protocol):
+    content = {"a,0902": np.array([[0, 0, 0.5, 0.5, 0.9]]), "b,x,0903": np.zeros((0, 5))}
+    path = write(tmp_path, "x.pkl", pickle.dumps(content, protocol=protocol))
+    table = read_proposals(path)
+    assert table.videos == ("a", "b,x")
+    assert table.score[0] == 0.9
+    assert table.is_box.tolist() == [True, False]
+
+
+def test_pickles_of_older_numpy(tmp_path):
+    data = pickle.dumps({"a,0902": np.array([[0, 0, 0.5, 0.5, 0.9]])}, protocol=2)
+    data = data.replace(b"numpy._core.", b"numpy.core.")
+    assert read_proposals(write(tmp_path, "x.pkl", data)).score.tolist() == [0.9]
+
+
+class Runs:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_pickle_never_runs_code(tmp_path):
+    path = write(tmp_path, "x.pkl", pickle.dumps({"a,0902": Runs(tmp_path / "ran")}))
+    with pytest.raises(AnnotationError, match=r"x\.pkl: refused \(it asks for posix\.mkdir\)"):
+        read_proposals(path)
+    assert not (tmp_path / "ran").exists()
+    objects = io.BytesIO()
+    np.save(objects, np.array([{}], dtype=object))
+    for content in (b"", b"nonsense", pickle.dumps([1]), pickle.dumps({"a": np.ones((1, 5))})):
+        with pytest.raises(AnnotationError, match=r"x\.pkl"):
+            read_proposals(write(tmp_path, "x.pkl", content))
+
+
+# ---- label maps
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.pbtxt", 'item {\n  name: "stand"\n  id: 1\n}\nitem {\n  name: "sit"\n  id: 3\n}\n'),
+        (
+            "x.pbtxt",
+            'label {\n  name: "stand"\n  label_id: 1\n  label_type: PERSON_MOVEMENT\n}\n'
+            'label { name: "sit" label_id: 3 label_type: OBJECT_MANIPULATION }\n',
+        ),
+        ("x.txt", "1: stand\n3: sit\n"),
+        ("x.json", '{"stand": 1, "sit": 3}'),
+    ],
+)
+def test_forms_of_label_maps(tmp_path, name, content):
+    labels = read_label_map(write(tmp_path, name, content))
+    assert labels.names == {1: "stand", 3: "sit"}
+    assert labels.groups == ({1: "pose", 3: "object"} if "label_type" in content else {})
+
+
+def test_plain_names_have_ids_from_1(tmp_path):
+    assert read_label_map(write(tmp_path, "x.txt", "stand\nsit\n")).names == {1: "stand", 2: "sit"}
+
+
+def test_groups_of_ava_only():
+    labels = read_label_map("tests/golden/ava/ava_action_list.pbtxt")
+    assert {labels.groups[c] for c in (1, 14)} == {"pose"}
+    assert {labels.groups[c] for c in (15, 63)} == {"object"}
+    assert {labels.groups[c] for c in (64, 80)} == {"person"}
+
+
+@pytest.mark.parametrize(
+    "content", ['item { name: "a" }', 'item { name: "a" id: 0 }', "1: a\n1: b\n", "1: a\n2: a\n"]
+)
+def test_bad_label_maps(tmp_path, content):
+    with pytest.raises(AnnotationError, match=r"x\.txt:\d"):
+        read_label_map(write(tmp_path, "x.txt", content))
+
+
+# ---- mistakes
+
+GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a,0902,0.1,0.2,0.3,0.4,1,0.5,7", "9 columns, needed are 8"),
+        ("a,0902,0.1,0.2,0.3", "5 columns"),
+        ("a,late,0.1,0.2,0.3,0.4,1,0.5", "second is 'late'; needed is a number"),
+        ("a,-1,0.1,0.2,0.3,0.4,1,0.5", "second is -1"),
+        ("a,,0.1,0.2,0.3,0.4,1,0.5", "second is empty"),
+        (",0902,0.1,0.2,0.3,0.4,1,0.5", "no video named"),
+        ("a,0902,nan,0.2,0.3,0.4,1,0.5", "x1 is 'nan'; needed is a finite number"),
+        ("a,0902,0.1,0.2,,0.4,1,0.5", "x2 is empty"),
+        ("a,0902,0.1,0.2,0.3,0.4,1,nan", "score is 'nan'; needed is a finite number"),
+        ("a,0902,0.1,0.2,0.3,0.4,1,", "score is empty"),
+        ("a,0902,0.1,0.2,0.3,0.4,jump,0.5", "action is 'jump'"),
+        ("a,0902,0.1,0.2,0.3,0.4,1.5,0.5", "needed is a whole number"),
+        ("a,0902,0.1,0.2,0.3,0.4,0,0.5", "action is 0; ids count from 1"),
+    ],
+)
+def test_unreadable_rows_of_detections(tmp_path, line, said):
+    path = write(tmp_path, "x.csv", GOOD + line + "\n" + GOOD.replace("a", "b"))
+    with pytest.raises(AnnotationError, match=r"x\.csv:2: ") as raised:
+        read_detections(path, LABELS)
+    assert said in str(raised.value)
+    table = inspect_boxes(path, "detections", LABELS)
+    assert [problem.line for problem in table.problems] == [2]
+    assert len(table) == (3 if {"-1", "0"} & set(line.split(",")) else 2)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("a,0902,-0.1,0.2,0.3,0.4,1,0", "leaves the picture"),
+        ("a,0902,0.1,0.2,30,40,1,0", "corners are fractions 0..1"),
+        ("a,0902,0.3,0.2,0.1,0.4,1,0", "needed are x1 < x2"),
+        ("a,0902,0.1,0.2,0.3,0.2,1,0", "has no area"),
+        ("a,0902,0.1,0.2,0.3,0.4,81,0", "action 81 is not in the label map; its 3 ids lie from 1"),
+        ("a,0902,0.1,0.2,0.3,0.4,2,0", "action 2 is not in the label map"),
+    ],
+)
+def test_mistakes_in_ground_truth(tmp_path, line, said):
+    path = write(tmp_path, "x.csv", f"{TRUTH}{line}\n{line}7\n")
+    with pytest.raises(AnnotationError, match=r"x\.csv:3: .*and 1 more such lines") as raised:
+        read_ground_truth(path, LABELS)
+    assert said in str(raised.value)
+    assert len(read_ground_truth(path, LABELS, strict=False)) == 4
+
+
+def test_ids_count_from_1_in_every_file(tmp_path):
+    path = write(tmp_path, "x.csv", TRUTH + "a,0902,0.1,0.2,0.3,0.4,0,0\n")
+    for labels in (LABELS, None):
+        with pytest.raises(AnnotationError, match=r"x\.csv:3: action is 0; ids count from 1"):
+            read_ground_truth(path, labels, strict=False)
+    with pytest.raises(AnnotationError, match=r"x\.csv:1: action is 0"):
+        read_proposals(write(tmp_path, "x.csv", "a,0902,0,0,1,1,0,0.5\n"))
+
+
+def test_repeated_rows_are_told(tmp_path, caplog):
+    path = write(tmp_path, "x.csv", TRUTH + TRUTH)
+    with caplog.at_level(logging.WARNING, logger="hiera_video"):
+        assert len(read_ground_truth(path, LABELS)) == 4
+    assert "2 rows stand there twice, line 3 first" in caplog.text
+
+
+def test_detections_need_scores_and_actions(tmp_path):
+    with pytest.raises(AnnotationError, match=r"x\.csv:1: no score"):
+        read_detections(write(tmp_path, "x.csv", "a,0902,0,0,1,1,1\n"))
+    rows = [dict(video="a", second=1, x1=0, y1=0, x2=1, y2=1, action=1, score=0.5)] * 2
+    rows[1] = {key: value for key, value in rows[1].items() if key != "score"}
+    with pytest.raises(AnnotationError, match=r"x\.jsonl:2: no score"):
+        read_detections(write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
+    with pytest.raises(AnnotationError, match=r"x\.csv:2: no action"):
+        read_detections(write(tmp_path, "x.csv", GOOD + "a,0902,0,0,1,1,,0.5\n"))
+
+
+def test_detections_may_name_empty_key_frames(tmp_path):
+    for content, expected in (("a,0901\n" + GOOD, [False, True]), ("a,0901\n", [False])):
+        table = read_detections(write(tmp_path, "x.csv", content))
+        assert table.is_box.tolist() == expected
+        assert (~np.isnan(table.score)).tolist() == expected
+
+
+def test_proposals_have_scores_from_0_to_1_or_none(tmp_path):
+    box = "a,0902,0,0,1,1,1"
+    with pytest.raises(AnnotationError, match=r"x\.csv:2: score is 7; .* person id of a ground-tr"):
+        read_proposals(write(tmp_path, "x.csv", f"{box},1\n{box},7\n"))
+    rows = [dict(video="a", second=second, x1=0, y1=0, x2=1, y2=1) for second in (1, 2)]
+    content = "\n".join(map(json.dumps, [rows[0], rows[1] | {"score": 0.5}]))
+    with pytest.raises(AnnotationError, match=r"x\.jsonl:1: no score, as other rows have"):
+        read_proposals(write(tmp_path, "x.jsonl", content))
+    content = "\n".join(map(json.dumps, rows))
+    assert read_proposals(write(tmp_path, "x.jsonl", content)).score is None
+    table = read_proposals(write(tmp_path, "x.csv", f"b,0901\n{box},0\n{box},1\n"))
+    assert table.score[1:].tolist() == [0, 1]
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(AnnotationError, match="No such file"):
+        read_detections(tmp_path / "none.csv")
+    with pytest.raises(AnnotationError, match=r"x\.csv:1: no column second, x1"):
+        read_detections(write(tmp_path, "x.csv", "video,time_stamp,a\nx,1,2\n"))
+    with pytest.raises(AnnotationError, match="not UTF-8"):
+        read_detections(write(tmp_path, "x.csv", b"\xff\xfe," + GOOD.encode()))
+
+
+def test_keyframes(tmp_path):
+    path = write(tmp_path, "x.csv", "video_id,timestamp\na,0902\nb,903.5\n\n")
+    assert read_keyframes(path) == [("a", 902.0), ("b", 903.5)]
+    with pytest.raises(AnnotationError, match=r"x\.csv:2: 'a'"):
+        read_keyframes(write(tmp_path, "x.csv", "a,1\na\n"))
+
+
+# ---- writing, geometry, videos
+
+
+def test_written_detections_read_back_the_same(tmp_path):
+    rng = np.random.default_rng(0)
+    content = "".join(
+        f"{v},{s},{x},{y},{x + 0.1},{y + 0.1},{c},{p}\n"
+        for v, s, (x, y, p), c in zip(
+            ["a", '"b,c"', "é"], ["0902", "903.25", "7"], rng.random((3, 3)) * 0.9, [1, 3, 4],
+            strict=True,
+        )
+    )  # fmt: skip
+    table = read_detections(write(tmp_path, "x.csv", content))
+    write_detections(tmp_path / "y.csv", table)
+    again = read_detections(tmp_path / "y.csv")
+    assert again.videos == table.videos == ("a", "b,c", "é")
+    for name in ("video", "second", "boxes", "action", "score"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
+    assert (tmp_path / "y.csv").read_text("utf-8").startswith("a,0902,")
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_proposal_recall(tmp_path):
+    content = "a,1,0,0,.4,.4,1,0\na,1,0,0,.4,.4,3,0\na,1,.5,.5,1,1,1,1\nb,1,0,0,1,1,1,0\n"
+    truth = read_ground_truth(write(tmp_path, "t.csv", content))
+    proposals = read_proposals(write(tmp_path, "p.csv", "a,1,0,0,.4,.2,,.9\na,2,0,0,1,1,,.9\n"))
+    recall = proposal_recall(truth, proposals)
+    assert (recall.reached, recall.total) == (1, 3)
+    assert proposal_recall(truth, proposals, min_score=0.9).reached == 1
+    assert proposal_recall(truth, proposals, min_score=0.95).reached == 0
+    assert proposal_recall(truth, proposals, excluded=[("a", 1.0)]).total == 1
+    assert np.isnan(
+        proposal_recall(read_ground_truth(write(tmp_path, "e.csv", "")), proposals).share
+    )
+
+
+def test_box_iou():
+    a = np.array([[0, 0, 1, 1], [0.5, 0.5, 0.5, 0.5]])
+    np.testing.assert_allclose(
+        box_iou(a, np.array([[0, 0, 0.5, 1], [0.5, 0.5, 0.5, 0.5]])), [[0.5, 0], [0, 0]]
+    )
+
+
+def test_find_videos(tmp_path):
+    for name in ("a.mkv", "deep/b.mp4", "frames/0001.jpg", "twice.mp4", "twice.avi", "a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_videos(["a", "deep/b", "a.mkv", "frames"], tmp_path)
+    assert {name: path.name for name, path in found.items()} == {
+        "a": "a.mkv", "deep/b": "b.mp4", "a.mkv": "a.mkv", "frames": "frames",
+    }  # fmt: skip
+    assert locate_videos(["a", "nowhere"], tmp_path)[1] == ["nowhere"]
+    with pytest.raises(
+        AnnotationError, match=r"1 of 2 videos are not there: 'fram'.*did you mean 'frames'"
+    ):
+        find_videos(["a", "fram"], tmp_path)
+    with pytest.raises(AnnotationError, match=r"all fit the video 'twice'"):
+        find_videos(["twice"], tmp_path)
+    with pytest.raises(AnnotationError, match="no such folder"):
+        find_videos(["a"], tmp_path / "none")

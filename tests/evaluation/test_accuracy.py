@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hiera_video.evaluation.accuracy import (
+    VideoScores,
+    average_precision,
+    confusion,
+    summarize,
+    top_k_correct,
+)
+
+
+def test_top_k():
+    scores = np.array([[0.1, 0.6, 0.3], [0.5, 0.2, 0.3], [0.2, 0.3, 0.5]])
+    labels = np.array([2, 2, 0])
+    assert top_k_correct(scores, labels, 1).tolist() == [False, False, False]
+    assert top_k_correct(scores, labels, 2).tolist() == [True, True, False]
+    assert top_k_correct(scores, labels, 3).tolist() == [True, True, True]
+
+
+def test_equal_scores_do_not_all_count_as_right():
+    """A model that says the same for all classes is right for one class only."""
+    scores, labels = np.full((4, 4), 0.25), np.arange(4)
+    assert top_k_correct(scores, labels, 1).tolist() == [True, False, False, False]
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_top_k_equals_a_stable_sort(seed):
+    rng = np.random.default_rng(seed)
+    scores = rng.integers(0, 4, (6, 5)).astype(float)
+    labels = rng.integers(0, 5, 6)
+    ranked = np.argsort(-scores, axis=1, kind="stable")
+    for k in (1, 2, 5):
+        assert top_k_correct(scores, labels, k).tolist() == [
+            label in row for label, row in zip(labels, ranked[:, :k], strict=True)
+        ]
+
+
+def test_average_precision_by_hand():
+    # ranks: positive, negative, positive -> (1/1 + 2/3) / 2
+    scores = np.array([[0.9], [0.8], [0.7]])
+    targets = np.array([[True], [False], [True]])
+    assert average_precision(scores, targets)[0] == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_average_precision_without_positives_is_nan_and_ties_share():
+    scores = np.array([[0.5, 0.1], [0.5, 0.2]])
+    targets = np.array([[True, False], [False, False]])
+    result = average_precision(scores, targets)
+    assert result[0] == pytest.approx(0.5)  # both of the tied videos are retrieved together
+    assert np.isnan(result[1])
+
+
+def test_confusion_counts_label_by_prediction():
+    scores = np.eye(3)[[0, 2, 2]]
+    assert confusion(scores, np.array([0, 1, 2])).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
+
+
+def views(index, label, *rows):
+    return VideoScores(index, (label,), np.array(rows, dtype=np.float32))
+
+
+def test_summary_counts_failures_as_wrong_and_views_apart():
+    videos = [
+        views(0, 0, [0.9, 0.1], [0.4, 0.6]),  # right on average, wrong in one view
+        views(2, 1, [0.7, 0.3], [0.8, 0.2]),  # wrong
+    ]
+    report = summarize(videos, expected=[(0,), (0,), (1,), (1,)], multi_label=False)
+    assert report["decoded"] == 2
+    assert report["video"] == {"top1": 0.5}
+    assert report["video_failed_as_wrong"] == {"top1": 0.25}
+    assert report["clip"] == {"top1": 0.25}
+
+
+def test_summary_of_several_labels():
+    videos = [
+        VideoScores(0, (0, 1), np.array([[0.9, 0.8, 0.1]])),
+        VideoScores(1, (1,), np.array([[0.2, 0.9, 0.1]])),
+    ]
+    report = summarize(videos, expected=[(0, 1), (1,), (2,)], multi_label=True)
+    assert report["video"]["mean_average_precision"] == pytest.approx(1.0)
+    assert report["classes_without_positives"] == 1
+    assert report["clip"]["mean_average_precision"] == pytest.approx(1.0)
+    # The third video was not read: its class 2 ranks it last of three, with nothing to its name.
+    assert report["video_failed_as_wrong"]["mean_average_precision"] == pytest.approx(
+        (1 + 1 + 1 / 3) / 3
+    )
+
+
+def test_nothing_decoded():
+    assert summarize([], expected=[(0,)] * 3, multi_label=False) == {"expected": 3, "decoded": 0}

@@ -1,0 +1,74 @@
+"""Files and folders appear under their names whole, or not at all."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import hiera_video
+from hiera_video.files import make_writable_folder, replacing, write_json, write_text
+
+SOURCES = sorted(Path(hiera_video.__file__).parent.rglob("*.py"))
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    for content in ("first", "second"):
+        with replacing(path) as part:
+            (part / "inner").mkdir(parents=True)
+            (part / "inner" / content).touch()
+    assert [p.name for p in (path / "inner").iterdir()] == ["second"]
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_an_error_leaves_what_was_there(tmp_path: Path, is_folder: bool) -> None:
+    path = tmp_path / "a"
+    write_text(path, "old")
+
+    def fail() -> None:
+        with replacing(path) as part:
+            if is_folder:
+                part.mkdir()
+                (part / "b").touch()
+            else:
+                part.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_json_is_readable_text(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "Übung", "values": [1, 2]})
+    assert "Übung" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "")
+    with pytest.raises(OSError, match="file"):
+        make_writable_folder(tmp_path / "file")
+    make_writable_folder(tmp_path / "a" / "b")
+    assert not list((tmp_path / "a" / "b").iterdir())
+
+
+def test_no_other_code_renames_what_it_wrote() -> None:
+    renames = re.compile(
+        r"os\.replace|os\.rename|\.rename\(|\b(part|temporary|unfinished)\.replace\("
+    )
+    users = [path.name for path in SOURCES if renames.search(path.read_text(encoding="utf-8"))]
+    assert users == ["files.py", "weights.py"]

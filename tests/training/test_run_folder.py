@@ -1,0 +1,105 @@
+import json
+
+import pytest
+import torch
+
+from hiera_video.data.batches import Failure
+from hiera_video.runtime.distributed import Process
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.training.loop import StepReport
+from hiera_video.training.run_folder import ConsoleLine, FailureLimit, RunReport
+
+MAIN = Process(0, 1, 1, torch.device("cpu"))
+
+
+def done(step=1, num_clips=8, num_failed=0, skipped=False, **changes):
+    values = dict(loss=0.5, lr=1e-3, grad_norm=2.0, data_sec=0.1, step_sec=0.4, stop=False)
+    values |= {"names": ["a.mp4"], "failures": [], "num_targets": num_clips, "num_dropped": 0}
+    values |= changes
+    return StepReport(
+        step=step, num_clips=num_clips, num_failed=num_failed, skipped=skipped, **values
+    )
+
+
+def steps_in(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path):
+    with RunReport(tmp_path, MAIN) as report:
+        for step in (1, 2, 3):
+            report.step(done(step))
+        report.metrics(3, "val", {"top1": 0.5})
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "kind": "tr')  # where SIGKILL came
+    with RunReport(tmp_path, MAIN, start_step=2) as resumed:
+        assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
+        resumed.step(done(3))
+    assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3]
+
+
+def test_tensorboard_holds_the_same(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with RunReport(tmp_path, MAIN) as report:
+        report.step(done(1, loss=0.25))
+        report.metrics(1, "val", {"top1": 0.75})
+    events = EventAccumulator(str(tmp_path / "tb")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.25)]
+    assert events.Scalars("val/top1")[0].value == 0.75
+
+
+def test_other_processes_write_no_metrics_but_their_failures(tmp_path):
+    other = RunReport(tmp_path, Process(1, 2, 2, torch.device("cpu")))
+    failure = Failure("ä b.mp4", "/x/ä b.mp4", "empty", "/x/ä b.mp4: is empty")
+    other.step(done(4, failures=[failure]))
+    assert not (tmp_path / "metrics.jsonl").exists()
+    (line,) = (tmp_path / "failures.jsonl").read_text("utf-8").splitlines()
+    assert json.loads(line) == {
+        "step": 4,
+        "name": "ä b.mp4",
+        "path": "/x/ä b.mp4",
+        "cause": "empty",
+        "message": "/x/ä b.mp4: is empty",
+    }
+
+
+def test_console_line():
+    console = ConsoleLine(100, torch.device("cpu"))
+    console.add(done(9))
+    console.add(done(10))
+    line = console.take(done(10))
+    for part in ("step 10/100", "loss 0.5000", "0.40 s/step", "20.0 clips/s", "data 25%"):
+        assert part in line
+    assert "eta 0:00:36" in line
+    console.add(done(11, step_sec=0.1, data_sec=0.0))
+    assert "80.0 clips/s  data 0%  eta 0:00:09" in console.take(done(11))  # counted afresh
+
+
+def test_the_failure_limit_waits_for_a_hundred_videos():
+    limit = FailureLimit(0.05)
+    for _ in range(9):
+        limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)  # 10 % fail, of 90 so far
+    with pytest.raises(RuntimeError, match=r"10 of 100 reads of a video failed"):
+        limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)
+    limit = FailureLimit(0.1)
+    for _ in range(50):
+        limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)  # at the limit, not above
+
+
+def test_messages_go_to_stderr_and_the_log(tmp_path, capsys):
+    import logging
+
+    logger = logging.getLogger("hiera_video.somewhere")
+    setup_logging(tmp_path / "train.log")
+    logger.info("one")
+    setup_logging(tmp_path / "train.log")  # a second start appends, and nothing is said twice
+    logger.info("two")
+    setup_logging(quiet=True)
+    logger.info("not told")
+    logger.warning("three")
+    err = capsys.readouterr().err
+    assert [line.split()[-1] for line in err.splitlines()] == ["one", "two", "three"]
+    log = (tmp_path / "train.log").read_text()
+    assert [line.split()[-1] for line in log.splitlines()] == ["one", "two"]
