@@ -21,7 +21,7 @@ MODULES = {
 PARTS = [
     "errors",
     "files",
-    "config",
+    "settings",
     "runtime",
     "models",
     "video",
@@ -117,8 +117,10 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_sampling_is_arithmetic_only() -> None:
-    names = {name.split(".")[0] for name in imported(MODULES["hiera_video.video.sampling"])}
-    assert not names & {"hiera_video", "torch", "av", "cv2", "os", "pathlib", "io"}
+    names = set(imported(MODULES["hiera_video.video.sampling"]))
+    assert not {n.split(".")[0] for n in names} & {"torch", "av", "cv2", "os", "pathlib", "io"}
+    ours = {name for name in names if name in MODULES}
+    assert ours == {"hiera_video.settings.video"}  # the names of the rules
 
 
 def test_commands_do_not_import_one_another() -> None:
@@ -127,9 +129,18 @@ def test_commands_do_not_import_one_another() -> None:
             assert not [n for n in imported(path) if n.startswith("hiera_video.commands")], module
 
 
-def test_only_config_reads_omegaconf() -> None:
-    users = [m for m, p in MODULES.items() if "omegaconf" in {n.split(".")[0] for n in imported(p)}]
-    assert users in ([], ["hiera_video.config"])
+def test_only_one_module_reads_yaml() -> None:
+    users = [m for m, p in MODULES.items() if "yaml" in {n.split(".")[0] for n in imported(p)}]
+    assert users == ["hiera_video.settings.load"]
+
+
+@pytest.mark.parametrize("part", ["settings", "cli", "errors", "files"])
+def test_the_ground_floor_needs_no_arrays(part: str) -> None:
+    heavy = {"torch", "numpy", "cv2", "av", "torchvision", "safetensors"}
+    for module, path in MODULES.items():
+        if module.split(".")[1] == part:
+            names = {name.split(".")[0] for name in imported(path, at_the_top=True)}
+            assert not names & heavy, module
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -147,12 +158,12 @@ def loaded_by(code: str) -> set[str]:
 
 
 def test_import_is_fast() -> None:
-    heavy = {"torch", "torchvision", "numpy", "cv2", "av", "omegaconf", "einops", *OPTIONAL}
+    heavy = {"torch", "torchvision", "numpy", "cv2", "av", "einops", *OPTIONAL}
     assert not loaded_by("import hiera_video; hiera_video.__version__") & heavy
 
 
 def test_building_a_model_needs_torch_numpy_and_einops() -> None:
-    heavy = {"torchvision", "cv2", "av", "omegaconf", "safetensors", "fvcore", "PIL", *OPTIONAL}
+    heavy = {"torchvision", "cv2", "av", "safetensors", "fvcore", "PIL", *OPTIONAL}
     code = "import torch; torch.set_default_device('meta')"
     code += "; import hiera_video; hiera_video.create_model('hiera_tiny_16x224')"
     assert not loaded_by(code) & heavy

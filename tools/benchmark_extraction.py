@@ -35,11 +35,14 @@ from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.windows import Crops, DenseWindows, stream_windows
 from hiera_video.models.registry import KINETICS_MEAN, KINETICS_STD
 from hiera_video.models.weights import save_weights
+from hiera_video.settings.video import Windowing
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.writer import write_video
 
 CROPS = Crops((224, 224), 1, 256)
-WINDOWS = DenseWindows(ClipSampler(16, sampling_rate=4), 16, None, "drop")
+WINDOWS = DenseWindows(
+    ClipSampler(num_frames=16, sampling_rate=4), Windowing(clip_stride=16, last_window="drop")
+)
 MINUTES = (1, 60)
 FPS = 25
 

@@ -77,7 +77,7 @@ class Peer(Dataset[torch.Tensor]):
 def our_data(videos: list[str], num_repeats: int) -> TrainingClips:
     records = [VideoRecord(path, (0,), path) for path in videos]
     transform = FinetuneTransform(SIZE, mean=MEAN, std=STD, rand_augment=RandAugment(MEAN))
-    sampler = ClipSampler(NUM_FRAMES, sampling_rate=SAMPLING_RATE)
+    sampler = ClipSampler(num_frames=NUM_FRAMES, sampling_rate=SAMPLING_RATE)
     return TrainingClips(records, sampler, transform, num_repeats=num_repeats, seed=0)
 
 

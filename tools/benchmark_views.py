@@ -40,7 +40,7 @@ NUM_FRAMES, SAMPLING_RATE, NUM_CLIPS, NUM_CROPS, SIZE = 16, 4, 5, 3, 224
 def ours(path: str) -> list[np.ndarray]:
     views = EvaluationViews(
         [VideoRecord(path, (), path)],
-        ClipSampler(NUM_FRAMES, sampling_rate=SAMPLING_RATE),
+        ClipSampler(num_frames=NUM_FRAMES, sampling_rate=SAMPLING_RATE),
         crop_size=(SIZE, SIZE),
         num_clips=NUM_CLIPS,
         num_crops=NUM_CROPS,

@@ -192,7 +192,7 @@ def spread(data: DemoData, init: str | Path | None, seed: int) -> float:
     """How much pooled, normalised features differ between the validation videos."""
     torch.manual_seed(seed)
     model = create_model(NAME, checkpoint=init, num_classes=0, **SIZE, **FINETUNED).eval()
-    sampler = ClipSampler(SIZE["num_frames"], sampling_rate=1, target_fps=float(FPS))
+    sampler = ClipSampler(num_frames=SIZE["num_frames"], sampling_rate=1, target_fps=float(FPS))
     clips = []
     for record in read_video_list(data.val, class_names=data.class_names).records:
         with open_video(record.path) as video:

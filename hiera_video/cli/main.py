@@ -1,4 +1,4 @@
-"""The `hiera-video` command: sub-commands and exit codes, no logic.
+"""The `hiera-video` command: sub-commands and exit codes.
 
     hiera-video COMMAND [FILE...] [--config FILE] [key.path=value ...] [--key VALUE ...]
 
@@ -18,59 +18,60 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import hiera_video
-from hiera_video.config import (
-    BenchmarkConfig,
-    CheckAvaConfig,
-    ConfigError,
-    ConvertConfig,
-    DemoAvaConfig,
-    DemoConfig,
-    DetectEvaluateConfig,
-    DetectPredictConfig,
-    DetectScoreConfig,
-    DetectTrainConfig,
-    EvaluateConfig,
-    ExportConfig,
-    ExtractConfig,
-    FinetuneConfig,
-    FlopsConfig,
-    PredictConfig,
-    PretrainConfig,
-    VisualizeConfig,
-    describe_keys,
-    load_config,
-    load_flops_config,
-    to_yaml,
-    trained_with,
+from hiera_video.cli.help import describe, operand_of, summary
+from hiera_video.errors import ConfigError, UserError
+from hiera_video.settings.base import Settings, section_of
+from hiera_video.settings.evaluation import (
+    CheckAvaSettings,
+    DetectEvaluateSettings,
+    DetectPredictSettings,
+    DetectScoreSettings,
+    EvaluateSettings,
+    ExtractSettings,
+    PredictSettings,
+    VisualizeSettings,
 )
+from hiera_video.settings.load import (
+    card_settings,
+    load_flops_settings,
+    load_for_print,
+    load_settings,
+    merged,
+    to_yaml,
+)
+from hiera_video.settings.tools import (
+    BenchmarkSettings,
+    ConvertSettings,
+    DemoAvaSettings,
+    DemoSettings,
+    ExportSettings,
+    FlopsSettings,
+)
+from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 
-COMMANDS: dict[str, tuple[type, str]] = {
-    "pretrain": (PretrainConfig, "train a masked autoencoder on videos or images without labels"),
-    "finetune": (FinetuneConfig, "train a classifier on videos or images"),
-    "evaluate": (EvaluateConfig, "multi-view accuracy of a trained classifier"),
-    "predict": (PredictConfig, "the most likely classes of videos or images"),
-    "detect train": (DetectTrainConfig, "train an action detector on key frames with boxes"),
-    "detect evaluate": (DetectEvaluateConfig, "frame mAP of a trained action detector"),
-    "detect score": (DetectScoreConfig, "frame mAP of action detections, from csv files alone"),
-    "data check-ava": (CheckAvaConfig, "mistakes in AVA annotations, proposals and videos"),
-    "detect predict": (DetectPredictConfig, "what the people in videos do, with an overlay"),
-    "extract": (ExtractConfig, "features of many videos, one file a video"),
-    "export": (ExportConfig, "a model as torch.export and ONNX files for other programs"),
-    "convert": (ConvertConfig, "weights in the layout of another project"),
-    "visualize mae": (VisualizeConfig, "what a masked autoencoder sees and predicts, as pictures"),
-    "flops": (FlopsConfig, "parameters, FLOPs and activations of a model; the paper's table"),
-    "benchmark": (BenchmarkConfig, "speed and memory of models, beside those of other libraries"),
-    "demo": (DemoConfig, "generate a small data set, fine-tune, evaluate and predict on it"),
-    "demo ava": (DemoAvaConfig, "the same for action detection"),
+COMMANDS: dict[str, type[Settings]] = {
+    "finetune": FinetuneSettings,
+    "evaluate": EvaluateSettings,
+    "predict": PredictSettings,
+    "pretrain": PretrainSettings,
+    "visualize mae": VisualizeSettings,
+    "detect train": DetectTrainSettings,
+    "detect evaluate": DetectEvaluateSettings,
+    "detect predict": DetectPredictSettings,
+    "detect score": DetectScoreSettings,
+    "data check-ava": CheckAvaSettings,
+    "extract": ExtractSettings,
+    "export": ExportSettings,
+    "convert": ConvertSettings,
+    "flops": FlopsSettings,
+    "benchmark": BenchmarkSettings,
+    "demo": DemoSettings,
+    "demo ava": DemoAvaSettings,
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
-TAKES_MODELS = {"flops": "[MODEL] ", "benchmark": "[MODEL ...] "}
-TAKES_FILES = {"predict", "detect predict", "extract", "visualize mae"}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -82,18 +83,20 @@ def parser() -> argparse.ArgumentParser:
     version = f"hiera-video {hiera_video.__version__}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, (cls, summary) in COMMANDS.items():
-        files = "FILE ... " if name in TAKES_FILES else TAKES_MODELS.get(name, "")
-        usage = f"hiera-video {name} [options] {files}[key.path=value ...]"
+    for name, cls in COMMANDS.items():
+        operand = operand_of(cls)
+        operands = ""
+        if operand:
+            operands = f"{operand[1].name} ... " if operand[1].is_list else f"{operand[1].name} "
         sub = commands.add_parser(
             name,
-            usage=usage,
-            help=summary,
-            description=cls.__doc__,
-            epilog="\n".join(["settings, with their defaults:", *describe_keys(cls)]),
+            usage=f"hiera-video {name} [options] {operands}[key.path=value ...]",
+            help=summary(cls),
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
+            add_help=False,
         )
+        sub.add_argument("-h", "--help", action=_Help, settings=cls)
         sub.add_argument(
             "--config",
             action="append",
@@ -104,21 +107,40 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--print-config", action="store_true", help="print the whole configuration"
         )
-        sub.add_argument("--dry-run", action="store_true", help="check everything, do nothing")
+        sub.add_argument(
+            "--dry-run", action="store_true", help="check everything up to the first batch"
+        )
         sub.add_argument("--json", action="store_true", help="results as JSON, for machines")
+        sub.add_argument(
+            "--traceback", action="store_true", help="show where in the code an error was raised"
+        )
         for option, is_switch in options_of(cls).items():
             switch: dict[str, Any] = {"action": "store_const", "const": "true"} if is_switch else {}
             sub.add_argument(option, dest=option, help=argparse.SUPPRESS, **switch)
     return top
 
 
-def options_of(cls: type) -> dict[str, bool]:
+class _Help(argparse.Action):
+    """Prints the usage, the options and the settings of a command."""
+
+    def __init__(self, option_strings: list[str], dest: str, settings: type[Settings]) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show this text")
+        self.settings = settings
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        print(parser.format_help())
+        print(describe(self.settings))
+        if any("." not in key for key in options_of(self.settings)):
+            print("\nSettings without a dot are options too: --key-name VALUE is key_name=VALUE.")
+        parser.exit()
+
+
+def options_of(cls: type[Settings]) -> dict[str, bool]:
     """The settings of a command that may be given as options, and whether each is a switch."""
-    settings = vars(cls())
     return {
-        f"--{name.replace('_', '-')}": isinstance(value, bool)
-        for name, value in settings.items()
-        if not is_dataclass(value) and name != "inputs"
+        f"--{name.replace('_', '-')}": field.annotation is bool
+        for name, field in cls.model_fields.items()
+        if section_of(field) is None and name != "inputs"
     }
 
 
@@ -128,16 +150,16 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     if " ".join(words[:2]) in COMMANDS:
         words[:2] = [" ".join(words[:2])]
     elif words and words[0] not in COMMANDS:
-        second = [name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")]
-        if second and words[1:2] in (["-h"], ["--help"]):
+        family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+        if family and words[1:2] in (["-h"], ["--help"]):
             width = max(map(len, COMMANDS))
-            for name, (_, summary) in COMMANDS.items():
-                if name.startswith(f"{words[0]} "):
-                    print(f"hiera-video {name:{width}}  {summary}")
+            for name in family:
+                print(f"hiera-video {name:{width}}  {summary(COMMANDS[name])}")
             raise SystemExit(0)
-        if second:
+        if family:
+            second = " or ".join(name.split()[1] for name in family)
             given = f", not {words[1]!r}" if words[1:] else ""
-            top.error(f"{words[0]} needs a second word, {' or '.join(second)}{given}")
+            top.error(f"{words[0]} needs a second word, {second}{given}")
     # Operands may stand between options, which argparse allows only for what it does not know.
     args, operands = top.parse_known_args(words)
     unknown = [operand for operand in operands if operand.startswith("--")]
@@ -148,30 +170,25 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; mistakes of the user end as one line on stderr."""
+    """Runs a command. Errors that the user can correct are printed as one line on stderr."""
     args, operands = parse(sys.argv[1:] if arguments is None else arguments)
     try:
-        config = read_config(args, operands)
         if args.print_config:
-            print(to_yaml(config), end="")
+            print(to_yaml(load_for_print(*configuration(args, operands))), end="")
             return 0
-        config.check()
-        own = args.command.replace(" ", "_").replace("-", "_")
-        module = MODULES.get(args.command, own)
-        command = importlib.import_module(f"hiera_video.commands.{module}")
-        return command.run(config, dry_run=args.dry_run, as_json=args.json)
-    except ConfigError as error:
-        print(f"hiera-video {args.command}: {error}", file=sys.stderr)
-        return 2
+        settings = read_settings(args, operands)
+        name = MODULES.get(args.command, args.command.replace(" ", "_").replace("-", "_"))
+        command = importlib.import_module(f"hiera_video.commands.{name}")
+        return command.run(settings, dry_run=args.dry_run, as_json=args.json)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
-        names_a_file = isinstance(error, OSError) and error.filename is not None
-        if not names_a_file and not _is_ours(error):
+    except UserError as error:
+        return _report(args, error, error.exit_code)
+    except OSError as error:
+        if error.filename is None:  # not about a file of the user's
             raise
-        print(f"hiera-video {args.command}: {error}", file=sys.stderr)
-        return 1
+        return _report(args, error, 1)
     finally:
         # Decoding processes ignore SIGTERM, and an exception may keep their loader alive: without
         # this, the end of the program would wait for them without end.
@@ -179,35 +196,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
             worker.kill()
 
 
-def read_config(args: argparse.Namespace, operands: Sequence[str]) -> Any:
-    """The configuration that the command line asks for."""
-    cls = COMMANDS[args.command][0]
-    files = [operand for operand in operands if not OVERRIDE.match(operand)]
-    overrides = [operand for operand in operands if OVERRIDE.match(operand)]
-    given = {option: getattr(args, option) for option in options_of(cls)}
-    overrides += [
-        f"{option[2:].replace('-', '_')}={value}"
-        for option, value in given.items()
-        if value is not None
-    ]
-    if args.command == "flops":
-        if files[1:]:
-            raise ConfigError(f"{files[1]!r} is a second MODEL: it counts one, or --table all")
-        return load_flops_config(args.config, [*(f"model={name}" for name in files), *overrides])
-    if files and args.command not in TAKES_FILES | TAKES_MODELS.keys():
-        raise ConfigError(f"{files[0]!r} is not of the form key.path=value")
-    config: Any = load_config(cls, args.config, overrides)
-    if getattr(config, "checkpoint", None) is not None:
-        keys = [key for key in ("clips", "views", "masking") if hasattr(config, key)]
-        defaults = trained_with(config.checkpoint, keys)
-        config = load_config(cls, args.config, overrides, defaults)
-    if not files:
-        return config
-    key = "models" if args.command in TAKES_MODELS else "inputs"
-    return replace(config, **{key: [*getattr(config, key), *files]})
+def _report(args: argparse.Namespace, error: Exception, exit_code: int) -> int:
+    if args.traceback:
+        traceback.print_exception(error)
+    print(f"hiera-video {args.command}: {error}", file=sys.stderr)
+    return exit_code
 
 
-def _is_ours(error: Exception) -> bool:
-    """Whether this project raised the error: its message says all, a trace would bury it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
+def read_settings(args: argparse.Namespace, operands: Sequence[str]) -> Any:
+    """The settings that the command line asks for."""
+    cls, files, overrides, base = configuration(args, operands)
+    if cls is FlopsSettings:
+        return load_flops_settings(files, overrides)
+    return load_settings(cls, files, overrides, base)
+
+
+def configuration(
+    args: argparse.Namespace, operands: Sequence[str]
+) -> tuple[type[Settings], list[str], list[str | dict[str, Any]], dict[str, Any]]:
+    """The class of settings, and where their values come from: files, the command line, and the
+    card of a checkpoint."""
+    cls, files = COMMANDS[args.command], args.config
+    overrides: list[str | dict[str, Any]] = [o for o in operands if OVERRIDE.match(o)]
+    for option in options_of(cls):
+        if (value := getattr(args, option)) is not None:
+            overrides.append(f"{option[2:].replace('-', '_')}={value}")
+    if words := [operand for operand in operands if not OVERRIDE.match(operand)]:
+        operand = operand_of(cls)
+        if operand is None:
+            raise ConfigError(f"{words[0]!r} is not of the form key.path=value")
+        name, kind = operand
+        if not kind.is_list and words[1:]:
+            raise ConfigError(f"{words[1]!r} is a second {kind.name}: only one is allowed")
+        overrides.append({name: words if kind.is_list else words[0]})
+    base: dict[str, Any] = {}
+    if "checkpoint" in cls.model_fields:
+        values, _ = merged(cls, files, overrides)
+        if isinstance(checkpoint := values.get("checkpoint"), str):
+            base = card_settings(cls, checkpoint)
+    return cls, files, overrides, base

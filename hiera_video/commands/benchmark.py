@@ -18,27 +18,31 @@ from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed, plotting
 from hiera_video.analysis.peers import Subject, ours, peers
 from hiera_video.analysis.speed import Setting, measure, peak_tflops
 from hiera_video.analysis.speed_tables import heading, tell, tell_decoding, tell_report
-from hiera_video.config import BenchmarkConfig, ConfigError, configured
 from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import EvaluationViews
-from hiera_video.data.order import default_num_workers, evaluation_loader, readable
+from hiera_video.data.order import evaluation_loader, num_workers, readable
 from hiera_video.data.transforms import normalize
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
+from hiera_video.errors import ConfigError, UserError, configured
 from hiera_video.evaluation.views import score_views
 from hiera_video.files import write_json, write_text
 from hiera_video.models.registry import VARIANTS, create_model, input_statistics, is_image
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import exit_code, refuse_existing
+from hiera_video.settings.tools import BenchmarkSettings
+from hiera_video.settings.video import Views
 from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import opener
 
 logger = logging.getLogger(__name__)
 
 RESULTS = ("results.json", "results.md", "accuracy_speed.png")
 
 
-def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Measures and prints; returns the exit code."""
     setup_logging(quiet=as_json)
     with configured(), process_group(config.device) as process:
@@ -80,7 +84,9 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
     if device == "cuda":  # float32 is float32 for all, and convolutions are tuned for all
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
-    peaks = {precision: peak_tflops(device, precision) for precision in config.precisions}
+    peaks: dict[str, tuple[float, str]] = {
+        precision: peak_tflops(device, precision) for precision in config.precisions
+    }
     report: dict[str, Any] = {
         "environment": environment(),
         "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
@@ -110,22 +116,15 @@ def run(config: BenchmarkConfig, *, dry_run: bool = False, as_json: bool = False
         logger.info("results are in %s", folder)
     if as_json:
         print(json.dumps(report))
-    if not report["results"]:
-        return 1
-    return 3 if report["failed"] else 0
+    return exit_code(done=len(report["results"]), failed=len(report["failed"]))
 
 
-def checked_folder(config: BenchmarkConfig) -> Path | None:
-    """`output_dir`; results in it are not overwritten unasked."""
+def checked_folder(config: BenchmarkSettings) -> Path | None:
+    """`output_dir`, which must not hold results that would be replaced."""
     if config.output_dir is None:
         return None
     folder = Path(config.output_dir)
-    existing = [name for name in RESULTS if (folder / name).exists()]
-    if existing and not config.overwrite:
-        raise ValueError(
-            f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or set "
-            "overwrite=true to replace them"
-        )
+    refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
     try:
         plotting()  # to fail now, not after an hour
     except ImportError as error:
@@ -180,10 +179,10 @@ def videos_of(source: str) -> tuple[VideoRecord, ...]:
 
 
 def decoded(
-    name: str, setting: Setting, config: BenchmarkConfig, records: tuple[VideoRecord, ...]
+    name: str, setting: Setting, config: BenchmarkSettings, records: tuple[VideoRecord, ...]
 ) -> dict[str, Any]:
     """Clips a second of one of ours from files: one clip and crop of each video, over and over."""
-    workers = default_num_workers(1) if config.num_workers is None else config.num_workers
+    workers = num_workers(config.data, 1)
     # Workers run ahead by two clips each, before the clock starts: that must not count for much.
     ahead = 2 * max(1, workers)
     first = max(setting.batch_size, ahead)
@@ -193,8 +192,8 @@ def decoded(
         [records[i % len(records)] for i in range(first + count)],
         ClipSampler(num_frames=model.input_size[0]),
         crop_size=(model.input_size[1], model.input_size[2]),
-        num_clips=1,
-        num_crops=1,
+        views=Views(num_clips=1, num_crops=1),
+        open_video=opener(config.data),
     )
     mean, std = (
         torch.tensor(values, device=setting.device) for values in input_statistics(VARIANTS[name])
@@ -211,7 +210,7 @@ def decoded(
     )
     ends = [time.perf_counter() for _ in scored]
     if failures:
-        raise ValueError(f"videos is {config.videos}: {failures[0].message}")
+        raise UserError(f"videos is {config.videos}: {failures[0].message}")
     return {
         "model": name,
         "precision": setting.precision,

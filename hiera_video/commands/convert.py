@@ -5,29 +5,28 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from hiera_video.config import ConvertConfig, configured
+from hiera_video.errors import configured
 from hiera_video.models.conversion import convert, load_any
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.weights import check_source
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.settings.tools import ConvertSettings
 
 
-def run(config: ConvertConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the file or folder, and says what came back; returns the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to both
-    assert config.output is not None
     setup_logging()
     with configured():
         check_source(config.checkpoint)
     model, meta = load_any(config.checkpoint)
     with configured():
-        check_writable(config.to, model.architecture)
+        check_writable(config.layout, model.architecture)
     if dry_run:
         print(config.output)
         return 0
-    tensors = convert(model, meta, config.to, Path(config.output))
+    tensors = convert(model, meta, config.layout, Path(config.output))
     if as_json:
-        print(json.dumps({"path": config.output, "layout": config.to, "tensors": tensors}))
+        print(json.dumps({"path": config.output, "layout": config.layout, "tensors": tensors}))
     else:
-        print(f"{config.output} ({config.to} layout): {tensors} tensors, read again the same")
+        print(f"{config.output} ({config.layout} layout): {tensors} tensors, read again the same")
     return 0

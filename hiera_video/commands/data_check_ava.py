@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hiera_video.config import CheckAvaConfig, ConfigError
 from hiera_video.data.boxes.table import (
     BoxTable,
     inspect_boxes,
@@ -21,18 +20,19 @@ from hiera_video.data.boxes.table import (
     read_label_map,
 )
 from hiera_video.data.videos.files import listing
+from hiera_video.errors import ConfigError
 from hiera_video.evaluation.ava_report import percent
 from hiera_video.runtime.logging import setup_logging
-from hiera_video.video.open import open_video
+from hiera_video.settings.evaluation import CheckAvaSettings
+from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
 
 MOST_TOLD = 20  # of each file, for a person; --json has all
 FPS_TOLERANCE = 0.001  # 29.97 for 30 is noticed
 
 
-def run(config: CheckAvaConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Checks and prints; 3 where something is wrong."""
-    assert config.ground_truth is not None  # config.check() saw to it
     setup_logging()
     labels = None if config.label_map is None else read_label_map(config.label_map)
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
@@ -95,12 +95,12 @@ def describe(table: BoxTable) -> dict[str, Any]:
     }
 
 
-def check_video(path: Path, seconds: np.ndarray, config: CheckAvaConfig) -> list[str]:
+def check_video(path: Path, seconds: np.ndarray, config: CheckAvaSettings) -> list[str]:
     """What is wrong with one video whose key frames are at `seconds`."""
-    if path.is_dir() and config.fps is None:
-        raise ConfigError(f"fps is not set: needed is the rate of the frames in {path}")
+    if path.is_dir() and config.expected_fps is None:
+        raise ConfigError(f"expected_fps is not set: needed is the rate of the frames in {path}")
     try:
-        with open_video(path, deadline_sec=config.deadline_sec, frames_fps=config.fps) as reader:
+        with opener(config.data, config.expected_fps)(str(path)) as reader:
             num_frames, fps = len(reader), reader.fps
             length = reader.end_sec - float(reader.frame_times_sec[0])
     except VideoError as error:
@@ -113,11 +113,11 @@ def check_video(path: Path, seconds: np.ndarray, config: CheckAvaConfig) -> list
             f"{path}: {len(beyond)} key frames lie outside, {beyond[0]:g} s for one; it shows "
             f"{first:g} to {last:.2f} s (start_sec says where files begin)"
         )
-    if config.fps is not None and abs(fps / config.fps - 1) > FPS_TOLERANCE:
-        found.append(f"{path}: {fps:.3f} frames per second; expected is {config.fps:g}")
-    if config.seconds is not None:
-        expected = config.seconds * (config.fps or fps)
-        if abs(num_frames - expected) >= (config.fps or fps):  # a second's worth
+    if config.expected_fps is not None and abs(fps / config.expected_fps - 1) > FPS_TOLERANCE:
+        found.append(f"{path}: {fps:.3f} frames per second; expected is {config.expected_fps:g}")
+    if config.expected_duration_sec is not None:
+        expected = config.expected_duration_sec * (config.expected_fps or fps)
+        if abs(num_frames - expected) >= (config.expected_fps or fps):  # a second's worth
             found.append(f"{path}: {num_frames} frames; expected are {expected:.0f}")
     return found
 

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.config import DemoAvaConfig, DemoConfig
 from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
 from hiera_video.data.boxes.table import read_ground_truth, read_keyframes, read_label_map
 from hiera_video.demo import actions as demo_ava
 from hiera_video.demo import motions as demo
+from hiera_video.errors import UserError
 from hiera_video.evaluation.ava import frame_ap
+from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
 
 MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}
 # More threads do not make so small a model faster, and beside the decoding processes on 2 cores its
@@ -37,10 +38,12 @@ SINGLE_FRAME = [  # the same model on the key frame alone
 ]
 
 
-def run(config: DemoConfig | DemoAvaConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(
+    config: DemoSettings | DemoAvaSettings, *, dry_run: bool = False, as_json: bool = False
+) -> int:
     """Goes on where an earlier start in the same folder stopped; returns the exit code."""
     folder = Path(config.output_dir)
-    kind = "ava" if isinstance(config, DemoAvaConfig) else "classes"
+    kind = "ava" if isinstance(config, DemoAvaSettings) else "classes"
     check_folder(folder, {"seed": config.seed, "kind": kind})
     steps = (
         detection_steps(folder, config.seed) if kind == "ava" else class_steps(folder, config.seed)
@@ -173,21 +176,21 @@ def chance(data: demo_ava.DemoAvaData, seed: int) -> float:
 
 
 def check_folder(folder: Path, made: dict[str, Any]) -> None:
-    """Raises ValueError for a folder that holds something else, or another demo or seed."""
+    """Raises UserError for a folder that holds something else, or another demo or seed."""
     marker = folder / MARKER
     if not marker.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"output_dir={folder} holds other files: choose another folder")
+            raise UserError(f"output_dir={folder} holds other files: choose another folder")
         return
     try:
         earlier = {"kind": "classes"} | json.loads(marker.read_text(encoding="utf-8"))
         seed, kind = earlier["seed"], earlier["kind"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{marker} is damaged: remove {folder} or choose another") from None
+        raise UserError(f"{marker} is damaged: remove {folder} or choose another") from None
     if kind != made["kind"]:
-        raise ValueError(f"output_dir={folder} holds another demo: choose another folder")
+        raise UserError(f"output_dir={folder} holds another demo: choose another folder")
     if seed != made["seed"]:
-        raise ValueError(
+        raise UserError(
             f"output_dir={folder} holds the demo of seed={seed}: choose another folder, remove "
             "it, or set that seed"
         )

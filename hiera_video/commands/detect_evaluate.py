@@ -1,7 +1,4 @@
-"""`hiera-video detect evaluate`: frame mAP of a trained action detector, and its detections.
-
-Longer than other commands for all that its report states.
-"""
+"""`hiera-video detect evaluate`: frame mAP of a trained action detector, and its detections."""
 
 from __future__ import annotations
 
@@ -13,9 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hiera_video.config import DetectEvaluateConfig
 from hiera_video.data.boxes.keyframes import (
     Keyframe,
     KeyframeEvaluation,
@@ -25,61 +19,43 @@ from hiera_video.data.boxes.keyframes import (
 )
 from hiera_video.data.boxes.table import LabelMap, read_label_map, write_detections, write_keyframes
 from hiera_video.data.datasets import KeyframeClips
-from hiera_video.data.order import default_num_workers
+from hiera_video.data.order import num_workers
+from hiera_video.errors import UserError
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.weights import load_detector
-from hiera_video.runtime.distributed import process_group, sum_over_processes
+from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import evaluation_folder, exit_code, refuse_existing
+from hiera_video.settings.evaluation import DetectEvaluateSettings
 from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import open_video
+from hiera_video.video.open import opener
 
 logger = logging.getLogger(__name__)
 
 RESULTS = ("report.json", "detections.csv", "keyframes.csv")
 
 
-def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to it
     data = config.data
-    assert data.val is not None
     with process_group(config.device) as process:
         setup_logging(quiet=not process.is_main)
         model, meta = load_detector(config.checkpoint)
         known = known_actions(meta)
         label_map = evaluated_actions(config, known)
-        val = read_evaluation(
-            data.val,
-            known,
-            root=data.root,
-            proposals=data.val_proposals,
-            proposal_score=data.proposal_score,
-            excluded=data.val_excluded,
-            keyframes=data.val_keyframes,
-            seconds=data.seconds,
-        )
-        folder = output_folder(config)
-        existing = [name for name in RESULTS if (folder / name).exists()]
-        if existing and not config.overwrite:
-            raise ValueError(
-                f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or "
-                "set overwrite=true to replace them"
-            )
+        val = read_evaluation(data, known)
+        folder = evaluation_folder(config.output_dir, config.checkpoint)
+        refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
         clips = KeyframeClips(
             val.records,
-            ClipSampler(num_frames=model.encoder.input_size[0], **asdict(config.clips)),
+            ClipSampler.of(config.clips, model.encoder.input_size[0]),
             size=model.encoder.input_size[1:],
             start_sec=data.start_sec,
-            open_video=partial(
-                open_video,
-                backend=data.backend,
-                deadline_sec=data.deadline_sec,
-                frames_fps=data.frames_fps,
-            ),
+            open_video=opener(data, data.frames_fps),
         )
         protocol = describe_protocol(config, val, clips)
         if dry_run:
@@ -87,7 +63,6 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
-        workers = data.num_workers
         scored, failures = score_keyframes(
             model.to(process.device),
             clips,
@@ -95,9 +70,7 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
             mean=meta["mean"],
             std=meta["std"],
             batch_size=config.batch_size,
-            num_workers=default_num_workers(process.local_world_size)
-            if workers is None
-            else workers,
+            num_workers=num_workers(data, process.local_world_size),
             bf16=config.precision == "bf16",
             progress=process.is_main,
         )
@@ -128,10 +101,7 @@ def run(config: DetectEvaluateConfig, *, dry_run: bool = False, as_json: bool = 
                 report["protocols_without_failed"] = evaluate(kept)
             write_json(folder / "report.json", report)
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
-        # Together: torchrun ends all processes when one has left with another code than 0.
-        if sum_over_processes(torch.tensor(len(scored))) == 0:
-            return 1
-        return 3 if sum_over_processes(torch.tensor(len(failures))) else 0
+        return exit_code(done=any_process(bool(scored)), failed=any_process(bool(failures)))
 
 
 def known_actions(meta: dict[str, Any]) -> LabelMap:
@@ -143,18 +113,18 @@ def known_actions(meta: dict[str, Any]) -> LabelMap:
     )
 
 
-def evaluated_actions(config: DetectEvaluateConfig, known: LabelMap) -> LabelMap:
+def evaluated_actions(config: DetectEvaluateSettings, known: LabelMap) -> LabelMap:
     """The actions of `data.label_map`, else all that the model knows.
 
     Raises:
-        ValueError: actions that the model does not know.
+        UserError: actions that the model does not know.
     """
     if config.data.label_map is None:
         return known
     chosen = read_label_map(config.data.label_map)
     for id, name in chosen.names.items():
         if known.names.get(id) != name:
-            raise ValueError(
+            raise UserError(
                 f"{config.data.label_map}: action {id} is {name!r}, but "
                 f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of "
                 "its own"
@@ -183,17 +153,8 @@ def results(
     }
 
 
-def output_folder(config: DetectEvaluateConfig) -> Path:
-    """`output_dir`, else eval/ beside the weights of a run."""
-    assert config.checkpoint is not None
-    if config.output_dir is not None:
-        return Path(config.output_dir)
-    checkpoint = Path(config.checkpoint)
-    return (checkpoint.parent if checkpoint.name == "weights" else checkpoint) / "eval"
-
-
 def describe_protocol(
-    config: DetectEvaluateConfig, val: KeyframeEvaluation, clips: KeyframeClips
+    config: DetectEvaluateSettings, val: KeyframeEvaluation, clips: KeyframeClips
 ) -> dict[str, Any]:
     """What the figures were obtained with, as the report states it."""
     return {
@@ -202,7 +163,7 @@ def describe_protocol(
         "keyframes": len(val.keyframes),
         "excluded_keyframes": len(val.excluded),
         "num_frames": clips.sampler.num_frames,
-        **asdict(config.clips),
+        **config.clips.model_dump(),
         "crop": "centre",
         "crop_size": list(clips.size),
         "backend": config.data.backend,

@@ -1,15 +1,10 @@
-"""`hiera-video detect predict FILE...`: what the people in one's own videos do, and an overlay.
-
-Longer than other commands, because the way of a video is read from top to bottom here: people,
-their actions, what is written.
-"""
+"""`hiera-video detect predict FILE...`: what the people in one's own videos do, and an overlay."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
-from hiera_video.config import DetectPredictConfig
 from hiera_video.data.boxes.keyframes import (
     KeyframeRecord,
     detections_of,
@@ -32,7 +26,7 @@ from hiera_video.data.boxes.table import (
     write_detections,
 )
 from hiera_video.data.datasets import KeyframeClips
-from hiera_video.data.order import default_num_workers
+from hiera_video.data.order import num_workers
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import write_json
 from hiera_video.models.detector import ActionDetector
@@ -40,9 +34,11 @@ from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.weights import load_detector
 from hiera_video.runtime.distributed import Process, process_group
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import exit_code, numbered_stems, refuse_existing
+from hiera_video.settings.evaluation import DetectPredictSettings
 from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import open_video
-from hiera_video.video.reader import VideoError, VideoReader
+from hiera_video.video.open import OpenVideo, opener
+from hiera_video.video.reader import VideoError
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
 
 FRAMES_AT_ONCE = 4  # in the person detector, which enlarges them to 800 pixels
@@ -61,22 +57,17 @@ class Outputs:
     overlay: Path
 
 
-def run(config: DetectPredictConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes detections and overlays, tells in one line why a file has none; the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to it
     setup_logging()
     model, meta = load_detector(config.checkpoint)
     label_map = LabelMap({int(id): name for id, name in meta["label_map"].items()}, {})
     table = None if config.boxes is None else read_proposals(config.boxes)
     outputs = output_files(config)
-    existing = [str(path) for files in outputs for path in vars(files).values() if path.exists()]
-    if existing and not config.overwrite:
-        raise ValueError(
-            f"{', '.join(existing)} would be replaced: choose another output_dir, or set "
-            "overwrite=true"
-        )
+    written = [path for files in outputs for path in vars(files).values()]
+    refuse_existing(written, overwrite=config.overwrite)
     if dry_run:
-        print("\n".join(str(path) for files in outputs for path in vars(files).values()))
+        print("\n".join(map(str, written)))
         return 0
 
     failed = 0
@@ -86,16 +77,18 @@ def run(config: DetectPredictConfig, *, dry_run: bool = False, as_json: bool = F
         if table is None:
             people = load_person_detector(config.detector).to(process.device)
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        open_video = opener(config.data)
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
-                with reader(path, config) as video:
+                with open_video(path) as video:
                     size = clip_size(model, video.height, video.width)
                     length_sec = video.end_sec - float(video.frame_times_sec[0])
                 if size not in models:
                     resized, _ = load_detector(config.checkpoint, image_size=size)
                     models[size] = resized.to(process.device)
                 if table is None:
-                    records, interval_sec = detected_boxes(path, people, config), config.every_sec
+                    records = detected_boxes(path, people, config, open_video)
+                    interval_sec = config.every_sec
                 else:
                     records = given_boxes(path, table, config, length_sec)
                     interval_sec = shortest_gap(records, config.every_sec)
@@ -104,7 +97,7 @@ def run(config: DetectPredictConfig, *, dry_run: bool = False, as_json: bool = F
                     people_of(record, of_boxes, label_map, config)
                     for record, of_boxes in zip(records, scores, strict=True)
                 ]
-                with reader(path, config) as video:
+                with open_video(path) as video:
                     shown = [keyframe for keyframe, _ in said]
                     write_overlay(files.overlay, video, shown, interval_sec=interval_sec)
             except (VideoError, NoResult) as error:
@@ -114,34 +107,23 @@ def run(config: DetectPredictConfig, *, dry_run: bool = False, as_json: bool = F
             write_detections(files.csv, detections_of(records, dict(enumerate(scores)), label_map))
             write_json(files.json, {"path": path, "keyframes": [entry for _, entry in said]})
             tell(path, files, records, as_json)
-    if failed == len(config.inputs):
-        return 1
-    return 3 if failed else 0
+    return exit_code(done=len(config.inputs) - failed, failed=failed)
 
 
-def output_files(config: DetectPredictConfig) -> list[Outputs]:
-    """Of each input; inputs of the same name are numbered."""
-    outputs: list[Outputs] = []
-    taken: set[str] = set()
-    for path in config.inputs:
-        stem, number = Path(path).stem, 1
-        while (name := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
-            number += 1
-        taken.add(name.casefold())
-        ends = ("detections.csv", "detections.json", "overlay.mp4")
-        outputs.append(Outputs(*(Path(config.output_dir, f"{name}_{end}") for end in ends)))
-    return outputs
-
-
-def reader(path: str, config: DetectPredictConfig) -> VideoReader:
-    return open_video(path, config.backend, deadline_sec=config.deadline_sec)
+def output_files(config: DetectPredictSettings) -> list[Outputs]:
+    """The files of each input."""
+    folder, ends = Path(config.output_dir), ("detections.csv", "detections.json", "overlay.mp4")
+    return [
+        Outputs(*(folder / f"{name}_{end}" for end in ends))
+        for name in numbered_stems(config.inputs)
+    ]
 
 
 # Boxes, by key frame; people stand from left to right, which keeps their colours.
 
 
 def given_boxes(
-    path: str, table: BoxTable, config: DetectPredictConfig, length_sec: float
+    path: str, table: BoxTable, config: DetectPredictSettings, length_sec: float
 ) -> list[KeyframeRecord]:
     """The key frames of a csv that name this file, with or without its suffix."""
     names = {Path(path).name, Path(path).stem}
@@ -165,10 +147,12 @@ def given_boxes(
     return sorted(records, key=lambda record: record.second)
 
 
-def detected_boxes(path: str, detector: Any, config: DetectPredictConfig) -> list[KeyframeRecord]:
+def detected_boxes(
+    path: str, detector: Any, config: DetectPredictSettings, open_video: OpenVideo
+) -> list[KeyframeRecord]:
     """A key frame every `every_sec` from the first frame on, without those that show nobody."""
     records = []
-    with reader(path, config) as video:
+    with open_video(path) as video:
         begin = float(video.frame_times_sec[0])
         duration_sec = video.end_sec - begin
         end_sec = max(duration_sec - FRAME_TIME_TOLERANCE_SEC, FRAME_TIME_TOLERANCE_SEC)
@@ -224,7 +208,7 @@ def action_scores(
     model: ActionDetector,
     meta: dict[str, Any],
     records: Sequence[KeyframeRecord],
-    config: DetectPredictConfig,
+    config: DetectPredictSettings,
     process: Process,
 ) -> list[np.ndarray]:
     """Probabilities [n, L] for the boxes of each key frame.
@@ -237,9 +221,9 @@ def action_scores(
     num_frames, height, width = model.encoder.input_size
     keyframes = KeyframeClips(
         records,
-        ClipSampler(num_frames=num_frames, **asdict(config.clips)),
+        ClipSampler.of(config.clips, num_frames),
         size=(height, width),
-        open_video=partial(reader, config=config),
+        open_video=opener(config.data),
     )
     scored, failures = score_keyframes(
         model,
@@ -249,7 +233,7 @@ def action_scores(
         std=meta["std"],
         batch_size=config.batch_size,
         # A process that decodes ahead pays for itself from the second clip on.
-        num_workers=min(default_num_workers(1), len(records) - 1),
+        num_workers=min(num_workers(config.data, 1), len(records) - 1),
         bf16=config.precision == "bf16",
     )
     if failures:
@@ -258,7 +242,7 @@ def action_scores(
 
 
 def people_of(
-    record: KeyframeRecord, scores: np.ndarray, label_map: LabelMap, config: DetectPredictConfig
+    record: KeyframeRecord, scores: np.ndarray, label_map: LabelMap, config: DetectPredictSettings
 ) -> tuple[KeyframePeople, dict[str, Any]]:
     """The likeliest actions of a key frame's people, for the overlay and for JSON."""
     people, entries = [], []

@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from typing import Any
 
-from hiera_video.config import DetectScoreConfig
 from hiera_video.data.boxes.table import (
     nearest_name,
     read_detections,
@@ -19,13 +18,11 @@ from hiera_video.data.boxes.table import (
 from hiera_video.evaluation import ava_report as results
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.settings.evaluation import DetectScoreSettings
 
 
-def run(config: DetectScoreConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Scores and prints; 1 where no mAP is defined."""
-    assert config.ground_truth is not None  # config.check() saw to it
-    assert config.detections is not None
-    assert config.label_map is not None
     setup_logging()
     labels = read_label_map(config.label_map)
     truth = read_ground_truth(config.ground_truth, labels, strict=False)

@@ -6,41 +6,38 @@ import json
 import logging
 from collections import Counter
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from hiera_video.config import EvaluateConfig
 from hiera_video.data.datasets import EvaluationViews
-from hiera_video.data.order import default_num_workers
+from hiera_video.data.order import num_workers
 from hiera_video.data.videos.records import read_video_list, require_labels
+from hiera_video.errors import UserError
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.weights import load_folder
-from hiera_video.runtime.distributed import process_group, sum_over_processes
+from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import evaluation_folder, exit_code, refuse_existing
+from hiera_video.settings.evaluation import EvaluateSettings
 from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import open_video
+from hiera_video.video.open import opener
 
 logger = logging.getLogger(__name__)
 
 RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 
 
-def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to it
-    assert config.data.val is not None
     with process_group(config.device) as process:
         setup_logging(quiet=not process.is_main)
         model, meta = load_folder(config.checkpoint)
         if not meta.get("class_names"):
-            raise ValueError(
+            raise UserError(
                 f"{config.checkpoint}: not a classifier, config.json has no class_names"
             )
         val = read_video_list(
@@ -50,24 +47,14 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             multi_label=meta["multi_label"],
         )
         require_labels(val)
-        folder = output_folder(config)
-        existing = [name for name in RESULTS if (folder / name).exists()]
-        if existing and not config.overwrite:
-            raise ValueError(
-                f"{folder} holds results ({', '.join(existing)}): choose another output_dir, or "
-                "set overwrite=true to replace them"
-            )
+        folder = evaluation_folder(config.output_dir, config.checkpoint)
+        refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
         views = EvaluationViews(
             val.records,
-            ClipSampler(num_frames=model.input_size[0], **asdict(config.clips)),
+            ClipSampler.of(config.clips, model.input_size[0]),
             crop_size=model.input_size[1:],
-            short_side=config.views.short_side,
-            num_clips=config.views.num_clips,
-            num_crops=config.views.num_crops,
-            clip_rule=config.views.clip_rule,
-            open_video=partial(
-                open_video, backend=config.data.backend, deadline_sec=config.data.deadline_sec
-            ),
+            views=config.views,
+            open_video=opener(config.data),
         )
         protocol = describe_protocol(config, views)
         if dry_run:
@@ -75,7 +62,6 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
-        workers = config.data.num_workers
         videos, failures = validate(
             model.to(process.device),
             views,
@@ -83,9 +69,7 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
             mean=meta["mean"],
             std=meta["std"],
             batch_size=config.views.batch_size,
-            num_workers=default_num_workers(process.local_world_size)
-            if workers is None
-            else workers,
+            num_workers=num_workers(config.data, process.local_world_size),
             bf16=config.precision == "bf16",
             multi_label=meta["multi_label"],
             progress=process.is_main,
@@ -110,28 +94,16 @@ def run(config: EvaluateConfig, *, dry_run: bool = False, as_json: bool = False)
                 write_confusion(folder / "confusion.csv", videos, val.class_names)
             write_json(folder / "report.json", report)
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
-        # Together: torchrun ends all processes when one has left with another code than 0.
-        if sum_over_processes(torch.tensor(len(videos))) == 0:
-            return 1
-        return 3 if sum_over_processes(torch.tensor(len(failures))) else 0
+        return exit_code(done=any_process(bool(videos)), failed=any_process(bool(failures)))
 
 
-def output_folder(config: EvaluateConfig) -> Path:
-    """`output_dir`, else eval/ beside the weights of a run."""
-    assert config.checkpoint is not None
-    if config.output_dir is not None:
-        return Path(config.output_dir)
-    checkpoint = Path(config.checkpoint)
-    return (checkpoint.parent if checkpoint.name == "weights" else checkpoint) / "eval"
-
-
-def describe_protocol(config: EvaluateConfig, views: EvaluationViews) -> dict[str, Any]:
+def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[str, Any]:
     """What the figures were obtained with, as the report states it."""
     return {
-        "views": {"num_clips": views.num_clips, "num_crops": views.num_crops},
+        "views": {"num_clips": config.views.num_clips, "num_crops": config.views.num_crops},
         "clip_rule": config.views.clip_rule,
         "num_frames": views.sampler.num_frames,
-        **asdict(config.clips),
+        **config.clips.model_dump(),
         "crop_size": list(views.crop_size),
         "short_side": views.short_side,
         "backend": config.data.backend,

@@ -8,34 +8,34 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hiera_video.config import ConfigError, ExportConfig, configured
+from hiera_video.errors import ConfigError, UserError, configured
 from hiera_video.files import replacing, write_json
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
 from hiera_video.models.weights import check_source, load_trained
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.settings.tools import ExportSettings
 
 logger = logging.getLogger(__name__)
 KEPT = ("class_names", "label_map", "multi_label", "mean", "std", "clips")  # of a folder's config
 
 
-def run(config: ExportConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the folder if all files agree with the model; returns the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to it
     setup_logging()
-    formats: list[Format] = ["pt2", "onnx"] if config.to == "both" else [config.to]
+    formats: list[Format] = ["pt2", "onnx"] if config.format == "both" else [config.format]
     try:
         for format in formats:
             check_installed(format)
     except ImportError as error:
-        raise ConfigError(f"to is {config.to}: {error}, or to=pt2") from None
+        raise ConfigError(f"format is {config.format}: {error}, or format=pt2") from None
     with configured():
         check_source(config.checkpoint)
     folder = Path(config.output_dir)
     replaces = folder.exists()
     if replaces and not (config.overwrite and (folder / "export.json").is_file()):
-        raise ValueError(
+        raise UserError(
             f"output_dir is {folder}, which exists: choose another"
             + (", it is not of an earlier export" if config.overwrite else " or overwrite=true")
         )
@@ -57,7 +57,7 @@ def run(config: ExportConfig, *, dry_run: bool = False, as_json: bool = False) -
         if as_json:
             print(json.dumps([{**asdict(c), "path": str(folder / c.path.name)} for c in compared]))
         if wrong := [c.path.name for c in compared if not c.agrees]:
-            raise RuntimeError(
+            raise UserError(
                 f"{', '.join(wrong)}: the outputs differ from the model's by more than 1e-4; "
                 f"nothing was written to {folder}"
             )

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hiera_video.config import ExtractConfig
 from hiera_video.data.datasets import checked_short_side
-from hiera_video.data.order import default_num_workers
+from hiera_video.data.order import num_workers
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import read_video_list
+from hiera_video.errors import UserError
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.runner import Summary, Video, extract
 from hiera_video.extraction.store import FeatureStore, output_names
@@ -26,18 +26,19 @@ from hiera_video.models.registry import variant_name
 from hiera_video.models.weights import load_backbone
 from hiera_video.runtime.distributed import barrier, from_main, process_group
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import exit_code
+from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import open_video
+from hiera_video.video.open import opener
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = timedelta(days=30)  # one process may have the long videos
+BARRIER_TIMEOUT = timedelta(days=30)  # one process may have the long videos
 
 
-def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Extracts what is not there yet, writes the tables, tells; returns the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to it
-    with process_group(config.device, PATIENCE) as process:
+    with process_group(config.device, BARRIER_TIMEOUT) as process:
         setup_logging(quiet=not process.is_main)
         if config.engine == "local" and not dry_run:
             start_fork_server()
@@ -62,7 +63,9 @@ def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) 
         )
         plan, settings = make_plan(config, model, meta)
         store = FeatureStore(
-            Path(config.output_dir), "npz" if config.to == "parquet" else config.to, settings
+            Path(config.output_dir),
+            "npz" if config.format == "parquet" else config.format,
+            settings,
         )
         if not config.overwrite:
             store.check()
@@ -85,7 +88,7 @@ def run(config: ExtractConfig, *, dry_run: bool = False, as_json: bool = False) 
         barrier()  # and not before the folder is there
         how: dict[str, Any] = {
             "batch_size": config.batch_size,
-            "num_workers": config.data.num_workers or default_num_workers(process.local_world_size),
+            "num_workers": num_workers(config.data, process.local_world_size),
             "progress": process.is_main,
         }
         if config.engine == "ray":
@@ -104,7 +107,7 @@ def find_videos(inputs: list[str], root: str | None) -> list[Video]:
     """The videos of a folder or a list, or the files named one by one.
 
     Raises:
-        ValueError: none, several folders or lists, or two videos with the same output.
+        UserError: none, several folders or lists, or two videos with the same output.
     """
     if all(is_media(name) and not os.path.isdir(name) for name in inputs):
         paths = list(dict.fromkeys(map(os.path.abspath, inputs)))
@@ -115,18 +118,18 @@ def find_videos(inputs: list[str], root: str | None) -> list[Video]:
         paths = [record.path for record in found.records]
         base = str(source) if source.is_dir() else root or str(source.parent)
     else:
-        raise ValueError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
+        raise UserError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
     names = output_names(paths, os.path.abspath(os.path.expanduser(base)))
     return [Video(name, path) for name, path in zip(names, paths, strict=True)]
 
 
 def make_plan(
-    config: ExtractConfig, model: Hiera, meta: dict[str, Any]
+    config: ExtractSettings, model: Hiera, meta: dict[str, Any]
 ) -> tuple[Plan, dict[str, Any]]:
     """What to read of each video, and all settings that decide on its features."""
     num_frames, height, width = model.input_size
     how = config.windows
-    sampler = ClipSampler(num_frames, **asdict(config.clips))
+    sampler = ClipSampler.of(config.clips, num_frames)
     crops = Crops(
         (height, width),
         how.num_crops,
@@ -136,7 +139,7 @@ def make_plan(
     keys: tuple[str, ...]
     if how.kind == "dense":
         keys = ("clip_stride", "clip_stride_sec", "last_window")
-        windows = DenseWindows(sampler, how.clip_stride, how.clip_stride_sec, how.last_window)
+        windows = DenseWindows(sampler, how)
     else:
         keys = ("num_clips", "clip_rule")
         windows = ViewWindows(sampler, how.num_clips, how.clip_rule)
@@ -148,7 +151,7 @@ def make_plan(
         "dtype": config.dtype,
         "precision": config.precision,
         "num_frames": num_frames,
-        **asdict(config.clips),
+        **config.clips.model_dump(),
         "windows": how.kind,
         **{key: getattr(how, key) for key in keys},
         "num_crops": crops.num_crops,
@@ -158,12 +161,12 @@ def make_plan(
         "mean": list(meta["mean"]),
         "std": list(meta["std"]),
     }
-    reader = partial(open_video, backend=config.data.backend, deadline_sec=config.data.deadline_sec)
-    return Plan(windows, crops, num_frames, reader, config.data.deadline_sec), settings
+    open_video, deadline_sec = opener(config.data), config.data.deadline_sec
+    return Plan(windows, crops, num_frames, open_video, deadline_sec), settings
 
 
 def finish(
-    config: ExtractConfig,
+    config: ExtractSettings,
     store: FeatureStore,
     videos: list[Video],
     summary: Summary,
@@ -182,7 +185,7 @@ def finish(
         "damaged": len(damaged),
         "output_dir": config.output_dir,
     }
-    if config.to == "parquet":
+    if config.format == "parquet":
         report["parquet"] = str(store.write_parquet(rows))
     if as_json:
         print(json.dumps({**report, "this_process": asdict(summary)}, ensure_ascii=False))
@@ -200,6 +203,4 @@ def finish(
         if len(failed) > 10:
             print(f"and {len(failed) - 10} more, see {store.folder / 'failures.jsonl'}")
         print(f"results are in {config.output_dir}")
-    if len(failed) == len(videos):
-        return 1
-    return 3 if failed else 0
+    return exit_code(done=len(videos) - len(failed), failed=len(failed))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hiera_video.analysis.complexity import PRODUCTS, Cost, Model, by_stage, count_model
-from hiera_video.config import FlopsConfig, configured
+from hiera_video.errors import configured
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
@@ -21,6 +21,7 @@ from hiera_video.models.registry import (
     list_models,
     paper_mask_ratio,
 )
+from hiera_video.settings.tools import FlopsSettings
 
 TABLE = (  # arXiv 2306.00989, tables 4 and 5, 6, and 8: variants, and frames where they differ
     *((f"hiera_{size}_16x224", None) for size in ("base", "base_plus", "large", "huge")),
@@ -29,7 +30,7 @@ TABLE = (  # arXiv 2306.00989, tables 4 and 5, 6, and 8: variants, and frames wh
 )
 
 
-def run(config: FlopsConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Counts and prints; returns the exit code."""
     if config.table:
         rows = [] if dry_run else [table_row(name, frames) for name, frames in TABLE]
@@ -71,15 +72,15 @@ def run(config: FlopsConfig, *, dry_run: bool = False, as_json: bool = False) ->
     return 0
 
 
-def build(config: FlopsConfig) -> Model:
+def build(config: FlopsSettings) -> Model:
     """The model of the configuration."""
     name = config.model
-    assert name is not None  # config.check() saw to it
+    assert name is not None  # the settings require it without `table`
     name = PUBLISHED[name].architecture if name in PUBLISHED else name  # its weights cost nothing
     size: dict[str, Any] = {
         "num_frames": config.num_frames,
         "image_size": config.image_size,
-        **config.overrides,
+        **config.overrides.arguments(),
     }
     if config.task == "pretraining":
         return create_autoencoder(
@@ -96,7 +97,7 @@ def build(config: FlopsConfig) -> Model:
     return create_model(name, **size)
 
 
-def masking_of(config: FlopsConfig, model: Model) -> UnitMasking | None:
+def masking_of(config: FlopsSettings, model: Model) -> UnitMasking | None:
     """Which units a masked autoencoder sees."""
     if not isinstance(model, MaskedAutoencoderHiera):
         return None
@@ -106,7 +107,7 @@ def masking_of(config: FlopsConfig, model: Model) -> UnitMasking | None:
     return UnitMasking(model.encoder.units_shape, ratio, config.masking.kind)
 
 
-def views(config: FlopsConfig, encoder: Hiera) -> tuple[int, int]:
+def views(config: FlopsSettings, encoder: Hiera) -> tuple[int, int]:
     """Clips of a video, and crops of a clip."""
     many = config.task in (None, "classification") and not is_image(encoder.architecture)
     num_clips = (5 if many else 1) if config.num_clips is None else config.num_clips

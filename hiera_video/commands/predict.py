@@ -3,29 +3,29 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from hiera_video.config import PredictConfig
 from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import EvaluationViews
-from hiera_video.data.order import default_num_workers, evaluation_loader, readable
+from hiera_video.data.order import evaluation_loader, num_workers, readable
 from hiera_video.data.transforms import normalize
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.errors import UserError
 from hiera_video.evaluation.results import top_classes
 from hiera_video.evaluation.views import average_views, score_views
 from hiera_video.models.weights import load_folder
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import exit_code
+from hiera_video.settings.evaluation import PredictSettings
 from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import open_video
+from hiera_video.video.open import opener
 
 
-def run(config: PredictConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to it
     setup_logging()
     model, meta = load_folder(config.checkpoint)
     names = meta.get("class_names") or [str(c) for c in range(model.num_classes)]
@@ -36,16 +36,13 @@ def run(config: PredictConfig, *, dry_run: bool = False, as_json: bool = False) 
     size = model.input_size[1:]
     views = EvaluationViews(
         records,
-        ClipSampler(num_frames=model.input_size[0], **asdict(config.clips)),
+        ClipSampler.of(config.clips, model.input_size[0]),
         crop_size=size,
-        short_side=config.views.short_side,
-        num_clips=config.views.num_clips,
-        num_crops=config.views.num_crops,
-        clip_rule=config.views.clip_rule,
-        open_video=partial(open_video, backend=config.backend, deadline_sec=config.deadline_sec),
+        views=config.views,
+        open_video=opener(config.data),
     )
     # A process that decodes ahead pays for itself from the second file on.
-    workers = min(default_num_workers(1), len(records) - 1)
+    workers = min(num_workers(config.data, 1), len(records) - 1)
     failures: list[Failure] = []
     with process_group(config.device) as process:
         scored = score_views(
@@ -63,9 +60,7 @@ def run(config: PredictConfig, *, dry_run: bool = False, as_json: bool = False) 
             tell(records[sample.index].path, [(names[c], p) for c, p in best], as_json)
     for failure in failures:
         tell_failure(failure, as_json)
-    if len(failures) == len(records):
-        return 1
-    return 3 if failures else 0
+    return exit_code(done=len(records) - len(failures), failed=len(failures))
 
 
 def files(inputs: list[str]) -> list[str]:
@@ -76,7 +71,7 @@ def files(inputs: list[str]) -> list[str]:
         if path.is_dir():
             inside = sorted(str(p) for p in path.rglob("*") if p.is_file() and is_media(str(p)))
             if not inside:
-                raise ValueError(f"{name}: a folder without videos or images")
+                raise UserError(f"{name}: a folder without videos or images")
             found += inside
         else:
             found.append(name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +17,25 @@ from hiera_video.analysis.visualize import (
     write_movie,
     write_png,
 )
-from hiera_video.config import VisualizeConfig, configured
+from hiera_video.data.datasets import checked_short_side
 from hiera_video.data.transforms import normalize, resize_short_side
+from hiera_video.errors import configured
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.registry import paper_mask_ratio
 from hiera_video.models.weights import load_autoencoder
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import exit_code, numbered_stems, refuse_existing
+from hiera_video.settings.evaluation import VisualizeSettings
 from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import open_video
+from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
 from hiera_video.video.sampling import crop_offsets
 
 
-def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False) -> int:
+def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
-    assert config.checkpoint is not None  # config.check() saw to it
     setup_logging()
     model, meta = load_autoencoder(config.checkpoint, decoder_heads=config.decoder_heads)
     require_pixels(model)
@@ -44,12 +45,7 @@ def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False
     with configured():
         masking = UnitMasking(model.encoder.units_shape, mask_ratio, config.masking.kind)
     outputs = output_files(config, moving=model.encoder.tokens_shape[0] > 1)
-    existing = [str(file) for files in outputs for file in files if file.exists()]
-    if existing and not config.overwrite:
-        raise ValueError(
-            f"{', '.join(existing)} would be replaced: choose another output_dir, or set "
-            "overwrite=true"
-        )
+    refuse_existing((file for files in outputs for file in files), overwrite=config.overwrite)
     if dry_run:
         print("\n".join(str(file) for files in outputs for file in files))
         return 0
@@ -81,27 +77,20 @@ def run(config: VisualizeConfig, *, dry_run: bool = False, as_json: bool = False
             for movie in files[1:]:
                 write_movie(movie, reconstruction, shown_sec, caption)
             tell(path, files, reconstruction.loss, as_json)
-    if failed == len(config.inputs):
-        return 1
-    return 3 if failed else 0
+    return exit_code(done=len(config.inputs) - failed, failed=failed)
 
 
-def output_files(config: VisualizeConfig, *, moving: bool) -> list[list[Path]]:
-    """Of each input the png, and if `moving` the mp4; inputs of the same name are numbered."""
-    outputs: list[list[Path]] = []
-    taken: set[str] = set()
-    for path in config.inputs:
-        stem, number = Path(path).stem, 1
-        while (name := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
-            number += 1
-        taken.add(name.casefold())
-        suffixes = ("png", "mp4") if moving else ("png",)
-        outputs.append([Path(config.output_dir, f"{name}_{config.mode}.{s}") for s in suffixes])
-    return outputs
+def output_files(config: VisualizeSettings, *, moving: bool) -> list[list[Path]]:
+    """For each input the png, and if `moving` the mp4."""
+    suffixes = ("png", "mp4") if moving else ("png",)
+    return [
+        [Path(config.output_dir, f"{name}_{config.mode}.{suffix}") for suffix in suffixes]
+        for name in numbered_stems(config.inputs)
+    ]
 
 
 def centre_clip(
-    path: str, config: VisualizeConfig, model: MaskedAutoencoderHiera
+    path: str, config: VisualizeSettings, model: MaskedAutoencoderHiera
 ) -> tuple[np.ndarray, np.ndarray]:
     """The one view that evaluation with one clip and one crop takes: uint8 [T, H, W, 3], seconds.
 
@@ -109,11 +98,11 @@ def centre_clip(
         VideoError: the file cannot be read.
     """
     num_frames, height, width = model.encoder.input_size
-    sampler = ClipSampler(num_frames=num_frames, **asdict(config.clips))
-    with open_video(path, config.backend, deadline_sec=config.deadline_sec) as video:
+    sampler = ClipSampler.of(config.clips, num_frames)
+    with opener(config.data)(path) as video:
         (indices,) = sampler.uniform_clips(video, 1)
         frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
-    frames = resize_short_side(frames, round(max(height, width) * 256 / 224))
+    frames = resize_short_side(frames, checked_short_side(None, (height, width), 1))
     ((top, left),) = crop_offsets(frames.shape[1], frames.shape[2], (height, width), 1)
     return frames[:, top : top + height, left : left + width], times_sec
 

@@ -23,13 +23,12 @@ from hiera_video.data.batches import (
 from hiera_video.data.boxes.keyframes import KeyframeRecord
 from hiera_video.data.transforms import Boxes, Frames, centre_crop, resize_short_side
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.errors import ConfigError
+from hiera_video.settings.video import Views
 from hiera_video.video.clips import ClipSampler, read_frames
 from hiera_video.video.open import OpenVideo, open_video
-from hiera_video.video.reader import VideoError
-from hiera_video.video.sampling import (
-    ClipRule,
-    crop_offsets,
-)
+from hiera_video.video.reader import VideoError, VideoReader
+from hiera_video.video.sampling import crop_offsets
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 BoxTransform = Callable[[Frames, Boxes, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -67,12 +66,12 @@ class TrainingClips(Dataset[ClipSample | Failure]):
         epoch, index, draw = key
         record = self.records[index]
         rng = np.random.default_rng([self.seed, epoch, index, draw])
-        try:
-            with self.open_video(record.path) as video:
-                indices = self.sampler.random_clips(video, self.num_repeats, rng)
-                frames, positions = read_frames(video, indices)
-        except VideoError as error:
-            return _failure(record, error)
+        read = read_clips(
+            record, self.open_video, lambda v: self.sampler.random_clips(v, self.num_repeats, rng)
+        )
+        if isinstance(read, Failure):
+            return read
+        frames, positions, _ = read
         clips = np.stack([self.transform(frames[clip], rng) for clip in positions])
         visible = None
         if self.masking is not None:
@@ -85,11 +84,10 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
 
     Args:
         crop_size: height and width of a view, pixels.
-        short_side: of the resized frames, pixels; None for the crop's with three crops, and 256/224
-            of it with one (SlowFast's 256 for crops of 224).
+        views: how many clips and crops, and the size of the resized frames.
 
     Raises:
-        ValueError: crops are larger than the short side.
+        ConfigError: crops are larger than the short side.
     """
 
     def __init__(
@@ -98,16 +96,12 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         sampler: ClipSampler,
         *,
         crop_size: tuple[int, int],
-        num_clips: int,
-        num_crops: int,
-        short_side: int | None = None,
-        clip_rule: ClipRule = "offset",
+        views: Views,
         open_video: OpenVideo = open_video,
     ) -> None:
-        self.records, self.sampler = records, sampler
-        short_side = checked_short_side(short_side, crop_size, num_crops)
-        self.crop_size, self.short_side = crop_size, short_side
-        self.num_clips, self.num_crops, self.clip_rule = num_clips, num_crops, clip_rule
+        self.records, self.sampler, self.views = records, sampler, views
+        self.crop_size = crop_size
+        self.short_side = checked_short_side(views.short_side, crop_size, views.num_crops)
         self.open_video = open_video
 
     def __len__(self) -> int:
@@ -115,16 +109,19 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
 
     def __getitem__(self, index: int) -> ViewSample | Failure:
         record = self.records[index]
-        try:
-            with self.open_video(record.path) as video:
-                indices = self.sampler.uniform_clips(video, self.num_clips, self.clip_rule)
-                frames, positions = read_frames(video, indices)
-        except VideoError as error:
-            return _failure(record, error)
+        views = self.views
+        read = read_clips(
+            record,
+            self.open_video,
+            lambda v: self.sampler.uniform_clips(v, views.num_clips, views.clip_rule),
+        )
+        if isinstance(read, Failure):
+            return read
+        frames, positions, backend = read
         frames = resize_short_side(frames, self.short_side)
         height, width = frames.shape[1:3]
-        offsets = crop_offsets(height, width, self.crop_size, self.num_crops)
-        return ViewSample(index, torch.from_numpy(frames), positions, offsets, video.backend)
+        offsets = crop_offsets(height, width, self.crop_size, views.num_crops)
+        return ViewSample(index, torch.from_numpy(frames), positions, offsets, backend)
 
 
 class TrainingKeyframes(Dataset[DetectionSample | Failure]):
@@ -157,13 +154,14 @@ class TrainingKeyframes(Dataset[DetectionSample | Failure]):
         epoch, index, draw = key
         record = self.records[index]
         rng = np.random.default_rng([self.seed, epoch, index, draw])
-        try:
-            with self.open_video(record.path) as video:
-                indices = self.sampler.keyframe_clip(video, record.second, self.start_sec)
-                frames, positions = read_frames(video, indices)
-        except VideoError as error:
-            return _failure(record, error)
-        frames = frames[positions]
+        read = read_clips(
+            record,
+            self.open_video,
+            lambda v: self.sampler.keyframe_clip(v, record.second, self.start_sec),
+        )
+        if isinstance(read, Failure):
+            return read
+        frames = read[0][read[1]]
         clips = []
         for _ in range(self.num_repeats):
             clip, boxes = self.transform(frames, record.boxes, rng)
@@ -202,12 +200,14 @@ class KeyframeClips(Dataset[KeyframeSample | Failure]):
 
     def __getitem__(self, index: int) -> KeyframeSample | Failure:
         record = self.records[index]
-        try:
-            with self.open_video(record.path) as video:
-                indices = self.sampler.keyframe_clip(video, record.second, self.start_sec)
-                frames, positions = read_frames(video, indices)
-        except VideoError as error:
-            return _failure(record, error)
+        read = read_clips(
+            record,
+            self.open_video,
+            lambda v: self.sampler.keyframe_clip(v, record.second, self.start_sec),
+        )
+        if isinstance(read, Failure):
+            return read
+        frames, positions, backend = read
         clip, boxes = centre_crop(frames[positions], record.boxes, self.size)
         boxes = boxes.clip(0, 1)
         outside = int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum())
@@ -216,7 +216,7 @@ class KeyframeClips(Dataset[KeyframeSample | Failure]):
             torch.from_numpy(clip),
             torch.from_numpy(boxes.astype(np.float32)),
             outside,
-            video.backend,
+            backend,
         )
 
 
@@ -226,24 +226,44 @@ def checked_short_side(
     num_crops: int,
     key: str = "views.short_side",
 ) -> int:
-    """Of resized frames, pixels: as given, or by default what `EvaluationViews` says.
+    """The short side of resized frames, pixels.
 
     Args:
+        short_side: as configured. None: the size of the crop with three crops, and 256/224 of it
+            with one (SlowFast's 256 for crops of 224).
         key: the setting that an error names.
 
     Raises:
-        ValueError: crops are larger.
+        ConfigError: crops are larger.
     """
     if short_side is None:
         short_side = max(crop_size)
         if num_crops == 1:
             short_side = round(short_side * 256 / 224)
     if short_side < max(crop_size):
-        raise ValueError(
+        raise ConfigError(
             f"{key} is {short_side}: needed is at least {max(crop_size)}, the size of a crop"
         )
     return short_side
 
 
-def _failure(record: VideoRecord | KeyframeRecord, error: VideoError) -> Failure:
-    return Failure(record.name, record.path, error.cause, str(error))
+def read_clips(
+    record: VideoRecord | KeyframeRecord,
+    open_video: OpenVideo,
+    choose: Callable[[VideoReader], np.ndarray],
+) -> tuple[np.ndarray, np.ndarray, str] | Failure:
+    """The frames that `choose` wants of a video, each decoded once.
+
+    Args:
+        choose: from the opened video to source frame indices, of any shape.
+
+    Returns:
+        Unique frames uint8 [U, H, W, C], the positions of the indices in them, and the backend; or
+        why the video cannot be read.
+    """
+    try:
+        with open_video(record.path) as video:
+            frames, positions = read_frames(video, choose(video))
+            return frames, positions, video.backend
+    except VideoError as error:
+        return Failure(record.name, record.path, error.cause, str(error))

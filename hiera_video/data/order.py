@@ -32,6 +32,8 @@ from hiera_video.data.datasets import (
     TrainingClips,
     TrainingKeyframes,
 )
+from hiera_video.errors import ConfigError
+from hiera_video.settings.video import Decoding
 
 
 class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
@@ -52,7 +54,7 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
         weights: relative probability of each video; with it, an epoch draws with replacement.
 
     Raises:
-        ValueError: if the batch does not divide into equal parts.
+        ConfigError: the batch does not divide into equal parts.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class TrainingOrder(Sampler[list[tuple[int, int, int]]]):
     ) -> None:
         parts = world_size * accumulation_steps
         if global_batch_size % parts:
-            raise ValueError(
+            raise ConfigError(
                 f"train.global_batch_size={global_batch_size} does not divide by {world_size} "
                 f"processes x train.accumulation_steps={accumulation_steps}; the nearest that does "
                 f"is {max(1, round(global_batch_size / parts)) * parts}"
@@ -188,8 +190,15 @@ def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> It
             yield sample
 
 
+def num_workers(decoding: Decoding, processes: int) -> int:
+    """Decoding processes of each of `processes` processes on this machine, as configured."""
+    if decoding.num_workers is not None:
+        return decoding.num_workers
+    return default_num_workers(processes)
+
+
 def default_num_workers(processes: int) -> int:
-    """CPU cores that this machine grants, shared by `processes` training processes."""
+    """CPU cores that this machine grants, shared by `processes` processes."""
     granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (granted or 1) // processes)
 

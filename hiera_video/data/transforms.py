@@ -25,6 +25,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hiera_video.data.randaugment import RandAugment
+from hiera_video.settings.training import Augment, Crop, DetectionAugment
 from hiera_video.video.sampling import covering_short_side, crop_offsets, resized_shape
 
 Frames = UInt8[np.ndarray, "T H W 3"]
@@ -42,31 +43,16 @@ class PretrainTransform:
     """Random resized crop and flip: all that masked pretraining uses (paper, Tab. 11a).
 
     Args:
-        size: of the clip that comes out, in pixels: a side or (height, width).
-        crop_area: smallest and largest share of the frame that the crop covers.
-        crop_aspect: narrowest and widest crop, width / height.
-        flip: mirror half of the clips. Not for SSv2, where left and right are part of the class.
+        size: size of the clip that is returned, pixels: a side or (height, width).
+        crop: area and shape of the crop, and whether half of the clips are mirrored.
     """
 
-    def __init__(
-        self,
-        size: int | tuple[int, int],
-        *,
-        crop_area: Range = (0.5, 1.0),
-        crop_aspect: Range = (3 / 4, 4 / 3),
-        flip: bool = True,
-    ) -> None:
+    def __init__(self, size: int | tuple[int, int], crop: Crop) -> None:
         height, width = (size, size) if isinstance(size, int) else size
         if height < 1 or width < 1:
             raise ValueError(f"size is {size}; allowed: 1 or more pixels")
-        if not 0 < crop_area[0] <= crop_area[1] <= 1:
-            raise ValueError(f"crop_area is {crop_area}; allowed: 0 < smallest <= largest <= 1")
-        if not 0 < crop_aspect[0] <= crop_aspect[1]:
-            raise ValueError(f"crop_aspect is {crop_aspect}; allowed: 0 < narrowest <= widest")
         self.height, self.width = height, width
-        self.crop_area = crop_area
-        self.crop_aspect = crop_aspect
-        self.flip = flip
+        self.crop = crop
 
     def __call__(
         self, frames: Frames, rng: np.random.Generator
@@ -74,9 +60,9 @@ class PretrainTransform:
         """A new, contiguous array."""
         check_frames(frames)
         height, width = frames.shape[1:3]
-        box = random_crop_box(height, width, self.crop_area, self.crop_aspect, rng)
+        box = random_crop_box(height, width, self.crop.crop_area, self.crop.crop_aspect, rng)
         clip = resized_crop(frames, box, self.height, self.width)
-        if self.flip and rng.random() < 0.5:
+        if self.crop.flip and rng.random() < 0.5:
             clip = cv2.flip(clip.reshape(-1, self.width, 3), 1).reshape(clip.shape)
         return clip
 
@@ -85,31 +71,29 @@ class FinetuneTransform:
     """Random resized crop, flip, RandAugment and random erasing (paper, Tab. 11b; SlowFast).
 
     Args:
-        size, crop_area, crop_aspect, flip: as in `PretrainTransform`.
-        mean, std: of the colours, RGB in 0..1; the noise of random erasing follows them.
-        rand_augment: None for none.
-        erasing_prob: share of the clips in which a box is erased.
+        size: as for `PretrainTransform`.
+        augment: all settings of augmentation; mixup and cutmix are not applied here.
+        mean, std: statistics of the colours, RGB in 0..1, for the noise of random erasing and for
+            what RandAugment uncovers.
     """
 
     def __init__(
         self,
         size: int | tuple[int, int],
+        augment: Augment,
         *,
         mean: Sequence[float],
         std: Sequence[float],
-        crop_area: Range = (0.08, 1.0),
-        crop_aspect: Range = (3 / 4, 4 / 3),
-        flip: bool = True,
-        rand_augment: RandAugment | None = None,
-        erasing_prob: float = 0.25,
     ) -> None:
-        if not 0 <= erasing_prob <= 1:
-            raise ValueError(f"erasing_prob is {erasing_prob}; allowed: 0 to 1")
-        self.crop_and_flip = PretrainTransform(
-            size, crop_area=crop_area, crop_aspect=crop_aspect, flip=flip
-        )
-        self.rand_augment = rand_augment
-        self.erasing_prob = erasing_prob
+        self.crop_and_flip = PretrainTransform(size, augment)
+        self.rand_augment = None
+        if augment.rand_augment_magnitude is not None:
+            self.rand_augment = RandAugment(
+                mean,
+                magnitude=augment.rand_augment_magnitude,
+                magnitude_std=augment.rand_augment_std,
+            )
+        self.erasing_prob = augment.erasing_prob
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(
@@ -128,16 +112,12 @@ class DetectionTransform:
     """Resize, random crop and flip of a clip with boxes: SlowFast's for training on AVA.
 
     Args:
-        size: (height, width) of the clip that comes out, pixels.
-        zoom: smallest and largest size of the resized picture over the smallest that covers the
-            crop; SlowFast's short sides of 256 to 320 for crops of 224 are 8/7 to 10/7.
-        flip: mirror half of the clips.
+        size: (height, width) of the clip that is returned, pixels.
+        augment: range of sizes of the resized picture, and whether half of the clips are mirrored.
     """
 
-    def __init__(self, size: tuple[int, int], *, zoom: Range, flip: bool) -> None:
-        if not 1 <= zoom[0] <= zoom[1]:
-            raise ValueError(f"zoom is {zoom}; allowed: 1 <= smallest <= largest")
-        self.size, self.zoom, self.flip = size, zoom, flip
+    def __init__(self, size: tuple[int, int], augment: DetectionAugment) -> None:
+        self.size, self.augment = size, augment
 
     def __call__(
         self, frames: Frames, boxes: Boxes, rng: np.random.Generator
@@ -146,13 +126,13 @@ class DetectionTransform:
         check_frames(frames)
         height, width = self.size
         short_side = covering_short_side(frames.shape[1], frames.shape[2], self.size)
-        frames = resize_short_side(frames, round(short_side * rng.uniform(*self.zoom)))
+        frames = resize_short_side(frames, round(short_side * rng.uniform(*self.augment.zoom)))
         rows, columns = frames.shape[1:3]
         top = int(rng.integers(rows - height, endpoint=True))
         left = int(rng.integers(columns - width, endpoint=True))
         boxes = boxes_in_crop(boxes, (rows, columns), (top, left), self.size)
         clip = frames[:, top : top + height, left : left + width]
-        if self.flip and rng.random() < 0.5:
+        if self.augment.flip and rng.random() < 0.5:
             clip, boxes = clip[:, :, ::-1], boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
         return np.ascontiguousarray(clip), boxes
 

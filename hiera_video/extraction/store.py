@@ -34,6 +34,7 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 import hiera_video
+from hiera_video.errors import UserError
 from hiera_video.files import replacing
 
 Format = Literal["npz", "npy", "safetensors"]
@@ -44,7 +45,7 @@ TIMES = ("start_sec", "end_sec", "center_sec")
 logger = logging.getLogger(__name__)
 
 
-class StoreError(RuntimeError):
+class StoreError(UserError, RuntimeError):
     """The output folder cannot be written, or holds what must not be replaced."""
 
 

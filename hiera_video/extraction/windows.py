@@ -13,22 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
 
 from hiera_video.data.transforms import resize_short_side
+from hiera_video.settings.video import ClipRule, LastWindow, Windowing
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoReader
 from hiera_video.video.sampling import (
     FRAME_TIME_TOLERANCE_SEC,
-    ClipRule,
     clip_indices,
     crop_offsets,
 )
-
-LastWindow = Literal["pad", "drop", "shift"]
 
 
 @dataclass(frozen=True)
@@ -51,33 +49,31 @@ class WindowSampler(Protocol):
 class DenseWindows:
     """Windows at a fixed distance over a whole video.
 
+    With `clip_stride_sec`, window k starts with the frame that is on screen at k times that.
+
     Args:
-        sampler: what a clip is; of sampling "clip".
-        clip_stride: distance between starts, frames of the video as sampled. None: the length of a
-            clip, so that windows lie side by side.
-        clip_stride_sec: the same in seconds; window k starts with the frame on screen then.
-        last_window: see `window_starts`.
+        sampler: chooses the frames of a clip; of sampling "clip".
+        windows: the distance, and what happens at the end of the video (see `window_starts`).
     """
 
     sampler: ClipSampler
-    clip_stride: int | None = None
-    clip_stride_sec: float | None = None
-    last_window: LastWindow = "pad"
+    windows: Windowing
 
     def __call__(self, video: VideoReader) -> Windows:
         timeline = self.sampler.timeline(video)
         num_frames = len(timeline)
         length = self.sampler.length(video, num_frames)
         times = _times(self.sampler, video, num_frames)
-        if self.clip_stride_sec is None:
-            stride = length if self.clip_stride is None else self.clip_stride
+        settings = self.windows
+        if settings.clip_stride_sec is None:
+            stride = length if settings.clip_stride is None else settings.clip_stride
             regular = np.arange(0, num_frames, stride)
         else:
             seconds = times[-1] - times[0] - FRAME_TIME_TOLERANCE_SEC  # so much is rounding
-            count = max(1, math.ceil(seconds / self.clip_stride_sec))
-            at = times[0] + self.clip_stride_sec * np.arange(count) + FRAME_TIME_TOLERANCE_SEC
+            count = max(1, math.ceil(seconds / settings.clip_stride_sec))
+            at = times[0] + settings.clip_stride_sec * np.arange(count) + FRAME_TIME_TOLERANCE_SEC
             regular = np.searchsorted(times[:-1], at, side="right") - 1
-        starts = window_starts(num_frames, length, regular, self.last_window)
+        starts = window_starts(num_frames, length, regular, settings.last_window)
         if num_frames < length:
             clips = [self.sampler.clip(0, num_frames)]
         else:

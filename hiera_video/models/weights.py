@@ -640,3 +640,11 @@ def load_backbone(
         image_size=image_size,
     )
     return model, {"mean": mean, "std": std, "is_autoencoder": is_autoencoder}
+
+
+def known_to(checkpoint: str | Path | None, key: str) -> Any:
+    """A value of the config.json of a weights, run or checkpoint folder; None elsewhere."""
+    for folder in (Path(checkpoint or ""), Path(checkpoint or "") / "weights"):
+        if checkpoint and (folder / "config.json").is_file():
+            return json.loads((folder / "config.json").read_text(encoding="utf-8")).get(key)
+    return None

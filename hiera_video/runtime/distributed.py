@@ -98,6 +98,14 @@ def sum_over_processes(values: Tensor) -> Tensor:
     return values
 
 
+def any_process(condition: bool) -> bool:
+    """Whether the condition holds on any process.
+
+    Exit codes depend on it: torchrun ends all processes when one has left with another code than 0.
+    """
+    return bool(sum_over_processes(torch.tensor(float(condition))))
+
+
 def gather_on_main(value: T) -> list[T] | None:
     """`value` of every process, in the order of ranks, on the main process; None on the others."""
     if not is_distributed():

@@ -1,12 +1,40 @@
-"""Parameter groups (layer decay, no weight decay), the optimizers, and the schedule."""
+"""Which parameters learn and how: freezing, groups with layer decay, optimizers, learning rate."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 
 import torch
 from torch import nn
+
+from hiera_video.errors import ConfigError
+from hiera_video.models.detector import ActionDetector
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.settings.training import Optim, Train
+
+
+def freeze(model: Hiera, train: Train) -> None:
+    """Leaves only the head and the last norm trainable, or freezes the first stages.
+
+    With a frozen stage the patch and position embeddings are frozen too.
+
+    Raises:
+        ConfigError: the model has fewer stages.
+    """
+    num_stages = len(model.stage_ends)
+    if train.freeze_stages > num_stages:
+        raise ConfigError(
+            f"train.freeze_stages is {train.freeze_stages}: needed is from 0 to {num_stages}, as "
+            "many stages as the model has"
+        )
+    last_frozen = -1
+    if train.train_only == "head":
+        last_frozen = len(model.blocks)
+    elif train.freeze_stages:
+        last_frozen = model.stage_ends[train.freeze_stages - 1] + 1
+    for name, depth in model.layer_ids().items():
+        model.get_parameter(name).requires_grad_(depth > last_frozen)
 
 
 def parameter_groups(
@@ -42,17 +70,22 @@ def parameter_groups(
 
 
 def build_optimizer(
-    name: str, groups: Iterable[dict[str, object]], *, lr: float, betas: tuple[float, float]
+    model: Hiera | MaskedAutoencoderHiera | ActionDetector, optim: Optim
 ) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum 0.9; the groups bring their weight decay.
+    """AdamW, or SGD with Nesterov momentum 0.9, over the parameters that are trained.
 
     Fused: a step over 52 M parameters took 0.04 to 0.20 s of a CPU, against 0.96 to 2.8 s.
     """
-    if name == "adamw":
-        return torch.optim.AdamW(list(groups), lr=lr, betas=(betas[0], betas[1]), fused=True)
-    if name == "sgd":
-        return torch.optim.SGD(list(groups), lr=lr, momentum=0.9, nesterov=True, fused=True)
-    raise ValueError(f"optimizer is {name!r}: allowed are adamw, sgd")
+    groups = parameter_groups(
+        model,
+        weight_decay=optim.weight_decay,
+        layer_decay=optim.layer_decay,
+        layer_ids=model.layer_ids(),
+        no_weight_decay=model.no_weight_decay(),
+    )
+    if optim.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9, nesterov=True, fused=True)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, fused=True)
 
 
 def learning_rate(

@@ -10,19 +10,29 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hiera_video.data.order import TrainingOrder, steps_per_epoch
-from hiera_video.models.detector import ActionDetector
+from hiera_video.data.order import TrainingOrder, num_workers, steps_per_epoch, training_loader
+from hiera_video.errors import UserError, configured
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.weights import save_weights
-from hiera_video.runtime.distributed import Process, from_main, sum_over_processes
+from hiera_video.runtime.distributed import (
+    Process,
+    any_process,
+    first_process_first,
+    from_main,
+    process_group,
+    sum_over_processes,
+)
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -30,121 +40,135 @@ from hiera_video.training.checkpoint import (
     save_checkpoint,
 )
 from hiera_video.training.loop import Batch, LossFunction, StopSignal, train_steps
-from hiera_video.training.optim import build_optimizer, learning_rate, parameter_groups
-from hiera_video.training.run_folder import ConsoleLine, FailureLimit, RunReport, start_run
+from hiera_video.training.optim import build_optimizer, learning_rate
+from hiera_video.training.run_folder import (
+    ConsoleLine,
+    FailureLimit,
+    RunReport,
+    check_same_config,
+    start_run,
+)
+from hiera_video.training.task import Evaluate, Model, Task
 
 logger = logging.getLogger(__name__)
 
 
-class LoopSettings(Protocol):
-    """How long and in which portions; `hiera_video.config.LoopConfig` says what each means."""
+def train(task: Task, *, dry_run: bool, as_json: bool) -> int:
+    """Trains to the end, or until stopped, and writes weights; returns the exit code.
 
-    @property
-    def epochs(self) -> float: ...
-    @property
-    def warmup_epochs(self) -> float: ...
-    @property
-    def global_batch_size(self) -> int: ...
-    @property
-    def accumulation_steps(self) -> int: ...
-    @property
-    def num_repeats(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def compile(self) -> bool: ...
-    @property
-    def checkpoint_every(self) -> float: ...
-    @property
-    def keep_checkpoints(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def max_nonfinite_steps(self) -> int: ...
-
-
-class OptimSettings(Protocol):
-    """`hiera_video.config.OptimConfig` says what each means."""
-
-    @property
-    def optimizer(self) -> str: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def warmup_lr(self) -> float: ...
-    @property
-    def final_lr(self) -> float: ...
-    @property
-    def betas(self) -> tuple[float, float]: ...
-    @property
-    def weight_decay(self) -> float: ...
-    @property
-    def layer_decay(self) -> float: ...
-    @property
-    def clip_grad(self) -> float | None: ...
-
-
-Model = Hiera | MaskedAutoencoderHiera | ActionDetector
-
-
-def open_run(
-    folder: Path,
-    process: Process,
-    *,
-    check_config: Callable[[Path], None],
-    config_yaml: str,
-    data: dict[str, Any],
-    dry_run: bool,
-) -> Path | None:
-    """Makes or finds the run folder; returns the checkpoint to go on from, if there is one.
-
-    Args:
-        check_config: raises if the configuration saved at that path is not the present one.
-        data: as for `start_run`.
+    A run that is found in the folder is resumed. With `dry_run` everything is done up to the first
+    batch, and nothing is written.
 
     Raises:
-        ValueError: the folder holds a run that cannot go on.
+        ConfigError: settings that do not fit the model, the data or the saved run.
+        UserError: the folder holds a run that cannot be resumed.
+    """
+    settings = task.settings
+    with ExitStack() as stack:
+        process = stack.enter_context(process_group(settings.device))
+        stop = stack.enter_context(StopSignal())
+        setup_logging(quiet=not process.is_main)
+        folder = Path(settings.run_dir)
+        latest = find_run(folder, settings)
+        if not dry_run:
+            start_run(folder, process, settings, task.data, resumes=latest is not None)
+
+        model = build_model(task, process, latest)
+        optimizer = build_optimizer(model, settings.optim)
+        average = None
+        if task.ema_decay is not None:
+            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
+        schedule = Schedule.plan(task.num_records, settings.train, settings.optim)
+        for line in (*task.describe(model), schedule.describe(process, settings.optim, task.unit)):
+            print(line) if dry_run else logger.info(line)
+
+        start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
+        encoder = model if isinstance(model, Hiera) else model.encoder
+        batches = training_loader(
+            task.dataset(model),
+            schedule.order(process, start_step, task.record_weights),
+            clip_shape=(*encoder.input_size, 3),
+            num_workers=num_workers(settings.data, process.local_world_size),
+            pin_memory=process.device.type == "cuda",
+        )
+        run = Run(
+            folder=folder,
+            settings=settings,
+            process=process,
+            schedule=schedule,
+            model=model,
+            average=average,
+            optimizer=optimizer,
+            meta=task.meta(model),
+            evaluate=task.evaluation(model, process),
+            evaluate_every=task.evaluate_every,
+        )
+        loss = task.loss(model, process.device)
+        if dry_run:
+            for batch in islice(batches, 1):
+                for failure in batch.failures:
+                    print(f"cannot be read: {failure.message}")
+            return 0
+        if latest:
+            logger.info("resumed from %s", latest)
+        report = stack.enter_context(RunReport(folder, process, start_step))
+        if not run.take_steps(batches, loss, report, start_step, stop):
+            return 143
+        return run.finish(as_json)
+
+
+def find_run(folder: Path, settings: RunSettings) -> Path | None:
+    """The checkpoint to resume from, if the folder holds a run.
+
+    Raises:
+        ConfigError: the run has other settings.
+        UserError: the run cannot be resumed.
     """
     latest = from_main(latest_checkpoint(folder / "checkpoints"))
     has_weights = (folder / "weights").exists()
-    if latest or has_weights:
-        check_config(folder / "config.yaml")  # a failed start leaves no run
+    if latest or has_weights:  # a start that failed leaves no run
+        check_same_config(folder / "config.yaml", settings)
     if has_weights and not latest:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds a finished run without checkpoints: choose another run_dir"
         )
-    if not dry_run:
-        start_run(folder, process, config_yaml, data, resumes=latest is not None)
     return latest
 
 
-def optimizer_of(model: Model, optim: OptimSettings) -> torch.optim.Optimizer:
-    """The optimizer over the parameters of a model that learn."""
-    groups = parameter_groups(
-        model,
-        weight_decay=optim.weight_decay,
-        layer_decay=optim.layer_decay,
-        layer_ids=model.layer_ids(),
-        no_weight_decay=model.no_weight_decay(),
-    )
-    return build_optimizer(optim.optimizer, groups, lr=optim.lr, betas=optim.betas)
+def build_model(task: Task, process: Process, latest: Path | None) -> Model:
+    """The model with the weights it starts from, on the device.
+
+    The weights of the checkpoint to resume from stand in for `model.init`, which may have been
+    deleted since the run began.
+    """
+    with configured(), torch.device("meta"):
+        task.create(None)  # do the settings fit, whatever the weights?
+    torch.manual_seed(task.settings.train.seed)
+    source = latest or task.settings.model.init
+    with first_process_first(process):
+        model = task.create(source).to(process.device)
+    with configured():
+        task.prepare(model, source)
+    model.set_grad_checkpointing(task.settings.model.grad_checkpointing)
+    return model
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run is. Effective epochs count each clip of a video: an epoch of a run with R
-    repeats is 1/R of a pass over the videos."""
+    """The length of a run and its learning rates.
 
-    settings: LoopSettings
+    Effective epochs count each clip of a video: an epoch of a run with R repeats is 1/R of a pass
+    over the videos.
+    """
+
+    settings: Loop
     num_videos: int
-    pass_steps: int  # of a pass over the videos
+    pass_steps: int  # steps of a pass over the videos
     end_step: int
     lr_at: Callable[[int], float]
 
     @classmethod
-    def plan(cls, num_videos: int, settings: LoopSettings, optim: OptimSettings) -> Schedule:
+    def plan(cls, num_videos: int, settings: Loop, optim: Optim) -> Schedule:
         pass_steps = steps_per_epoch(num_videos, settings.global_batch_size)
         end_step = math.ceil(settings.epochs / settings.num_repeats * pass_steps)
         lr_at = partial(
@@ -179,7 +203,7 @@ class Schedule:
             weights=weights,
         )
 
-    def describe(self, process: Process, optim: OptimSettings, unit: str = "videos") -> str:
+    def describe(self, process: Process, optim: Optim, unit: str = "videos") -> str:
         s = self.settings
         micro = s.global_batch_size // (process.world_size * s.accumulation_steps)
         return (
@@ -190,112 +214,134 @@ class Schedule:
         )
 
 
-def train_to_the_end(
-    model: Model,
-    loss: LossFunction,
-    optimizer: torch.optim.Optimizer,
-    batches_from: Callable[[int], Iterable[Batch]],
-    *,
-    folder: Path,
-    latest: Path | None,
-    process: Process,
-    stop: StopSignal,
-    schedule: Schedule,
-    clip_grad: float | None,
-    max_failed_frac: float,
-    meta: Mapping[str, Any],
-    average: AveragedModel | None = None,
-    evaluate: Callable[[Model, RunReport, int], None] | None = None,
-    evaluate_every: float | None = None,
-    as_json: bool = False,
-) -> int:
-    """Trains from the checkpoint `latest`, or from step 0, and writes weights; the exit code.
+@dataclass(frozen=True)
+class Run:
+    """A run that is about to take steps."""
 
-    Args:
-        batches_from: the batches of this process from a step on.
-        meta: for the config.json of the weights, see `save_weights`.
-        evaluate: called on all processes with the model to evaluate, after the last step and,
-            where it is set, every `evaluate_every` passes; reports under the kind "val".
-    """
-    settings, end_step = schedule.settings, schedule.end_step
-    start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
-    if latest:
-        logger.info("resumed from %s", latest)
-    if process.is_main and start_step < end_step and (folder / "weights").exists():
-        logger.info("the run goes on: %s, the end of a shorter one, goes", folder / "weights")
-        shutil.rmtree(folder / "weights")  # `latest` holds the same
-    if settings.compile:
-        model.compile()
-    wrapped = DistributedDataParallel(model) if process.world_size > 1 else model
-    trained: Model = model if average is None else average.module  # type: ignore[assignment]
+    folder: Path
+    settings: RunSettings
+    process: Process
+    schedule: Schedule
+    model: Model
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    meta: Mapping[str, Any]  # for the config.json of the weights
+    evaluate: Evaluate | None
+    evaluate_every: float | None  # passes; None: after the last step only
 
-    checkpoints = folder / "checkpoints"
-    checkpoint_steps = schedule.every(settings.checkpoint_every)
-    evaluate_steps = schedule.every(evaluate_every) if evaluate_every else None
-    console = ConsoleLine(end_step, process.device)
-    limit = FailureLimit(max_failed_frac)
-    nonfinite = 0
+    @property
+    def trained(self) -> Model:
+        """The model to evaluate and to save."""
+        return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
-    def evaluation_due(step: int) -> bool:
-        return step == end_step or bool(evaluate_steps and step % evaluate_steps == 0)
+    def take_steps(
+        self,
+        batches: Iterable[Batch],
+        loss: LossFunction,
+        report: RunReport,
+        start_step: int,
+        stop: StopSignal,
+    ) -> bool:
+        """Trains from `start_step` on; False if it was stopped, after saving."""
+        loop, end_step = self.settings.train, self.schedule.end_step
+        weights = self.folder / "weights"
+        if self.process.is_main and start_step < end_step and weights.exists():
+            logger.info("the run resumes: %s, of a shorter run, is removed", weights)
+            shutil.rmtree(weights)  # the checkpoint holds the same
+        if loop.compile:
+            self.model.compile()
+        wrapped: nn.Module = self.model
+        if self.process.world_size > 1:
+            wrapped = DistributedDataParallel(self.model)
+        checkpoint_steps = self.schedule.every(loop.checkpoint_every)
+        console = ConsoleLine(end_step, self.process.device)
+        limit = FailureLimit(self.settings.data.max_failed_frac)
+        num_nonfinite = 0
 
-    with ExitStack() as stack:
-        report = stack.enter_context(RunReport(folder, process, start_step))
-        # A run that was killed between saving and evaluating makes up for it.
-        if evaluate and start_step and evaluation_due(start_step):
-            missing = torch.tensor(float(process.is_main and not report.has(start_step, "val")))
+        # A run that was killed between saving and evaluating evaluates now.
+        if start_step and self.evaluation_due(start_step):
+            missing = torch.tensor(
+                float(self.process.is_main and not report.has(start_step, "val"))
+            )
             if sum_over_processes(missing):
-                evaluate(trained, report, start_step)
+                self.report_evaluation(report, start_step)
         for done in train_steps(
             wrapped,
             loss,
-            optimizer,
-            iter(batches_from(start_step)),
+            self.optimizer,
+            iter(batches),
             start_step=start_step,
             end_step=end_step,
-            accumulation_steps=settings.accumulation_steps,
-            lr_at=schedule.lr_at,
-            clip_grad=clip_grad,
-            bf16=settings.precision == "bf16",
-            seed=settings.seed,
-            process=process,
-            average=average,
+            accumulation_steps=loop.accumulation_steps,
+            lr_at=self.schedule.lr_at,
+            clip_grad=self.settings.optim.clip_grad,
+            bf16=loop.precision == "bf16",
+            seed=loop.seed,
+            process=self.process,
+            average=self.average,
             stop_requested=stop.requested,
         ):
-            step, last = done.step, done.step == end_step
+            step, is_last = done.step, done.step == end_step
             report.step(done)
             console.add(done)
-            limit.add(done, settings.num_repeats)
-            nonfinite = nonfinite + 1 if done.skipped and done.num_targets else 0
-            if nonfinite >= settings.max_nonfinite_steps:
-                raise RuntimeError(
-                    f"{nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or "
+            limit.add(done, loop.num_repeats)
+            num_nonfinite = num_nonfinite + 1 if done.skipped and done.num_targets else 0
+            if num_nonfinite >= loop.max_nonfinite_steps:
+                raise UserError(
+                    f"{num_nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or "
                     "train with train.precision=fp32"
                 )
-            if last or step % settings.log_every == 0 or step == start_step + 1:
+            if is_last or step % loop.log_every == 0 or step == start_step + 1:
                 logger.info(console.take(done))
-            if last or done.stop or step % checkpoint_steps == 0:
-                save_checkpoint(
-                    checkpoints,
-                    step,
-                    model,
-                    optimizer,
-                    average,
-                    write_weights=lambda path: save_weights(path, trained, meta=meta),
-                )
-                if process.is_main:
-                    prune_checkpoints(checkpoints, settings.keep_checkpoints)
-            if done.stop and not last:
+            if is_last or done.stop or step % checkpoint_steps == 0:
+                self.save(step)
+            if done.stop and not is_last:
                 logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
-                return 143
-            if evaluate and evaluation_due(step):
-                evaluate(trained, report, step)
+                return False
+            if self.evaluation_due(step):
+                self.report_evaluation(report, step)
+        return True
 
-        if process.is_main:
-            save_weights(folder / "weights", trained, meta=meta)
-            logger.info("trained %d steps; weights are in %s", end_step, folder / "weights")
+    def save(self, step: int) -> None:
+        """Writes the checkpoint of a step and deletes older ones."""
+        folder = self.folder / "checkpoints"
+        save_checkpoint(
+            folder,
+            step,
+            self.model,
+            self.optimizer,
+            self.average,
+            write_weights=lambda path: save_weights(path, self.trained, meta=self.meta),
+        )
+        if self.process.is_main:
+            prune_checkpoints(folder, self.settings.train.keep_checkpoints)
+
+    def evaluation_due(self, step: int) -> bool:
+        if self.evaluate is None:
+            return False
+        if step == self.schedule.end_step:
+            return True
+        every = self.evaluate_every
+        return every is not None and step % self.schedule.every(every) == 0
+
+    def report_evaluation(self, report: RunReport, step: int) -> None:
+        """Evaluates on all processes; the main one reports."""
+        assert self.evaluate is not None
+        result = self.evaluate(self.trained)
+        self.model.train()
+        self.trained.train()
+        if self.process.is_main:
+            report.failures(result.failures, step)
+            report.metrics(step, "val", result.values)
+            logger.info("step %d  val %s", step, result.text)
+
+    def finish(self, as_json: bool) -> int:
+        """Writes the weights; returns the exit code."""
+        if self.process.is_main:
+            weights, steps = self.folder / "weights", self.schedule.end_step
+            save_weights(weights, self.trained, meta=self.meta)
+            logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
-                print(json.dumps({"steps": end_step, "weights": str(folder / "weights")}))
-        # Together: torchrun ends all processes when one has left with another code than 0.
-        failed = torch.tensor(float((folder / "failures.jsonl").exists()))
-        return 3 if sum_over_processes(failed) else 0
+                print(json.dumps({"steps": steps, "weights": str(weights)}))
+        has_failures = (self.folder / "failures.jsonl").exists()
+        return 3 if any_process(has_failures) else 0

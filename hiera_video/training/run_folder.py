@@ -23,13 +23,30 @@ from typing import Any
 import torch
 
 from hiera_video.data.batches import Failure
+from hiera_video.errors import ConfigError, UserError
 from hiera_video.files import append_jsonl, write_json, write_text
 from hiera_video.runtime.distributed import Process, barrier
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.settings.load import differences, load_settings, to_dict, to_yaml
+from hiera_video.settings.training import RunSettings
 from hiera_video.training.loop import StepReport
 
 logger = logging.getLogger("hiera_video")
+
+# Settings that do not change results: a run may be resumed with other values.
+FREE_TO_CHANGE = {
+    "run_dir",
+    "device",
+    "overwrite_config",
+    "model.grad_checkpointing",
+    "data.num_workers",
+    "data.deadline_sec",
+    "views.batch_size",
+    "batch_size",
+    "train.log_every",
+    "train.keep_checkpoints",
+}
 
 
 class RunReport:
@@ -37,8 +54,8 @@ class RunReport:
 
     Args:
         folder: the run folder.
-        start_step: the step that the run goes on from: what a run that was killed after its last
-            checkpoint reported beyond it is dropped.
+        start_step: the step that the run resumes from: what was reported beyond it, by a run that
+            was killed after its last checkpoint, is dropped.
     """
 
     def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
@@ -156,42 +173,65 @@ class FailureLimit:
         """Counts the reads of a step, over all processes.
 
         Raises:
-            RuntimeError: over the limit.
+            UserError: over the limit.
         """
         self.num_failed += done.num_failed
         self.num_read += done.num_clips // num_repeats + done.num_failed
         if self.num_read >= 100 and self.num_failed > self.max_failed_frac * self.num_read:
-            raise RuntimeError(
+            raise UserError(
                 f"{self.num_failed} of {self.num_read} reads of a video failed, more than "
                 f"data.max_failed_frac={self.max_failed_frac:g}; failures.jsonl lists them"
             )
 
 
+def check_same_config(saved: Path, settings: RunSettings) -> None:
+    """Compares settings with those of the run that is about to be resumed.
+
+    Keys that do not change results may differ.
+
+    Raises:
+        ConfigError: names the keys that differ, unless `overwrite_config` is set.
+    """
+    if not saved.exists() or settings.overwrite_config:
+        return
+    earlier = load_settings(type(settings), [str(saved)])
+    changed = [
+        line
+        for line in differences(to_dict(earlier), to_dict(settings))
+        if line.split(":")[0] not in FREE_TO_CHANGE
+    ]
+    if changed:
+        raise ConfigError(
+            f"{saved.parent} holds a run with another configuration ({'; '.join(changed)}): choose "
+            "another run_dir, or set overwrite_config=true to resume it with the new one"
+        )
+
+
 def start_run(
-    folder: Path, process: Process, config_yaml: str, data: dict[str, Any], *, resumes: bool
+    folder: Path, process: Process, settings: RunSettings, data: dict[str, Any], *, resumes: bool
 ) -> None:
     """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too.
 
     Args:
         data: what the run trains on, with a `fingerprint`.
-        resumes: whether the folder holds a run that goes on; its data must be the same.
+        resumes: whether the folder holds a run to resume; its data must be the same.
 
     Raises:
-        ValueError: other data than at the start of the run.
+        UserError: other data than at the start of the run.
     """
     path = folder / "run.json"
     run: dict[str, Any] = {"data": data, "starts": []}
     if resumes and path.exists():
         run = json.loads(path.read_text(encoding="utf-8"))
         if run["data"]["fingerprint"] != data["fingerprint"]:
-            raise ValueError(
+            raise UserError(
                 f"{folder} was trained on other data: {run['data']}, now {data}; choose another "
                 "run_dir, or restore the list"
             )
     barrier()  # nobody writes before all have read
     if process.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", config_yaml)
+        write_text(folder / "config.yaml", to_yaml(settings))
         started = {**environment(), "processes": process.world_size, "device": str(process.device)}
         run["starts"] = [*run["starts"], started]
         write_json(path, run)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 
+from hiera_video.settings.base import Count
+from hiera_video.settings.video import ClipRule, Clips, KeyframeClips
 from hiera_video.video.reader import VideoError, VideoReader
 from hiera_video.video.sampling import (
     FRAME_TIME_TOLERANCE_SEC,
-    ClipRule,
-    EndPolicy,
-    Spacing,
     clip_indices,
     clip_length,
     keyframe_indices,
@@ -24,20 +20,19 @@ from hiera_video.video.sampling import (
 )
 
 
-@dataclass(frozen=True)
-class ClipSampler:
-    """Which frames of a video make a clip.
+class ClipSampler(Clips):
+    """Chooses the frames of a video that make a clip, by the settings `Clips`.
 
-    `sampling` "clip" takes frames at a fixed distance, "segments" one from each of T equal parts.
     Rates and lengths are in frames of the video, or of the video at `target_fps` where that is set.
     """
 
-    num_frames: int
-    sampling: Literal["clip", "segments"] = "clip"
-    sampling_rate: int = 4
-    spacing: Spacing = "linspace"
-    target_fps: float | None = None
-    end_policy: EndPolicy = "repeat_last"
+    num_frames: Count
+    """Frames of a clip."""
+
+    @classmethod
+    def of(cls, clips: KeyframeClips, num_frames: int) -> ClipSampler:
+        """The sampler of clips of `num_frames` frames."""
+        return cls(num_frames=num_frames, **dict(clips))
 
     def random_clips(
         self, video: VideoReader, num_clips: int, rng: np.random.Generator

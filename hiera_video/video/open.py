@@ -6,10 +6,12 @@ Decoding libraries are imported when a file is opened with them.
 import os
 import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
-from hiera_video.video.reader import IMAGE_SUFFIXES, Backend, VideoError, VideoReader
+from hiera_video.settings.video import Backend, Decoding
+from hiera_video.video.reader import IMAGE_SUFFIXES, VideoError, VideoReader
 
 OpenVideo = Callable[[str], VideoReader]
 """`open_video` with its backend and deadline chosen."""
@@ -79,6 +81,16 @@ def open_video(
     except BaseException:
         exact.close()
         raise
+
+
+def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
+    """`open_video` with the settings of a command."""
+    return partial(
+        open_video,
+        backend=decoding.backend,
+        deadline_sec=decoding.deadline_sec,
+        frames_fps=frames_fps,
+    )
 
 
 def _check_file(path: str) -> None:

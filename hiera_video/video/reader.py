@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-Backend = Literal["pyav", "decord", "torchcodec"]
+from hiera_video.errors import UserError
+
 Cause = Literal[
     "missing",  # no such file
     "not_a_file",  # a folder, a pipe, a device
@@ -28,7 +29,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".
 logger = logging.getLogger(__name__)
 
 
-class VideoError(Exception):
+class VideoError(UserError):
     """A file that cannot be read as asked. `str()` is one line: path, what is wrong, what to do."""
 
     def __init__(self, path: str, cause: Cause, sentence: str) -> None:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import math
 import operator
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 from jaxtyping import Float, Int64
 
-Spacing = Literal["linspace", "strided"]
-EndPolicy = Literal["repeat_last", "wrap", "error"]
-ClipRule = Literal["offset", "interval"]
+from hiera_video.settings.video import ClipRule, EndPolicy, Spacing
 
 FRAME_TIME_TOLERANCE_SEC = 1e-3  # where time is counted in milliseconds, each stamp is off by 0.5
 MAX_RESAMPLED_FRAMES = 10_000_000  # nearly four days at 30 frames a second: the stamps are broken

@@ -24,6 +24,7 @@ from hiera_video.data.boxes.table import (
     write_detections,
 )
 from hiera_video.data.videos.files import AnnotationError
+from hiera_video.settings.training import DetectionData, KeyframeData
 
 LABELS = LabelMap({1: "stand", 2: "sit", 4: "wave"}, {})
 LEFT, RIGHT = "0.1,0.2,0.4,0.8", "0.5,0.2,0.9,0.8"
@@ -146,27 +147,27 @@ def test_the_least_overlap(min_iou, taken):
 
 
 def training(files, **changes):
-    settings = dict(root=None, excluded=None, proposals=None, proposal_score=0.8, proposal_iou=0.9)
-    return read_training(str(files / "truth.csv"), LABELS, **(settings | changes))
+    data = DetectionData(train=str(files / "truth.csv"), label_map="-", **changes)
+    return read_training(data, LABELS)
 
 
 def test_read_training(files):
     train = training(files)
     assert [r.name for r in train.records] == ["b,3", "a,2", "a,10"]
     assert train.records[1].path == str(files / "a.mp4")
-    excluded = training(files, excluded=str(files / "excluded.csv"))
+    excluded = training(files, train_excluded=str(files / "excluded.csv"))
     assert [r.name for r in excluded.records] == ["b,3", "a,10"]
-    more = training(files, proposals=str(files / "proposals.csv"))
+    more = training(files, train_proposals=str(files / "proposals.csv"))
     assert [len(r.boxes) for r in more.records] == [1, 3, 1]  # the one of 0.95 meets one
     assert more.records[1].actions == ((1, 2), (1,), (1, 2))
-    low = training(files, proposals=str(files / "proposals.csv"), proposal_score=0.5)
+    low = training(files, train_proposals=str(files / "proposals.csv"), proposal_score=0.5)
     assert [len(r.boxes) for r in low.records] == [1, 4, 1]
 
 
 def test_nothing_to_train_on_is_an_error(files):
     (files / "truth.csv").write_text(f"a,2,{LEFT},1,0\n")
     with pytest.raises(AnnotationError, match=r"truth\.csv: no key frame with a box"):
-        training(files, excluded=str(files / "excluded.csv"))
+        training(files, train_excluded=str(files / "excluded.csv"))
     (files / "truth.csv").write_text("")
     with pytest.raises(AnnotationError, match=r"truth\.csv: no key frame with a box"):
         training(files)
@@ -212,7 +213,7 @@ def test_the_fingerprint_changes_with_whatever_is_learnt(files):
     prints = [fingerprint(*records) for records in (base, *changed)]
     assert fingerprint(*same) == prints[0]
     assert len(set(prints)) == len(prints)
-    with_more = training(files, proposals=str(files / "proposals.csv"))
+    with_more = training(files, train_proposals=str(files / "proposals.csv"))
     assert training(files).fingerprint != with_more.fingerprint
 
 
@@ -220,15 +221,7 @@ def test_the_fingerprint_changes_with_whatever_is_learnt(files):
 
 
 def evaluation(files, **changes):
-    settings = dict(
-        root=None,
-        proposals=None,
-        proposal_score=0.8,
-        excluded=None,
-        keyframes=None,
-        seconds=None,
-    )
-    return read_evaluation(str(files / "truth.csv"), LABELS, **(settings | changes))
+    return read_evaluation(KeyframeData(val=str(files / "truth.csv"), **changes), LABELS)
 
 
 def test_the_boxes_of_the_ground_truth(files):
@@ -237,7 +230,7 @@ def test_the_boxes_of_the_ground_truth(files):
     assert [r.name for r in val.records] == ["b,3", "a,2", "a,10"]
     assert val.keyframes == [("a", 2.0), ("a", 4.0), ("a", 10.0), ("b", 3.0)]  # the empty one too
     assert val.excluded == []
-    val = evaluation(files, excluded=str(files / "excluded.csv"))
+    val = evaluation(files, val_excluded=str(files / "excluded.csv"))
     assert [r.name for r in val.records] == ["b,3", "a,10"]
     assert val.keyframes == [("a", 4.0), ("a", 10.0), ("b", 3.0)]
     assert val.excluded == [("a", 2.0)]
@@ -245,28 +238,33 @@ def test_the_boxes_of_the_ground_truth(files):
 
 def test_proposals_are_scored_at_the_key_frames_that_count(files):
     proposals = str(files / "proposals.csv")
-    val = evaluation(files, proposals=proposals)
+    val = evaluation(files, val_proposals=proposals)
     assert val.boxes == "proposals"
     assert [r.name for r in val.records] == ["a,2", "b,5", "c,1"]
     assert val.records[0].boxes.tolist() == [corners(LEFT)]  # the other one has a score of 0.7
     assert set(val.keyframes) == named_keyframes(val.ground_truth) | {("b", 5.0), ("c", 1.0)}
-    val = evaluation(files, proposals=proposals, seconds=(1, 2))
+    val = evaluation(files, val_proposals=proposals, keyframe_range_sec=(1, 2))
     assert [r.name for r in val.records] == ["a,2", "c,1"]
     assert val.keyframes == [(video, s) for video in "abc" for s in (1.0, 2.0)]
     (files / "keyframes.csv").write_text("b,5\nc,1\na,2\n")
-    only = dict(keyframes=str(files / "keyframes.csv"), excluded=str(files / "excluded.csv"))
-    val = evaluation(files, proposals=proposals, **only)
+    only = dict(
+        val_keyframes=str(files / "keyframes.csv"), val_excluded=str(files / "excluded.csv")
+    )
+    val = evaluation(files, val_proposals=proposals, **only)
     assert [r.name for r in val.records] == ["b,5", "c,1"]
     assert val.keyframes == [("b", 5.0), ("c", 1.0)]
 
 
 def test_nothing_to_score_is_an_error(files):
-    for changes in (dict(seconds=(20, 30)), dict(proposals=str(files / "proposals.csv"))):
+    for changes in (
+        dict(keyframe_range_sec=(20, 30)),
+        dict(val_proposals=str(files / "proposals.csv")),
+    ):
         with pytest.raises(AnnotationError, match=r"no box in any of the \d+ key frames that cou"):
             evaluation(files, **(dict(proposal_score=0.999) | changes))
     (files / "proposals.csv").write_text("")
     with pytest.raises(AnnotationError, match=r"proposals\.csv: no box in any of the 4 key frames"):
-        evaluation(files, proposals=str(files / "proposals.csv"))
+        evaluation(files, val_proposals=str(files / "proposals.csv"))
     (files / "truth.csv").write_text("")
     with pytest.raises(AnnotationError, match=r"truth\.csv: no box in any of the 0 key frames"):
         evaluation(files)

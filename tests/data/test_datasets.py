@@ -14,6 +14,8 @@ from hiera_video.data.datasets import (
 )
 from hiera_video.data.transforms import DetectionTransform, FinetuneTransform, resize_short_side
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.settings.training import Augment, DetectionAugment
+from hiera_video.settings.video import Views
 from hiera_video.video.clips import ClipSampler, read_frames
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError
@@ -68,7 +70,7 @@ def keep(frames, rng):
 
 
 def clips_of(opener, sampler=None, *, transform=keep, num_repeats=1, seed=0):
-    sampler = sampler or ClipSampler(4, sampling_rate=3)
+    sampler = sampler or ClipSampler(num_frames=4, sampling_rate=3)
     return TrainingClips(
         [RECORD, BAD],
         sampler,
@@ -85,7 +87,12 @@ def numbers(clips):
 
 
 def test_a_sample_is_a_function_of_seed_epoch_index_and_draw():
-    transform = FinetuneTransform(16, mean=(0.5,) * 3, std=(0.2,) * 3, erasing_prob=0.5)
+    transform = FinetuneTransform(
+        16,
+        Augment(erasing_prob=0.5, rand_augment_magnitude=None),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+    )
     dataset = clips_of(Opener(), transform=transform, num_repeats=2)
     first = dataset[3, 0, 0]
     assert first.clips.shape == (2, 4, 16, 16, 3)
@@ -109,7 +116,9 @@ def test_a_sample_is_a_function_of_seed_epoch_index_and_draw():
 @pytest.mark.parametrize("num_repeats", [1, 2, 4])
 def test_the_clips_of_a_video_are_decoded_once(num_repeats):
     opener = Opener(num_frames=20)
-    sample = clips_of(opener, ClipSampler(8, sampling_rate=2), num_repeats=num_repeats)[0, 0, 0]
+    sample = clips_of(opener, ClipSampler(num_frames=8, sampling_rate=2), num_repeats=num_repeats)[
+        0, 0, 0
+    ]
     (reader,) = opener.readers
     (asked,) = reader.calls
     stated = np.array(numbers(sample.clips))
@@ -120,7 +129,12 @@ def test_the_clips_of_a_video_are_decoded_once(num_repeats):
 
 
 def test_repeats_differ():
-    transform = FinetuneTransform(16, mean=(0.5,) * 3, std=(0.2,) * 3, erasing_prob=0)
+    transform = FinetuneTransform(
+        16,
+        Augment(erasing_prob=0, rand_augment_magnitude=None),
+        mean=(0.5,) * 3,
+        std=(0.2,) * 3,
+    )
     sample = clips_of(Opener(), transform=transform, num_repeats=2)[0, 0, 0]
     starts = np.array(numbers(sample.clips))[:, 0]
     assert starts[0] != starts[1]
@@ -128,19 +142,21 @@ def test_repeats_differ():
 
 
 def test_clips_keep_their_distance_and_stay_inside():
-    dataset = clips_of(Opener(), ClipSampler(4, sampling_rate=3, spacing="strided"))
+    dataset = clips_of(Opener(), ClipSampler(num_frames=4, sampling_rate=3, spacing="strided"))
     for epoch in range(50):
         (clip,) = numbers(dataset[epoch, 0, 0].clips)
         assert np.diff(clip).tolist() == [3, 3, 3]
         assert 0 <= clip[0] <= 100 - 10
-    dataset = clips_of(Opener(num_frames=7), ClipSampler(4, sampling_rate=3, spacing="strided"))
+    dataset = clips_of(
+        Opener(num_frames=7), ClipSampler(num_frames=4, sampling_rate=3, spacing="strided")
+    )
     for epoch in range(5):
         assert numbers(dataset[epoch, 0, 0].clips) == [[0, 3, 6, 6]]  # the last frame repeats
 
 
 def test_target_fps():
     """A video of 50 frames a second played at 12.5: frames 1 apart are 4 apart in the file."""
-    sampler = ClipSampler(4, sampling_rate=1, spacing="strided", target_fps=12.5)
+    sampler = ClipSampler(num_frames=4, sampling_rate=1, spacing="strided", target_fps=12.5)
     opener = Opener(fps=50.0)
     starts = set()
     for epoch in range(50):
@@ -160,7 +176,7 @@ def test_broken_time_stamps_are_a_failure():
             reader.end_sec += 500_000
             return reader
 
-    sampler = ClipSampler(4, target_fps=25.0)
+    sampler = ClipSampler(num_frames=4, target_fps=25.0)
     for failure in (clips_of(Jumping(), sampler)[0, 0, 0], views_of(Jumping(), sampler)[0]):
         assert isinstance(failure, Failure)
         assert failure.cause == "timestamps"
@@ -169,7 +185,7 @@ def test_broken_time_stamps_are_a_failure():
 
 
 def test_segments_take_one_frame_of_each_part():
-    sampler = ClipSampler(5, sampling="segments")
+    sampler = ClipSampler(num_frames=5, sampling="segments")
     dataset = clips_of(Opener(), sampler)
     for epoch in range(30):
         (clip,) = numbers(dataset[epoch, 0, 0].clips)
@@ -179,7 +195,7 @@ def test_segments_take_one_frame_of_each_part():
 
 
 def test_too_short_for_a_clip_is_an_error_where_asked_for():
-    sampler = ClipSampler(4, sampling_rate=3, end_policy="error")
+    sampler = ClipSampler(num_frames=4, sampling_rate=3, end_policy="error")
     failure = clips_of(Opener(num_frames=11), sampler)[0, 0, 0]
     assert isinstance(failure, Failure)
     assert failure.cause == "too_short"
@@ -195,9 +211,11 @@ def test_a_bad_video_is_a_failure_never_another_video():
 
 
 def views_of(opener, sampler=None, *, records=(RECORD,), **settings):
-    settings = dict(crop_size=(16, 16), num_clips=5, num_crops=3) | settings
-    sampler = sampler or ClipSampler(8, sampling_rate=4)
-    return EvaluationViews(records, sampler, open_video=opener, **settings)
+    crop_size = settings.pop("crop_size", (16, 16))
+    sampler = sampler or ClipSampler(num_frames=8, sampling_rate=4)
+    return EvaluationViews(
+        records, sampler, crop_size=crop_size, views=Views(**settings), open_video=opener
+    )
 
 
 @pytest.mark.parametrize(("num_clips", "num_crops"), [(1, 1), (5, 3), (10, 1), (4, 3)])
@@ -224,7 +242,7 @@ def view(sample, i):
 @pytest.mark.parametrize("num_crops", [1, 3])
 def test_views_equal_those_cut_directly(rule, num_crops):
     """Decode a clip, resize it, cut it: the long way round for every view."""
-    sampler = ClipSampler(8, sampling_rate=4)
+    sampler = ClipSampler(num_frames=8, sampling_rate=4)
     sample = views_of(Opener(), sampler, num_crops=num_crops, clip_rule=rule)[0]
     short_side = 16 if num_crops == 3 else 18  # 16 * 256 / 224
     i = 0
@@ -258,7 +276,7 @@ def test_crops_that_are_not_square(crop_size, upright, num_crops):
 
 
 def test_test_clips_of_segments():
-    sampler = ClipSampler(5, sampling="segments")
+    sampler = ClipSampler(num_frames=5, sampling="segments")
     one = numbers(view(views_of(Opener(), sampler, num_clips=1, num_crops=1)[0], 0))
     assert one == [10, 30, 49, 69, 89]  # the centres
     two = views_of(Opener(), sampler, num_clips=2, num_crops=1)[0]
@@ -311,7 +329,7 @@ def keyframe_numbers(path, sampler, second, start_sec=None):
     ],
 )
 def test_the_clip_around_a_key_frame(striped, name, second, start_sec, expected):
-    sampler = ClipSampler(4, sampling_rate=3)
+    sampler = ClipSampler(num_frames=4, sampling_rate=3)
     assert keyframe_numbers(striped / name, sampler, second, start_sec) == expected
 
 
@@ -328,14 +346,14 @@ def test_the_clip_around_a_key_frame(striped, name, second, start_sec, expected)
     ],
 )
 def test_the_clip_around_a_key_frame_at_target_fps(striped, name, target_fps, second, expected):
-    sampler = ClipSampler(4, sampling_rate=3, target_fps=target_fps)
+    sampler = ClipSampler(num_frames=4, sampling_rate=3, target_fps=target_fps)
     assert keyframe_numbers(striped / name, sampler, second) == expected
 
 
 @pytest.mark.parametrize("target_fps", [None, 12.5])
 @pytest.mark.parametrize("seconds", [-0.01, 4.01, 900])
 def test_a_key_frame_outside_of_the_video_is_an_error(striped, target_fps, seconds):
-    sampler = ClipSampler(4, sampling_rate=3, target_fps=target_fps)
+    sampler = ClipSampler(num_frames=4, sampling_rate=3, target_fps=target_fps)
     path = striped / "a.mp4"
     expected = f"{path}: key frame at {900 + seconds:g} s, but the video covers 900 to 904.000 s"
     with pytest.raises(VideoError) as caught:
@@ -356,7 +374,7 @@ PEOPLE = KeyframeRecord("/videos/a.mp4", "a", 902.0, BOXES, ((1,), (2, 3), ()))
 def keyframes_of(opener, transform, *, records=(PEOPLE,), num_repeats=1, **changes):
     return TrainingKeyframes(
         list(records),
-        ClipSampler(4, sampling_rate=3),
+        ClipSampler(num_frames=4, sampling_rate=3),
         transform,
         num_repeats=num_repeats,
         open_video=opener,
@@ -383,7 +401,7 @@ def test_boxes_without_area_are_dropped_and_counted():
 
 
 def test_a_key_frame_is_a_function_of_seed_epoch_index_and_draw():
-    transform = DetectionTransform((16, 16), zoom=(1.1, 2.0), flip=True)
+    transform = DetectionTransform((16, 16), DetectionAugment(zoom=(1.1, 2.0), flip=True))
     records = [PEOPLE, PEOPLE]
     dataset = keyframes_of(Opener(), transform, records=records, num_repeats=2)
     first = dataset[3, 0, 0]
@@ -399,7 +417,7 @@ def test_a_key_frame_is_a_function_of_seed_epoch_index_and_draw():
 
 
 def test_the_crops_of_a_key_frame_are_decoded_once():
-    transform = DetectionTransform((16, 16), zoom=(1.0, 1.5), flip=True)
+    transform = DetectionTransform((16, 16), DetectionAugment(zoom=(1.0, 1.5), flip=True))
     opener = Opener()
     keyframes_of(opener, transform, num_repeats=3)[0, 0, 0]
     (reader,) = opener.readers
@@ -411,7 +429,7 @@ def test_boxes_outside_of_the_centre_crop_are_counted_and_kept():
     """The crop shows columns 10 to 50 of 60: the left and the right box lie outside of it."""
     clips = KeyframeClips(
         [PEOPLE],
-        ClipSampler(4, sampling_rate=3),
+        ClipSampler(num_frames=4, sampling_rate=3),
         size=(40, 40),
         start_sec=900,
         open_video=Opener(),

@@ -25,7 +25,9 @@ from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.views import average_views, score_views
 from hiera_video.extraction.windows import DenseWindows, ViewWindows
 from hiera_video.models.hiera import Hiera
-from hiera_video.training.classification import ClassificationLoss
+from hiera_video.settings.training import Augment, Crop
+from hiera_video.settings.video import Views, Windowing
+from hiera_video.training.losses import ClassificationLoss
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError
@@ -74,17 +76,17 @@ def chosen(path, windows):
 
 
 SAMPLERS = {
-    "linspace": ClipSampler(8),
-    "strided": ClipSampler(8, spacing="strided"),
-    "wrap": ClipSampler(8, end_policy="wrap"),
-    "segments": ClipSampler(8, "segments"),
-    "resampled": ClipSampler(8, sampling_rate=2, target_fps=12.5),
+    "linspace": ClipSampler(num_frames=8),
+    "strided": ClipSampler(num_frames=8, spacing="strided"),
+    "wrap": ClipSampler(num_frames=8, end_policy="wrap"),
+    "segments": ClipSampler(num_frames=8, sampling="segments"),
+    "resampled": ClipSampler(num_frames=8, sampling_rate=2, target_fps=12.5),
 }
 WINDOWS = {
     **{f"views {name}": ViewWindows(sampler, 2) for name, sampler in SAMPLERS.items()},
-    "views between frames": ViewWindows(ClipSampler(8), 3, "interval"),
-    "dense": DenseWindows(ClipSampler(8), clip_stride=20),
-    "dense in seconds": DenseWindows(ClipSampler(8), clip_stride_sec=0.5),
+    "views between frames": ViewWindows(ClipSampler(num_frames=8), 3, "interval"),
+    "dense": DenseWindows(ClipSampler(num_frames=8), Windowing(clip_stride=20)),
+    "dense in seconds": DenseWindows(ClipSampler(num_frames=8), Windowing(clip_stride_sec=0.5)),
 }
 
 
@@ -131,7 +133,7 @@ def test_random_clips_are_clips_of_our_sampler(folder, name, num_workers):
 
 
 def test_random_starts_cover_a_video(folder):
-    sampler = PytorchvideoSampler(ClipSampler(8), NTSC)
+    sampler = PytorchvideoSampler(ClipSampler(num_frames=8), NTSC)
     duration = 100 / NTSC
     firsts = []
     for _ in range(500):
@@ -147,13 +149,13 @@ def test_each_video_at_the_rate_of_its_annotation(tmp_path):
     rates = {"a.mp4": 25.0, "b.mp4": 12.5, "c.mp4": 30000 / 1001}
     for name, rate in rates.items():
         make_striped_video(tmp_path / name, 60, fps=Fraction(rate).limit_denominator(1001))
-    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(4), 2))
+    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=4), 2))
     paths = [(str(tmp_path / name), {"label": 0, "fps": rate}) for name, rate in rates.items()]
     transform = TrainingClip(sampler, whole)
     dataset = data.LabeledVideoDataset(
         paths, sampler, SequentialSampler, transform, decode_audio=False
     )
-    expected = chosen(tmp_path / "a.mp4", ViewWindows(ClipSampler(4), 2))
+    expected = chosen(tmp_path / "a.mp4", ViewWindows(ClipSampler(num_frames=4), 2))
     assert [numbers(sample["video"]) for sample in dataset] == expected * 3
 
 
@@ -164,7 +166,7 @@ def test_a_folder_of_pictures_at_the_rate_that_pytorchvideo_gives_it(tmp_path, f
     with open_video(str(folder / "long.mp4")) as video:
         for number, frame in enumerate(video.frames(np.arange(100))):
             cv2.imwrite(str(tmp_path / "video" / f"{number}.png"), frame[..., ::-1])
-    windows = ViewWindows(ClipSampler(8), 2)
+    windows = ViewWindows(ClipSampler(num_frames=8), 2)
     dataset = dataset_of(tmp_path, PytorchvideoSampler(windows, 30), names=["video"])
     expected = chosen(folder / "long.mp4", windows)
     assert [numbers(sample["video"]) for sample in dataset] == expected
@@ -176,7 +178,7 @@ def test_where_pytorchvideo_takes_a_video_for_shorter(tmp_path, suffix, start):
     path = tmp_path / f"a.{suffix}"
     make_striped_video(path, 100, pts=[start + 40 * n for n in range(100)])
     missing = 1 if suffix == "mkv" else 25
-    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(8), 2), 25)
+    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=8), 2), 25)
     first, last = (numbers(s["video"]) for s in dataset_of(tmp_path, sampler, names=[path.name]))
     assert (first[0], last[-1]) == (0, 99 - missing)
 
@@ -188,7 +190,10 @@ def test_evaluation_gives_the_logits_of_our_own(folder, num_workers):
     statistics = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
     records = [VideoRecord(str(folder / name), (0,), name) for name in LENGTHS]
     views = EvaluationViews(
-        records, ClipSampler(8), crop_size=(32, 32), num_clips=2, num_crops=3, short_side=40
+        records,
+        ClipSampler(num_frames=8),
+        crop_size=(32, 32),
+        views=Views(num_clips=2, num_crops=3, short_side=40),
     )
     ours = []
     with torch.inference_mode():
@@ -198,7 +203,7 @@ def test_evaluation_gives_the_logits_of_our_own(folder, num_workers):
                 [sample.view(sample.frames, k, (32, 32)) for k in range(sample.num_views)]
             )
             ours.append(model(normalize(clips, **statistics)))
-        sampler = PytorchvideoSampler(ViewWindows(ClipSampler(8), 2), NTSC, num_crops=3)
+        sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=8), 2), NTSC, num_crops=3)
         dataset = dataset_of(folder, sampler, EvaluationView(sampler, (32, 32), short_side=40))
         theirs = {}
         for batch in DataLoader(dataset, batch_size=4, num_workers=num_workers):
@@ -225,14 +230,17 @@ def test_evaluation_gives_the_logits_of_our_own(folder, num_workers):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_loader_of_pytorchvideo_trains_a_model(folder, num_workers):
-    sampler = PytorchvideoSampler(ClipSampler(4), NTSC)
-    transform = TrainingClip(sampler, PretrainTransform(32))
+    sampler = PytorchvideoSampler(ClipSampler(num_frames=4), NTSC)
+    transform = TrainingClip(sampler, PretrainTransform(32, Crop()))
     loader = DataLoader(
         dataset_of(folder, sampler, transform), batch_size=3, num_workers=num_workers
     )
     model = Hiera(input_size=(4, 32, 32), num_classes=3, embed_dim=8, stages=(1, 1, 1, 1))
     loss = ClassificationLoss(
-        num_classes=3, mean=(0.45,) * 3, std=(0.225,) * 3, mixup=0, cutmix=0, label_smoothing=0
+        Augment(mixup=0, cutmix=0, label_smoothing=0),
+        num_classes=3,
+        mean=(0.45,) * 3,
+        std=(0.225,) * 3,
     )
     seen = []
     for batch in loader:
@@ -246,7 +254,7 @@ def test_a_loader_of_pytorchvideo_trains_a_model(folder, num_workers):
 
 
 def test_a_dataset_can_be_sent_to_another_process(folder):
-    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(8), 2), NTSC)
+    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=8), 2), NTSC)
     dataset = dataset_of(folder, sampler, EvaluationView(sampler, SIZE, short_side=96))
     copy = pickle.loads(pickle.dumps(dataset))
     for ours, theirs in zip(dataset, copy, strict=True):
@@ -254,9 +262,12 @@ def test_a_dataset_can_be_sent_to_another_process(folder):
 
 
 def test_a_training_transform_is_random_in_each_worker_and_epoch(folder):
-    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(4), 1), NTSC)
+    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=4), 1), NTSC)
     dataset = dataset_of(
-        folder, sampler, TrainingClip(sampler, PretrainTransform(32)), names=["long.mp4"] * 2
+        folder,
+        sampler,
+        TrainingClip(sampler, PretrainTransform(32, Crop())),
+        names=["long.mp4"] * 2,
     )
     clips = [batch["video"][0] for _ in range(2) for batch in DataLoader(dataset, num_workers=2)]
     assert len(clips) == 4
@@ -265,14 +276,16 @@ def test_a_training_transform_is_random_in_each_worker_and_epoch(folder):
 
 @pytest.mark.parametrize("fps", [30, 29, 24, 25])
 def test_a_rate_that_makes_no_whole_number_of_frames_is_named(folder, fps):
-    dataset = dataset_of(folder, PytorchvideoSampler(ClipSampler(8), fps))
+    dataset = dataset_of(folder, PytorchvideoSampler(ClipSampler(num_frames=8), fps))
     with pytest.raises(ValueError, match=rf"fps={fps} makes .* {{'label': 0}}.*the video's own"):
         next(iter(dataset))
 
 
 @pytest.mark.parametrize(("factor", "arrive"), [(2, 16), (Fraction(1, 2), 63)])
 def test_a_rate_at_which_other_frames_arrive_is_named(folder, factor, arrive):
-    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(8), 2, "interval"), NTSC * factor)
+    sampler = PytorchvideoSampler(
+        ViewWindows(ClipSampler(num_frames=8), 2, "interval"), NTSC * factor
+    )
     dataset = dataset_of(folder, sampler)
     with pytest.raises(ValueError, match=rf"long.mp4: {arrive} frames arrived where fps=.* 32"):
         list(dataset)
@@ -281,7 +294,7 @@ def test_a_rate_at_which_other_frames_arrive_is_named(folder, factor, arrive):
 def test_a_video_of_variable_rate_is_named(tmp_path):
     times = np.cumsum([40] * 50 + [20] * 50).tolist()
     make_striped_video(tmp_path / "a.mp4", 100, pts=times)
-    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(8), 2), 25)
+    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=8), 2), 25)
     with pytest.raises(ValueError, match="variable rate"):
         list(dataset_of(tmp_path, sampler, names=["a.mp4"]))
 
@@ -289,38 +302,38 @@ def test_a_video_of_variable_rate_is_named(tmp_path):
 @pytest.mark.parametrize("fps", [0, -25, float("nan"), float("inf"), "fast", [25]])
 def test_an_impossible_rate_is_refused(fps):
     with pytest.raises(ValueError, match=r"fps is .*above 0"):
-        PytorchvideoSampler(ClipSampler(8), fps)
+        PytorchvideoSampler(ClipSampler(num_frames=8), fps)
 
 
 def test_no_rate_at_all_is_refused(folder):
     with pytest.raises(ValueError, match="fps is None: give PytorchvideoSampler"):
-        next(iter(dataset_of(folder, PytorchvideoSampler(ClipSampler(8)))))
+        next(iter(dataset_of(folder, PytorchvideoSampler(ClipSampler(num_frames=8)))))
 
 
 def test_two_crops_are_refused():
     with pytest.raises(ValueError, match="num_crops=2 must be 1"):
-        PytorchvideoSampler(ClipSampler(8), 25, num_crops=2)
+        PytorchvideoSampler(ClipSampler(num_frames=8), 25, num_crops=2)
 
 
 def test_crops_larger_than_the_frames_are_refused():
     with pytest.raises(ValueError, match="short_side is 32: needed is at least 64"):
-        EvaluationView(PytorchvideoSampler(ClipSampler(8), 25), (64, 64), short_side=32)
+        EvaluationView(PytorchvideoSampler(ClipSampler(num_frames=8), 25), (64, 64), short_side=32)
 
 
 def test_a_short_video_is_refused_where_asked(folder):
-    sampler = PytorchvideoSampler(ClipSampler(8, end_policy="error"), NTSC)
+    sampler = PytorchvideoSampler(ClipSampler(num_frames=8, end_policy="error"), NTSC)
     with pytest.raises(VideoError, match=r"\{'label': 0\}: 20 frames, a clip covers 32"):
         next(iter(dataset_of(folder, sampler, names=["short.mp4"])))
 
 
 def test_the_sampler_of_the_transform_is_that_of_the_dataset(folder):
-    sampler, other = (PytorchvideoSampler(ClipSampler(8), NTSC) for _ in range(2))
+    sampler, other = (PytorchvideoSampler(ClipSampler(num_frames=8), NTSC) for _ in range(2))
     with pytest.raises(ValueError, match=r"long.mp4: the sampler of the transform is not"):
         next(iter(dataset_of(folder, sampler, TrainingClip(other, whole))))
 
 
 def test_a_sampler_left_in_the_middle_of_a_video_begins_the_next_afresh():
-    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(8), 3), 25)
+    sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=8), 3), 25)
     sampler(0, 4, {})
     clips = [sampler(0, 8, {})]
     while not clips[-1].is_last_clip:
@@ -382,7 +395,7 @@ def test_the_broken_transforms_are_not_imported():
         "from hiera_video.data.datasets import ClipSampler\n"
         "from hiera_video.data.pytorchvideo import PytorchvideoSampler\n"
         "assert 'pytorchvideo' not in sys.modules\n"
-        "PytorchvideoSampler(ClipSampler(8), 25)\n"
+        "PytorchvideoSampler(ClipSampler(num_frames=8), 25)\n"
         "import pytorchvideo.data\n"
         "assert 'pytorchvideo.transforms' not in sys.modules\n"
     )
@@ -393,4 +406,4 @@ def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorchvideo", None)
     monkeypatch.setitem(sys.modules, "pytorchvideo.data", None)
     with pytest.raises(ImportError, match=r"pip install .hiera-video\[pytorchvideo\]"):
-        PytorchvideoSampler(ClipSampler(8), 25)
+        PytorchvideoSampler(ClipSampler(num_frames=8), 25)

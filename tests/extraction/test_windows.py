@@ -17,6 +17,7 @@ from hiera_video.extraction.windows import (
     stream_windows,
     window_starts,
 )
+from hiera_video.settings.video import Windowing
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoError
 
@@ -65,7 +66,9 @@ def test_windows_lie_in_the_video_and_reach_its_end(frames, length, stride, rule
 
 
 def test_indices_and_times_of_dense_windows():
-    windows = DenseWindows(ClipSampler(4, sampling_rate=2, spacing="strided"), 5)(video(16))
+    windows = DenseWindows(
+        ClipSampler(num_frames=4, sampling_rate=2, spacing="strided"), Windowing(clip_stride=5)
+    )(video(16))
     assert windows.indices.tolist() == [
         [0, 2, 4, 6],
         [5, 7, 9, 11],
@@ -77,23 +80,32 @@ def test_indices_and_times_of_dense_windows():
 
 
 def test_windows_lie_side_by_side_by_default():
-    windows = DenseWindows(ClipSampler(4, sampling_rate=2))(video(24))
+    windows = DenseWindows(ClipSampler(num_frames=4, sampling_rate=2), Windowing())(video(24))
     assert windows.indices[:, 0].tolist() == [0, 8, 16]
 
 
 def test_times_are_those_of_the_frames():
     times = [1.0, 1.1, 1.5, 1.6, 2.5, 2.6]
-    windows = DenseWindows(ClipSampler(2, sampling_rate=1), 2)(video(6, times=times))
+    windows = DenseWindows(ClipSampler(num_frames=2, sampling_rate=1), Windowing(clip_stride=2))(
+        video(6, times=times)
+    )
     assert windows.start_sec.tolist() == [1.0, 1.5, 2.5]
     assert windows.end_sec.tolist() == [1.5, 2.5, 2.64]
 
 
 def test_stride_in_seconds_follows_the_clock():
     """At 12.5 frames a second, every half second: frame 6.25 is not there yet, 6 is on screen."""
-    windows = DenseWindows(ClipSampler(2, sampling_rate=1), None, 0.5, "drop")(video(25, fps=12.5))
+    windows = DenseWindows(
+        ClipSampler(num_frames=2, sampling_rate=1),
+        Windowing(clip_stride_sec=0.5, last_window="drop"),
+    )(video(25, fps=12.5))
     assert windows.indices[:, 0].tolist() == [0, 6, 12, 18]
-    same = DenseWindows(ClipSampler(2, sampling_rate=1), 10)(video(100))
-    clock = DenseWindows(ClipSampler(2, sampling_rate=1), None, 0.4)(video(100))
+    same = DenseWindows(ClipSampler(num_frames=2, sampling_rate=1), Windowing(clip_stride=10))(
+        video(100)
+    )
+    clock = DenseWindows(
+        ClipSampler(num_frames=2, sampling_rate=1), Windowing(clip_stride_sec=0.4)
+    )(video(100))
     np.testing.assert_array_equal(same.indices, clock.indices)
 
 
@@ -101,14 +113,14 @@ def test_stride_in_seconds_follows_the_clock():
 def test_a_stride_of_whole_seconds_is_one_of_frames_whatever_the_first_stamp(first_sec):
     sampler = ClipSampler(num_frames=8, sampling_rate=2)
     film = video(250, times=first_sec + np.arange(250) / 25)
-    by_sec = DenseWindows(sampler, clip_stride_sec=1.0)(film)
-    by_frame = DenseWindows(sampler, clip_stride=25)(film)
+    by_sec = DenseWindows(sampler, Windowing(clip_stride_sec=1.0))(film)
+    by_frame = DenseWindows(sampler, Windowing(clip_stride=25))(film)
     np.testing.assert_array_equal(by_sec.indices, by_frame.indices)
 
 
 def test_target_fps():
-    sampler = ClipSampler(4, sampling_rate=1, target_fps=5.0)
-    windows = DenseWindows(sampler, 2, None, "drop")(video(50))
+    sampler = ClipSampler(num_frames=4, sampling_rate=1, target_fps=5.0)
+    windows = DenseWindows(sampler, Windowing(clip_stride=2, last_window="drop"))(video(50))
     assert windows.indices.tolist() == [
         [0, 5, 10, 15],
         [10, 15, 20, 25],
@@ -124,8 +136,8 @@ def test_target_fps():
 )
 @pytest.mark.parametrize("last_window", ["pad", "drop", "shift"])
 def test_a_short_video_has_one_window_by_its_end_policy(policy, expected, last_window):
-    sampler = ClipSampler(4, sampling_rate=2, spacing="strided", end_policy=policy)
-    windows = DenseWindows(sampler, 1, None, last_window)(video(3))
+    sampler = ClipSampler(num_frames=4, sampling_rate=2, spacing="strided", end_policy=policy)
+    windows = DenseWindows(sampler, Windowing(clip_stride=1, last_window=last_window))(video(3))
     assert windows.indices.tolist() == [expected]
     assert windows.is_short
     assert windows.end_sec == pytest.approx(3 / 25)
@@ -133,17 +145,19 @@ def test_a_short_video_has_one_window_by_its_end_policy(policy, expected, last_w
 
 def test_a_short_video_may_be_an_error():
     with pytest.raises(VideoError, match="3 frames, a clip covers 8"):
-        DenseWindows(ClipSampler(4, sampling_rate=2, end_policy="error"))(video(3))
+        DenseWindows(ClipSampler(num_frames=4, sampling_rate=2, end_policy="error"), Windowing())(
+            video(3)
+        )
 
 
 def test_views_are_those_of_evaluation():
-    sampler = ClipSampler(8, sampling_rate=4)
+    sampler = ClipSampler(num_frames=8, sampling_rate=4)
     windows = ViewWindows(sampler, 5)(video(100))
     np.testing.assert_array_equal(windows.indices, sampler.uniform_clips(video(100), 5))
     np.testing.assert_allclose(windows.start_sec, windows.indices[:, 0] / 25)
     np.testing.assert_allclose(windows.end_sec, (windows.indices[:, -1] + 1) / 25)
     assert ViewWindows(sampler, 2)(video(9)).is_short
-    segments = ClipSampler(8, sampling="segments")
+    segments = ClipSampler(num_frames=8, sampling="segments")
     assert ViewWindows(segments, 2)(video(100)).indices.shape == (2, 8)
 
 
@@ -156,8 +170,8 @@ def test_views_are_those_of_evaluation():
     st.sampled_from(["linspace", "strided"]),
 )
 def test_one_pass_gives_the_frames_of_every_window(frames, count, rate, stride, policy, spacing):
-    sampler = ClipSampler(count, sampling_rate=rate, spacing=spacing, end_policy=policy)
-    indices = DenseWindows(sampler, stride)(video(frames)).indices
+    sampler = ClipSampler(num_frames=count, sampling_rate=rate, spacing=spacing, end_policy=policy)
+    indices = DenseWindows(sampler, Windowing(clip_stride=stride))(video(frames)).indices
     read = []
 
     def decoded():
@@ -171,7 +185,7 @@ def test_one_pass_gives_the_frames_of_every_window(frames, count, rate, stride, 
 
 
 def test_segments_of_two_views_interleave():
-    indices = ViewWindows(ClipSampler(4, sampling="segments"), 2)(video(8)).indices
+    indices = ViewWindows(ClipSampler(num_frames=4, sampling="segments"), 2)(video(8)).indices
     frames = ((int(i), np.array(i)) for i in np.unique(indices))
     windows = [[int(frame) for frame in window] for window in stream_windows(frames, indices)]
     assert windows == [[0, 2, 4, 6], [1, 3, 5, 7]]
@@ -180,7 +194,9 @@ def test_segments_of_two_views_interleave():
 def test_no_more_frames_are_held_than_windows_overlap():
     import weakref
 
-    indices = DenseWindows(ClipSampler(4, sampling_rate=2), 2)(video(1000)).indices
+    indices = DenseWindows(ClipSampler(num_frames=4, sampling_rate=2), Windowing(clip_stride=2))(
+        video(1000)
+    ).indices
     alive: list[weakref.ref] = []
     most = 0
 

@@ -11,12 +11,13 @@ import pytest
 from hiera_video.extraction import workers
 from hiera_video.extraction.windows import Crops, DenseWindows
 from hiera_video.extraction.workers import DecodeWorkers, Job, Plan, Read, Unreadable, Window
+from hiera_video.settings.video import Windowing
 from hiera_video.video.clips import ClipSampler
 from tests.extraction.bad_readers import open_or_die
 from tests.video.striped_video import make_striped_video, read_number
 
 PLAN = Plan(
-    DenseWindows(ClipSampler(4, sampling_rate=2), 3),
+    DenseWindows(ClipSampler(num_frames=4, sampling_rate=2), Windowing(clip_stride=3)),
     Crops((64, 96), 1, 96),
     4,
     open_or_die,

@@ -51,7 +51,9 @@ def test_tables_files_and_json(run, tmp_path):
 
 def test_decoding_is_measured_on_the_users_videos(run, tmp_path):
     video = make_striped_video(tmp_path / "a b.mp4", 6, (32, 48))
-    code, out, _ = run(*SMALL, "work=[inference]", f"videos={video}", "num_workers=0", "--json")
+    code, out, _ = run(
+        *SMALL, "work=[inference]", f"videos={video}", "data.num_workers=0", "--json"
+    )
     assert code == 0
     (row,) = json.loads(out)["decoding"]
     assert row["clips"] == 16

@@ -26,7 +26,12 @@ def weights(tmp_path):
 
 
 def test_to_transformers(commands, weights, tmp_path):
-    convert = ("convert", f"checkpoint={weights}", "to=transformers", f"output={tmp_path / 'x'}")
+    convert = (
+        "convert",
+        f"checkpoint={weights}",
+        "layout=transformers",
+        f"output={tmp_path / 'x'}",
+    )
     result = commands.run(*convert, "--dry-run")
     assert (result.code, result.out) == (0, f"{tmp_path / 'x'}\n")
     assert not (tmp_path / "x").exists()
@@ -48,9 +53,9 @@ def test_mistakes(commands, weights, tmp_path):
     assert result.code == 2
     result.told("nowhere: there is no such file or folder")
     convert = ("convert", f"checkpoint={weights}", f"output={tmp_path / 'x'}", "--json")
-    result = commands.run(*convert, "to=timm")
+    result = commands.run(*convert, "layout=timm")
     assert result.code == 2
     result.told("timm builds its models by name and at one size")
     assert not (tmp_path / "x").exists()
-    report = json.loads(commands.run(*convert, "to=official").out)
+    report = json.loads(commands.run(*convert, "layout=official").out)
     assert (report["layout"], report["path"]) == ("official", str(tmp_path / "x"))

@@ -7,9 +7,10 @@ import shlex
 
 import pytest
 
-from hiera_video.config import FinetuneConfig, load_config
 from hiera_video.demo import actions as demo_ava
 from hiera_video.demo import motions as demo
+from hiera_video.settings.load import load_settings
+from hiera_video.settings.training import FinetuneSettings
 from tests.integration.conftest import environment, run
 
 
@@ -72,7 +73,7 @@ def test_dry_run_lists_commands_that_can_be_typed_and_does_nothing(tmp_path, mon
         ["OMP_NUM_THREADS=1", "hiera-video", name] for name in ("finetune", "evaluate", "predict")
     ]
     settings = [word for word in commands[0][3:] if not word.startswith("--")]
-    config = load_config(FinetuneConfig, ["demo/finetune"], settings)
+    config = load_settings(FinetuneSettings, ["demo/finetune"], settings)
     config.check()
     assert config.run_dir == "some where/run"
     assert config.augment.flip is False  # left and right are classes

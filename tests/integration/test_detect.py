@@ -377,7 +377,7 @@ def test_lists_with_nothing_to_do(commands, ava, trained, tmp_path):
     train(commands, ava, tmp_path / "run", f"data.train={empty}", code=1).told(
         f"{empty}: no key frame with a box"
     )
-    for override in (f"data.val_proposals={empty}", "data.seconds=[50,60]"):
+    for override in (f"data.val_proposals={empty}", "data.keyframe_range_sec=[50,60]"):
         result = commands.run(*evaluation(ava, trained, tmp_path / "out", override))
         assert result.code == 1
         result.told("no box in any of the", "key frames that count")

@@ -137,7 +137,7 @@ def test_check_ava_tells_all_problems(commands, files):
     (files / "truth.csv").write_text(TRUTH + "\n".join(lines) + "\n" + TRUTH.split("\n")[0])
     (files / "videos").mkdir()
     make_striped_video(files / "videos" / "a.mp4", 20)
-    result = commands.run(*check(files, "--videos", str(files / "videos"), "--fps", "50"))
+    result = commands.run(*check(files, "--videos", str(files / "videos"), "--expected-fps", "50"))
     assert result.code == 3
     problems = "\n".join(json.loads(result.out)["problems"])
     for said in (
@@ -173,7 +173,7 @@ def test_check_ava_finds_gaps_in_folders_of_frames(commands, files):
         for number in numbers:
             (files / "videos" / name / f"{number:04d}.jpg").touch()
     arguments = check(files, "--videos", str(files / "videos"))
-    result = commands.run(*arguments, "--fps", "2")
+    result = commands.run(*arguments, "--expected-fps", "2")
     assert result.code == 3
     (problem,) = json.loads(result.out)["problems"]
     assert "has frames 1 to 4, but not 3" in problem

@@ -25,7 +25,7 @@ def weights(tmp_path):
 
 def test_classifier(commands, weights, tmp_path):
     folder = tmp_path / "exported"
-    export = ("export", f"checkpoint={weights}", "to=pt2", f"output_dir={folder}")
+    export = ("export", f"checkpoint={weights}", "format=pt2", f"output_dir={folder}")
     result = commands.run(*export)
     assert result.code == 0, result.err
     found = re.match(r"model.pt2: differs by (\S+) at most, in outputs up to (\S+)\n", result.out)
@@ -58,7 +58,7 @@ def test_detector_as_onnx(commands, tmp_path):
     detector = ActionDetector(Hiera(**ARGUMENTS, num_classes=0), num_classes=2)
     save_weights(tmp_path / "w", detector, meta={"label_map": {"1": "sit", "2": "run"}})
     folder = tmp_path / "exported"
-    arguments = (f"checkpoint={tmp_path / 'w'}", "to=onnx", f"output_dir={folder}")
+    arguments = (f"checkpoint={tmp_path / 'w'}", "format=onnx", f"output_dir={folder}")
     result = commands.run("export", *arguments)
     assert result.code == 0, result.err
     names = [line.partition(":")[0] for line in result.out.splitlines()]
@@ -76,23 +76,23 @@ def test_detector_as_onnx(commands, tmp_path):
 
 def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = commands.run("export", f"checkpoint={weights}", "to=pt2", "--dry-run")
+    result = commands.run("export", f"checkpoint={weights}", "format=pt2", "--dry-run")
     assert (result.code, result.out) == (0, "exported/model.pt2\n")
     assert not (tmp_path / "exported").exists()
     assert commands.run("export").code == 2
-    result = commands.run("export", "checkpoint=hiera_base_16x224.mae_k400", "to=pt2")
+    result = commands.run("export", "checkpoint=hiera_base_16x224.mae_k400", "format=pt2")
     result.told("hiera_base_16x224.mae_k400 is a masked autoencoder, without a classifier")
-    result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "to=pt2")
+    result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "format=pt2")
     assert result.code == 2
     result.told("no such file or folder", "nearest are hiera_base_224.mae_in1k_ft_in1k, ")
-    result = commands.run("export", f"checkpoint={weights / 'model.safetensors'}", "to=pt2")
+    result = commands.run("export", f"checkpoint={weights / 'model.safetensors'}", "format=pt2")
     result.told("model.safetensors is a file", "`hiera-video convert` writes one")
 
     monkeypatch.setitem(export_module.NEEDED, "onnx", ("onnx", "a_library_that_is_not_there"))
     result = commands.run("export", f"checkpoint={weights}")
     assert result.code == 2
     needed = ("to is both", "a_library_that_is_not_there", "pip install 'hiera-video[onnx]'")
-    result.told(*needed, "to=pt2")
+    result.told(*needed, "format=pt2")
 
 
 def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch
 
     monkeypatch.setattr(export_module, "_load_pt2", lambda _: Wrong())
     folder = tmp_path / "exported"
-    result = commands.run("export", f"checkpoint={weights}", "to=pt2", f"output_dir={folder}")
+    result = commands.run("export", f"checkpoint={weights}", "format=pt2", f"output_dir={folder}")
     assert result.code == 1
     result.told("model.pt2: the outputs differ from the model's by more than 1e-4")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w"]

@@ -165,7 +165,7 @@ def test_layers_and_pooling(commands, videos, trained, tmp_path, layer, pooling,
     assert features.shape == (4, *shape)
     maps = commands.run(
         *("extract", videos / "a.mp4", f"checkpoint={trained}", f"output_dir={tmp_path / 'maps'}"),
-        *("layer=stage4", "pooling=none", "to=safetensors", "dtype=bfloat16", "device=cpu"),
+        *("layer=stage4", "pooling=none", "format=safetensors", "dtype=bfloat16", "device=cpu"),
     )
     assert maps.code == 0, maps.err
 
@@ -249,7 +249,7 @@ def test_lists_with_paths_outside_of_their_folder(commands, videos, trained, tmp
 def test_one_table(commands, arguments, whole):
     import pyarrow.parquet as parquet
 
-    assert commands.run(*arguments, f"output_dir={whole}", "--to", "parquet").code == 3
+    assert commands.run(*arguments, f"output_dir={whole}", "--format", "parquet").code == 3
     table = parquet.read_table(whole / "features.parquet").to_pydict()
     (whole / "features.parquet").unlink()
     assert set(table["video"]) == set(GOOD)

@@ -98,7 +98,7 @@ def test_dry_run_does_nothing(commands, tmp_path):
     assert "9 steps of 4 videos" in result.out
     assert not (tmp_path / "run").exists()
     wrong = ("--dry-run", "train.accumulation_steps=3")
-    assert commands.run(*commands.finetune(tmp_path / "run", *wrong)).code == 1
+    assert commands.run(*commands.finetune(tmp_path / "run", *wrong)).code == 2
 
 
 def test_the_seed_decides_everything(commands, untrained, tmp_path, weights_of):
@@ -182,7 +182,7 @@ def test_init_with_other_classes_of_the_same_count_starts_a_fresh_head(
     rows = [(commands.toy / f"train_{i}.mp4", ("up", "down")[i % 2]) for i in range(4)]
     train = list_of(tmp_path / "train.csv", rows, "path,class_name")
     result = commands.train(tmp_path / "run", f"data.train={train}", *start)
-    result.told(str(trained), "knows other classes: the classifier starts afresh")
+    result.told(str(trained), "has other classes: the classifier starts with random weights")
     assert changed(state_of(trained), state_of(tmp_path / "run")) == HEAD
     config = json.loads((tmp_path / "run" / "weights" / "config.json").read_text())
     assert sorted(config["class_names"]) == ["down", "up"]

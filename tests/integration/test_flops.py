@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hiera_video.cli import main as cli
-from hiera_video.config import configs_folder, load_flops_config
+from hiera_video.settings.load import configs_folder, load_flops_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8")
 CONFIGS = configs_folder()
@@ -93,7 +93,7 @@ def test_each_recipe_of_training_is_understood(name):
     task = {"pretrain": "pretraining", "ava": "detection"}.get(name.split("/")[0], "classification")
     if name == "demo/ava.yaml":
         task = "detection"
-    config = load_flops_config([name], [f"task={task}"])
+    config = load_flops_settings([name], [f"task={task}"])
     config.check()
     assert config.task == task
     assert (config.num_clips is None) == (task != "classification")

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from hiera_video.data.batches import Failure
+from hiera_video.errors import UserError
 from hiera_video.runtime.distributed import Process
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.training.loop import StepReport
@@ -81,7 +82,7 @@ def test_the_failure_limit_waits_for_a_hundred_videos():
     limit = FailureLimit(0.05)
     for _ in range(9):
         limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)  # 10 % fail, of 90 so far
-    with pytest.raises(RuntimeError, match=r"10 of 100 reads of a video failed"):
+    with pytest.raises(UserError, match=r"10 of 100 reads of a video failed"):
         limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)
     limit = FailureLimit(0.1)
     for _ in range(50):

@@ -21,6 +21,7 @@ from hiera_video.data.boxes.table import (
     read_proposals,
 )
 from hiera_video.data.videos.files import AnnotationError, listing
+from hiera_video.settings.training import DetectionData, KeyframeData
 
 logger = logging.getLogger(__name__)
 
@@ -157,37 +158,31 @@ class KeyframeEvaluation:
     excluded: list[Keyframe]
 
 
-def read_training(
-    source: str,
-    label_map: LabelMap,
-    *,
-    root: str | None,
-    excluded: str | None,
-    proposals: str | None,
-    proposal_score: float,
-    proposal_iou: float,
-) -> TrainingKeyframeList:
-    """The annotated key frames of a list; `hiera_video.config` says what each argument means.
+def read_training(data: DetectionData, label_map: LabelMap) -> TrainingKeyframeList:
+    """The annotated key frames to train on.
 
     Raises:
         AnnotationError: a mistake in one of the files, with file and line.
     """
+    source, proposals = data.train, data.train_proposals
     table = read_ground_truth(source, label_map)
-    left_out = [] if excluded is None else read_keyframes(excluded)
-    paths = locate(table.videos, source, root)
+    left_out = [] if data.train_excluded is None else read_keyframes(data.train_excluded)
+    paths = locate(table.videos, source, data.root)
     records = keyframe_records(table, paths, excluded=left_out)
     if not records:
         raise AnnotationError(f"{source}: no key frame with a box, less the excluded ones")
     if proposals is not None:
         proposed = read_proposals(proposals)
         known = {**dict.fromkeys(proposed.videos, ""), **paths}
-        found = keyframe_records(proposed, known, min_score=proposal_score)
+        found = keyframe_records(proposed, known, min_score=data.proposal_score)
         annotated = num_boxes(records)
-        records = with_proposals(records, found, proposal_iou)
+        records = with_proposals(records, found, data.proposal_iou)
         added = num_boxes(records) - annotated
         logger.info(
             "%s: %d of %d proposals meet an annotated box and are trained on",
-            *(proposals, added, int(proposed.is_box.sum())),
+            proposals,
+            added,
+            int(proposed.is_box.sum()),
         )
         if not added:
             raise AnnotationError(
@@ -197,59 +192,59 @@ def read_training(
     return TrainingKeyframeList(str(source), records)
 
 
-def read_evaluation(
-    source: str,
-    label_map: LabelMap,
-    *,
-    root: str | None,
-    proposals: str | None,
-    proposal_score: float,
-    excluded: str | None,
-    keyframes: str | None,
-    seconds: tuple[float, float] | None,
-) -> KeyframeEvaluation:
-    """What to score and what counts; `hiera_video.config` says what each argument means.
+def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluation:
+    """The boxes to score, and the key frames that count.
 
     Args:
-        label_map: all actions that may stand in the list, evaluated or not.
+        data: with `val`.
+        label_map: all actions that the list may have, evaluated or not.
 
     Raises:
         AnnotationError: a mistake in one of the files, with file and line.
     """
+    source, proposals = data.val, data.val_proposals
+    assert source is not None
     truth = read_ground_truth(source, label_map)
     scored = truth if proposals is None else read_proposals(proposals)
     if unknown := sorted(set(scored.videos) - set(truth.videos)):
         logger.warning(
             "%s: %d of its videos have no ground truth in %s, so that detections there are wrong: "
             "%s",
-            *(proposals, len(unknown), source, listing(unknown)),
+            proposals,
+            len(unknown),
+            source,
+            listing(unknown),
         )
-    left_out = [] if excluded is None else list(read_keyframes(excluded))
-    if keyframes is not None:
-        counted = list(read_keyframes(keyframes))
-    elif seconds is not None:
-        counted = every_second(sorted({*truth.videos, *scored.videos}), *seconds)
+    left_out = [] if data.val_excluded is None else list(read_keyframes(data.val_excluded))
+    if data.val_keyframes is not None:
+        counted = list(read_keyframes(data.val_keyframes))
+    elif data.keyframe_range_sec is not None:
+        videos = sorted({*truth.videos, *scored.videos})
+        counted = every_second(videos, *data.keyframe_range_sec)
     else:
         counted = sorted({*named_keyframes(truth), *named_keyframes(scored)})
     out = frozenset(left_out)
     counted = [keyframe for keyframe in counted if keyframe not in out]
     records = keyframe_records(
         scored,
-        locate(scored.videos, source, root),
+        locate(scored.videos, source, data.root),
         keyframes=counted,
-        min_score=None if proposals is None else proposal_score,
+        min_score=None if proposals is None else data.proposal_score,
     )
     if not records:
         raise AnnotationError(
             f"{proposals or source}: no box in any of the {len(counted)} key frames that count; "
-            "check data.seconds, data.val_keyframes and data.proposal_score"
+            "check data.keyframe_range_sec, data.val_keyframes and data.proposal_score"
         )
     boxes = "ground truth" if proposals is None else "proposals"
     if proposals is not None and scored.score is not None:
-        low = int((scored.score < proposal_score).sum())
+        low = int((scored.score < data.proposal_score).sum())
         logger.info(
             "%s: %d of %d proposals have a score below %g and are not used",
-            *(proposals, low, int(scored.is_box.sum()), proposal_score),
+            proposals,
+            low,
+            int(scored.is_box.sum()),
+            data.proposal_score,
         )
     return KeyframeEvaluation(truth, records, boxes, counted, left_out)
 

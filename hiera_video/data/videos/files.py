@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hiera_video.errors import UserError
+
 logger = logging.getLogger(__name__)
 
 # fmt: off
@@ -33,7 +35,7 @@ KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
 Entry = tuple[str, dict[str, Any]]  # where it stands, and its fields by column name
 
 
-class AnnotationError(ValueError):
+class AnnotationError(UserError, ValueError):
     """A list, a folder or a file of class names that cannot be used, in one line."""
 
 

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from hiera_video.cli import main as cli
-from hiera_video.config import (
-    DetectEvaluateConfig,
-    DetectTrainConfig,
-    EvaluateConfig,
-    ExtractConfig,
-    FinetuneConfig,
-    PretrainConfig,
-    configs_folder,
-    load_config,
+from hiera_video.models.registry import (
+    PUBLISHED,
+    create_autoencoder,
+    create_detector,
+    create_model,
 )
-from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.registry import PUBLISHED, create_detector, create_model
+from hiera_video.settings.base import defaults
+from hiera_video.settings.evaluation import (
+    DetectEvaluateSettings,
+    EvaluateSettings,
+    ExtractSettings,
+)
+from hiera_video.settings.load import configs_folder, load_settings, read_yaml
+from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 
 CONFIGS = configs_folder()
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
@@ -97,40 +98,54 @@ def header_commands(name: str) -> list[Any]:
         if line.startswith("torchrun "):
             words = shlex.split(line)
             args, operands = cli.parse(words[words.index("hiera_video") + 1 :])
-            config = cli.read_config(args, operands)
-            config.check()
-            configs.append(config)
+            configs.append(cli.read_settings(args, operands))
     return configs
 
 
+@functools.cache
 def load_recipe(name: str) -> Any:
     """The configuration that the file makes, of the command it is for, checked."""
     config: Any
     if name in EXTRACT:
-        config = load_config(ExtractConfig, [str(CONFIGS / name)], ["inputs=[v]", "checkpoint=c"])
+        config = load_settings(
+            ExtractSettings, [str(CONFIGS / name)], ["inputs=[v]", "checkpoint=c"]
+        )
     elif "pretrain" in name:
-        config = load_config(PretrainConfig, [str(CONFIGS / name)], ["data.train=t"])
+        config = load_settings(PretrainSettings, [str(CONFIGS / name)], ["data.train=t"])
     elif name in DETECT or name == "demo/ava.yaml":
         settings = ["data.train=t", "data.val=v", "data.label_map=l"]
-        config = load_config(DetectTrainConfig, [str(CONFIGS / name)], settings)
+        config = load_settings(DetectTrainSettings, [str(CONFIGS / name)], settings)
     else:
-        config = load_config(FinetuneConfig, [str(CONFIGS / name)], ["data.train=t", "data.val=v"])
-    config.check()
+        config = load_settings(
+            FinetuneSettings, [str(CONFIGS / name)], ["data.train=t", "data.val=v"]
+        )
     return config
 
 
-def equal_to_default(values: dict, config: object, prefix: str = "") -> list[str]:
-    """Keys of a YAML file that say what the defaults say already."""
-    assert is_dataclass(config)
-    assert set(values) <= {f.name for f in fields(config)}
+def equal_to_default(
+    values: dict[str, Any], standard: dict[str, Any], prefix: str = ""
+) -> list[str]:
+    """Keys of a YAML file that repeat the defaults."""
     found = []
     for key, value in values.items():
-        default = getattr(config, key)
-        if is_dataclass(default):
+        default = standard.get(key)
+        if isinstance(value, dict) and isinstance(default, dict):
             found += equal_to_default(value, default, f"{prefix}{key}.")
         elif value == default:
             found.append(prefix + key)
     return found
+
+
+def chosen(name: str) -> dict[str, Any]:
+    """What a recipe states, with the types of its settings."""
+
+    def same_keys(values: Any, stated: Any) -> Any:
+        if not isinstance(stated, dict):
+            return values
+        return {key: same_keys(values[key], stated[key]) for key in stated}
+
+    whole = load_recipe(name).model_dump()
+    return same_keys(whole, read_yaml(CONFIGS / name))
 
 
 def test_every_recipe_is_there():
@@ -150,20 +165,18 @@ def test_loads_and_passes_its_checks(name):
 
 @pytest.mark.parametrize("name", PAPER)
 def test_says_only_what_differs_from_the_defaults(name):
-    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / name))
+    values = chosen(name)
     values["model"].pop("name")  # a recipe names its model, be it the default
-    assert equal_to_default(values, type(load_recipe(name))()) == []
+    assert equal_to_default(values, defaults(type(load_recipe(name)))) == []
 
 
 @pytest.mark.parametrize("name", EXTRACT)
 def test_extraction_recipes(name):
-    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / name))
-    assert equal_to_default(values, ExtractConfig()) == []
+    assert equal_to_default(chosen(name), defaults(ExtractSettings)) == []
     command = re.sub(r"\\\n", " ", header(name)).splitlines()
     (line,) = [line for line in command if line.startswith("hiera-video extract ")]
     args, operands = cli.parse(shlex.split(line)[1:])
-    config = cli.read_config(args, operands)
-    config.check()
+    config = cli.read_settings(args, operands)
     assert config.output_dir == load_recipe(name).output_dir
 
 
@@ -186,8 +199,8 @@ def test_opens_with_command_source_and_figure(name):
 def test_its_commands_train_and_evaluate(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     recipe, evaluation = header_commands(name)
-    assert isinstance(recipe, FinetuneConfig)
-    assert isinstance(evaluation, EvaluateConfig)
+    assert isinstance(recipe, FinetuneSettings)
+    assert isinstance(evaluation, EvaluateSettings)
     assert evaluation.checkpoint == recipe.run_dir
     assert evaluation.data.val == recipe.data.val
 
@@ -196,7 +209,7 @@ def test_its_commands_train_and_evaluate(name, monkeypatch):
 def test_its_commands_pretrain_and_hand_over(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     recipe, finetuning = header_commands(name)
-    assert isinstance(recipe, PretrainConfig)
+    assert isinstance(recipe, PretrainSettings)
     assert recipe.run_dir == load_recipe(name).run_dir
     folder, _, file = name.removeprefix("pretrain/").partition("_")
     assert finetuning.run_dir == load_recipe(f"{folder}/{file}").run_dir
@@ -212,12 +225,12 @@ def test_its_commands_pretrain_and_hand_over(name, monkeypatch):
 def test_its_commands_train_and_evaluate_a_detector(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     recipe, evaluation = header_commands(name)
-    assert isinstance(recipe, DetectTrainConfig)
-    assert isinstance(evaluation, DetectEvaluateConfig)
+    assert isinstance(recipe, DetectTrainSettings)
+    assert isinstance(evaluation, DetectEvaluateSettings)
     assert recipe.run_dir == load_recipe(name).run_dir
     assert evaluation.checkpoint == recipe.run_dir
     assert evaluation.data.root == recipe.data.root
-    assert evaluation.data.seconds == (902, 1798)
+    assert evaluation.data.keyframe_range_sec == (902, 1798)
     assert evaluation.data.proposal_score == 0.8
     files = [recipe.data.train, recipe.data.train_excluded, recipe.data.label_map]
     files += [evaluation.data.val, evaluation.data.val_excluded, evaluation.data.val_proposals]
@@ -242,15 +255,7 @@ def test_model_has_the_published_size(name):
     config = load_recipe(name).model
     num_classes = NUM_CLASSES[name.split("/")[0]]
     with torch.device("meta"):
-        model = create_model(
-            config.name,
-            num_classes=num_classes,
-            num_frames=config.num_frames,
-            image_size=config.image_size,
-            drop_path=config.drop_path,
-            head_dropout=config.head_dropout,
-            **config.overrides,
-        )
+        model = create_model(config.name, num_classes=num_classes, **config.arguments())
     is_image = config.name.endswith("_224")
     other_classes = num_classes - (1000 if is_image else 400)
     other_frames = (config.num_frames or 16) - 16
@@ -264,16 +269,7 @@ def test_model_has_the_published_size(name):
 def test_detector_has_the_published_encoder(name):
     config = load_recipe(name).model
     with torch.device("meta"):
-        model = create_detector(
-            config.name,
-            num_classes=80,
-            num_frames=config.num_frames,
-            image_size=config.image_size,
-            drop_path=config.drop_path,
-            head_dropout=config.head_dropout,
-            roi_resolution=config.roi_resolution,
-            **config.overrides,
-        )
+        model = create_detector(config.name, num_classes=80, **config.arguments())
     width = model.encoder.num_features
     classifier = 400 * (width + 1)  # that the encoder's size was counted with
     encoder = sum(p.numel() for p in model.encoder.parameters())
@@ -288,26 +284,11 @@ def test_autoencoder_has_the_published_size(name):
     config = load_recipe(name).model
     assert config.init is None
     with torch.device("meta"):
-        encoder = create_model(
-            config.name,
-            num_classes=0,
-            q_pool=2,
-            num_frames=config.num_frames,
-            image_size=config.image_size,
-            drop_path=config.drop_path,
-            **config.overrides,
-        )
-        model = MaskedAutoencoderHiera(
-            encoder,
-            decoder_heads=config.decoder_heads,
-            decoder_dim=config.decoder_dim,
-            decoder_depth=config.decoder_depth,
-            target=config.target,
-        )
+        model = create_autoencoder(config.name, **config.arguments())
     other_frames = (config.num_frames or 16) - 16
     expected = AUTOENCODER_PARAMETERS[config.name]
     # of the temporal position embedding, and of the decoder's for 14x14 tokens
-    expected += other_frames // 2 * (encoder.stage_dims[0] + 14 * 14 * config.decoder_dim)
+    expected += other_frames // 2 * (model.encoder.stage_dims[0] + 14 * 14 * config.decoder_dim)
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
@@ -410,7 +391,7 @@ def test_imagenet_follows_table_14(size):
     assert (v.num_clips, v.num_crops) == (1, 1)
 
 
-def check_pretraining(c: PretrainConfig, mask_ratio: float, decoder_heads: int) -> None:
+def check_pretraining(c: PretrainSettings, mask_ratio: float, decoder_heads: int) -> None:
     """What all tables of pretraining share, and the learning rate's ends, which none has."""
     m, o = c.model, c.optim
     assert (m.decoder_heads, m.decoder_depth, m.decoder_dim) == (decoder_heads, 8, 512)

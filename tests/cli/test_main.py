@@ -8,8 +8,11 @@ import yaml
 
 import hiera_video
 from hiera_video.cli import main as cli
+from hiera_video.cli.help import summary
 from hiera_video.cli.main import COMMANDS, main
-from hiera_video.config import ConfigError, FinetuneConfig, load_config, to_dict
+from hiera_video.errors import ConfigError, UserError
+from hiera_video.settings.base import leaves
+from hiera_video.settings.load import load_for_print, load_settings
 
 
 @pytest.fixture
@@ -89,7 +92,7 @@ def test_help_of_half_a_command_lists_its_commands(capsys):
         main(["detect", "--help"])
     assert left.value.code == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[2] for line in lines] == ["train", "evaluate", "score", "predict"]
+    assert [line.split()[2] for line in lines] == ["train", "evaluate", "predict", "score"]
 
 
 def test_paths_with_spaces_equals_and_other_scripts(seen):
@@ -100,15 +103,15 @@ def test_paths_with_spaces_equals_and_other_scripts(seen):
 
 @pytest.mark.parametrize("command", sorted(COMMANDS.keys() - {"demo"}))
 def test_print_config_round_trips(command, tmp_path, capsys):
-    cls = COMMANDS[command][0]
+    cls = COMMANDS[command]
     changes = {"finetune": ["optim.lr=3.0e-05", "augment.crop_area=[0.25,0.5]"]}.get(command, [])
     assert main([command, "--print-config", *changes]) == 0
     printed = capsys.readouterr().out
     (tmp_path / "whole.yaml").write_text(printed)
-    assert load_config(cls, [str(tmp_path / "whole.yaml")]) == load_config(cls, [], changes)
+    assert load_for_print(cls, [str(tmp_path / "whole.yaml")]) == load_for_print(cls, [], changes)
     assert main([command, "--print-config", "--config", str(tmp_path / "whole.yaml")]) == 0
     assert capsys.readouterr().out == printed
-    assert yaml.safe_load(printed).keys() == to_dict(cls()).keys()
+    assert yaml.safe_load(printed).keys() == cls.model_fields.keys()
 
 
 def test_print_config_of_a_shipped_recipe(capsys):
@@ -174,6 +177,7 @@ def test_what_argparse_refuses_exits_with_2(capsys, arguments, part):
     ("error", "code", "told"),
     [
         (ConfigError("optim.lr is 0"), 2, "hiera-video finetune: optim.lr is 0\n"),
+        (UserError("the disk is full"), 1, "hiera-video finetune: the disk is full\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
@@ -191,8 +195,28 @@ def test_errors_that_name_a_file_are_one_line(monkeypatch, capsys):
     )
 
 
+@pytest.mark.parametrize("error", [UserError("the disk is full"), OSError(28, "no space", "/x")])
+def test_the_trace_of_an_error_can_be_shown(monkeypatch, capsys, error):
+    raising(monkeypatch, error)
+    assert main(["finetune", "data.train=x", "--traceback"]) == 1
+    assert "in raising" not in capsys.readouterr().out
+    raising(monkeypatch, error)
+    main(["finetune", "data.train=x", "--traceback"])
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
+    """Whatever line raised it: only errors made for the user are one line."""
+
+    def run(config, **_):
+        return load_settings(1, 2, 3, 4, 5)
+
+    monkeypatch.setattr(cli.importlib, "import_module", lambda name: type("C", (), {"run": run}))
+    with pytest.raises(TypeError):
+        main(["finetune", "data.train=x"])
+
+
 def test_errors_of_others_keep_their_trace(monkeypatch):
-    """They are bugs, and where they happened is what tells them."""
     raising(monkeypatch, ValueError("shapes do not match"))
     with pytest.raises(ValueError, match="shapes do not match"):
         main(["finetune", "data.train=x"])
@@ -203,9 +227,52 @@ def test_help_names_commands_and_options(capsys):
         with pytest.raises(SystemExit) as left:
             main(arguments)
         assert left.value.code == 0
-        told = capsys.readouterr().out
+        text = capsys.readouterr().out
         wanted = COMMANDS if arguments == ["--help"] else ["--config", "--dry-run", "--json"]
-        assert all(word in told for word in wanted)
+        assert all(word in text for word in wanted)
+
+
+def help_of(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_describes_every_setting(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "72")
+    text = help_of(command, capsys)
+    assert max(map(len, text.splitlines())) <= 79
+    for key, field, default in leaves(COMMANDS[command]):
+        words = " ".join(field.description.split()).split()[:4]
+        assert " ".join(words) in " ".join(text.split()), key
+        if not field.is_required() and isinstance(default, bool):
+            assert f"{key}={str(default).lower()}" in text
+
+
+def test_help_shows_required_settings_first_then_sections_and_choices(capsys):
+    text = help_of("finetune", capsys)
+    order = [text.index(f"\n{name}:\n") for name in ("required", "settings", "data", "optim")]
+    assert order == sorted(order)
+    assert text.index("data.train\n") < text.index("\nsettings:\n")
+    assert "[adamw or sgd]" in text
+    assert "  optim.lr=0.0008\n" in text
+    assert "FILE\n" in help_of("predict", capsys)
+
+
+def test_help_is_fast():
+    """No heavy library is imported for it; seconds depend on the machine."""
+    program = """
+import sys
+from hiera_video.cli.main import main
+try:
+    main(["finetune", "--help"])
+except SystemExit:
+    pass
+heavy = {"torch", "numpy", "cv2", "av", "torchvision", "safetensors", "pyarrow"}
+assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
 
 
 def test_version(capsys):
@@ -230,7 +297,5 @@ assert "torch" not in sys.modules
 
 
 def test_configurations_state_what_they_are_for():
-    for cls, summary in COMMANDS.values():
-        assert cls.__doc__
-        assert summary
-    assert FinetuneConfig().data.train is None
+    for cls in COMMANDS.values():
+        assert summary(cls).endswith(".")

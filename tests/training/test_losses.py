@@ -6,8 +6,11 @@ import torch
 from torch import nn
 
 from hiera_video.data.batches import ClipBatch, ClipSample, collate_clips
+from hiera_video.errors import ConfigError
 from hiera_video.models.hiera import Hiera
-from hiera_video.training.classification import ClassificationLoss, balanced_class_weights, freeze
+from hiera_video.settings.training import Augment, Train
+from hiera_video.training.losses import ClassificationLoss, balanced_class_weights
+from hiera_video.training.optim import freeze
 
 
 class Logits(nn.Module):
@@ -28,9 +31,12 @@ def batch(*labels, value=0):
 
 
 def loss_of(model, clips, **changes):
-    settings = dict(num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3, mixup=0, cutmix=0)
-    settings |= {"label_smoothing": 0.0} | changes
-    return ClassificationLoss(**settings)(model, clips, np.random.default_rng(0))
+    augment = {"mixup": 0, "cutmix": 0, "label_smoothing": 0.0}
+    augment |= {key: changes.pop(key) for key in augment.keys() & changes.keys()}
+    settings = dict(num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3) | changes
+    return ClassificationLoss(Augment(**augment), **settings)(
+        model, clips, np.random.default_rng(0)
+    )
 
 
 def test_cross_entropy_summed_over_clips():
@@ -119,7 +125,7 @@ def tiny():
 )
 def test_freezing(train_only, freeze_stages, learning):
     model = tiny()
-    freeze(model, train_only=train_only, freeze_stages=freeze_stages)
+    freeze(model, Train(train_only=train_only, freeze_stages=freeze_stages))
     for name, parameter in model.named_parameters():
         part = next((p for p in learning if name.startswith((f"{p}.", f"{p}_"))), None)
         if name.startswith(("norm.", "head.")):
@@ -128,5 +134,5 @@ def test_freezing(train_only, freeze_stages, learning):
 
 
 def test_more_stages_than_there_are():
-    with pytest.raises(ValueError, match=r"train.freeze_stages=5: the model has 4 stages"):
-        freeze(tiny(), train_only="all", freeze_stages=5)
+    with pytest.raises(ConfigError, match=r"train.freeze_stages is 5: needed is from 0 to 4"):
+        freeze(tiny(), Train(freeze_stages=5))

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from hiera_video.data.batches import DetectionBatch
-from hiera_video.training.detection import DetectionLoss, multi_hot
+from hiera_video.training.losses import DetectionLoss, multi_hot
 
 
 class Logits(nn.Module):
@@ -63,5 +63,5 @@ def test_the_loss_is_float32_whatever_the_logits_are():
 
 def test_multi_hot():
     expected = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-    assert multi_hot([(1, 3), (), (2,)], 3).tolist() == expected
+    assert multi_hot([(0, 2), (), (1,)], 3).tolist() == expected
     assert multi_hot([], 3).shape == (0, 3)

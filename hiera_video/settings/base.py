@@ -1,0 +1,185 @@
+"""What a setting is: a typed field with its range, default and description.
+
+Classes of settings are frozen pydantic models. The annotation of a field states what is
+allowed, and the string below it what it means and its unit; error messages and `--help` are made
+from these.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic.fields import FieldInfo
+
+
+class Settings(BaseModel):
+    """A group of settings. Wrong values and unknown names raise pydantic's ValidationError."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+    )
+
+    is_compact: ClassVar[bool] = False  # listed as one setting in help texts
+    renamed: ClassVar[dict[str, str]] = {}  # old names, which saved runs may have
+
+    def require(self, condition: bool, key: str, allowed: str) -> None:
+        """For rules between settings: raises an error about `key` unless `condition` holds."""
+        if not condition:
+            value: Any = self
+            for name in key.split("."):
+                value = getattr(value, name)
+            raise RuleError(key, value, allowed)
+
+    def replaced(self, **changes: Any) -> Self:
+        """A copy with other values, checked."""
+        return type(self).model_validate({**dict(self), **changes})
+
+
+class RuleError(ValueError):
+    """A value that is not allowed beside the others."""
+
+    def __init__(self, key: str, value: Any, allowed: str) -> None:
+        super().__init__(f"{key} is {shown(value)}: needed is {allowed}")
+        self.key, self.value, self.allowed = key, value, allowed
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Words for what a field allows, where its type does not say enough."""
+
+    words: str
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A field that the command line takes without its name, as FILE in `predict FILE ...`."""
+
+    name: str
+    is_list: bool = True
+
+
+def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
+    if pair[0] > pair[1]:
+        raise ValueError("the first number is larger than the second")
+    return pair
+
+
+NonNegative = Annotated[float, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+Count = Annotated[int, Ge(1)]
+Natural = Annotated[int, Ge(0)]
+Seed = Natural
+Probability = Annotated[float, Ge(0), Le(1)]
+Rate = Annotated[float, Ge(0), Lt(1)]
+Share = Annotated[float, Gt(0), Le(1)]
+Path = Annotated[str, MinLen(1), Allowed("a path")]
+Ascending = AfterValidator(_ascending)
+Size2 = tuple[Count, Count]
+Size3 = tuple[Count, Count, Count]
+ImageSize = Annotated[
+    int | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
+]
+Device = Annotated[str, Allowed("auto, cpu, cuda, cuda:N or mps")]
+
+
+def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """In words, the values that a type with its constraints allows."""
+    if given := [item.words for item in metadata if isinstance(item, Allowed)]:
+        return given[-1] + (", or null" if type(None) in get_args(annotation) else "")
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return allowed_values(arguments[0], [*metadata, *arguments[1:]])
+    if origin in (Union, types.UnionType):
+        others = [a for a in arguments if a is not type(None)]
+        words = " or ".join(allowed_values(a, metadata) for a in others)
+        return f"{words}, or null" if len(others) < len(arguments) else words
+    if origin is Literal:
+        *first, last = map(str, arguments)
+        return f"{', '.join(first)} or {last}" if first else last
+    if origin is tuple:
+        if len(arguments) == 2 and Ascending in metadata:
+            return f"[low, high] with low <= high, each {allowed_values(arguments[0])}"
+        if arguments[-1] is Ellipsis:
+            return f"a list, each entry {allowed_values(arguments[0])}"
+        return f"a list of {len(arguments)}, each {allowed_values(arguments[0])}"
+    if origin is list:
+        at_least = "at least one, " if any(isinstance(m, MinLen) for m in metadata) else ""
+        return f"a list, {at_least}each entry {allowed_values(arguments[0])}"
+    if annotation is bool:
+        return "true or false"
+    names = {int: "a whole number", float: "a number", str: "text"}
+    return names.get(annotation, "a group of settings") + _bounds(metadata)
+
+
+def _bounds(metadata: Sequence[Any]) -> str:
+    limits = {type(m): m for m in metadata}
+    if Ge in limits and Le in limits:
+        return f" from {limits[Ge].ge:g} to {limits[Le].le:g}"
+    if Ge in limits and Lt in limits:
+        return f" from {limits[Ge].ge:g} up to less than {limits[Lt].lt:g}"
+    if Ge in limits:
+        return f" of {limits[Ge].ge:g} or more"
+    parts = [f"above {limits[Gt].gt:g}"] if Gt in limits else []
+    if Le in limits:
+        parts.append(f"up to {limits[Le].le:g}")
+    if Lt in limits:
+        parts.append(f"below {limits[Lt].lt:g}")
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def shown(value: Any) -> str:
+    """A value in a message, as people write it: numbers that are still text without quotes."""
+    if value is None:
+        return "not set"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(shown, value))}]"
+    if isinstance(value, str):
+        try:
+            float(value)
+        except ValueError:
+            return repr(value)
+        return value
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def section_of(field: FieldInfo) -> type[Settings] | None:
+    """The class of a field that is a group of settings."""
+    annotation = field.annotation
+    return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+
+
+def defaults(cls: type[Settings]) -> dict[str, Any]:
+    """All defaults as nested plain data; required settings are absent."""
+    found: dict[str, Any] = {}
+    for name, field in cls.model_fields.items():
+        section = section_of(field)
+        if section and field.is_required():
+            found[name] = defaults(section)
+        elif not field.is_required():
+            value = field.get_default(call_default_factory=True)
+            found[name] = value.model_dump() if isinstance(value, Settings) else value
+    return found
+
+
+def leaves(cls: type[Settings]) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Every setting with its dotted key, its field and its default (None where it is required)."""
+    yield from _leaves(cls, defaults(cls), "")
+
+
+def _leaves(
+    cls: type[Settings], values: dict[str, Any], prefix: str
+) -> Iterator[tuple[str, FieldInfo, Any]]:
+    for name, field in cls.model_fields.items():
+        section = section_of(field)
+        if section and not section.is_compact:
+            yield from _leaves(section, values[name], f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field, values.get(name)

@@ -1,0 +1,312 @@
+"""Settings of the commands that use trained models on videos, and of those that check data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from annotated_types import MinLen
+from pydantic import model_validator
+
+from hiera_video.settings.base import (
+    Allowed,
+    Count,
+    Device,
+    NonNegative,
+    Operand,
+    Path,
+    Positive,
+    Probability,
+    Seed,
+    Settings,
+)
+from hiera_video.settings.model import Masking
+from hiera_video.settings.training import BoxList, KeyframeData, VideoList
+from hiera_video.settings.video import (
+    Clips,
+    Decoding,
+    KeyframeClips,
+    Reading,
+    Views,
+    Windowing,
+    check_segments,
+)
+
+Checkpoint = Annotated[Path, Allowed("a run, checkpoint or weights folder, or published weights")]
+Files = Annotated[list[Path], MinLen(1), Operand("FILE"), Allowed("at least one file or folder")]
+Precision = Literal["bf16", "fp32"]
+
+
+class EvaluationData(Reading):
+    val: VideoList
+    """Videos to evaluate on: a list file or a folder, as for training."""
+
+
+class EvaluateSettings(Settings):
+    """Compute the multi-view accuracy of a trained classifier.
+
+    `clips` and `views` start from the card of the checkpoint, not from the defaults shown here.
+    """
+
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder, or published weights, of a classifier."""
+    data: EvaluationData
+    clips: Clips = Clips()
+    views: Views = Views()
+    precision: Precision = "fp32"
+    """Precision of the forward pass."""
+    output_dir: Path | None = None
+    """Folder for report.json, scores.npz and predictions.csv. Null: eval/ of the run folder."""
+    overwrite: bool = False
+    """Replace results in output_dir."""
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_segments(self, self.clips, "views.num_clips", self.views.num_clips)
+        return self
+
+
+class PredictSettings(Settings):
+    """Print the most likely classes of videos or images.
+
+    `clips` and `views` start from the card of the checkpoint, not from the defaults shown here.
+    """
+
+    inputs: Files
+    """Files, or folders of files."""
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder, or published weights, of a classifier."""
+    top_k: Count = 5
+    """How many classes to print."""
+    data: Decoding = Decoding()
+    clips: Clips = Clips()
+    views: Views = Views()
+    precision: Precision = "fp32"
+    """Precision of the forward pass."""
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_segments(self, self.clips, "views.num_clips", self.views.num_clips)
+        return self
+
+
+class ExtractSettings(Settings):
+    """Write features of many videos, one file a video, and an index.
+
+    FILE is a folder, searched at any depth, or a list (csv, txt, json, jsonl), or several videos.
+    The same command resumes where it stopped. `clips` start from the card of the checkpoint.
+    """
+
+    inputs: Annotated[
+        list[Path], MinLen(1), Operand("FILE"), Allowed("a folder, a list, or videos")
+    ]
+    """A folder or a list, or files."""
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder, or published weights, of a classifier or a masked
+    autoencoder."""
+    output_dir: Path = "features"
+    """Folder for the features, index.jsonl and failures.jsonl."""
+    layer: Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"] = "pre_logits"
+    """Tokens of a stage; the mean of the last tokens, normalised; or the classifier's outputs."""
+    pooling: Literal["mean", "spatial", "temporal", "none"] = "mean"
+    """Pooling of a stage's tokens [t, h, w, D]: mean leaves [D], spatial [t, D], temporal
+    [h, w, D]."""
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    """Type of the stored numbers; bfloat16 with format=safetensors only."""
+    format: Literal["npz", "npy", "safetensors", "parquet"] = "npz"
+    """Kind of file. npy: with a json file beside it; parquet: npz files, and one table of all."""
+    num_frames: Count | None = None
+    """Frames of a clip. Null: as the model was trained."""
+    image_size: Count | None = None
+    """Height and width of a clip, pixels. Null: as the model was trained."""
+    clips: Clips = Clips()
+    windows: Windowing = Windowing()
+    data: Reading = Reading()
+    batch_size: Count = 16
+    """Views in one forward pass; views of several videos share it."""
+    precision: Precision = "fp32"
+    """Precision of the forward pass."""
+    engine: Literal["local", "ray"] = "local"
+    """local: this machine, or torchrun's processes. ray: Ray Data, on a cluster."""
+    retry_failed: bool = False
+    """Read the videos again that failed before."""
+    overwrite: bool = False
+    """Replace features that were made with other settings."""
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.require(
+            self.layer.startswith("stage") or self.pooling == "mean",
+            "pooling",
+            f"mean with layer={self.layer}, which has no axes left",
+        )
+        self.require(
+            self.dtype != "bfloat16" or self.format == "safetensors",
+            "dtype",
+            f"float32 or float16 with format={self.format}, which has no bfloat16; or "
+            "format=safetensors",
+        )
+        self.require(
+            self.data.num_workers != 0, "data.num_workers", "1 or more: decoding may crash"
+        )
+        self.require(
+            self.windows.kind == "views" or self.clips.sampling == "clip",
+            "clips.sampling",
+            "clip with windows.kind=dense: segments are parts of a whole video",
+        )
+        check_segments(self, self.clips, "windows.num_clips", self.windows.num_clips)
+        return self
+
+
+class DetectionEvaluationData(KeyframeData):
+    val: BoxList
+    """Ground truth to evaluate with: AVA csv, or csv or JSON lines with named columns."""
+    label_map: Path | None = None
+    """Actions that are evaluated: AVA's pbtxt with 60. Null: all that the model knows."""
+
+
+class DetectEvaluateSettings(Settings):
+    """Compute the frame mAP of a trained action detector, in both protocols.
+
+    `clips` start from the card of the checkpoint, not from the defaults shown here.
+    """
+
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder of an action detector."""
+    data: DetectionEvaluationData
+    clips: KeyframeClips = KeyframeClips()
+    batch_size: Count = 16
+    """Clips in a forward pass."""
+    precision: Precision = "fp32"
+    """Precision of the forward pass."""
+    output_dir: Path | None = None
+    """Folder for report.json, detections.csv and keyframes.csv (those that count). Null: eval/ of
+    the run folder."""
+    overwrite: bool = False
+    """Replace results in output_dir."""
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+
+class DetectPredictSettings(Settings):
+    """Detect what the people in videos do, and draw an overlay.
+
+    People are found by torchvision's detector, or given in `boxes`. `clips` start from the card of
+    the checkpoint, not from the defaults shown here.
+    """
+
+    inputs: Files
+    """Videos."""
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder of an action detector."""
+    boxes: Path | None = None
+    """Boxes of people, and with them the key frames: csv of video,second,x1,y1,x2,y2,,score, where
+    video is a file's name and second counts from its first frame. Null: they are detected."""
+    detector: Path | None = None
+    """Weights of torchvision's fasterrcnn_resnet50_fpn_v2, a .pth file. Null: fetched."""
+    detector_score: Probability = 0.8
+    """Lowest score of a person's box that is used, detected or given."""
+    every_sec: Positive = 1.0
+    """Distance between key frames where people are detected, seconds."""
+    min_score: Probability = 0.3
+    """Lowest score of an action in the overlay and the JSON file; the csv has all."""
+    top_k: Count = 3
+    """Most actions of a person in the overlay and the JSON file."""
+    data: Decoding = Decoding()
+    clips: KeyframeClips = KeyframeClips()
+    output_dir: Path = "detections"
+    """Folder for NAME_detections.csv, NAME_detections.json and NAME_overlay.mp4 of each file."""
+    overwrite: bool = False
+    """Replace results in output_dir."""
+    batch_size: Count = 8
+    """Clips in a forward pass."""
+    precision: Precision = "fp32"
+    """Precision of the forward pass."""
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.require(
+            self.boxes is None or self.detector is None,
+            "detector",
+            "null beside boxes, which replace detected people",
+        )
+        return self
+
+
+class DetectScoreSettings(Settings):
+    """Compute the frame mAP of action detections from csv files alone."""
+
+    ground_truth: BoxList
+    """AVA csv: video,second,x1,y1,x2,y2,action,person."""
+    detections: BoxList
+    """AVA csv: video,second,x1,y1,x2,y2,action,score."""
+    label_map: Annotated[Path, Allowed("a list of actions")]
+    """The evaluated classes: pbtxt, or text lines `id: name`."""
+    excluded: Path | None = None
+    """csv of video,second that the slowfast protocol leaves out."""
+    keyframes: Path | None = None
+    """csv of video,second of all key frames to evaluate. Null: as the protocol defines them."""
+    protocol: Literal["activitynet", "slowfast", "both"] = "both"
+    """Published protocol: that of the ActivityNet challenge, which ignores detections at key frames
+    without ground truth, or SlowFast's, which leaves out excluded key frames."""
+
+
+class VisualizeSettings(Settings):
+    """Show what a masked autoencoder sees and predicts, as pictures.
+
+    `clips` and `masking` start from the card of the checkpoint, not from the defaults shown here.
+    """
+
+    inputs: Files
+    """Files; the centre clip of each is shown."""
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder, or published weights, of a masked autoencoder."""
+    mode: Literal["normalised", "visible_statistics", "ground_truth_statistics"] = "normalised"
+    """Source of the brightness and contrast of predicted patches: none, all patches being shown in
+    normalised units; the average of the visible patches; or the hidden patches themselves, which
+    flatters the model."""
+    masking: Masking = Masking()
+    clips: Clips = Clips()
+    decoder_heads: Count | None = None
+    """Attention heads of the decoder. Null: as the checkpoint states; published weights do not."""
+    output_dir: Path = "visualize"
+    """Folder for NAME_MODE.png and NAME_MODE.mp4 of each file."""
+    overwrite: bool = False
+    """Replace pictures in output_dir."""
+    seed: Seed = 0
+    """Decides, with the position of a file among the inputs, which units are visible."""
+    data: Decoding = Decoding()
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+
+class CheckAvaSettings(Settings):
+    """Find mistakes in AVA annotations, proposals and videos before they cost a run."""
+
+    ground_truth: BoxList
+    """AVA csv: video,second,x1,y1,x2,y2,action,person."""
+    label_map: Path | None = None
+    """All classes: pbtxt, or text lines `id: name`. Null: ids are not checked."""
+    proposals: Path | None = None
+    """Person boxes: csv, JSON lines or pickle. Null: their recall is not computed."""
+    proposal_score: Probability = 0.8
+    """Lowest score of the proposals that will be evaluated; their recall is reported beside that of
+    all."""
+    excluded: Path | None = None
+    """csv of video,second that the recall of the proposals leaves out."""
+    videos: Path | None = None
+    """Folder of the video files, or of folders of frames. Null: videos are not checked."""
+    start_sec: NonNegative = 0.0
+    """Time stamp at which the files begin, seconds: 900 for AVA's cuts of 15 minutes."""
+    expected_fps: Positive | None = None
+    """Expected frame rate, frames per second. Null: not checked; needed for folders of frames."""
+    expected_duration_sec: Positive | None = None
+    """Expected length, seconds: 901 for AVA's cuts, 27,030 frames at 30 fps. Null: not checked."""
+    data: Decoding = Decoding()

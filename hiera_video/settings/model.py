@@ -1,0 +1,121 @@
+"""Settings of models."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from annotated_types import Gt, Lt
+from pydantic import model_serializer, model_validator
+
+from hiera_video.settings.base import (
+    Count,
+    ImageSize,
+    Natural,
+    Path,
+    Positive,
+    Rate,
+    Settings,
+    Size3,
+)
+
+
+class Architecture(Settings):
+    """Keyword arguments of `Hiera` that replace those of the variant. Null: the variant's."""
+
+    is_compact = True
+
+    in_chans: Count | None = None
+    """Colour channels of the input."""
+    embed_dim: Count | None = None
+    """Width of the first stage; it doubles with each stage."""
+    num_heads: Count | None = None
+    """Attention heads of the first stage; they double with each stage."""
+    stages: tuple[Count, ...] | None = None
+    """Blocks of each stage."""
+    q_pool: Natural | None = None
+    """Stage transitions that pool."""
+    q_stride: Size3 | None = None
+    """Tokens merged by a pooling step, along (time, height, width)."""
+    mask_unit: Size3 | None = None
+    """Tokens of a mask unit, along (time, height, width)."""
+    mask_unit_attn: tuple[bool, ...] | None = None
+    """For each stage, attention within mask units (true) or over all tokens."""
+    patch_kernel: Size3 | None = None
+    """Kernel of the patch embedding, along (time, height, width), pixels."""
+    patch_stride: Size3 | None = None
+    """Stride of the patch embedding, along (time, height, width), pixels."""
+    patch_padding: tuple[Natural, Natural, Natural] | None = None
+    """Padding of the patch embedding, along (time, height, width), pixels."""
+    sep_pos_embed: bool | None = None
+    """A spatial plus a temporal position embedding instead of one over space and time."""
+    mlp_ratio: Positive | None = None
+    """Hidden width of the MLP over the width of the block."""
+
+    @model_serializer
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that are set."""
+        return {key: value for key, value in self if value is not None}
+
+
+class Backbone(Settings):
+    name: str = "hiera_base_16x224"
+    """A variant of `hiera_video.list_models()`."""
+    init: Path | None = None
+    """Weights to start from: a file, a weights, run or checkpoint folder, or a published tag.
+    Null: random weights."""
+    num_frames: Count | None = None
+    """Frames of a clip. Null: as the variant."""
+    image_size: ImageSize | None = None
+    """Height and width of a clip, pixels: one number, or [height, width]. Null: as the variant."""
+    overrides: Architecture = Architecture()
+    """Keyword arguments of `Hiera` that differ from the variant's, e.g. {mask_unit: [2, 8, 8]}."""
+    drop_path: Rate = 0.0
+    """Rate of stochastic depth in the last block."""
+    pos_embed_resize: Literal["window", "bicubic"] = "window"
+    """How position embeddings are resized: aware of attention windows, or plainly bicubic."""
+    grad_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of the builders in `hiera_video.models`, weights left out."""
+        own = self.model_dump(exclude={"name", "init", "overrides", "grad_checkpointing"})
+        return own | self.overrides.arguments()
+
+
+class Classifier(Backbone):
+    head_dropout: Rate = 0.0
+    """Dropout before the classifier."""
+
+
+class Detector(Classifier):
+    roi_resolution: Count = 7
+    """Bins of RoIAlign along each side of a box."""
+
+
+class Autoencoder(Backbone):
+    decoder_heads: Count | None = None
+    """Attention heads of the decoder. No tensor's shape shows them: 8 in the paper's video recipes,
+    16 in its image recipes and in all public builders. Null: as `init` states, which must then be
+    a folder that pretraining wrote."""
+    decoder_dim: Count = 512
+    """Width of the decoder."""
+    decoder_depth: Count = 8
+    """Blocks of the decoder."""
+    target: Literal["pixels", "hog"] = "pixels"
+    """What is predicted in hidden units: normalised pixels, or histograms of oriented gradients."""
+
+    @model_validator(mode="after")
+    def _check_heads(self) -> Self:
+        self.require(
+            self.decoder_heads is None or self.decoder_dim % self.decoder_heads == 0,
+            "decoder_heads",
+            f"a divisor of decoder_dim={self.decoder_dim}",
+        )
+        return self
+
+
+class Masking(Settings):
+    kind: Literal["random", "tube", "frame", "block"] = "random"
+    """Each mask unit on its own, one spatial pattern for all times, whole time steps, or boxes."""
+    mask_ratio: Annotated[float, Gt(0), Lt(1)] | None = None
+    """Fraction of the mask units that is hidden. Null: 0.9 for video, 0.6 for images."""

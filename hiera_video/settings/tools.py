@@ -1,0 +1,178 @@
+"""Settings of the commands on cost, speed and formats of models, and of the demos."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from annotated_types import MinLen
+from pydantic import model_validator
+
+from hiera_video.settings.base import (
+    Allowed,
+    Count,
+    Device,
+    ImageSize,
+    Operand,
+    Path,
+    Seed,
+    Settings,
+)
+from hiera_video.settings.evaluation import Checkpoint
+from hiera_video.settings.model import Architecture, Masking
+from hiera_video.settings.video import Decoding
+
+Work = Literal["inference", "finetuning", "pretraining"]
+
+
+class FlopsSettings(Settings):
+    """Count parameters, multiply-adds and activations of a model, by stage and in all.
+
+    MODEL is a variant of `hiera_video.list_models()`. Instead of it, --config may name a recipe of
+    finetune, pretrain or detect train, of which the model, the masking and the views are used.
+    """
+
+    model: Annotated[str | None, Operand("MODEL", is_list=False)] = None
+    """A variant."""
+    task: Literal["classification", "pretraining", "detection"] | None = None
+    """One view classified, a masked clip reconstructed, or one box of a clip classified. Null: that
+    of the recipe, else classification."""
+    num_frames: Count | None = None
+    """Frames of a clip. Null: as the variant."""
+    image_size: ImageSize | None = None
+    """Height and width of a clip, pixels: one number, or [height, width]. Null: as the variant."""
+    num_classes: Count | None = None
+    """Outputs of the classifier. Null: as the variant; 80, AVA's, in detection."""
+    overrides: Architecture = Architecture()
+    """Keyword arguments of `Hiera` that differ from the variant's, e.g. {mask_unit: [2, 8, 8]}."""
+    masking: Masking = Masking()
+    decoder_dim: Count = 512
+    """Width of the decoder in pretraining."""
+    decoder_depth: Count = 8
+    """Blocks of the decoder in pretraining."""
+    target: Literal["pixels", "hog"] = "pixels"
+    """What is predicted in pretraining."""
+    roi_resolution: Count = 7
+    """Bins of RoIAlign along each side of a box in detection."""
+    num_clips: Count | None = None
+    """Temporal clips of a video. Null: 5 for the classification of videos, else 1."""
+    num_crops: Count | None = None
+    """Spatial crops of a clip. Null: 3 for the classification of videos, else 1."""
+    modules: bool = False
+    """Also list each module, not only stages."""
+    table: bool = False
+    """Instead, the sizes and FLOPs of all variants as in the paper's tables."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self.require(
+            not (self.table and self.model), "table", "false with a MODEL: it has all variants"
+        )
+        self.require(
+            self.table or self.model is not None, "model", "a variant, or a recipe, or --table"
+        )
+        self.require(
+            self.task != "pretraining" or self.num_classes is None,
+            "num_classes",
+            "null with task=pretraining, which has no classifier",
+        )
+        return self
+
+
+class BenchmarkSettings(Settings):
+    """Measure speed and memory of models, beside those of other libraries.
+
+    MODEL is a variant of `hiera_video.list_models()`, by default hiera_base_16x224; several must be
+    all of video or all of images. Weights and inputs are random: neither changes the speed.
+    """
+
+    models: Annotated[tuple[str, ...], Operand("MODEL")] = ()
+    """Variants."""
+    peers: bool = False
+    """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours."""
+    only: str = ""
+    """Restrict the peers to those whose names contain this text, e.g. official."""
+    work: Annotated[tuple[Work, ...], MinLen(1)] = ("inference", "finetuning", "pretraining")
+    """Forward passes, or steps of training without the optimizer."""
+    precisions: Annotated[tuple[Literal["fp32", "bf16", "fp16"], ...], MinLen(1)] = ("fp32", "bf16")
+    """Number types (bf16 and fp16 by autocast; fp16 on a GPU only)."""
+    execution: Annotated[tuple[Literal["eager", "compiled"], ...], MinLen(1)] = ("eager",)
+    """compiled: by torch.compile, whose first call takes a minute."""
+    batch_sizes: Annotated[tuple[Count, ...], MinLen(1)] = (1,)
+    """Clips of a call. A size that does not fit into the memory is halved, with a message."""
+    rounds: Count = 5
+    """Rounds, of which the median is reported; each has as many calls as take half a second."""
+    videos: Path | None = None
+    """File, folder or list of videos: inference is measured with decoding too, of one clip a
+    video, until `rounds` batches are done. Null: without decoding only."""
+    data: Decoding = Decoding()
+    output_dir: Path | None = None
+    """Folder for results.json, results.md and accuracy_speed.png. Null: they are not written."""
+    overwrite: bool = False
+    """Replace results in output_dir."""
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        measured = "inference" in self.work and "eager" in self.execution
+        self.require(
+            self.videos is None or (measured and "fp16" not in self.precisions),
+            "videos",
+            "null unless inference is measured, eager, in fp32 or bf16: only that has decoding",
+        )
+        self.require(self.peers or not self.only, "only", "empty without --peers")
+        return self
+
+
+class ExportSettings(Settings):
+    """Export a model as torch.export and ONNX files, each compared with it.
+
+    A classifier becomes model.pt2 and model.onnx, an action detector backbone and head, and
+    export.json describes inputs and outputs.
+    """
+
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder, or published weights, of a classifier or an action
+    detector."""
+    format: Literal["pt2", "onnx", "both"] = "both"
+    """Kind of files: torch.export, ONNX."""
+    output_dir: Path = "exported"
+    """Folder for the files."""
+    overwrite: bool = False
+    """Replace the folder if an earlier export wrote it."""
+
+
+class ConvertSettings(Settings):
+    """Write weights of a classifier or backbone in the layout of another project.
+
+    What was written is read again, and all tensors must come back the same.
+    """
+
+    checkpoint: Annotated[Path, Allowed("a file, a folder or published weights")]
+    """A file or folder in any of the layouts, or published weights."""
+    layout: Literal["hiera_video", "official", "timm", "transformers"] = "hiera_video"
+    """Layout to write: a weights folder of this project; a .pth file; or, of image models, a
+    folder for timm or transformers."""
+    output: Annotated[Path, Allowed("the name of a file or folder that does not exist")]
+    """Folder, or file with layout=official; must not exist."""
+
+
+class DemoSettings(Settings):
+    """Generate a small data set, fine-tune a classifier on it, evaluate and predict."""
+
+    output_dir: Path = "demo"
+    """Folder for the data and the run."""
+    seed: Seed = 0
+    """Seed of the data and the training."""
+
+
+class DemoAvaSettings(Settings):
+    """Generate a small data set in AVA's files, train an action detector on it and score it.
+
+    The same model is trained on key frames alone too: the difference is what motion contributes.
+    """
+
+    output_dir: Path = "demo_ava"
+    """Folder for the data and the runs."""
+    seed: Seed = 0
+    """Seed of the data and the training."""

@@ -1,0 +1,121 @@
+"""Settings of reading: the decoder, and which frames and crops of a video are taken."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BeforeValidator, model_validator
+
+from hiera_video.settings.base import Count, Natural, Path, Positive, Settings
+
+Backend = Literal["pyav", "decord", "torchcodec"]
+Spacing = Literal["linspace", "strided"]
+EndPolicy = Literal["repeat_last", "wrap", "error"]
+LastWindow = Literal["pad", "drop", "shift"]
+ClipRule = Literal["offset", "interval"]
+NumCrops = Annotated[Literal[1, 3], BeforeValidator(int)]  # text too, as in YAML
+
+
+class Decoding(Settings):
+    backend: Backend = "pyav"
+    """Library that decodes."""
+    deadline_sec: Positive = 60.0
+    """Longest time that reading one video may take, seconds."""
+    num_workers: Natural | None = None
+    """Decoding processes for each process. Null: as many as its share of the CPU cores."""
+
+
+class Reading(Decoding):
+    root: Path | None = None
+    """Folder that relative paths in lists start from. Null: the folder of the list."""
+
+
+class KeyframeClips(Settings):
+    """Clips around key frames."""
+
+    sampling_rate: Count = 4
+    """Distance between sampled frames, source frames (frames at target_fps where that is set)."""
+    target_fps: Positive | None = None
+    """Sample the video as if played at this rate, frames per second. Null: its own frames."""
+
+
+class Clips(KeyframeClips):
+    """Which frames of a video make a clip."""
+
+    sampling: Literal["clip", "segments"] = "clip"
+    """Frames at a fixed distance (Kinetics), or one from each of num_frames equal parts (SSv2)."""
+    spacing: Spacing = "linspace"
+    """Spread over num_frames * sampling_rate frames, ends included (SlowFast), or every n-th."""
+    end_policy: EndPolicy = "repeat_last"
+    """What fills a clip past the end of a video that is shorter than the clip."""
+
+
+class Views(Settings):
+    """Multi-view evaluation."""
+
+    num_clips: Count = 5
+    """Temporal clips of a video."""
+    num_crops: NumCrops = 3
+    """Spatial crops of a clip: 1 (centre) or 3 (along the longer side)."""
+    clip_rule: ClipRule = "offset"
+    """The last clip ends with the video (SlowFast's offset sampling), or clips start at multiples
+    of an equal share of the video."""
+    short_side: Count | None = None
+    """Short side after resizing, pixels. Null: the crop size for 3 crops, 256/224 of it for 1."""
+    batch_size: Count = 16
+    """Views in one forward pass; views of several videos share it."""
+
+
+class Windowing(Settings):
+    """Windows of feature extraction."""
+
+    kind: Literal["dense", "views"] = "dense"
+    """Windows over the whole video, or the clips of multi-view evaluation."""
+    clip_stride: Count | None = None
+    """For dense windows: distance between the starts of two windows, source frames (frames at
+    clips.target_fps where that is set). Null: the length of a clip, side by side."""
+    clip_stride_sec: Positive | None = None
+    """For dense windows: the same distance in seconds, instead."""
+    last_window: LastWindow = "pad"
+    """For dense windows: where frames remain at the end, a window that repeats the last frame, no
+    window, or a window that ends with the video. A video shorter than a clip has one window, by
+    clips.end_policy."""
+    num_clips: Count = 5
+    """For views: temporal clips of a video."""
+    clip_rule: ClipRule = "offset"
+    """For views: the last clip ends with the video, or clips start at even shares."""
+    num_crops: NumCrops = 1
+    """Spatial crops of a window: 1 (centre) or 3 (along the longer side)."""
+    short_side: Count | None = None
+    """Short side after resizing, pixels. Null: the crop size for 3 crops, 256/224 of it for 1."""
+
+    @model_validator(mode="after")
+    def _check_unused(self) -> Self:
+        self.require(
+            self.clip_stride is None or self.clip_stride_sec is None,
+            "clip_stride_sec",
+            "null beside clip_stride: only one of the two",
+        )
+        used_by = {
+            "clip_stride": "dense",
+            "clip_stride_sec": "dense",
+            "last_window": "dense",
+            "num_clips": "views",
+            "clip_rule": "views",
+        }
+        for key, kind in used_by.items():
+            default = type(self).model_fields[key].default
+            self.require(
+                self.kind == kind or getattr(self, key) == default,
+                key,
+                f"{'null' if default is None else default} with kind={self.kind}, which does not "
+                "use it",
+            )
+        return self
+
+
+def check_segments(settings: Settings, clips: Clips, key: str, num_clips: int) -> None:
+    """Segment sampling knows one or two clips of a video (SlowFast's two test clips of SSv2)."""
+    settings.require(
+        clips.sampling == "clip" or num_clips in (1, 2), key, "1 or 2 with clips.sampling=segments"
+    )

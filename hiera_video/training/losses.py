@@ -1,0 +1,152 @@
+"""Losses of the three training commands, each the sum over the targets of a batch, in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.data.batches import ClipBatch, DetectionBatch
+from hiera_video.data.mixing import mix, soft_targets
+from hiera_video.data.transforms import normalize
+from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
+from hiera_video.models.masking import UnitMasking, kept_units
+from hiera_video.settings.training import Augment
+
+
+class ClassificationLoss:
+    """Normalises, mixes and classifies a batch of clips.
+
+    Softmax cross entropy with soft targets for one label a video; for several, binary cross entropy
+    averaged over the classes. Label smoothing s changes targets y to (1 - s) y + s / L.
+
+    Args:
+        augment: its mixup, cutmix and label smoothing are used.
+        class_weights: [L], factor on the loss of each class; None for none.
+    """
+
+    def __init__(
+        self,
+        augment: Augment,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        multi_label: bool = False,
+        class_weights: Tensor | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.augment, self.num_classes, self.multi_label = augment, num_classes, multi_label
+        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        self.class_weights = None if class_weights is None else class_weights.to(device)
+
+    def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
+        device = self.mean.device
+        clips = normalize(batch.clips.to(device, non_blocking=True), self.mean, self.std)
+        targets = self._targets(batch).to(device, non_blocking=True)
+        clips, targets = mix(
+            clips,
+            targets,
+            mixup=self.augment.mixup,
+            cutmix=self.augment.cutmix,
+            generator=rng,
+        )
+        logits = model(clips).float()
+        if self.multi_label:
+            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+            losses = losses / self.num_classes
+        else:
+            losses = -targets * logits.log_softmax(dim=1)
+        if self.class_weights is not None:
+            losses = losses * self.class_weights
+        return losses.sum()
+
+    def _targets(self, batch: ClipBatch) -> Tensor:
+        """Float [B, L]."""
+        smoothing = self.augment.label_smoothing
+        if not len(batch):  # nothing could be read: the one black clip has no label
+            return torch.zeros(len(batch.clips), self.num_classes)
+        if not self.multi_label:
+            labels = torch.tensor([label for (label,) in batch.labels])
+            return soft_targets(labels, self.num_classes, smoothing)
+        targets = multi_hot(batch.labels, self.num_classes)
+        return targets * (1 - smoothing) + smoothing / self.num_classes
+
+
+class ReconstructionLoss:
+    """Normalises a batch and predicts its hidden units: mean squared error of each clip.
+
+    Args:
+        autoencoder: the model without wrappers, which knows its targets.
+        masking: what drew the batches' `visible`.
+    """
+
+    def __init__(
+        self,
+        autoencoder: MaskedAutoencoderHiera,
+        masking: UnitMasking,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.autoencoder, self.masking = autoencoder, masking
+        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+
+    def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
+        device = self.mean.device
+        visible = batch.visible
+        if visible is None:  # nothing could be read: any units of the one black clip
+            visible = torch.from_numpy(self.masking(np.random.default_rng(0)))[None]
+        kept = kept_units(visible).to(device, non_blocking=True)
+        clips = normalize(batch.clips.to(device, non_blocking=True), self.mean, self.std)
+        prediction = model(clips, kept)
+        return reconstruction_losses(prediction, self.autoencoder.targets(clips, kept)).sum()
+
+
+class DetectionLoss:
+    """Binary cross entropy of each box, averaged over the actions.
+
+    As SlowFast's on AVA: an action that is not annotated counts as absent.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.num_classes = num_classes
+        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+
+    def __call__(self, model: nn.Module, batch: DetectionBatch, rng: np.random.Generator) -> Tensor:
+        device = self.mean.device
+        clips = normalize(batch.clips.to(device, non_blocking=True), self.mean, self.std)
+        boxes, clip_of_box = batch.boxes.to(device), batch.clip_of_box.to(device)
+        logits = model(clips, boxes, clip_of_box).float()
+        columns = [tuple(action - 1 for action in ids) for ids in batch.actions]
+        targets = multi_hot(columns, self.num_classes).to(device, non_blocking=True)
+        losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return losses.sum() / self.num_classes
+
+
+def multi_hot(classes: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
+    """Float [N, L]: 1 in the columns that each entry names."""
+    targets = torch.zeros(len(classes), num_classes)
+    for row, columns in zip(targets, classes, strict=True):
+        row[list(columns)] = 1.0
+    return targets
+
+
+def balanced_class_weights(labels: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
+    """[L]: inverse to each class's number of videos, 1 on average over videos, 1 without any."""
+    counts = torch.bincount(
+        torch.tensor([c for video in labels for c in video]), minlength=num_classes
+    )
+    present = int((counts > 0).sum())
+    return torch.where(counts > 0, counts.sum() / (present * counts.clamp(min=1)), 1.0)

@@ -1,0 +1,422 @@
+"""load_settings(): where values come from, and how a mistake is reported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from hiera_video.errors import ConfigError
+from hiera_video.settings.base import RuleError, defaults, leaves
+from hiera_video.settings.evaluation import (
+    DetectEvaluateSettings,
+    EvaluateSettings,
+    PredictSettings,
+)
+from hiera_video.settings.load import (
+    configs_folder,
+    differences,
+    find_config,
+    load_for_print,
+    load_settings,
+    to_dict,
+    to_yaml,
+)
+from hiera_video.settings.tools import DemoSettings
+from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, Optim
+from hiera_video.training.run_folder import check_same_config
+
+
+def write(tmp_path: Path, text: str, name: str = "recipe.yaml") -> str:
+    path = tmp_path / name
+    path.write_text(text)
+    return str(path)
+
+
+def finetune(*overrides: str, files: list[str] | None = None) -> FinetuneSettings:
+    return load_settings(FinetuneSettings, files or [], ["data.train=t", *overrides])
+
+
+def mistake(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        finetune(*overrides)
+    return str(error.value)
+
+
+# Where values come from.
+
+
+def test_without_anything_it_is_the_defaults():
+    assert finetune() == FinetuneSettings(data={"train": "t"})
+
+
+def test_overrides_win_over_files_and_later_files_over_earlier(tmp_path):
+    first = write(tmp_path, "optim: {lr: 1e-3, weight_decay: 0.1}\nrun_dir: first", "1.yaml")
+    second = write(tmp_path, "optim: {lr: 2e-3}\ntrain: {epochs: 17}", "2.yaml")
+    config = finetune("train.epochs=18", "train.epochs=19", files=[first, second])
+    assert config.optim.lr == 2e-3  # of the second file
+    assert config.optim.weight_decay == 0.1  # of the first, which the second leaves
+    assert config.run_dir == "first"
+    assert config.train.epochs == 19  # the last override
+    assert config.optim.clip_grad == Optim().clip_grad
+
+
+def test_files_win_over_the_callers_defaults(tmp_path):
+    trained = {"views": {"num_clips": 1, "num_crops": 1}, "clips": {"sampling_rate": 2}}
+    file = write(tmp_path, "views: {num_clips: 2}")
+    overrides = ["checkpoint=c", "data.val=v", "clips.spacing=strided"]
+    config = load_settings(EvaluateSettings, [file], overrides, trained)
+    assert (config.views.num_clips, config.views.num_crops) == (2, 1)
+    assert (config.clips.sampling_rate, config.clips.spacing) == (2, "strided")
+
+
+def test_an_empty_file_changes_nothing(tmp_path):
+    assert finetune(files=[write(tmp_path, "# nothing\n")]) == finetune()
+
+
+@pytest.mark.parametrize("name", ["kinetics400/hiera_base", "configs/kinetics400/hiera_base.yaml"])
+def test_shipped_recipes_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == configs_folder() / "kinetics400" / "hiera_base.yaml"
+
+
+def test_a_file_of_ones_own_goes_before_a_shipped_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs/ssv2").mkdir(parents=True)
+    own = tmp_path / "configs/ssv2/hiera_large_16x224.yaml"
+    own.write_text("run_dir: own")
+    assert find_config("configs/ssv2/hiera_large_16x224.yaml").resolve() == own
+
+
+# Values.
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.init=a=b.pth", "a=b.pth"),  # only the first "=" separates
+        ("model.init=https://x.org/w.pth?a=1&b=2", "https://x.org/w.pth?a=1&b=2"),
+        ("model.init=/videos/größe 5/w.pth", "/videos/größe 5/w.pth"),
+        ("model.init=null", None),
+        ("model.init=5", "5"),  # text stays text
+        ("train.epochs=1e2", 100.0),
+        ("train.epochs=30", 30.0),
+        ("optim.clip_grad=null", None),
+        ("augment.crop_area=[0.5,1]", (0.5, 1.0)),
+        ("optim.betas=[0.9, 0.95]", (0.9, 0.95)),
+        ("model.name=007", "007"),
+        ("model.image_size=160", 160),
+        ("model.image_size=[128, 160]", (128, 160)),
+        ("augment.flip=false", False),
+        ("clips.target_fps=29.97", 29.97),
+    ],
+)
+def test_a_value_on_the_command_line(override, expected):
+    config = finetune(override)
+    for name in override.partition("=")[0].split(".")[:2]:
+        config = getattr(config, name)
+    assert config == expected
+    assert type(config) is type(expected)
+
+
+def test_arguments_of_the_architecture():
+    config = finetune("model.overrides={mask_unit: [2, 8, 8], sep_pos_embed: false}")
+    config = config.replaced(train=config.train.replaced(epochs=20))
+    assert config.model.overrides.arguments() == {"mask_unit": (2, 8, 8), "sep_pos_embed": False}
+    assert to_dict(config)["model"]["overrides"] == {"mask_unit": [2, 8, 8], "sep_pos_embed": False}
+
+
+def test_nothing_is_interpolated(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "leaked")
+    text = "${oc.env:SECRET}"
+    assert finetune(f"run_dir={text}").run_dir == text
+    assert finetune(files=[write(tmp_path, f"run_dir: '{text}'")]).run_dir == text
+    assert finetune("run_dir=$SECRET").run_dir == "$SECRET"
+
+
+def test_files_take_numbers_as_people_write_them(tmp_path):
+    config = finetune(files=[write(tmp_path, "optim: {lr: 1e-3, clip_grad: null}")])
+    assert config.optim.lr == 0.001  # plain YAML 1.1 reads 1e-3 as text
+    assert config.optim.clip_grad is None
+
+
+def test_lists_of_inputs():
+    config = load_settings(PredictSettings, overrides=["inputs=[a.mp4,'b c.mp4']", "checkpoint=c"])
+    assert config.inputs == ["a.mp4", "b c.mp4"]
+
+
+def test_configurations_are_frozen():
+    config = finetune()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.run_dir = "elsewhere"
+    with pytest.raises(ValidationError, match="frozen"):
+        config.optim.lr = 1.0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    lr=st.floats(1e-9, 10),
+    path=st.text(st.characters(codec="utf-8", exclude_categories=["Cc", "Zl", "Zp"]), min_size=1),
+    area=st.tuples(st.floats(0.01, 0.5), st.floats(0.5, 1)),
+    clip_grad=st.none() | st.floats(0.1, 10),
+)
+def test_what_is_written_reads_back(tmp_path_factory, lr, path, area, clip_grad):
+    optim = Optim(lr=lr, clip_grad=clip_grad)
+    augment = {"crop_area": area}
+    config = FinetuneSettings(data={"train": "t"}, run_dir=path, optim=optim, augment=augment)
+    file = tmp_path_factory.mktemp("config") / "config.yaml"
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert load_settings(FinetuneSettings, [str(file)]) == config
+
+
+# Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr is unknown; did you mean 'lr'?"),
+        ("optm.lr=1", "optm is unknown; did you mean 'optim'?"),
+        ("clips.samplingrate=2", "clips.samplingrate is unknown; did you mean 'sampling_rate'?"),
+        ("train.zzz=4", "train.zzz is unknown; known here are epochs, "),
+        ("optim.lr=fast", "optim.lr is 'fast': needed is a number above 0"),
+        ("optim.lr=nan", "optim.lr is nan: needed is a number above 0"),
+        ("optim.lr=[1,2]", "optim.lr is [1, 2]: needed is a number"),
+        ("augment.crop_area=[0.5,a]", "augment.crop_area is [0.5, 'a']: needed is [low, high]"),
+        ("augment.crop_area=[0.5", "augment.crop_area=[0.5: not valid YAML"),
+        ("train.num_repeats=2.5", "train.num_repeats is 2.5: needed is a whole number"),
+        ("train.compile=maybe", "train.compile is 'maybe': needed is true or false"),
+        ("train.global_batch_size=null", "train.global_batch_size is not set: needed is a whole"),
+        ("augment.crop_area=[0.5]", "augment.crop_area is [0.5]: needed is [low, high]"),
+        ("augment.crop_area=0.5", "augment.crop_area is 0.5: needed is [low, high]"),
+        ("optim=sgd", "optim is 'sgd': needed is a group with optimizer, lr"),
+        ("optim.optimizer=adam", "optim.optimizer is 'adam': needed is adamw or sgd"),
+        ("clips.sampling=segment", "clips.sampling is 'segment': needed is clip or segments"),
+        ("data.backend=opencv", "data.backend is 'opencv': needed is pyav, decord or torchcodec"),
+        ("model.overrides.widths=3", "model.overrides.widths is unknown"),
+        (
+            "model.overrides.mask_unit=[2,8]",
+            "model.overrides.mask_unit is [2, 8]: needed is a list",
+        ),
+        (
+            "model.image_size=[1,2,3]",
+            "model.image_size is [1, 2, 3]: needed is a whole number of p",
+        ),
+        ("optim.lr", "'optim.lr' is not of the form key.path=value"),
+        ("", "'' is not of the form key.path=value"),
+        ("--lr=1", "--lr is unknown"),
+    ],
+)
+def test_a_wrong_override_is_one_line(override, message):
+    assert mistake(override).startswith(message)
+    assert "\n" not in mistake(override)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optim: {lrr: 1}", "optim.lrr is unknown; did you mean 'lr'?"),
+        ("optimizer: {lr: 1}", "optimizer is unknown"),
+        ("optim: {optimizer: adam}", "optim.optimizer is 'adam': needed is adamw or sgd"),
+        ("optim: {lr: fast}", "optim.lr is 'fast'"),
+        ("augment: {crop_area: [0.5]}", "augment.crop_area is [0.5]"),
+        ("train: {epochs: 30}\noptim: 3", "optim is 3: needed is a group with optimizer, lr"),
+        ("optim:", "optim is not set: needed is a group with optimizer, lr"),
+        ("- a\n- b", "holds a list, not keys with values"),
+        ("only words", "holds the text 'only words', not keys with values"),
+        ("optim: [lr", "not valid YAML: "),
+        ("optim:\n\tlr: 1", "not valid YAML: "),
+        ("optim: {lr: 1}\noptim: {lr: 2}", "not valid YAML: duplicate key optim"),
+        ("optim: {lr: !!python/object/apply:os.getcwd []}", "not valid YAML: "),
+    ],
+)
+def test_a_wrong_file_is_named_with_its_mistake(tmp_path, text, message):
+    file = write(tmp_path, text)
+    with pytest.raises(ConfigError) as error:
+        finetune(files=[file])
+    assert str(error.value).startswith(f"{file}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom\xff\xfe")
+    with pytest.raises(ConfigError, match=r"clip\.mp4: not valid YAML"):
+        finetune(files=[str(tmp_path / "clip.mp4")])
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("kinetics400/hiera_bse", "did you mean kinetics400/hiera_base?"),
+        ("configs/ssv2/hiera_large_16x244.yaml", "ssv2/hiera_large_16x224?"),
+        ("/zzz", "shipped are"),
+    ],
+)
+def test_a_file_that_is_not_there(name, hint):
+    with pytest.raises(ConfigError) as error:
+        finetune(files=[name])
+    assert str(error.value).startswith(f"{name}: there is no such configuration file")
+    assert hint in str(error.value)
+
+
+def test_a_folder_is_not_a_file(tmp_path):
+    with pytest.raises(ConfigError, match="there is no such configuration file"):
+        finetune(files=[str(tmp_path)])
+
+
+# Values that are of the right type and still wrong.
+
+
+def test_training_needs_data():
+    with pytest.raises(ConfigError, match=r"^data\.train is not set: .*list file or a folder"):
+        load_settings(FinetuneSettings)
+
+
+@pytest.mark.parametrize(
+    ("override", "allowed"),
+    [
+        ("model.drop_path=1", "a number from 0 up to less than 1"),
+        ("model.head_dropout=-0.1", "a number from 0 up to less than 1"),
+        (
+            "augment.crop_area=[0.5, 0.1]",
+            "[low, high] with low <= high, each a number above 0 and up to 1",
+        ),
+        (
+            "augment.crop_area=[0, 1]",
+            "[low, high] with low <= high, each a number above 0 and up to 1",
+        ),
+        (
+            "augment.crop_area=[0.5, 1.5]",
+            "[low, high] with low <= high, each a number above 0 and up to",
+        ),
+        ("augment.crop_aspect=[2, 1]", "[low, high] with low <= high, each a number above 0"),
+        ("augment.rand_augment_magnitude=11", "a number from 0 to 10, or null"),
+        ("augment.erasing_prob=1.5", "a number from 0 to 1"),
+        ("train.global_batch_size=0", "a whole number of 1 or more"),
+        ("train.num_repeats=-1", "a whole number of 1 or more"),
+        ("train.warmup_epochs=100", "less than epochs=100"),
+        ("optim.lr=0", "a number above 0"),
+        ("optim.betas=[0.9, 1]", "a list of 2, each a number from 0 up to less than 1"),
+        ("optim.layer_decay=1.1", "a number above 0 and up to 1"),
+        ("optim.layer_decay=0", "a number above 0 and up to 1"),
+        ("clips.sampling_rate=0", "a whole number of 1 or more"),
+        ("clips.target_fps=0", "a number above 0, or null"),
+        ("views.num_crops=2", "1 or 3"),
+        ("views.num_clips=0", "a whole number of 1 or more"),
+        ("views.batch_size=0", "a whole number of 1 or more"),
+        ("views.short_side=0", "a whole number of 1 or more, or null"),
+        ("optim.clip_grad=0", "a number above 0, or null"),
+        ("train.ema_decay=1", "a number from 0 up to less than 1, or null"),
+        ("augment.mixup=-1", "a number of 0 or more"),
+        ("train.seed=-1", "a whole number of 0 or more"),
+        ("train.evaluate_every=0", "a number above 0, or null"),
+        ("data.num_workers=-1", "a whole number of 0 or more, or null"),
+        ("data.deadline_sec=0", "a number above 0"),
+    ],
+)
+def test_a_value_out_of_range_names_key_value_and_range(override, allowed):
+    key, _, value = override.partition("=")
+    assert mistake(override).startswith(f"{key} is {value}: needed is {allowed}")
+
+
+def test_segments_have_one_or_two_test_clips():
+    message = mistake("clips.sampling=segments")  # with the default 5 clips
+    assert message.startswith("views.num_clips is 5")
+    assert "1 or 2" in message
+    assert "clips.sampling=segments" in message
+    finetune("clips.sampling=segments", "views.num_clips=2")
+
+
+def test_a_probe_freezes_the_backbone_by_itself():
+    message = mistake("train.train_only=head", "train.freeze_stages=1", "model.init=w.pth")
+    assert message.startswith("train.freeze_stages is 1")
+    assert "train_only=head" in message
+
+
+def test_a_probe_needs_weights():
+    message = mistake("train.train_only=head")
+    assert message.startswith("model.init is not set")
+    assert "train.train_only=head" in message
+    assert "model.init" in mistake("train.train_only=head", "augment={mixup: 0, cutmix: 0}")
+    finetune("train.train_only=head", "model.init=w.pth")
+
+
+@pytest.mark.parametrize(
+    ("cls", "overrides", "key"),
+    [
+        (EvaluateSettings, ["data.val=v"], "checkpoint"),
+        (EvaluateSettings, ["checkpoint=c"], "data.val"),
+        (
+            EvaluateSettings,
+            ["checkpoint=c", "data.val=v", "data.num_workers=-1"],
+            "data.num_workers",
+        ),
+        (DemoSettings, ["seed=-1"], "seed"),
+        (PredictSettings, ["checkpoint=c"], "FILE"),
+        (PredictSettings, ["inputs=[a.mp4]"], "checkpoint"),
+        (PredictSettings, ["inputs=[a.mp4]", "checkpoint=c", "top_k=0"], "top_k"),
+    ],
+)
+def test_other_commands_name_what_they_miss(cls, overrides, key):
+    with pytest.raises(ConfigError, match=f"^{key} is "):
+        load_settings(cls, overrides=overrides)
+
+
+def test_python_takes_and_checks_the_same_values():
+    assert Optim(lr=0.1).replaced(betas=(0.9, 0.95)).betas == (0.9, 0.95)
+    with pytest.raises(ValidationError, match="lr"):
+        Optim(lr=0)
+    with pytest.raises(ValidationError, match="lr"):
+        Optim(lr=0.1).replaced(lr=-1)
+    with pytest.raises(ValidationError, match="needed is less than epochs=3") as error:
+        finetune().train.replaced(epochs=3)
+    assert isinstance(error.value.errors()[0]["ctx"]["error"], RuleError)
+
+
+# What is printed.
+
+
+def test_a_configuration_without_its_required_settings_is_printed():
+    printed = load_for_print(EvaluateSettings, overrides=["views.num_clips=2", "precision=bf16"])
+    assert printed["checkpoint"] is None
+    assert printed["data"]["val"] is None
+    assert (printed["views"]["num_clips"], printed["precision"]) == (2, "bf16")
+    with pytest.raises(ConfigError, match=r"views\.num_clips is 0"):
+        load_for_print(EvaluateSettings, overrides=["views.num_clips=0"])
+
+
+def test_every_setting_is_described():
+    for cls in (FinetuneSettings, DetectTrainSettings, DetectEvaluateSettings, PredictSettings):
+        for key, field, _ in leaves(cls):
+            assert field.description, key
+    assert defaults(DetectTrainSettings)["optim"]["lr"] == 1e-4  # of the command, not of the class
+
+
+# Resuming with another configuration.
+
+
+def test_differences_are_listed_by_key():
+    changed = to_dict(finetune("optim.lr=1", "augment.crop_area=[0.5,1]"))
+    assert differences(to_dict(finetune()), changed) == [
+        "augment.crop_area: [0.08, 1.0] -> [0.5, 1.0]",
+        "optim.lr: 0.0008 -> 1.0",
+    ]
+
+
+def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
+    saved = tmp_path / "config.yaml"
+    check_same_config(saved, finetune())  # no run yet
+    saved.write_text(to_yaml(finetune()))
+    check_same_config(saved, finetune("device=cpu", "data.num_workers=3"))  # results stay the same
+    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0008 -> 1\.0.*overwrite_config=true"):
+        check_same_config(saved, finetune("optim.lr=1"))
+    check_same_config(saved, finetune("optim.lr=1", "overwrite_config=true"))
+
+
+def test_old_names_in_saved_runs_are_read(tmp_path):
+    file = write(tmp_path, "data: {seconds: [902.0, 1798.0]}")
+    config = load_settings(DetectTrainSettings, [file], ["data.train=t", "data.label_map=l"])
+    assert config.data.keyframe_range_sec == (902.0, 1798.0)
