@@ -24,9 +24,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol as Interface
 
 import numpy as np
+
+from hiera_video.data.boxes.table import BoxTable
 
 MATCHING_IOU = 0.5
 
@@ -57,34 +58,6 @@ PROTOCOLS = {
 }
 
 
-class Rows(Interface):
-    """Boxes with actions at key frames, one a row, as `hiera_video.data.boxes.table.BoxTable`."""
-
-    @property
-    def videos(self) -> tuple[str, ...]:
-        """Names, each once."""
-
-    @property
-    def video(self) -> np.ndarray:
-        """int [R], position in `videos`."""
-
-    @property
-    def second(self) -> np.ndarray:
-        """float64 [R]."""
-
-    @property
-    def boxes(self) -> np.ndarray:
-        """float64 [R, 4], x1 y1 x2 y2; NaN in a row that only names its key frame."""
-
-    @property
-    def action(self) -> np.ndarray:
-        """int [R], class id."""
-
-    @property
-    def score(self) -> np.ndarray | None:
-        """float64 [R]; None in ground truth."""
-
-
 @dataclass(frozen=True)
 class FrameAP:
     """AP of each class, and what it was made from."""
@@ -106,8 +79,8 @@ class FrameAP:
 
 
 def frame_ap(
-    ground_truth: Rows,
-    detections: Rows,
+    ground_truth: BoxTable,
+    detections: BoxTable,
     *,
     classes: Sequence[int],
     protocol: str,

@@ -5,37 +5,21 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
+from hiera_video.data.batches import Failure
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.accuracy import VideoScores, confusion
 from hiera_video.evaluation.views import average_views
 from hiera_video.files import replacing
 
 
-class Record(Protocol):
-    """A video of the list: its name and its class ids."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def labels(self) -> tuple[int, ...]: ...
-
-
-class Failed(Protocol):
-    """A video that could not be read."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def message(self) -> str: ...
-
-
 def write_scores(
-    path: Path, videos: Sequence[VideoScores], records: Sequence[Record], class_names: Sequence[str]
+    path: Path,
+    videos: Sequence[VideoScores],
+    records: Sequence[VideoRecord],
+    class_names: Sequence[str],
 ) -> None:
     """`names` [N], `labels` [N] (ids joined by ';'), `scores` float32 [N, V, L], `class_names` [L].
 
@@ -54,8 +38,8 @@ def write_scores(
 def write_predictions(
     path: Path,
     videos: Sequence[VideoScores],
-    failures: Sequence[Failed],
-    records: Sequence[Record],
+    failures: Sequence[Failure],
+    records: Sequence[VideoRecord],
     class_names: Sequence[str],
     top_k: int = 5,
 ) -> None:

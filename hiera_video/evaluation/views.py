@@ -8,34 +8,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-
-class VideoViews(Protocol):
-    """The views of one video (`hiera_video.data.batches.ViewSample` is one)."""
-
-    @property
-    def frames(self) -> Tensor:
-        """uint8 [U, H, W, C]."""
-
-    @property
-    def num_views(self) -> int: ...
-
-    def view(self, frames: Tensor, i: int, size: tuple[int, int]) -> Tensor:
-        """uint8 [T, h, w, C], cut from `frames` where they are."""
-
-
-Video = TypeVar("Video", bound=VideoViews)
+from hiera_video.data.batches import ViewSample
 
 
 @torch.inference_mode()
 def score_views(
     model: nn.Module,
-    videos: Iterable[Video],
+    videos: Iterable[ViewSample],
     normalize: Callable[[Tensor], Tensor],
     *,
     crop_size: tuple[int, int],
@@ -43,7 +27,7 @@ def score_views(
     device: torch.device,
     bf16: bool = False,
     multi_label: bool = False,
-) -> Iterator[tuple[Video, np.ndarray]]:
+) -> Iterator[tuple[ViewSample, np.ndarray]]:
     """Yields each video with the probabilities of its views, float32 [V, L], in order.
 
     Args:
@@ -53,7 +37,9 @@ def score_views(
         multi_label: sigmoid instead of softmax.
     """
     model.eval()
-    waiting: deque[tuple[Video, list[Tensor]]] = deque()  # with the scores that are there already
+    waiting: deque[tuple[ViewSample, list[Tensor]]] = (
+        deque()
+    )  # with the scores that are there already
     batch: list[tuple[list[Tensor], Tensor]] = []  # where the score goes, and the view's pixels
 
     def run() -> None:
@@ -64,7 +50,7 @@ def score_views(
             scores.append(row)
         batch.clear()
 
-    def finished() -> Iterator[tuple[Video, np.ndarray]]:
+    def finished() -> Iterator[tuple[ViewSample, np.ndarray]]:
         while waiting and len(waiting[0][1]) == waiting[0][0].num_views:
             video, scores = waiting.popleft()
             yield video, torch.stack(scores).numpy()

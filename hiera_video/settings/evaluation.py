@@ -36,30 +36,38 @@ Files = Annotated[list[Path], MinLen(1), Operand("FILE"), Allowed("at least one 
 Precision = Literal["bf16", "fp32"]
 
 
+class Inference(Settings):
+    """Settings that all commands with a trained model and data have."""
+
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder, or published weights."""
+    device: Device = "auto"
+    """auto (cuda, else mps, else cpu), or a torch device."""
+    precision: Precision = "fp32"
+    """Precision of the forward pass."""
+
+
+class WritingInference(Inference):
+    overwrite: bool = False
+    """Replace results in output_dir."""
+
+
 class EvaluationData(Reading):
     val: VideoList
     """Videos to evaluate on: a list file or a folder, as for training."""
 
 
-class EvaluateSettings(Settings):
+class EvaluateSettings(WritingInference):
     """Compute the multi-view accuracy of a trained classifier.
 
     `clips` and `views` start from the card of the checkpoint, not from the defaults shown here.
     """
 
-    checkpoint: Checkpoint
-    """A run, checkpoint or weights folder, or published weights, of a classifier."""
     data: EvaluationData
     clips: Clips = Clips()
     views: Views = Views()
-    precision: Precision = "fp32"
-    """Precision of the forward pass."""
     output_dir: Path | None = None
     """Folder for report.json, scores.npz and predictions.csv. Null: eval/ of the run folder."""
-    overwrite: bool = False
-    """Replace results in output_dir."""
-    device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -67,7 +75,7 @@ class EvaluateSettings(Settings):
         return self
 
 
-class PredictSettings(Settings):
+class PredictSettings(Inference):
     """Print the most likely classes of videos or images.
 
     `clips` and `views` start from the card of the checkpoint, not from the defaults shown here.
@@ -75,17 +83,11 @@ class PredictSettings(Settings):
 
     inputs: Files
     """Files, or folders of files."""
-    checkpoint: Checkpoint
-    """A run, checkpoint or weights folder, or published weights, of a classifier."""
     top_k: Count = 5
     """How many classes to print."""
     data: Decoding = Decoding()
     clips: Clips = Clips()
     views: Views = Views()
-    precision: Precision = "fp32"
-    """Precision of the forward pass."""
-    device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -93,7 +95,7 @@ class PredictSettings(Settings):
         return self
 
 
-class ExtractSettings(Settings):
+class ExtractSettings(WritingInference):
     """Write features of many videos, one file a video, and an index.
 
     FILE is a folder, searched at any depth, or a list (csv, txt, json, jsonl), or several videos.
@@ -104,9 +106,6 @@ class ExtractSettings(Settings):
         list[Path], MinLen(1), Operand("FILE"), Allowed("a folder, a list, or videos")
     ]
     """A folder or a list, or files."""
-    checkpoint: Checkpoint
-    """A run, checkpoint or weights folder, or published weights, of a classifier or a masked
-    autoencoder."""
     output_dir: Path = "features"
     """Folder for the features, index.jsonl and failures.jsonl."""
     layer: Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"] = "pre_logits"
@@ -127,16 +126,10 @@ class ExtractSettings(Settings):
     data: Reading = Reading()
     batch_size: Count = 16
     """Views in one forward pass; views of several videos share it."""
-    precision: Precision = "fp32"
-    """Precision of the forward pass."""
     engine: Literal["local", "ray"] = "local"
     """local: this machine, or torchrun's processes. ray: Ray Data, on a cluster."""
     retry_failed: bool = False
     """Read the videos again that failed before."""
-    overwrite: bool = False
-    """Replace features that were made with other settings."""
-    device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -170,30 +163,24 @@ class DetectionEvaluationData(KeyframeData):
     """Actions that are evaluated: AVA's pbtxt with 60. Null: all that the model knows."""
 
 
-class DetectEvaluateSettings(Settings):
+class DetectEvaluateSettings(WritingInference):
     """Compute the frame mAP of a trained action detector, in both protocols.
 
     `clips` start from the card of the checkpoint, not from the defaults shown here.
     """
 
-    checkpoint: Checkpoint
-    """A run, checkpoint or weights folder of an action detector."""
     data: DetectionEvaluationData
     clips: KeyframeClips = KeyframeClips()
     batch_size: Count = 16
     """Clips in a forward pass."""
-    precision: Precision = "fp32"
-    """Precision of the forward pass."""
     output_dir: Path | None = None
     """Folder for report.json, detections.csv and keyframes.csv (those that count). Null: eval/ of
     the run folder."""
-    overwrite: bool = False
-    """Replace results in output_dir."""
     device: Device = "auto"
     """auto (cuda, else mps, else cpu), or a torch device."""
 
 
-class DetectPredictSettings(Settings):
+class DetectPredictSettings(WritingInference):
     """Detect what the people in videos do, and draw an overlay.
 
     People are found by torchvision's detector, or given in `boxes`. `clips` start from the card of
@@ -202,8 +189,6 @@ class DetectPredictSettings(Settings):
 
     inputs: Files
     """Videos."""
-    checkpoint: Checkpoint
-    """A run, checkpoint or weights folder of an action detector."""
     boxes: Path | None = None
     """Boxes of people, and with them the key frames: csv of video,second,x1,y1,x2,y2,,score, where
     video is a file's name and second counts from its first frame. Null: they are detected."""
@@ -221,14 +206,8 @@ class DetectPredictSettings(Settings):
     clips: KeyframeClips = KeyframeClips()
     output_dir: Path = "detections"
     """Folder for NAME_detections.csv, NAME_detections.json and NAME_overlay.mp4 of each file."""
-    overwrite: bool = False
-    """Replace results in output_dir."""
     batch_size: Count = 8
     """Clips in a forward pass."""
-    precision: Precision = "fp32"
-    """Precision of the forward pass."""
-    device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
