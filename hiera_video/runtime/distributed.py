@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hiera_video.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -44,20 +46,20 @@ def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Pro
         timeout: how long processes wait for one another. None: torch's own, half an hour.
 
     Raises:
-        ValueError: there is no such device.
+        ConfigError: there is no such device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     try:
         chosen = torch.device(_best_device() if device == "auto" else device)
     except RuntimeError:
-        raise ValueError(f"device is {device!r}: take auto, cpu, cuda, cuda:N or mps") from None
+        raise ConfigError(f"device is {device!r}: take auto, cpu, cuda, cuda:N or mps") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}: torch finds no CUDA device; take auto or cpu")
+        raise ConfigError(f"device is {device!r}: torch finds no CUDA device; take auto or cpu")
     if chosen.type == "cuda":
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)
         elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
-            raise ValueError(f"device={device}: several processes cannot share it, say cuda")
+            raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, 1, chosen)
@@ -107,7 +109,7 @@ def any_process(condition: bool) -> bool:
 
 
 def gather_on_main(value: T) -> list[T] | None:
-    """`value` of every process, in the order of ranks, on the main process; None on the others."""
+    """The values of all processes, in the order of ranks, on the main one; None on the others."""
     if not is_distributed():
         return [value]
     if dist.get_rank() != 0:

@@ -176,8 +176,6 @@ class DetectEvaluateSettings(WritingInference):
     output_dir: Path | None = None
     """Folder for report.json, detections.csv and keyframes.csv (those that count). Null: eval/ of
     the run folder."""
-    device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
 
 
 class DetectPredictSettings(WritingInference):

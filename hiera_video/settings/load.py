@@ -287,11 +287,11 @@ def _is_unset(cls: type[Settings], error: Any) -> bool:
     rule = error.get("ctx", {}).get("error")
     if isinstance(rule, RuleError):
         return rule.value is None
-    if error["type"] == "missing":
-        return True
-    section, path = _field(cls, [str(part) for part in error["loc"]])
-    is_known = bool(path) and path[-1] in section.model_fields
-    return is_known and error["input"] is None and section.model_fields[path[-1]].is_required()
+    names = [str(part) for part in error["loc"]]
+    section, path = _field(cls, names)
+    if path != names or not section.model_fields[path[-1]].is_required():
+        return False
+    return error["type"] == "missing" or error["input"] is None
 
 
 def _operand(cls: type[Settings], key: str) -> str:
