@@ -3,12 +3,15 @@
 Decoding libraries are imported when a file is opened with them.
 """
 
+import io
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import IO, BinaryIO, get_args
 
 from hiera_video.settings.video import Backend, Decoding
 from hiera_video.video.reader import IMAGE_SUFFIXES, VideoError, VideoReader
@@ -18,7 +21,7 @@ OpenVideo = Callable[[str], VideoReader]
 
 
 def open_video(
-    path: str | os.PathLike[str],
+    source: str | os.PathLike[str] | bytes | BinaryIO,
     backend: Backend = "pyav",
     *,
     deadline_sec: float = 60.0,
@@ -32,7 +35,8 @@ def open_video(
     tells which one it is.
 
     Args:
-        path: a file.
+        source: a path, or the content of a file as bytes or an open binary file, which is copied
+            to a temporary file that lives as long as the reader.
         backend: "pyav", "decord" or "torchcodec".
         deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each wait of
             `stream`. Checked between packets; the native loops of decord and torchcodec cannot be
@@ -50,7 +54,12 @@ def open_video(
         )
     if not deadline_sec > 0:
         raise ValueError(f"deadline_sec={deadline_sec} must be positive")
-    path = os.fspath(path)
+    if not isinstance(source, str | os.PathLike):
+        copy = _temporary_copy(source)
+        reader = open_video(copy.name, backend, deadline_sec=deadline_sec)
+        reader.source_file = copy
+        return reader
+    path = os.fspath(source)
     if frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
 
@@ -91,6 +100,15 @@ def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
         deadline_sec=decoding.deadline_sec,
         frames_fps=frames_fps,
     )
+
+
+def _temporary_copy(source: bytes | BinaryIO) -> IO[bytes]:
+    """A file with that content, deleted with the object: decoders open a file more than once."""
+    suffix = Path(str(getattr(source, "name", ""))).suffix
+    copy = tempfile.NamedTemporaryFile(prefix="hiera_video_", suffix=suffix)  # noqa: SIM115
+    shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
+    copy.flush()
+    return copy
 
 
 def _check_file(path: str) -> None:

@@ -5,7 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Literal
+from typing import IO, Literal
 
 import numpy as np
 
@@ -81,6 +81,7 @@ class VideoReader(ABC):
     end_sec: float
     damage: str | None = None
     deadline_sec: float
+    source_file: IO[bytes] | None = None  # a temporary copy that `path` names
 
     @property
     @abstractmethod
@@ -107,6 +108,24 @@ class VideoReader(ABC):
     def fps(self) -> float:
         """Average frame rate, for reports only: frames are addressed by position or time."""
         return len(self) / (self.end_sec - float(self.frame_times_sec[0]))
+
+    def __getitem__(self, index: int | slice) -> np.ndarray:
+        """Frame `index` as uint8 [H, W, 3], or the frames of a slice as uint8 [T, H, W, 3].
+
+        Negative indices count from the end, as in a list.
+
+        Raises:
+            IndexError: there is no such frame.
+            VideoError: as `frames`.
+        """
+        positions = range(len(self))[index]
+        if isinstance(positions, int):
+            return self.frames([positions])[0]
+        return self.frames(positions)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """Yield all frames, uint8 [H, W, 3], in bounded memory."""
+        return (frame for _, frame in self.stream(range(len(self))))
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return uint8 [T, H, W, 3] RGB, T = len(indices): any order, duplicates allowed.

@@ -1,5 +1,7 @@
 """The conformance suite: every backend gives the frames of a linear decode, pixel for pixel."""
 
+import gc
+import io
 import logging
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 
 from hiera_video.video import index
 from hiera_video.video.open import open_video
-from hiera_video.video.reader import warn_once
+from hiera_video.video.reader import VideoError, warn_once
 from tests.video.striped_video import decode_linearly, make_striped_video, read_number
 
 B_FRAMES = {"bf": "3", "g": "20"}
@@ -205,3 +207,32 @@ def test_the_index_of_a_film_is_kept_until_the_file_changes(tmp_path, monkeypatc
     assert [Path(path).name for path in scans[4:]] == ["c.mp4", "b.mp4"]
     make_striped_video(tmp_path / "b.mp4", num_frames=25)
     read("b.mp4", 25)
+
+
+def test_frames_are_indexed_as_a_list(tmp_path):
+    path = make_striped_video(tmp_path / "a.mp4", num_frames=9)
+    with open_video(path) as video:
+        everything = video.frames(range(9))
+        np.testing.assert_array_equal(video[4], everything[4])
+        np.testing.assert_array_equal(video[-1], everything[8])
+        np.testing.assert_array_equal(video[0:8:3], everything[[0, 3, 6]])
+        np.testing.assert_array_equal(video[::-4], everything[[8, 4, 0]])
+        np.testing.assert_array_equal(np.stack(list(video)), everything)
+        assert video[9:].shape == (0, *everything.shape[1:])
+        with pytest.raises(IndexError):
+            video[9]
+
+
+def test_content_is_read_as_the_file(tmp_path, backend):
+    path = make_striped_video(tmp_path / "a.mp4", num_frames=9)
+    expected = open_video(path).frames([0, 5, 8])
+    with open(path, "rb") as file:
+        for source in (file, io.BytesIO(path.read_bytes()), path.read_bytes()):
+            reader = open_video(source, backend)
+            copy = Path(reader.path)
+            np.testing.assert_array_equal(reader.frames([0, 5, 8]), expected)
+            del reader
+            gc.collect()
+            assert not copy.exists()
+    with pytest.raises(VideoError):
+        open_video(b"not a video")
