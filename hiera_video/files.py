@@ -21,7 +21,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The new content is on the disk before it gets its name, and what stood there before is kept
     until then. If the block raises, what it wrote is removed. A killed process leaves a hidden
-    `.NAME.PID.part` beside `path`.
+    `.NAME.PID.part` beside `path`, which `remove_unfinished` removes.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -58,6 +58,12 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Adds one line; concurrent processes do not interleave within a line."""
     with open(path, "a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what killed processes left of `replacing` below a folder that nobody else writes."""
+    for part in [*folder.rglob(".*.part")]:
+        _remove(part)
 
 
 def make_writable_folder(folder: Path) -> None:

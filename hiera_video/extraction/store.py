@@ -35,7 +35,7 @@ from torch import Tensor
 
 import hiera_video
 from hiera_video.errors import UserError
-from hiera_video.files import replacing
+from hiera_video.files import remove_unfinished, replacing
 
 Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
@@ -239,6 +239,7 @@ class FeatureStore:
         self._lock()
         if not overwrite:
             self.check()
+        remove_unfinished(self.folder)
         text = json.dumps({"hash": self.hash, "settings": self.settings}, indent=2)
         self._write_text(self.folder / "extract.json", text + "\n")
 

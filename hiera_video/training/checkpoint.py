@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from hiera_video.files import replacing
+from hiera_video.errors import UserError
+from hiera_video.files import remove_unfinished, replacing
 from hiera_video.runtime.distributed import barrier, from_main, is_distributed
 
 _NAME = re.compile(r"step_(\d{8})")
@@ -71,10 +72,10 @@ def load_checkpoint(
 ) -> int:
     """Restores model, optimizer and average in place; returns the number of steps done.
 
-    Of the optimizer, its state: rates, decay and the like stay as they were configured.
+    Only the state of the optimizer is restored; its hyperparameters keep their configured values.
 
     Raises:
-        ValueError: a checkpoint of another model, or without an average that is wanted.
+        UserError: a checkpoint of another model, or without an average that is wanted.
     """
     settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     state = _state(0, model, optimizer, average)
@@ -84,7 +85,7 @@ def load_checkpoint(
             load(state, checkpoint_id=path, no_dist=not is_distributed())
     except CheckpointException as error:
         reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
-        raise ValueError(f"{path} does not go with this configuration: {reason}") from None
+        raise UserError(f"{path} does not go with this configuration: {reason}") from None
     set_state_dict(
         model,
         optimizer,
@@ -106,8 +107,9 @@ def latest_checkpoint(folder: Path) -> Path | None:
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Deletes all but the `keep` newest checkpoints, and what killed runs left half-written."""
-    for path in [*_checkpoints(folder)[:-keep], *folder.glob(".step_*.part")]:
+    for path in _checkpoints(folder)[:-keep]:
         shutil.rmtree(path)
+    remove_unfinished(folder)
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -169,7 +169,7 @@ def test_results_are_not_replaced_unless_asked(commands, detector, files, tmp_pa
 def test_settings_that_cannot_be(commands, detector, files, tmp_path):
     result = predict(commands, detector, tmp_path, files / "a.mp4", "boxes=b.csv", "detector=d.pth")
     assert result.code == 2
-    result.told("detector", "null with boxes")
+    result.told("detector", "null beside boxes")
     result = predict(commands, detector, tmp_path, files / "a.mp4", "detector=nowhere.pth")
     assert result.code == 1
     result.told("nowhere.pth", "no such file")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 import shutil
 import signal
+import stat
 import time
 from pathlib import Path
 
@@ -14,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from hiera_video import files as files_module
 from hiera_video import load_features, open_video
 from hiera_video.data.transforms import normalize, resize_short_side
-from hiera_video.extraction import store
 from hiera_video.models.weights import load_folder
 from tests.video.striped_video import make_audio, make_striped_video
 
@@ -289,13 +291,13 @@ def test_a_full_disk(commands, arguments, whole, tmp_path, monkeypatch):
     """After extract.json and two more files nothing can be written."""
     left = [3]
 
-    def fsync(_):
-        left[0] -= 1
+    def fsync(descriptor):
+        left[0] -= stat.S_ISREG(os.fstat(descriptor).st_mode)
         if left[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store.os, "fsync", fsync)
+        patch.setattr(files_module.os, "fsync", fsync)
         result = commands.run(*arguments, f"output_dir={tmp_path / 'out'}")
     assert result.code == 1
     result.told("No space left on device", "make room")
@@ -348,7 +350,7 @@ def test_all_failed(commands, videos, trained, tmp_path):
         ("clips.sampling=segments", "clips.sampling"),
         ("data.num_workers=0", "data.num_workers"),
         ("windows.clip_stride=0", "windows.clip_stride"),
-        ("windows.num_clips=3", "5 with windows.kind=dense, which does not use it"),
+        ("windows.num_clips=3", "5 with kind=dense, which does not use it"),
         ("windows.kind=views", "windows.clip_stride"),
         ("layer=stage5", "layer"),
     ],
@@ -362,7 +364,7 @@ def test_settings_that_do_not_fit(commands, arguments, tmp_path, setting, told):
 def test_no_input(commands, trained, videos):
     result = commands.run("extract", f"checkpoint={trained}")
     assert result.code == 2
-    result.told("INPUT", "a folder, a list, or videos")
+    result.told("FILE", "a folder, a list, or videos")
     result = commands.run("extract", videos, videos / "a.mp4", f"checkpoint={trained}")
     assert result.code == 1
     result.told("give one folder, one list, or nothing but videos")

@@ -118,10 +118,10 @@ def test_an_empty_folder(commands, trained, tmp_path):
 def test_no_files_and_no_checkpoint(commands, trained, files):
     result = predict(commands, trained)
     assert result.code == 2
-    result.told("FILE", "one video, image or folder")
+    result.told("FILE", "at least one file or folder")
     result = commands.run("predict", files / "a.mp4")
     assert result.code == 2
-    result.told("checkpoint", "a run folder or a weights folder")
+    result.told("checkpoint", "a run, checkpoint or weights folder")
     result = predict(commands, files / "nowhere", files / "a.mp4")
     assert result.code == 1
     result.told(str(files / "nowhere"))

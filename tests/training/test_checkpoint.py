@@ -3,6 +3,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hiera_video.errors import UserError
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -102,7 +103,7 @@ def test_an_average_that_was_not_kept_is_told(tmp_path):
     model, optimizer, average = training()
     advance(model, optimizer, average, 1)
     save_checkpoint(tmp_path, 1, model, optimizer, write_weights=nothing)
-    with pytest.raises(ValueError, match="step_00000001 does not go with this config") as error:
+    with pytest.raises(UserError, match="step_00000001 does not go with this config") as error:
         load_checkpoint(tmp_path / "step_00000001", *training())
     assert "average" in str(error.value)
     assert "\n" not in str(error.value)
