@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 def run(settings: DetectTrainSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Trains to the end, or until stopped; returns the exit code."""
-    return train(DetectTrainTask(settings), dry_run=dry_run, as_json=as_json)
+    return train(DetectTrainTask, settings, dry_run=dry_run, as_json=as_json)
 
 
 class DetectTrainTask(Task):

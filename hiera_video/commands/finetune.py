@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 def run(settings: FinetuneSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Trains to the end, or until stopped; returns the exit code."""
-    return train(FinetuneTask(settings), dry_run=dry_run, as_json=as_json)
+    return train(FinetuneTask, settings, dry_run=dry_run, as_json=as_json)
 
 
 class FinetuneTask(Task):

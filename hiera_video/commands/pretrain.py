@@ -25,7 +25,7 @@ from hiera_video.video.open import opener
 
 def run(settings: PretrainSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Trains to the end, or until stopped; returns the exit code."""
-    return train(PretrainTask(settings), dry_run=dry_run, as_json=as_json)
+    return train(PretrainTask, settings, dry_run=dry_run, as_json=as_json)
 
 
 class PretrainTask(Task):

@@ -53,21 +53,26 @@ from hiera_video.training.task import Evaluate, Model, Task
 logger = logging.getLogger(__name__)
 
 
-def train(task: Task, *, dry_run: bool, as_json: bool) -> int:
+def train(
+    make_task: Callable[[Any], Task], settings: RunSettings, *, dry_run: bool, as_json: bool
+) -> int:
     """Trains to the end, or until stopped, and writes weights; returns the exit code.
 
     A run that is found in the folder is resumed. With `dry_run` everything is done up to the first
     batch, and nothing is written.
 
+    Args:
+        make_task: from the settings to the task, whose lists it reads.
+
     Raises:
         ConfigError: settings that do not fit the model, the data or the saved run.
         UserError: the folder holds a run that cannot be resumed.
     """
-    settings = task.settings
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
         stop = stack.enter_context(StopSignal())
         setup_logging(quiet=not process.is_main)
+        task = make_task(settings)
         folder = Path(settings.run_dir)
         latest = find_run(folder, settings)
         if not dry_run:
