@@ -1,12 +1,12 @@
-"""Build a `path,label` list from an official Kinetics annotation file and the videos at hand.
+"""Build a `path,label` list from an official Kinetics annotation file and the downloaded videos.
 
     python datasets/kinetics/build_lists.py ANNOTATIONS.csv LIST.csv VIDEO_FOLDER [VIDEO_FOLDER ...]
 
-ANNOTATIONS.csv has the columns label,youtube_id,time_start,time_end,split. Videos are looked for
-at any depth of the folders, named YOUTUBE-ID_START_END (seconds, six digits) or YOUTUBE-ID alone;
-of several files the one in the folder named first is taken, so that a folder of replacements goes
-first. Paths in the list are relative to it, labels are class names. Missing and empty videos are
-left out, counted, and written to LIST.missing.txt.
+ANNOTATIONS.csv has the columns label,youtube_id,time_start,time_end,split. The folders are searched
+at any depth for videos named YOUTUBE-ID_START_END (seconds, six digits) or YOUTUBE-ID only. Of
+several files the one in the folder given first is used, so a folder of replacements goes first.
+Paths in the list are relative to it, labels are class names. Missing and empty videos are left out,
+counted, and written to LIST.missing.txt.
 """
 
 from __future__ import annotations
