@@ -1,14 +1,14 @@
-"""Extraction: the cost of overlapping windows, peak memory by length of video, use of the model.
+"""Extraction: cost of overlapping windows, peak memory by length of video, use of the model.
 
     python tools/benchmark_extraction.py VIDEO [--repeats 5]
 
 * reading: dense windows of 16x4 frames, a quarter of their span apart, to uint8 [16, 224, 224, 3].
-  Ours (each frame decoded once) beside decord opened for each window, and beside one pass of the
-  same reader over all frames without any windows; one thread, by turns, medians.
-* memory: `hiera-video extract` on generated videos of 1 and 60 minutes. The highest resident size
-  of each process, as the kernel keeps it, added up.
-* model: `hiera-video extract` with hiera_tiny_16x224 in one thread on copies of VIDEO, beside the
-  same model on the same number of clips that are in memory already.
+  Ours (each frame decoded once) is compared with decord opened for each window, and with one pass
+  of the same reader over all frames without windows. One thread, taking turns, medians.
+* memory: `hiera-video extract` on generated videos of 1 and 60 minutes. The sum of the highest
+  resident sizes of all processes, from the kernel.
+* model: `hiera-video extract` with hiera_tiny_16x224 in one thread on copies of VIDEO, compared
+  with the same model on the same number of clips in memory.
 
 Needs decord and Linux. Writes into a temporary folder.
 """
@@ -93,7 +93,7 @@ def reading(path: str, repeats: int) -> None:
 
 
 def texture() -> Iterator[np.ndarray]:
-    """Pictures uint8 [96, 128, 3] without end, of a texture that moves."""
+    """An endless sequence of frames uint8 [96, 128, 3] of a moving texture."""
     grain = np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)
     picture = cv2.GaussianBlur(grain, (9, 9), 3)
     for i in range(10**9):
@@ -112,7 +112,7 @@ def extract(folder: Path, video: Path, *settings: str) -> subprocess.Popen[str]:
 
 
 def peak_mib(process: subprocess.Popen[str]) -> float:
-    """Highest resident sizes of a process and all below it, added up, when it has ended."""
+    """Sum of the highest resident sizes of a process and its descendants, after it has ended."""
     peaks: dict[int, int] = {}
     while process.poll() is None:
         parents, sizes = {}, {}

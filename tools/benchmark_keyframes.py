@@ -1,13 +1,13 @@
-"""How fast are clips around key frames of a 15-minute film, beside decord?
+"""Reading clips around key frames of a 15-minute film, compared with decord.
 
     python tools/benchmark_keyframes.py [FILE] [--keyframes 40]
 
-For each key frame, at random, both read the same 16x4 clip around it, opening the film anew as data
-sets do, in an order that changes; all clips must be identical pixel for pixel. Then the same with
-key frames in the order of time, as an evaluation goes through them. Prints ratios of one run.
+For random key frames, both read the same 16x4 clip around each, opening the film each time as data
+sets do, in alternating order; all clips must be identical pixel for pixel. Then the same with key
+frames in the order of time, as in an evaluation. Prints ratios from one run.
 
-Without a file, one of 15 minutes is generated (about two minutes): 640x360, 25 frames a second,
-H.264 with B-frames and a key frame every 250 frames, textures that pan.
+Without a file, one of 15 minutes is generated (about two minutes): 640x360, 25 frames per second,
+H.264 with B-frames and an intra frame every 250 frames, panning textures.
 """
 
 import argparse
@@ -44,7 +44,7 @@ READERS = {"ours": read_ours, "decord": read_decord}
 
 
 def benchmark(path: str, seconds: list[int]) -> dict[str, float]:
-    """Median milliseconds a clip, by reader."""
+    """Median milliseconds per clip, by reader."""
     times: dict[str, list[float]] = {name: [] for name in READERS}
     for turn, second in enumerate(seconds):
         clips = {}
@@ -58,7 +58,7 @@ def benchmark(path: str, seconds: list[int]) -> dict[str, float]:
 
 
 def film() -> Iterator[np.ndarray]:
-    """Scenes of 8 seconds, each a texture that pans."""
+    """Scenes of 8 seconds, each a panning texture."""
     rng = np.random.default_rng(0)
     for index in range(FPS * SECONDS):
         if index % (8 * FPS) == 0:

@@ -1,11 +1,11 @@
-"""The training loader with RandAugment, beside torchcodec and decord with torchvision's transforms.
+"""The training loader, compared with torchcodec and decord with torchvision's transforms.
 
     python tools/benchmark_loader.py VIDEO [VIDEO ...] [--workers 2] [--clips 96] [--rounds 3]
 
 Random 16x4 clips to uint8 [16, 224, 224, 3]: random resized crop, flip, RandAugment, and random
-erasing, which the others leave out, having none on uint8. Also the cost of four clips of one
-decoded video against four videos. Loaders run by turns; clips a second are medians over the rounds,
-measured after the first batch. A loader whose library is missing is left out, and said so.
+erasing, which the others lack on uint8. Also the cost of four clips of one decoded video against
+four videos. Loaders take turns; clips per second are medians over the rounds, measured after the
+first batch. A loader whose library is missing is left out with a message.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MEAN, STD = (0.45,) * 3, (0.225,) * 3
 
 
 class Peer(Dataset[torch.Tensor]):
-    """One random clip a video, with torchvision.transforms.v2 on uint8, crop before RandAugment."""
+    """One random clip a video, with torchvision.transforms.v2 on uint8; crop, then RandAugment."""
 
     def __init__(self, videos: list[str], backend: str) -> None:
         from torchvision.transforms import v2

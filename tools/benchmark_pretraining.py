@@ -1,10 +1,10 @@
-"""Parts of pretraining beside the whole, as ratios from one run.
+"""Parts of a pretraining step relative to the whole, as ratios from one run.
 
     python tools/benchmark_pretraining.py [--model hiera_base_16x224] [--batch 1] [--repeats 5]
 
-The encoder at mask ratio 0.9 against the whole one, and the embedding of visible units against
-convolving the masked clip. They take turns; times are medians. Whole steps, beside the official
-code: `hiera-video benchmark work=[pretraining] --peers`.
+The encoder at mask ratio 0.9 against the encoder on all units, and the embedding of visible units
+against convolving the masked clip. They take turns; times are medians. `hiera-video benchmark
+work=[pretraining] --peers` measures whole steps, also of the official code.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def visible_units(units: tuple[int, int, int], batch: int) -> torch.Tensor:
 
 
 def by_turns(calls: dict[str, Call], args: argparse.Namespace) -> dict[str, float]:
-    """Median seconds of each."""
+    """Median seconds of each call."""
     seconds: dict[str, list[float]] = {which: [] for which in calls}
     for repeat in range(args.repeats + 1):
         for which, call in calls.items():
@@ -47,7 +47,7 @@ def by_turns(calls: dict[str, Call], args: argparse.Namespace) -> dict[str, floa
 
 
 def masked_convolution(model: Hiera, clips: torch.Tensor, visible: torch.Tensor) -> torch.Tensor:
-    """The official way to the tokens of visible units: [B, K, U, D]."""
+    """Tokens of the visible units [B, K, U, D], computed as the official code does."""
     shown = visible.unflatten(1, (1, *model.units_shape))
     for axis, side in enumerate(
         m * p for m, p in zip(model.mask_unit, model.patch_stride, strict=True)

@@ -1,11 +1,10 @@
-"""How fast is a 16x4 clip read at a random start, beside decord and torchcodec?
+"""Reading a 16x4 clip at a random start, compared with decord and torchcodec.
 
     python tools/benchmark_reading.py [FILE ...] [--trials 20]
 
-Prints ratios taken in one run: for each trial all readers read the same clip, in an order that
-changes from trial to trial, each opening the file anew and using one thread; all clips must be
-identical pixel for pixel. Then the cost of 4 clips of one video in one call of `frames`, against
-4 separate reads.
+Prints ratios from one run: in each trial all readers open the file and read the same clip, with one
+thread, in an order that changes from trial to trial; all clips must be identical pixel for pixel.
+Then the cost of 4 clips of one video in one call of `frames`, against 4 separate reads.
 
 Without files, three are generated: 340x256, 10 s, H.264 with B-frames, textures that pan and zoom.
 """
@@ -61,7 +60,7 @@ def timed(read: Read, path: str, indices: list[int]) -> tuple[float, np.ndarray]
 
 
 def benchmark_clips(path: str, trials: int, rng: np.random.Generator) -> dict[str, float]:
-    """Median milliseconds a clip, by reader, after checking that all clips are identical."""
+    """Median milliseconds per clip, by reader, after checking that all clips are identical."""
     with open_video(path) as reader:
         num_frames = len(reader)
     times: dict[str, list[float]] = {name: [] for name in READERS}
@@ -80,7 +79,7 @@ def benchmark_clips(path: str, trials: int, rng: np.random.Generator) -> dict[st
 
 
 def benchmark_repeats(path: str, trials: int, rng: np.random.Generator) -> float:
-    """Cost of 4 clips in one call, as a share of 4 separate reads."""
+    """Cost of 4 clips in one call, as a fraction of 4 separate reads."""
     with open_video(path) as reader:
         num_frames = len(reader)
     together, apart = [], []

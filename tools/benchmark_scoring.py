@@ -1,12 +1,12 @@
-"""How fast is a validation of AVA's size scored, beside the official program?
+"""Scoring a validation of the size of AVA's, compared with the official program.
 
     python tools/benchmark_scoring.py [--official ActivityNet/Evaluation] [--trials 3]
 
 Generates csv files of that size (64 videos, 897 key frames each, about 290,000 rows of ground truth
-and 900,000 detections) and times scoring from files to per-class AP, in the activitynet protocol,
-each trial and each program in a process of its own. The time is that of reading and scoring,
-without starting Python and importing libraries. With the official code, whose mAP must be the same,
-the ratio in this run is printed too; it runs with three names that numpy has removed put back.
+and 900,000 detections) and times scoring from files to per-class AP in the activitynet protocol.
+Each trial of each program is a separate process; the time covers reading and scoring, not the start
+of Python and imports. With the official code, whose mAP must be the same, the ratio is printed too.
+Three names that numpy has removed are defined again for it.
 """
 
 import argparse
@@ -59,7 +59,7 @@ print(json.dumps({"seconds": seconds, "read": 0, "ap": ap}))
 
 
 def generate(folder: Path) -> list[str]:
-    """Ground truth, detections and label map; a detection is a ground-truth box moved a little."""
+    """Ground truth, detections and label map; a detection is a slightly moved ground-truth box."""
     rng = np.random.default_rng(0)
     num_frames = NUM_VIDEOS * len(SECONDS)
     # People in a frame, then actions of a person: about 2 x 2.5.

@@ -1,12 +1,13 @@
-"""The training transforms beside torchvision v2 (uint8) and timm on PIL images, on one core.
+"""The training transforms, compared with torchvision v2 on uint8 and timm on PIL images, one core.
 
     pip install -e '.[dev]'
     python tools/benchmark_transforms.py [--clips 200] [--frames 16] [--size 224]
 
 First each of RandAugment's operations at magnitude 7; then RandAugment over `--clips` draws, the
 same draws for all three; then the whole pipelines from 16x256x340. Everything is uint8, one thread.
-The three take turns on the same clip, so that a busy machine slows them alike. Milliseconds a clip:
-the mean over draws, as a loader pays it; for a single operation the median of 21 calls.
+The three take turns on the same clip, so that other work on the machine affects them equally.
+Milliseconds per clip: the mean over draws, which is what a loader needs; for a single operation the
+median of 21 calls.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ TIMM = dict(zip(OPERATIONS, auto_augment._RAND_INCREASING_TRANSFORMS, strict=Tru
 def torchvision_operation(name: str, clip: torch.Tensor, argument: float) -> torch.Tensor:
     """The same operation by torchvision, on uint8 [T, 3, H, W].
 
-    Its geometry is bilinear, where the other two are bicubic: it knows no more for tensors.
+    Its geometric operations are bilinear, because it has nothing else for tensors; those of the
+    other two are bicubic.
     """
     width, height = clip.shape[-1], clip.shape[-2]
     degrees, translate, shear = 0.0, [0.0, 0.0], [0.0, 0.0]
@@ -151,7 +153,7 @@ def randaugment(args: argparse.Namespace, clips: list[np.ndarray]) -> None:
 
 
 def pipelines(args: argparse.Namespace) -> None:
-    """From a decoded 16x256x340 clip. torchvision's own RandAugment has other operations, and
+    """From a decoded 16x256x340 clip. torchvision's RandAugment has other operations, and
     applies both layers always; its random erasing has no per-pixel noise for uint8 video."""
     size = (args.size, args.size)
     frames = make_clip(args.frames, 256, 340, seed=9)
@@ -185,7 +187,7 @@ def pipelines(args: argparse.Namespace) -> None:
 
 
 def make_clip(frames: int, height: int, width: int, seed: int) -> np.ndarray:
-    """Smooth shades and a sharp edge that move, with a little noise: as dense as video frames."""
+    """Moving smooth shades and a sharp edge with a little noise, similar to video frames."""
     rng = np.random.default_rng(seed)
     wide = cv2.GaussianBlur(rng.normal(0, 1, (height, width + 2 * frames, 3)), (0, 0), 6)
     wide = 128 + wide * (50 / wide.std())

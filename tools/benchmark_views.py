@@ -1,15 +1,16 @@
-"""The data path of 5 x 3 evaluation beside two other ways to get the same views.
+"""The data path of 5 x 3 evaluation, compared with two other methods for the same views.
 
     python tools/benchmark_views.py VIDEO [VIDEO ...] [--repeats 5]
 
-All end with 15 uint8 views [16, 224, 224, 3] of each video, in one thread, opening included:
+All produce 15 uint8 views [16, 224, 224, 3] of each video, in one thread, opening included:
 
 * ours: one pass over the union of the frames, each resized once, views as slices;
-* all clips at once (mmaction2's way): decord reads the frames of all clips, each is resized, and
+* all clips at once (as mmaction2): decord reads the frames of all clips, each is resized, and
   three crops are cut from each;
-* each view apart (SlowFast's and VideoMAE's way): decord opens, reads, resizes and cuts for a view.
+* each view separately (as SlowFast and VideoMAE): decord opens, reads, resizes and crops for each
+  view.
 
-Needs decord and OpenCV. Prints medians and ratios from one run, the three taken by turns.
+Needs decord and OpenCV. Prints medians and ratios from one run in which the three take turns.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def ours(path: str) -> list[np.ndarray]:
 
 
 def clips_of(video_frames: int) -> np.ndarray:
-    """int64 [NUM_CLIPS, NUM_FRAMES], the same frames for all."""
+    """Frame indices int64 [NUM_CLIPS, NUM_FRAMES], the same for all methods."""
     length = clip_length(NUM_FRAMES, SAMPLING_RATE, "linspace")
     starts = uniform_clip_starts(video_frames, length, NUM_CLIPS)
     return np.stack(

@@ -1,25 +1,25 @@
-"""Does pretraining help? Fine-tuning from scratch and from a short masked-autoencoder run.
+"""Effect of pretraining: fine-tuning from random weights and from a short masked-autoencoder run.
 
     pip install scikit-learn
     python tools/pretraining_helps.py OUTPUT_DIR [--seeds 0 1 2]
 
-Handwritten digits, those that scikit-learn holds, drift through noise; few videos have labels.
-Pretraining sees all training videos without their labels; each way of fine-tuning then
-sees the same few videos with labels, for the same steps, by the same recipe, at each of the same
-learning rates. The ways differ in their first weights alone:
+The handwritten digits of scikit-learn drift through noise; few videos have labels. Pretraining uses
+all training videos without their labels. Each fine-tuning then uses the same few labelled videos,
+for the same steps, with the same recipe, at each of the same learning rates. Only the first weights
+differ:
 
 * scratch: `model.init` is null;
-* start: those that pretraining starts with, so that what they do is not taken for pretraining's.
-  They are the usual ones of an autoencoder, but for position embeddings, which are sines instead of
-  noise of 0.02: from noise, runs this short do not learn which hidden place is where;
-* pretrained: those that pretraining ends with.
+* start: the weights that pretraining starts with, so that their effect is not attributed to
+  pretraining. They are the usual ones of an autoencoder, except that position embeddings are sines
+  instead of noise of 0.02: from noise, runs this short do not learn the positions of hidden units;
+* pretrained: the weights that pretraining ends with.
 
-Prints pretraining's loss over its last 100 steps (1 is that of predicting zero), how much the
-features that a classifier sees differ between the validation videos before fine-tuning (standard
+Prints the loss of pretraining over its last 100 steps (predicting zero gives 1), how much the input
+features of the classifier differ between the validation videos before fine-tuning (standard
 deviation, of features whose root mean square is 1), and a Markdown table of top-1 on these videos,
-one view of each, after the last step. A seed decides data, weights and order. Runs the commands
-that one would type, with one thread each; goes on where it was stopped. Three seeds took 29 minutes
-on 2 cores of an AMD EPYC that others used too.
+one view of each, after the last step. A seed decides data, weights and order. The program runs the
+commands of a user, with one thread each, and resumes if it was stopped. Three seeds took 29 minutes
+on 2 cores of an AMD EPYC with other work.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ GREY, DIGIT_GREY, NOISE_GREY = 100, 100, 25  # background; a digit's ink above i
 
 
 def write_digits(data: DemoData, few: Path, seed: int, labelled: int) -> None:
-    """Writes videos and lists of them; `few` names that of `labelled` videos of each digit.
+    """Writes videos and lists of them; `few` is the list of `labelled` videos of each digit.
 
-    Videos that are there already are kept, so that it goes on where it stopped.
+    Existing videos are kept, so that an interrupted call can be repeated.
     """
     digits = load_digits()
     order = np.random.default_rng(seed).permutation(len(digits.target))
@@ -97,7 +97,7 @@ def write_digits(data: DemoData, few: Path, seed: int, labelled: int) -> None:
 def drifting(
     ink: Float32[np.ndarray, "8 8"], rng: np.random.Generator
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """A digit that moves from one place in the picture to another, turned a little, in noise."""
+    """A slightly rotated digit that moves from one place in the picture to another, in noise."""
     size, degrees = rng.uniform(*DIGIT_PX), rng.uniform(-10, 10)
     first, last = rng.uniform(size / 2, SIDE_PX - size / 2, (2, 2))
     centre = (len(ink) - 1) / 2
@@ -111,7 +111,7 @@ def drifting(
 
 
 def sines(*axes: tuple[int, int]) -> Tensor:
-    """Positions on a grid, [places, sum of dims], of axes (places, dim): each has its own part."""
+    """Sine embeddings of a grid, [places, sum of dims]: a part for each axis (places, dim)."""
     parts = []
     for axis, (places, dim) in enumerate(axes):
         rates = 10000 ** -(torch.arange(dim // 2) / (dim // 2))
@@ -132,7 +132,7 @@ FINETUNED = overrides([1, 8, 8])  # pooling three times allows no smaller one
 
 @torch.no_grad()
 def write_start(folder: Path, seed: int) -> None:
-    """An autoencoder's first weights, with sines for positions."""
+    """Writes the first weights of an autoencoder, with sines for positions."""
     torch.manual_seed(seed)
     model = create_autoencoder(NAME, **SIZE, **DECODER, **PRETRAINED)
     encoder, dim = model.encoder, model.encoder.stage_dims[0]
@@ -189,7 +189,7 @@ def command(*arguments: str) -> None:
 
 @torch.no_grad()
 def spread(data: DemoData, init: str | Path | None, seed: int) -> float:
-    """How much pooled, normalised features differ between the validation videos."""
+    """Standard deviation of pooled, normalised features between the validation videos."""
     torch.manual_seed(seed)
     model = create_model(NAME, checkpoint=init, num_classes=0, **SIZE, **FINETUNED).eval()
     sampler = ClipSampler(num_frames=SIZE["num_frames"], sampling_rate=1, target_fps=float(FPS))
