@@ -1,4 +1,4 @@
-"""The commands and programs of the README do what it says."""
+"""README and documentation: their commands, settings, files and links exist."""
 
 import re
 import shlex
@@ -6,82 +6,144 @@ from pathlib import Path
 
 import pytest
 
-from hiera_video.cli.main import parse, read_settings
-from tests.video.striped_video import make_striped_video
+from hiera_video import list_models
+from hiera_video.cli.main import COMMANDS, configuration, parse, read_settings
+from hiera_video.settings.base import leaves
+from hiera_video.settings.load import load_for_print
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXTRACTION = (ROOT / "docs" / "extraction.md").read_text(encoding="utf-8")
-EXPORT = (ROOT / "docs" / "export.md").read_text(encoding="utf-8")
-COMPLEXITY = (ROOT / "docs" / "complexity.md").read_text(encoding="utf-8")
-PRETRAINING = (ROOT / "docs" / "pretraining.md").read_text(encoding="utf-8")
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for pattern in ("README.md", "docs/*.md", "datasets/**/*.md", "tests/**/*.md")
+    for path in sorted(ROOT.glob(pattern))
+}
+README = PAGES["README.md"]
+FILES = (".py", ".csv", ".json", ".pt2", ".onnx", ".data", ".safetensors")  # not settings
 
 
-def blocks(language, page=README):
-    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
+def blocks(language, page):
+    """The fenced blocks of a page, also those indented below a list item."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page, flags=re.DOTALL | re.MULTILINE)
+    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
 
 
 def commands():
-    pages = (README, PRETRAINING, EXTRACTION, EXPORT, COMPLEXITY)
-    found = "".join(block for page in pages for block in blocks("sh", page))
-    lines = found.replace("\\\n", " ").splitlines()
-    return [line for line in lines if "hiera-video " in line or "-m hiera_video" in line]
+    """(page, command) of all commands of this project in the shell blocks."""
+    return [
+        (page, line)
+        for page, text in PAGES.items()
+        for block in blocks("sh", text)
+        for line in block.replace("\\\n", " ").splitlines()
+        if "hiera-video " in line or "-m hiera_video" in line
+    ]
+
+
+def code_spans(page):
+    """The inline code of a page."""
+    text = re.sub(r"^ *```.*?^ *```", "", page, flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"`([^`\n]+)`", text)
 
 
 def links():
     """(page, target) of all links inside the repository."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     return [
-        (page.relative_to(ROOT).as_posix(), link)
-        for page in pages
-        for link in re.findall(r"\]\(([^)h][^)]*)\)", page.read_text(encoding="utf-8"))
+        (page, link)
+        for page, text in PAGES.items()
+        for link in re.findall(r"\]\(([^)h][^)]*)\)", text)
     ]
 
 
 def anchors(page):
-    """Of the headings of a page, as its readers make them."""
+    """The anchors of the headings of a page, as its readers make them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_the_first_screen_has_the_two_commands():
-    screen = "\n".join(README.splitlines()[:25])
-    assert "pip install -e . && hiera-video demo\n" in screen
-    assert "pip install -e '.[dev]' && pytest\n" in screen
+def rows(page, first_cell):
+    """The cells of the table rows of a page whose first cell matches."""
+    found = [
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in page.splitlines()
+        if line.startswith("| ")
+    ]
+    return [cells for cells in found if re.search(first_cell, cells[0])]
 
 
-def test_ci_calls_the_test_command():
-    line = re.search(r"^pip install .*pytest$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE)
-    assert line
-    assert line[0].replace("--quiet ", "") == "pip install -e '.[dev]' && pytest"
+def test_the_readme_opens_with_status_and_demo():
+    start = README.splitlines()[:35]
+    assert any(line.startswith("**Status.** No recipe of the paper has been run") for line in start)
+    assert start.count("pip install -e . && hiera-video demo") == 1
 
 
-@pytest.mark.parametrize("command", commands())
-def test_settings_of_each_command_are_right(command):
+def test_the_test_command_follows_the_tasks_and_is_what_ci_calls():
+    lines = [line for block in blocks("sh", README) for line in block.splitlines()]
+    assert lines[0] == "pip install -e . && hiera-video demo"
+    assert lines[-1] == "pip install -e '.[dev]' && pytest"
+    called = re.search(
+        r"^pip install .*pytest$", (ROOT / ".ci/run").read_text(), flags=re.MULTILINE
+    )
+    assert called
+    assert called[0].replace("--quiet ", "") == lines[-1]
+
+
+def test_the_model_table_names_all_models_and_weights():
+    table = {cells[0].strip("`"): cells for cells in rows(README, r"^`hiera_\w+224`$")}
+    assert list(table) == [
+        f"hiera_{size}_{clip}"
+        for clip in ("16x224", "224")
+        for size in ("tiny", "small", "base", "base_plus", "large", "huge")
+    ]
+    assert set(table) == set(list_models())
+    tags = {
+        f"{name}.{tag}" for name, row in table.items() for tag in re.findall(r"`(\w+)`", row[4])
+    }
+    assert tags == set(list_models(pretrained=True))
+
+
+def test_the_model_table_has_the_published_accuracies():
+    published = {}  # "kinetics400/hiera_base": "84.0"
+    for cells in rows(PAGES["docs/reproducing.md"], r"^\[(kinetics|ssv2|imagenet1k)"):
+        recipe = re.match(r"\[([\w/]+)\]", cells[0])[1]
+        published[recipe] = next(iter(re.findall(r"\d\d\.\d\b", " ".join(cells[3:5]))), None)
+    folders = {"K400": "kinetics400", "K600": "kinetics600", "K700": "kinetics700"}
+    folders |= {"SSv2": "ssv2", "IN-1k": "imagenet1k"}
+    for cells in rows(README, r"^`hiera_\w+224`$"):
+        name = cells[0].strip("`")
+        for data, accuracy in re.findall(r"(\S+) (\d\d\.\d)", cells[3]):
+            recipe = name if data == "SSv2" else re.sub(r"_(16x)?224$", "", name)
+            assert published[f"{folders[data]}/{recipe}"] == accuracy
+
+
+@pytest.mark.parametrize(("page", "command"), commands())
+def test_settings_of_each_command_are_right(page, command, monkeypatch):
+    monkeypatch.chdir(ROOT)
     words = shlex.split(command.split("&&")[-1])
     start = words.index("hiera_video") if "hiera_video" in words else words.index("hiera-video")
     args, operands = parse(words[start + 1 :])
-    assert read_settings(args, operands)
+    if args.print_config:  # which needs no data
+        assert load_for_print(*configuration(args, operands))
+    else:
+        assert read_settings(args, operands)
 
 
-def test_programs_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make_striped_video(tmp_path / "clip.mp4", num_frames=12)
-    found = {}
-    for program in blocks("python"):
-        exec(compile(program, "README.md", "exec"), found)
-    assert found["logits"].shape == (1, 10)
-    assert [m.shape[1:4] for m in found["maps"]] == [(4, n, n) for n in (40, 20, 10, 5)]
-    assert found["frames"].shape == (3, 64, 96, 3)
+@pytest.mark.parametrize("page", PAGES)
+def test_settings_in_the_text_exist(page):
+    known = {key for cls in COMMANDS.values() for key, _, _ in leaves(cls)}
+    sections = {key.split(".")[0] for key in known if "." in key}
+    for span in code_spans(PAGES[page]):
+        key = span.partition("=")[0]
+        is_key = re.fullmatch(r"[a-z]+(\.[a-z_]+)+", key) and key.split(".")[0] in sections
+        if is_key and not key.endswith(FILES) and not key.startswith("model.overrides."):
+            assert key in known
 
 
-def test_the_program_on_pretraining_runs():
-    found = {}
-    for program in blocks("python", PRETRAINING):
-        exec(compile(program, "docs/pretraining.md", "exec"), found)
-    assert found["kept"].shape == (1, 39)
-    assert found["prediction"].shape == (1, 353, 4, 768)
-    assert found["losses"].shape == (1,)
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_project_in_the_text_exist(page):
+    """Names such as `models/hiera.py`, from the repository, the package or the tests."""
+    for span in code_spans(PAGES[page]):
+        if re.fullmatch(r"[\w./]+\.(py|yaml|sbatch)", span) and "/" in span:
+            folders = (ROOT, ROOT / "hiera_video", ROOT / "tests")
+            assert any((folder / span).is_file() for folder in folders), span
 
 
 @pytest.mark.parametrize(("page", "link"), links())
