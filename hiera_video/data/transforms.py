@@ -34,17 +34,17 @@ Range = tuple[float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 CROP_TRIES = 10
-ERASING_AREA = (0.02, 1 / 3)  # of the frame
+ERASING_AREA = (0.02, 1 / 3)  # fraction of the frame
 ERASING_ASPECT = (0.3, 1 / 0.3)  # height / width
 ERASING_TRIES = 100
 
 
 class PretrainTransform:
-    """Random resized crop and flip: all that masked pretraining uses (paper, Tab. 11a).
+    """Random resized crop and flip, the augmentation of masked pretraining (paper, Tab. 11a).
 
     Args:
-        size: size of the clip that is returned, pixels: a side or (height, width).
-        crop: area and shape of the crop, and whether half of the clips are mirrored.
+        size: size of the output in pixels: a side or (height, width).
+        crop: area and aspect ratio of the crop, and whether half of the clips are mirrored.
     """
 
     def __init__(self, size: int | tuple[int, int], crop: Crop) -> None:
@@ -72,9 +72,10 @@ class FinetuneTransform:
 
     Args:
         size: as for `PretrainTransform`.
-        augment: all settings of augmentation; mixup and cutmix are not applied here.
-        mean, std: statistics of the colours, RGB in 0..1, for the noise of random erasing and for
-            what RandAugment uncovers.
+        augment: settings of augmentation; mixup and cutmix are not applied here.
+        mean: mean colour, RGB in 0..1, for random erasing and for the border that RandAugment's
+            geometric operations uncover.
+        std: standard deviation of the colours, RGB in 0..1, for random erasing.
     """
 
     def __init__(
@@ -109,11 +110,11 @@ class FinetuneTransform:
 
 
 class DetectionTransform:
-    """Resize, random crop and flip of a clip with boxes: SlowFast's for training on AVA.
+    """Resizes, crops and flips a clip with boxes at random, as in SlowFast's training on AVA.
 
     Args:
-        size: (height, width) of the clip that is returned, pixels.
-        augment: range of sizes of the resized picture, and whether half of the clips are mirrored.
+        size: (height, width) of the output, pixels.
+        augment: range of sizes of the resized frames, and whether half of the clips are mirrored.
     """
 
     def __init__(self, size: tuple[int, int], augment: DetectionAugment) -> None:
@@ -122,7 +123,7 @@ class DetectionTransform:
     def __call__(
         self, frames: Frames, boxes: Boxes, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
-        """A new clip, and the boxes as fractions of its picture, which may reach out of it."""
+        """A new clip, and the boxes as fractions of its frames; they may extend beyond 0..1."""
         check_frames(frames)
         height, width = self.size
         short_side = covering_short_side(frames.shape[1], frames.shape[2], self.size)
@@ -140,7 +141,11 @@ class DetectionTransform:
 def centre_crop(
     frames: Frames, boxes: Boxes, size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
-    """The middle of the smallest picture that covers `size`, for evaluation; boxes as above."""
+    """Resizes frames to the smallest size that covers `size`, and takes the centre crop.
+
+    Returns:
+        The clip, and the boxes as fractions of its frames; they may extend beyond 0..1.
+    """
     height, width = size
     short_side = covering_short_side(frames.shape[1], frames.shape[2], size)
     frames = resize_short_side(frames, short_side)
@@ -153,7 +158,13 @@ def centre_crop(
 def boxes_in_crop(
     boxes: Boxes, picture: tuple[int, int], offset: tuple[int, int], size: tuple[int, int]
 ) -> Boxes:
-    """Fractions of a picture to fractions of a crop at `offset`; all (height, width) or (y, x)."""
+    """Converts boxes from fractions of a picture to fractions of a crop.
+
+    Args:
+        picture: (height, width) of the picture, pixels.
+        offset: (top, left) of the crop, pixels.
+        size: (height, width) of the crop, pixels.
+    """
     (rows, columns), (top, left), (height, width) = picture, offset, size
     scale = np.array([columns / width, rows / height] * 2)
     return boxes * scale - np.array([left / width, top / height] * 2)
