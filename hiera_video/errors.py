@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import difflib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 
@@ -22,6 +23,10 @@ class ConfigError(UserError, ValueError):
     exit_code = 2
 
 
+class MissingLibrary(UserError, ImportError):
+    """An optional library is not installed or does not load; the message has the pip command."""
+
+
 @contextmanager
 def configured() -> Iterator[None]:
     """Turns errors of what is built inside, which depends on settings only, into ConfigErrors.
@@ -32,3 +37,15 @@ def configured() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from None
+
+
+def listing(items: Sequence[object], at_most: int = 5) -> str:
+    """The first `at_most` items for a message, and how many more there are."""
+    text = ", ".join(repr(item) for item in items[:at_most])
+    return text + (f" and {len(items) - at_most} more" if len(items) > at_most else "")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'NAME'?` with the most similar known name, or "" if none is similar."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

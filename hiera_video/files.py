@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Replaces a file by indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n") -> None:
+    """Replaces a file by comma-separated rows in UTF-8; fields are quoted where necessary."""
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file, lineterminator=line_end).writerows(rows)
 
 
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:

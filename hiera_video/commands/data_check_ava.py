@@ -13,14 +13,12 @@ from tqdm import tqdm
 from hiera_video.data.boxes.table import (
     BoxTable,
     inspect_boxes,
-    locate_videos,
-    nearest_name,
     proposal_recall,
     read_keyframes,
     read_label_map,
 )
-from hiera_video.data.videos.files import listing
-from hiera_video.errors import ConfigError
+from hiera_video.data.videos.files import locate_videos
+from hiera_video.errors import ConfigError, did_you_mean, listing
 from hiera_video.evaluation.ava_report import percent
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.evaluation import CheckAvaSettings
@@ -53,7 +51,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
         if unknown:
             told.append(
                 f"{proposals.source}: {len(unknown)} of {len(proposals.videos)} videos are not in "
-                f"the ground truth: {listing(unknown)}{nearest_name(unknown[0], truth.videos)}"
+                f"the ground truth: {listing(unknown)}{did_you_mean(unknown[0], truth.videos)}"
             )
         recall = proposal_recall(truth, proposals, excluded=excluded)
         used = proposal_recall(truth, proposals, min_score=config.proposal_score, excluded=excluded)
@@ -62,10 +60,10 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
             **describe(proposals),
             "ground_truth_boxes": recall.total,
             "reached_at_iou_0.5": recall.reached,
-            "share": recall.share if recall.total else None,
+            "share": recall.fraction if recall.total else None,
             "proposal_score": config.proposal_score,
             "reached_with_proposal_score": used.reached,
-            "share_with_proposal_score": used.share if used.total else None,
+            "share_with_proposal_score": used.fraction if used.total else None,
         }
     if config.videos is not None:
         found, missing = locate_videos(truth.videos, config.videos)

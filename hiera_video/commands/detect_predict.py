@@ -21,12 +21,12 @@ from hiera_video.data.boxes.keyframes import (
 from hiera_video.data.boxes.table import (
     BoxTable,
     LabelMap,
-    nearest_name,
     read_proposals,
     write_detections,
 )
 from hiera_video.data.datasets import KeyframeClips
 from hiera_video.data.order import num_workers
+from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import write_json
 from hiera_video.models.detector import ActionDetector
@@ -129,7 +129,7 @@ def given_boxes(
     names = {Path(path).name, Path(path).stem}
     named = {keyframe for keyframe in named_keyframes(table) if keyframe[0] in names}
     if not named:
-        near = nearest_name(Path(path).stem, table.videos)
+        near = did_you_mean(Path(path).stem, table.videos)
         raise NoResult(f"{path}: {table.source} names no video {Path(path).stem!r}{near}")
     if late := sorted(second for _, second in named if second > length_sec):
         raise NoResult(

@@ -9,12 +9,12 @@ from collections import Counter
 from typing import Any
 
 from hiera_video.data.boxes.table import (
-    nearest_name,
     read_detections,
     read_ground_truth,
     read_keyframes,
     read_label_map,
 )
+from hiera_video.errors import did_you_mean
 from hiera_video.evaluation import ava_report as results
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
 from hiera_video.runtime.logging import setup_logging
@@ -86,7 +86,7 @@ def tell(report: dict[str, Any], videos: tuple[str, ...]) -> str:
                 lines.append(f"  {part[kind]} {text}")
     unknown = report["detections"]["videos_without_ground_truth"]
     if unknown:
-        near = nearest_name(unknown[0], videos)
+        near = did_you_mean(unknown[0], videos)
         lines.append(f"  {len(unknown)} videos without ground truth, such as {unknown[0]!r}{near}")
     lines += results.tell(report["protocols"], num_excluded=report["excluded_keyframes"])
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What travels from the reading processes to the model's: dataclasses that state their shapes.
+"""Samples and batches that decoding processes pass to the process of the model.
 
 Pixels are uint8 `[..., T, H, W, C]` until they are on the device.
 """
@@ -20,7 +20,7 @@ Sample = TypeVar("Sample")
 class Failure:
     """A video that could not be read."""
 
-    name: str  # as its list names it
+    name: str  # as in its list
     path: str
     cause: str  # one of the causes of `VideoError`
     message: str
@@ -38,11 +38,11 @@ class ClipSample:
 
 @dataclass
 class ClipBatch:
-    """The clips of several training videos, and the videos of the batch that failed."""
+    """The clips of several training videos, and the videos that could not be read."""
 
-    clips: Tensor  # uint8 [B, T, H, W, C]; B counts clips
+    clips: Tensor  # uint8 [B, T, H, W, C]; B is the number of clips
     labels: list[tuple[int, ...]]  # B label sets
-    names: list[str]  # B video names; none in a batch without any readable video
+    names: list[str]  # B video names; empty if no video of the batch could be read
     failures: list[Failure] = field(default_factory=list)
     visible: Tensor | None = None  # bool [B, M] of mask units, in pretraining; stays on the host
 
@@ -51,10 +51,10 @@ class ClipBatch:
 
     @property
     def num_targets(self) -> int:
-        """What the mean of the loss runs over: clips."""
+        """Number of clips, over which the loss is averaged."""
         return len(self)
 
-    num_dropped = 0  # targets that a crop left nothing of
+    num_dropped = 0  # targets outside of their crop
 
     def pin_memory(self) -> ClipBatch:
         self.clips = self.clips.pin_memory()
@@ -63,12 +63,12 @@ class ClipBatch:
 
 @dataclass(frozen=True)
 class BoxedClip:
-    """One training clip around a key frame, and the boxes that lie in its picture."""
+    """One training clip around a key frame, and the boxes inside its crop."""
 
     clip: np.ndarray  # uint8 [T, H, W, C]
-    boxes: np.ndarray  # float32 [n, 4], x1 y1 x2 y2 as fractions of the clip's picture
+    boxes: np.ndarray  # float32 [n, 4], x1 y1 x2 y2 as fractions of the clip's frames
     actions: list[tuple[int, ...]]  # n sets of action ids
-    num_dropped: int  # boxes that the crop left no area of
+    num_dropped: int  # boxes outside of the crop
 
 
 @dataclass(frozen=True)
@@ -81,22 +81,22 @@ class DetectionSample:
 
 @dataclass
 class DetectionBatch:
-    """The clips of several key frames, their boxes, and the key frames that failed."""
+    """The clips of several key frames, their boxes, and the key frames that could not be read."""
 
-    clips: Tensor  # uint8 [B, T, H, W, C]; B counts clips
-    boxes: Tensor  # float32 [R, 4], x1 y1 x2 y2 as fractions of the clip's picture; R may be 0
+    clips: Tensor  # uint8 [B, T, H, W, C]; B is the number of clips
+    boxes: Tensor  # float32 [R, 4], x1 y1 x2 y2 as fractions of the clip's frames; R may be 0
     clip_of_box: Tensor  # int64 [R]
-    actions: list[tuple[int, ...]]  # R sets of action ids, from 1; () for a box with none
-    names: list[str]  # B key frames; none in a batch without any readable one
+    actions: list[tuple[int, ...]]  # R sets of action ids, from 1; () if a box has none
+    names: list[str]  # B key frames; empty if no key frame of the batch could be read
     failures: list[Failure] = field(default_factory=list)
-    num_dropped: int = 0  # boxes that a crop left no area of
+    num_dropped: int = 0  # boxes outside of their crop
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def num_targets(self) -> int:
-        """What the mean of the loss runs over: boxes."""
+        """Number of boxes, over which the loss is averaged."""
         return len(self.boxes)
 
     def pin_memory(self) -> DetectionBatch:
@@ -106,18 +106,18 @@ class DetectionBatch:
 
 @dataclass(frozen=True)
 class KeyframeSample:
-    """The clip around a key frame that is to be scored."""
+    """The clip around a key frame whose boxes are scored."""
 
     index: int  # of the record
     clip: Tensor  # uint8 [T, H, W, C]
-    boxes: Tensor  # float32 [n, 4], the record's, cut off at the picture of the clip
-    num_outside: int  # of them, those that lie outside of the picture
+    boxes: Tensor  # float32 [n, 4], the record's boxes, clipped to the crop
+    num_outside: int  # boxes outside of the crop
     backend: str  # the library that decoded
 
 
 @dataclass(frozen=True)
 class ViewSample:
-    """All views of one video, as its unique frames and where the views lie in them."""
+    """All views of one video, as its unique frames and the positions of views in them."""
 
     index: int  # of the record
     frames: Tensor  # uint8 [U, H, W, C], each needed frame once, short side resized
@@ -130,9 +130,11 @@ class ViewSample:
         return len(self.clip_positions) * len(self.crop_offsets)
 
     def view(self, frames: Tensor, i: int, size: tuple[int, int]) -> Tensor:
-        """View `i`, clip by clip and in each crop by crop: uint8 [T, h, w, C].
+        """View `i`, ordered by clip and then by crop: uint8 [T, h, w, C].
 
-        `frames` are those of the sample, wherever they are by now.
+        Args:
+            frames: the frames of the sample, possibly moved to another device.
+            size: height and width of a crop, pixels.
         """
         clip, place = divmod(i, len(self.crop_offsets))
         top, left = self.crop_offsets[place]
@@ -146,8 +148,8 @@ def collate_clips(
 ) -> ClipBatch:
     """Stacks the clips of the videos that were read.
 
-    A batch without any holds one black clip of `clip_shape` [T, H, W, C] and has length 0: every
-    process of a run must go through the model equally often.
+    If there are none, the batch holds one black clip of `clip_shape` [T, H, W, C] and has length 0,
+    because every process of a run must call the model equally often.
     """
     read = [s for s in samples if isinstance(s, ClipSample)]
     failures = [s for s in samples if isinstance(s, Failure)]
@@ -164,7 +166,7 @@ def collate_clips(
 def collate_boxed_clips(
     samples: Sequence[DetectionSample | Failure], clip_shape: tuple[int, int, int, int]
 ) -> DetectionBatch:
-    """As `collate_clips`; the boxes of all clips go into one list."""
+    """Stacks clips as `collate_clips`, and concatenates the boxes of all clips."""
     read = [s for s in samples if isinstance(s, DetectionSample)]
     failures = [s for s in samples if isinstance(s, Failure)]
     clips = [clip for sample in read for clip in sample.clips]
@@ -184,6 +186,6 @@ def collate_boxed_clips(
 
 
 def only_sample(samples: Sequence[Sample]) -> Sample:
-    """Collates evaluation: videos differ in size, so they travel one by one."""
+    """Returns the only sample: evaluation does not batch videos, because their sizes differ."""
     (sample,) = samples
     return sample

@@ -1,4 +1,4 @@
-"""Records to samples: which frames, their pixels (each decoded once), the transform.
+"""Data sets that read the samples of records: they choose, decode and transform frames.
 
 A sample is a pure function of (seed, epoch, index). A video that cannot be read becomes a
 `Failure`, never another video.
@@ -36,9 +36,9 @@ Masking = Callable[[np.random.Generator], np.ndarray]
 
 
 class TrainingClips(Dataset[ClipSample | Failure]):
-    """Random clips of videos; indexed by (epoch, index of the record, which draw in the epoch).
+    """Random clips of videos, indexed by (epoch, index of the record, number of the draw).
 
-    A video is drawn more than once in an epoch only where classes are balanced.
+    The number of the draw is 0 unless balanced classes repeat a video in an epoch.
 
     Args:
         masking: draws the visible mask units of a clip, bool [M], for pretraining.
@@ -80,11 +80,11 @@ class TrainingClips(Dataset[ClipSample | Failure]):
 
 
 class EvaluationViews(Dataset[ViewSample | Failure]):
-    """All views of videos; one pass over a file whatever their number.
+    """All views of videos for evaluation; each video is decoded in one pass.
 
     Args:
         crop_size: height and width of a view, pixels.
-        views: how many clips and crops, and the size of the resized frames.
+        views: numbers of clips and crops, and the size of the resized frames.
 
     Raises:
         ConfigError: crops are larger than the short side.
@@ -125,10 +125,10 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
 
 
 class TrainingKeyframes(Dataset[DetectionSample | Failure]):
-    """Clips around key frames, with boxes; indexed as `TrainingClips`.
+    """Clips around key frames, with boxes, for training; indexed as `TrainingClips`.
 
     Args:
-        num_repeats: crops of each key frame's clip.
+        num_repeats: random crops of each key frame's clip.
         start_sec: second of the annotations at which the files begin. None: 0.
     """
 
@@ -176,7 +176,7 @@ class TrainingKeyframes(Dataset[DetectionSample | Failure]):
 class KeyframeClips(Dataset[KeyframeSample | Failure]):
     """The centre crop of the clip around each key frame, and its boxes, for evaluation.
 
-    Boxes are cut off at the crop, as in SlowFast: what reaches out of it is scored by what is seen.
+    Boxes are clipped to the crop, as in SlowFast.
 
     Args:
         size: (height, width) of a clip, pixels.
@@ -226,15 +226,15 @@ def checked_short_side(
     num_crops: int,
     key: str = "views.short_side",
 ) -> int:
-    """The short side of resized frames, pixels.
+    """The short side to which frames are resized, pixels.
 
     Args:
-        short_side: as configured. None: the size of the crop with three crops, and 256/224 of it
-            with one (SlowFast's 256 for crops of 224).
-        key: the setting that an error names.
+        short_side: the setting. None: the larger side of the crop with three crops, and 256/224 of
+            it with one (256 for crops of 224, as in SlowFast).
+        key: name of the setting, for errors.
 
     Raises:
-        ConfigError: crops are larger.
+        ConfigError: the short side is smaller than a side of the crop.
     """
     if short_side is None:
         short_side = max(crop_size)
@@ -252,14 +252,14 @@ def read_clips(
     open_video: OpenVideo,
     choose: Callable[[VideoReader], np.ndarray],
 ) -> tuple[np.ndarray, np.ndarray, str] | Failure:
-    """The frames that `choose` wants of a video, each decoded once.
+    """Reads the frames of a video that `choose` returns, each decoded once.
 
     Args:
-        choose: from the opened video to source frame indices, of any shape.
+        choose: maps the open video to source frame indices of any shape.
 
     Returns:
-        Unique frames uint8 [U, H, W, C], the positions of the indices in them, and the backend; or
-        why the video cannot be read.
+        The unique frames, uint8 [U, H, W, C], positions in them of the shape of the indices, and
+        the backend; or a `Failure` if the video cannot be read.
     """
     try:
         with open_video(record.path) as video:

@@ -1,7 +1,7 @@
-"""Mixup and cutmix of whole clips, and the soft targets that they need.
+"""Mixup and cutmix of whole clips, and their soft targets.
 
-One draw for a batch, whose clips are paired with the batch in reverse order, as timm's `Mixup` does
-in its "batch" mode. In cutmix the same box is exchanged in all frames. The recipe of the Hiera
+All clips of a batch share one draw and are paired with the batch in reverse order, as in the
+"batch" mode of timm's `Mixup`. Cutmix exchanges the same box in all frames. The recipe of the Hiera
 paper (arXiv 2306.00989, Tab. 11b): mixup 0.8, cutmix 1.0, label smoothing 0.1.
 """
 
@@ -20,9 +20,12 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right
 def soft_targets(
     labels: Int[Tensor, " B"], num_classes: int, smoothing: float = 0.0
 ) -> Float[Tensor, "B K"]:
-    """One-hot targets with label smoothing: each row sums to 1.
+    """One-hot targets with label smoothing; each row sums to 1.
 
-    Every class gets `smoothing / num_classes`, the right one `1 - smoothing` more.
+    Every class has `smoothing / num_classes`, and the label's class `1 - smoothing` more.
+
+    Raises:
+        ValueError: smoothing is not in 0 to below 1.
     """
     if not 0 <= smoothing < 1:
         raise ValueError(f"smoothing is {smoothing}; allowed: 0 to below 1")
@@ -42,14 +45,17 @@ def mix(
 ) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
     """Mixes each clip with its partner, by mixup or by cutmix. `clips` are overwritten.
 
-    In an odd batch the clip in the middle is its own partner and stays as it is, as does a batch of
-    one. Targets may be smoothed, multi-hot, or anything else that can be averaged.
+    In a batch of odd size the clip in the middle is its own partner and does not change. Targets
+    may be smoothed, multi-hot, or any others that can be averaged.
 
     Args:
         mixup: alpha of mixup's Beta(alpha, alpha); 0 turns mixup off.
-        cutmix: the same for cutmix.
-        switch_prob: share of the batches that get cutmix where both are on.
-        generator: the draw is a function of its state; the device plays no part.
+        cutmix: alpha of cutmix's Beta(alpha, alpha); 0 turns cutmix off.
+        switch_prob: probability of cutmix if both are on.
+        generator: random generator, on the CPU; the draw does not depend on the device.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
     for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if value < 0:
@@ -68,7 +74,7 @@ def mix(
 def blend(
     clips: Float[Tensor, "B C T H W"], targets: Float[Tensor, "B K"], kept: float
 ) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
-    """Mixup (arXiv 1710.09412): `kept` of each clip, the rest from its partner. In place."""
+    """Mixup (arXiv 1710.09412), in place: a fraction `kept` of each clip, the rest its partner."""
     partners = clips.flip(0)
     clips.mul_(kept).add_(partners, alpha=1 - kept)
     return clips, _blend_targets(targets, kept)
@@ -77,9 +83,9 @@ def blend(
 def cut_and_paste(
     clips: Float[Tensor, "B C T H W"], targets: Float[Tensor, "B K"], box: Box
 ) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
-    """Cutmix (arXiv 1905.04899): a box of the partner through all frames. In place.
+    """Cutmix (arXiv 1905.04899), in place: a box in all frames is taken from the partner.
 
-    Targets are weighted by the true area, which is smaller than drawn where the box is cut off.
+    Targets are weighted by the area of the box inside the frame.
     """
     top, bottom, left, right = box
     inside = clips[..., top:bottom, left:right]
@@ -93,8 +99,8 @@ def _blend_targets(targets: Float[Tensor, "B K"], kept: float) -> Float[Tensor, 
 
 
 def cutmix_box(height: int, width: int, kept: float, generator: np.random.Generator) -> Box:
-    """A box around a uniform centre that leaves `kept` of the frame free, before it is cut off."""
-    side = math.sqrt(1 - kept)  # of the box, as a share of the frame's
+    """A box with a uniform centre and a fraction 1 - `kept` of the area, cut off at the frame."""
+    side = math.sqrt(1 - kept)  # of the box, as a fraction of the frame's
     box_height, box_width = int(height * side), int(width * side)
     y, x = int(generator.integers(height)), int(generator.integers(width))
     return (

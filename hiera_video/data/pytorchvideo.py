@@ -1,11 +1,11 @@
-"""Our clips and transforms in pytorchvideo's datasets, and their batches for our models.
+"""The samplers and transforms of this package in pytorchvideo's datasets.
 
-`pytorchvideo/data/labeled_video_dataset.py` asks its sampler for seconds, takes the frames that
-come up in [start, end), and hands them to its transform. `PytorchvideoSampler` tells frames as
-seconds, the transforms `TrainingClip` and `EvaluationView` take those frames out of what arrives,
-and `clip_batch` makes a `ClipBatch` of what a DataLoader makes of the samples.
+`LabeledVideoDataset` of `pytorchvideo/data/labeled_video_dataset.py` asks its sampler for a time
+interval, reads the frames that begin in it, and passes them to its transform. `PytorchvideoSampler`
+converts the frames of a clip to a time interval, the transforms `TrainingClip` and `EvaluationView`
+select these frames, and `clip_batch` converts a batch of the DataLoader to a `ClipBatch`.
 
-Of pytorchvideo, `data` alone is imported: its `transforms` need a torchvision of 2023.
+Only `pytorchvideo.data` is imported: `pytorchvideo.transforms` needs a torchvision of 2023.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import Tensor
 from hiera_video.data.batches import ClipBatch
 from hiera_video.data.datasets import Transform, checked_short_side
 from hiera_video.data.transforms import resize_short_side
+from hiera_video.errors import MissingLibrary
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC, crop_offsets
@@ -39,22 +40,22 @@ class HasIndices(Protocol):
 
 
 class PytorchvideoSampler:
-    """Our samplers as a `ClipSampler` of `pytorchvideo/data/clip_sampling.py`.
+    """A sampler of this package as a `ClipSampler` of `pytorchvideo/data/clip_sampling.py`.
 
-    Told the duration of a video alone, it takes frames to come up at a constant rate from 0 on. Its
-    seconds begin half a frame before the first frame of a clip and end half a frame after the last,
-    so that rounding adds and loses none. One sampler serves one dataset: `asked` holds, for the
-    transform that is called next, positions int64 [T] of the clip in the frames that should arrive,
-    their number, and the rate.
+    It only knows the duration of a video, so it assumes a constant frame rate, from 0 on. Its
+    intervals begin half a frame before the first frame of a clip and end half a frame after the
+    last, so that rounding neither adds nor loses frames. Each dataset needs its own sampler:
+    `requested` holds, for the next call of the transform, the positions int64 [T] of the clip in
+    the frames of the interval, the number of these frames, and the frame rate.
 
     Args:
-        clips: a `ClipSampler` for one random clip a video, drawn from torch's random state; a
-            `ViewWindows` or `DenseWindows` of `hiera_video.extraction.windows` for all its clips.
-        fps: frames a second of all videos. None: each has its own, "fps" in its annotation.
-        num_crops: 1, or 3: each clip comes three times, told apart by `aug_index`.
+        clips: a `ClipSampler` for one random clip per video, drawn from torch's random state; or a
+            `ViewWindows` or `DenseWindows` of `hiera_video.extraction.windows` for all clips.
+        fps: frames per second of all videos. None: "fps" in the annotation of each video.
+        num_crops: 1, or 3: each clip is returned three times, with `aug_index` 0 to 2.
 
     Raises:
-        ImportError: pytorchvideo is not installed.
+        MissingLibrary: pytorchvideo is not installed.
     """
 
     def __init__(
@@ -67,26 +68,28 @@ class PytorchvideoSampler:
         try:
             from pytorchvideo.data import clip_sampling
         except ImportError as error:
-            sentence = (
+            raise MissingLibrary(
                 "PytorchvideoSampler needs pytorchvideo: pip install 'hiera-video[pytorchvideo]'"
-            )
-            raise ImportError(sentence) from error
+            ) from error
         if num_crops not in (1, 3):
             raise ValueError(f"num_crops={num_crops} must be 1 (centre) or 3")
-        clip_sampling.ClipSampler.register(type(self))  # a subclass made here could not be pickled
+        clip_sampling.ClipSampler.register(type(self))  # a local subclass could not be pickled
         self._clip_info = clip_sampling.ClipInfo
         self.clips, self.num_crops = clips, num_crops
         self.fps = None if fps is None else _frame_rate(fps)
-        self.asked: tuple[np.ndarray, int, Fraction] | None = None
+        self.requested: tuple[np.ndarray, int, Fraction] | None = None
         self.reset()
 
     def reset(self) -> None:
-        """The next call begins a new video."""
-        self._of_video: tuple[Indices, Fraction] | None = None
+        """Begins a new video with the next call."""
+        self._chosen: tuple[Indices, Fraction] | None = None  # clips of the video, and its rate
         self._view = 0
 
     def __call__(self, last_clip_end_sec: Rate, video_sec: Rate, annotation: dict) -> Any:
-        """The next clip of a video of `video_sec`: `ClipInfo`; an end of 0 begins a new video.
+        """The `ClipInfo` of the next clip of a video of `video_sec` seconds.
+
+        Args:
+            last_clip_end_sec: 0 begins a new video.
 
         Raises:
             ValueError: no frame rate, or one at which the video has no whole number of frames.
@@ -94,12 +97,12 @@ class PytorchvideoSampler:
         """
         if not last_clip_end_sec:
             self.reset()
-        if self._of_video is None:
-            self._of_video = self._choose(Fraction(video_sec), annotation)
-        clips, fps = self._of_video
+        if self._chosen is None:
+            self._chosen = self._choose(Fraction(video_sec), annotation)
+        clips, fps = self._chosen
         clip_index, aug_index = divmod(self._view, self.num_crops)
         first, last = int(clips[clip_index].min()), int(clips[clip_index].max())
-        self.asked = clips[clip_index] - first, last - first + 1, fps
+        self.requested = clips[clip_index] - first, last - first + 1, fps
         self._view += 1
         is_last = self._view == len(clips) * self.num_crops
         if is_last:
@@ -116,12 +119,12 @@ class PytorchvideoSampler:
             raise ValueError(
                 f"fps={float(fps):g} makes {float(video_sec * fps):.2f} frames of the "
                 f"{float(video_sec):g} s of the video of annotation {annotation}, not a whole "
-                "number: give the video's own rate (Fraction(30000, 1001) for 29.97), and its "
-                "dataset decode_audio=False, because sound may last longer"
+                "number: set the video's own rate (Fraction(30000, 1001) for 29.97), and "
+                "decode_audio=False in the dataset, because sound may last longer"
             )
         frame_times_sec = np.arange(num_frames) / float(fps)
-        told = _ToldVideo(f"video of annotation {annotation}", frame_times_sec, float(video_sec))
-        video = cast(VideoReader, told)  # samplers ask for no more than it has
+        timeline = _Timeline(f"video of annotation {annotation}", frame_times_sec, float(video_sec))
+        video = cast(VideoReader, timeline)  # samplers use nothing else of a reader
         if isinstance(self.clips, ClipSampler):
             return self.clips.random_clips(video, 1, _rng()), fps
         return self.clips(video).indices, fps
@@ -129,9 +132,9 @@ class PytorchvideoSampler:
 
 @dataclass(frozen=True)
 class TrainingClip:
-    """A dataset's transform: `video` [C, F, H, W] of its samples becomes uint8 [C, T, h, w].
+    """The transform of a dataset: turns `video` [C, F, H, W] of samples into uint8 [C, T, h, w].
 
-    A call raises a `ValueError` where not as many frames arrived as the sampler asked for.
+    A call raises ValueError if the number of frames is not the one that the sampler requested.
     """
 
     sampler: PytorchvideoSampler  # the dataset's
@@ -142,7 +145,7 @@ class TrainingClip:
 
 
 class EvaluationView:
-    """As `TrainingClip`, but a sample is a view of `EvaluationViews`, whose sizes these are."""
+    """A transform as `TrainingClip`, whose samples are views as in `EvaluationViews`."""
 
     def __init__(
         self,
@@ -162,9 +165,10 @@ class EvaluationView:
 
 
 def clip_batch(batch: Mapping[str, Any]) -> ClipBatch:
-    """Of pytorchvideo's "video" [B, C, T, H, W] with decoded pixels, "label" [B], "video_name".
+    """Converts a batch of pytorchvideo, with decoded pixels, to a `ClipBatch`.
 
-    A label of -1, by which its lists say none, becomes the empty set.
+    Args:
+        batch: "video" [B, C, T, H, W], "label" [B], where -1 means no label, and "video_name".
 
     Raises:
         ValueError: video or label has another shape; pixels are scaled or normalised.
@@ -178,8 +182,8 @@ def clip_batch(batch: Mapping[str, Any]) -> ClipBatch:
 
 
 @dataclass(frozen=True)
-class _ToldVideo:
-    """What is known of a video before it is read."""
+class _Timeline:
+    """The frame times of a video, in the form of a `VideoReader`."""
 
     path: str
     frame_times_sec: np.ndarray
@@ -196,27 +200,28 @@ def _frame_rate(fps: Any) -> Fraction:
         rate = Fraction(0)
     if rate <= 0:
         raise ValueError(
-            f"fps is {fps!r}: give PytorchvideoSampler, or as 'fps' each video's annotation, the "
-            "frames a second, a number above 0"
+            f"fps is {fps!r}: set fps of PytorchvideoSampler, or 'fps' in each video's annotation, "
+            "to the frames per second, a number above 0"
         )
     return rate
 
 
 def _rng() -> np.random.Generator:
-    """From torch's random state, which a DataLoader seeds anew for each worker and epoch."""
+    """A generator seeded from torch's random state, which differs between workers and epochs."""
     return np.random.default_rng(int(torch.randint(2**62, ())))
 
 
 def _clip(sample: Mapping[str, Any], sampler: PytorchvideoSampler) -> UInt8[np.ndarray, "T H W 3"]:
-    """The frames that the sampler chose, of all that arrived."""
+    """The frames of the sample that the sampler requested."""
     name, video = sample["video_name"], sample["video"]  # [C, F, H, W]
-    if sampler.asked is None:
+    if sampler.requested is None:
         raise ValueError(f"{name}: the sampler of the transform is not the dataset's clip_sampler")
-    positions, num_frames, fps = sampler.asked
+    positions, num_frames, fps = sampler.requested
     if video.shape[1] != num_frames:
         raise ValueError(
-            f"{name}: {video.shape[1]} frames arrived where fps={float(fps):g} means {num_frames}: "
-            "give the video's own rate; leave it out if it is damaged or of variable rate"
+            f"{name}: {video.shape[1]} frames were read where fps={float(fps):g} makes "
+            f"{num_frames}: set the video's own rate; leave the video out if it is damaged or of "
+            "variable rate"
         )
     return _as_decoded(video[:, positions]).permute(1, 2, 3, 0).contiguous().numpy()
 
@@ -226,11 +231,11 @@ def _with_video(sample: Mapping[str, Any], clip: np.ndarray) -> dict[str, Any]:
 
 
 def _as_decoded(video: Tensor) -> Tensor:
-    """As uint8, of floats that hold whole numbers from 0 to 255."""
+    """Converts floats that hold whole numbers from 0 to 255 to uint8."""
     frames = video.to(torch.uint8)
     if not torch.equal(frames.to(video.dtype), video):
         raise ValueError(
-            f"video holds values from {video.min():g} to {video.max():g}, not all whole numbers of "
-            "0 to 255: leave out what scales or normalises frames before our transforms"
+            f"video has values from {video.min():g} to {video.max():g}, not only whole numbers of "
+            "0 to 255: remove transforms that scale or normalise frames before this one"
         )
     return frames

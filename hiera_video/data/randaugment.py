@@ -1,18 +1,18 @@
-"""RandAugment for clips: timm's `rand-m7-mstd0.5-inc1`, drawn once for all frames, on uint8.
+"""RandAugment for uint8 clips: timm's `rand-m7-mstd0.5-inc1`, drawn once for all frames.
 
-That string is the one in SlowFast's video recipes; the Hiera paper lists it as "RandAug (7, 0.5)"
-(arXiv 2306.00989, Tab. 11b). It says: 2 layers, each of which picks one of 15 operations and
-applies it with probability 0.5; magnitude from N(7, 0.5), clipped to 0..10; arguments that grow
-stronger with the magnitude; 0.45 of the side as the largest translation. Interpolation is bicubic,
-as in SlowFast's `AUG.INTERPOLATION` (timm alone would toss a coin between bilinear and bicubic).
-Pixels that come from outside get the mean colour, as timm's training does.
+SlowFast's video recipes use this string; the Hiera paper lists it as "RandAug (7, 0.5)" (arXiv
+2306.00989, Tab. 11b). It means: 2 layers, each of which draws one of 15 operations and applies it
+with probability 0.5; magnitude from N(7, 0.5), clipped to 0..10; arguments that grow stronger with
+the magnitude; translations of at most 0.45 of the side. Interpolation is bicubic, as in SlowFast's
+`AUG.INTERPOLATION` (timm's default draws bilinear or bicubic). Pixels from outside of the frame
+have the mean colour, as in timm's training.
 
-The operations give what PIL gives, frame by frame, up to one grey level in isolated pixels where
-float32 rounds differently from PIL. They are written with OpenCV and NumPy, and one weighted gather
-by torch, because the alternatives are slow. Milliseconds for one 16x224x224 clip on one core of a
-Xeon at 2.3 GHz, mean over the same 200 draws: 4.5 here, 14 to 15 with torchvision v2 on uint8
-(whose sharpness takes 75 and which has no bicubic for tensors), 21 to 25 with timm on PIL images.
-The slowest operation here is a rotation, 9 to 12 (`tools/benchmark_transforms.py`).
+The operations give the results of PIL, frame by frame, up to one grey level in isolated pixels for
+which float32 rounds differently. They use OpenCV, NumPy, and one weighted gather of torch, because
+the alternatives are slow. Milliseconds for one 16x224x224 clip on one core of a Xeon at 2.3 GHz,
+mean over the same 200 draws: 4.5 here, 14 to 15 with torchvision v2 on uint8 (whose sharpness takes
+75 and which has no bicubic for tensors), 21 to 25 with timm on PIL images. The slowest operation
+here is a rotation, 9 to 12 (`tools/benchmark_transforms.py`).
 """
 
 from __future__ import annotations
@@ -31,21 +31,24 @@ Frames = UInt8[np.ndarray, "T H W 3"]
 Colour = UInt8[np.ndarray, " 3"]
 
 MAX_MAGNITUDE = 10.0
-PROBABILITY = 0.5  # that a layer does anything
+PROBABILITY = 0.5  # that a layer applies its operation
 
-# cv2 rounds to the nearest integer, PIL cuts the fraction off. Adding this before rounding cuts
-# too; the small part keeps whole numbers whole in spite of float32.
-CUT = -0.5 + 2.0**-12
+# cv2 rounds to the nearest integer, PIL truncates. Adding this before rounding truncates; the small
+# part keeps integers unchanged despite the error of float32.
+TRUNCATE = -0.5 + 2.0**-12
 
 
 class RandAugment:
-    """Two random operations on a clip, the same for all of its frames.
+    """Random operations on a clip, the same for all of its frames.
 
     Args:
-        mean: mean colour in 0..1, RGB: fills what a rotation, shear or translation uncovers.
+        mean: mean colour, RGB in 0..1, for pixels that rotation, shear or translation uncover.
         magnitude: mean strength, 0 to 10.
-        magnitude_std: its standard deviation.
-        num_layers: how many operations are picked.
+        magnitude_std: standard deviation of the strength.
+        num_layers: number of operations that are drawn.
+
+    Raises:
+        ValueError: an argument is out of range.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class RandAugment:
         self.fill = np.rint(255 * np.asarray(mean)).astype(np.uint8)
 
     def __call__(self, frames: Frames, rng: np.random.Generator) -> Frames:
-        """Frames of the same shape; `frames` themselves when no layer does anything."""
+        """Frames of the same shape; `frames` themselves if no operation is applied."""
         for name, argument in self.draw(rng):
             frames = apply_operation(name, frames, argument, self.fill)
         return frames
@@ -93,22 +96,22 @@ def apply_operation(name: str, frames: Frames, argument: float, fill: Colour) ->
 
 
 def _plane(frames: Frames) -> UInt8[np.ndarray, "T*H W 3"]:
-    """All frames below one another, so that one call of OpenCV serves the clip."""
+    """All frames below one another, so that one call of OpenCV processes the clip."""
     return frames.reshape(-1, *frames.shape[2:])
 
 
-# Tables: each grey level becomes another one.
+# Tables that map grey levels to others.
 
 LEVELS = np.arange(256)
 
 
 def _look_up(frames: Frames, table: Int[np.ndarray, " 256"]) -> Frames:
-    """The same table for all frames and channels."""
+    """Applies the same table to all frames and channels."""
     return cv2.LUT(frames.reshape(len(frames), -1), table.astype(np.uint8)).reshape(frames.shape)
 
 
 def _look_up_each(frames: Frames, tables: Int[np.ndarray, "T c 256"]) -> Frames:
-    """A table for each frame (c = 1), or for each channel of each frame (c = 3)."""
+    """Applies a table to each frame (c = 1), or to each channel of each frame (c = 3)."""
     by_level = np.ascontiguousarray(tables.swapaxes(1, 2)[:, None], np.uint8)  # T 1 256 c
     channels = by_level.shape[-1]
     out = np.empty_like(frames)
@@ -158,7 +161,7 @@ def _solarize_add(frames: Frames, added: float, _fill: Colour) -> Frames:
     return _look_up(frames, np.where(LEVELS < 128, np.minimum(LEVELS + int(added), 255), LEVELS))
 
 
-# Enhancement: the frame blended with a plainer one; a factor above 1 leads away from that one.
+# Enhancement: blends a frame with a plainer one; a factor above 1 extrapolates away from it.
 
 
 def _blend_levels(plain: np.ndarray | int, factor: float) -> np.ndarray:
@@ -167,7 +170,7 @@ def _blend_levels(plain: np.ndarray | int, factor: float) -> np.ndarray:
 
 
 def _blend(plain: np.ndarray, frames: Frames, factor: float) -> Frames:
-    blended = cv2.addWeighted(_plane(frames), factor, plain, 1 - factor, CUT)
+    blended = cv2.addWeighted(_plane(frames), factor, plain, 1 - factor, TRUNCATE)
     return blended.reshape(frames.shape)
 
 
@@ -176,7 +179,7 @@ def _brightness(frames: Frames, factor: float, _fill: Colour) -> Frames:
 
 
 def _contrast(frames: Frames, factor: float, _fill: Colour) -> Frames:
-    """Away from the mean grey of each frame."""
+    """Blends each frame with its mean grey."""
     grey = cv2.cvtColor(_plane(frames), cv2.COLOR_RGB2GRAY).reshape(len(frames), -1)
     mean = (grey.mean(-1) + 0.5).astype(np.int64)
     return _look_up_each(frames, _blend_levels(mean[:, None, None], factor))
@@ -197,17 +200,17 @@ def _sharpness(frames: Frames, factor: float, _fill: Colour) -> Frames:
     return _blend(_plane(smooth), frames, factor)
 
 
-# Geometry: `matrix` leads from an output pixel's centre back to a place in the frame.
+# Geometry: `matrix` maps the centre of an output pixel to a position in the frame.
 
 Matrix = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 
 def _affine(frames: Frames, matrix: Matrix, fill: Colour) -> Frames:
-    """Bicubic resampling as PIL does it: cubic with a = -1, edge pixels repeated, results cut off.
+    """Bicubic resampling as in PIL: cubic with a = -1, edge pixels repeated, results truncated.
 
-    OpenCV's cubic has a = -0.75, which is up to 22 grey levels away on noise, and takes 21 ms a
-    clip. Here every output pixel is a weighted sum of 16 neighbours, the same for all frames and
-    channels: a gather from a table whose rows are the pixels, with 3 T numbers in each.
+    OpenCV's cubic has a = -0.75, which differs by up to 22 grey levels on noise, and takes 21 ms
+    per clip. Here every output pixel is a weighted sum of 16 neighbours, the same for all frames
+    and channels: a gather from a table with a row of 3 T numbers for each pixel.
     """
     t, h, w, _ = frames.shape
     x, y = np.arange(w) + 0.5, np.arange(h)[:, None] + 0.5
@@ -224,7 +227,7 @@ def _affine(frames: Frames, matrix: Matrix, fill: Colour) -> Frames:
         per_sample_weights=torch.from_numpy(cv2.transpose(weights)),
         mode="sum",
     )
-    levels = cv2.add(resampled.numpy(), CUT, dtype=cv2.CV_8U)
+    levels = cv2.add(resampled.numpy(), TRUNCATE, dtype=cv2.CV_8U)
     outside = (from_x < 0) | (from_x >= w) | (from_y < 0) | (from_y >= h)
     levels[outside] = np.repeat(fill, t)
     return cv2.transpose(levels.reshape(-1, t)).reshape(frames.shape)
@@ -233,9 +236,9 @@ def _affine(frames: Frames, matrix: Matrix, fill: Colour) -> Frames:
 def _cubic_taps(
     position: Float[np.ndarray, " N"], size: int
 ) -> tuple[Int[np.ndarray, "n N"], Float[np.ndarray, "n N"]]:
-    """Along one axis: the n = 4 pixels around each position, and their weights.
+    """The n = 4 pixels around each position along one axis, and their weights.
 
-    One pixel where all positions are pixel centres, as for the y axis of a horizontal shear.
+    n = 1 if all positions are pixel centres, as along the y axis in a horizontal shear.
     """
     position = position - 0.5
     first = np.floor(position)
@@ -254,7 +257,7 @@ def _cubic_taps(
 
 
 def _rotate(frames: Frames, degrees: float, fill: Colour) -> Frames:
-    """About the centre; positive is anticlockwise."""
+    """Rotates about the centre; positive angles are anticlockwise."""
     h, w = frames.shape[1:3]
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = w / 2, h / 2
@@ -288,7 +291,7 @@ def _enhancement(strength: float, sign: int) -> float:
 
 @dataclass(frozen=True)
 class Operation:
-    """`argument` turns a strength in 0..1 and a sign into what `apply` takes."""
+    """`argument` maps a strength in 0..1 and a sign to the argument of `apply`."""
 
     argument: Callable[[float, int], float]
     apply: Callable[[Frames, float, Colour], Frames]

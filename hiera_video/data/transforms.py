@@ -1,16 +1,16 @@
 """From decoded frames to the clip that a model sees: crops, flips, augmentation, normalisation.
 
 Frames are uint8 `[T, H, W, 3]`, RGB, until they are on the device; `normalize` ends the way there.
-A training transform is a pure function of the frames and of the generator handed to it, and treats
-all frames of a clip alike. The steps are those of SlowFast's masked_ssl recipes, which the Hiera
-paper follows: random resized crop, horizontal flip, RandAugment, random erasing. One order differs:
-SlowFast augments whole frames and crops afterwards; cropping first costs a fraction, and means that
-translations and shears are relative to the crop.
+A training transform is a pure function of the frames and of its random generator, and treats all
+frames of a clip in the same way. The steps are those of SlowFast's masked_ssl recipes, which the
+Hiera paper follows: random resized crop, horizontal flip, RandAugment, random erasing. One order
+differs: SlowFast augments whole frames and crops afterwards; cropping first is much faster, and
+makes translations and shears relative to the crop.
 
 The kernels are OpenCV's rather than torchvision.transforms.v2's, on uint8 both: from 16x256x340 to
 16x224x224 on one core, crop and flip take 2.4 to 2.8 ms instead of 8.5 to 9.6, the whole pipeline
-for fine-tuning 9 to 11 instead of 39 to 44 (`tools/benchmark_transforms.py`). OpenCV starts threads
-of its own: `cv2.setNumThreads(1)` belongs where a loader's worker starts, not into an import.
+for fine-tuning 9 to 11 instead of 39 to 44 (`tools/benchmark_transforms.py`). OpenCV starts its own
+threads; workers of loaders therefore call `cv2.setNumThreads`.
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ Range = tuple[float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 CROP_TRIES = 10
-ERASING_AREA = (0.02, 1 / 3)  # of the frame
+ERASING_AREA = (0.02, 1 / 3)  # fraction of the frame
 ERASING_ASPECT = (0.3, 1 / 0.3)  # height / width
 ERASING_TRIES = 100
 
 
 class PretrainTransform:
-    """Random resized crop and flip: all that masked pretraining uses (paper, Tab. 11a).
+    """Random resized crop and flip, the augmentation of masked pretraining (paper, Tab. 11a).
 
     Args:
-        size: size of the clip that is returned, pixels: a side or (height, width).
-        crop: area and shape of the crop, and whether half of the clips are mirrored.
+        size: size of the output in pixels: a side or (height, width).
+        crop: area and aspect ratio of the crop, and whether half of the clips are mirrored.
     """
 
     def __init__(self, size: int | tuple[int, int], crop: Crop) -> None:
@@ -72,9 +72,10 @@ class FinetuneTransform:
 
     Args:
         size: as for `PretrainTransform`.
-        augment: all settings of augmentation; mixup and cutmix are not applied here.
-        mean, std: statistics of the colours, RGB in 0..1, for the noise of random erasing and for
-            what RandAugment uncovers.
+        augment: settings of augmentation; mixup and cutmix are not applied here.
+        mean: mean colour, RGB in 0..1, for random erasing and for the border that RandAugment's
+            geometric operations uncover.
+        std: standard deviation of the colours, RGB in 0..1, for random erasing.
     """
 
     def __init__(
@@ -109,11 +110,11 @@ class FinetuneTransform:
 
 
 class DetectionTransform:
-    """Resize, random crop and flip of a clip with boxes: SlowFast's for training on AVA.
+    """Resizes, crops and flips a clip with boxes at random, as in SlowFast's training on AVA.
 
     Args:
-        size: (height, width) of the clip that is returned, pixels.
-        augment: range of sizes of the resized picture, and whether half of the clips are mirrored.
+        size: (height, width) of the output, pixels.
+        augment: range of sizes of the resized frames, and whether half of the clips are mirrored.
     """
 
     def __init__(self, size: tuple[int, int], augment: DetectionAugment) -> None:
@@ -122,7 +123,7 @@ class DetectionTransform:
     def __call__(
         self, frames: Frames, boxes: Boxes, rng: np.random.Generator
     ) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
-        """A new clip, and the boxes as fractions of its picture, which may reach out of it."""
+        """A new clip, and the boxes as fractions of its frames; they may extend beyond 0..1."""
         check_frames(frames)
         height, width = self.size
         short_side = covering_short_side(frames.shape[1], frames.shape[2], self.size)
@@ -140,7 +141,11 @@ class DetectionTransform:
 def centre_crop(
     frames: Frames, boxes: Boxes, size: tuple[int, int]
 ) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
-    """The middle of the smallest picture that covers `size`, for evaluation; boxes as above."""
+    """Resizes frames to the smallest size that covers `size`, and takes the centre crop.
+
+    Returns:
+        The clip, and the boxes as fractions of its frames; they may extend beyond 0..1.
+    """
     height, width = size
     short_side = covering_short_side(frames.shape[1], frames.shape[2], size)
     frames = resize_short_side(frames, short_side)
@@ -153,13 +158,20 @@ def centre_crop(
 def boxes_in_crop(
     boxes: Boxes, picture: tuple[int, int], offset: tuple[int, int], size: tuple[int, int]
 ) -> Boxes:
-    """Fractions of a picture to fractions of a crop at `offset`; all (height, width) or (y, x)."""
+    """Converts boxes from fractions of a picture to fractions of a crop.
+
+    Args:
+        picture: (height, width) of the picture, pixels.
+        offset: (top, left) of the crop, pixels.
+        size: (height, width) of the crop, pixels.
+    """
     (rows, columns), (top, left), (height, width) = picture, offset, size
     scale = np.array([columns / width, rows / height] * 2)
     return boxes * scale - np.array([left / width, top / height] * 2)
 
 
 def check_frames(frames: np.ndarray) -> None:
+    """Raises ValueError unless frames are uint8 [T, H, W, 3] and not empty."""
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ValueError(
             f"frames are {frames.dtype} of shape {frames.shape}; allowed: uint8 [T, H, W, 3], "
@@ -170,9 +182,13 @@ def check_frames(frames: np.ndarray) -> None:
 def random_crop_box(
     height: int, width: int, area: Range, aspect: Range, rng: np.random.Generator
 ) -> Box:
-    """A box of uniform area (as a share) and log-uniform width / height, anywhere in the frame.
+    """A random box inside the frame, with uniform area and log-uniform aspect ratio.
 
-    Ten tries to make one that fits; then the largest central box of an allowed aspect ratio.
+    If none of ten boxes fits, the largest central box of an allowed aspect ratio.
+
+    Args:
+        area: range of the area, as fractions of the frame.
+        aspect: range of width / height.
     """
     for _ in range(CROP_TRIES):
         box_height, box_width = _random_shape(height * width, area, aspect, rng)
@@ -189,7 +205,7 @@ def random_crop_box(
 def _random_shape(
     pixels: int, area: Range, aspect: Range, rng: np.random.Generator
 ) -> tuple[int, int]:
-    """Height and width of a box that covers a share `area` of so many pixels."""
+    """Height and width of a random box whose area is a fraction in `area` of `pixels`."""
     target = pixels * rng.uniform(*area)
     width_to_height = math.exp(rng.uniform(math.log(aspect[0]), math.log(aspect[1])))
     return round(math.sqrt(target / width_to_height)), round(math.sqrt(target * width_to_height))
@@ -198,12 +214,12 @@ def _random_shape(
 def resized_crop(
     frames: Frames, box: Box, height: int, width: int, *, is_image: bool | None = None
 ) -> UInt8[np.ndarray, "T height width 3"]:
-    """One box of all frames, resized as SlowFast does: bilinear without antialiasing.
+    """Crops a box from all frames and resizes it as SlowFast does: bilinear, not antialiased.
 
-    An image is shrunk by averaging: photographs are many times the crop's size.
+    Images are shrunk by averaging, because photographs are many times as large as the crop.
 
     Args:
-        is_image: whether the frames come from one. None: a single frame does.
+        is_image: whether the frames come from an image. None: whether there is one frame.
     """
     top, left, box_height, box_width = box
     is_image = len(frames) == 1 if is_image is None else is_image
@@ -219,10 +235,10 @@ def resized_crop(
 def resize_short_side(
     frames: Frames, short_side: int, *, is_image: bool | None = None
 ) -> UInt8[np.ndarray, "T h w 3"]:
-    """For evaluation: the short side becomes `short_side`, the long one keeps the aspect ratio.
+    """Resizes frames to a short side of `short_side` pixels for evaluation.
 
-    Bilinear without antialiasing, which is SlowFast's resizing rounded to grey levels. Frames that
-    have the size already are returned as they are. `is_image` is that of `resized_crop`.
+    Bilinear and not antialiased: SlowFast's resizing, rounded to grey levels. Frames that already
+    have the size are returned unchanged. For `is_image` see `resized_crop`.
     """
     check_frames(frames)
     height, width = frames.shape[1:3]
@@ -238,8 +254,7 @@ def erase_random_box(
     """Random erasing (arXiv 1708.04896) in place: noise in one box, the same box in all frames.
 
     The noise is normal in normalised units, drawn for each pixel of each frame, as in SlowFast's
-    "cube" mode; what lies outside of black and white is clipped. A clip in which 100 boxes in a
-    row do not fit stays as it is.
+    "cube" mode, and clipped to black and white. The clip is unchanged if none of 100 boxes fits.
     """
     frames, height, width, channels = clip.shape
     for _ in range(ERASING_TRIES):
@@ -252,7 +267,7 @@ def erase_random_box(
     left = int(rng.integers(width - box_width, endpoint=True))
     noise = rng.standard_normal((frames, box_height, box_width, channels), dtype=np.float32)
     noise *= 255 * np.asarray(std, np.float32)
-    noise += 255 * np.asarray(mean, np.float32) + 0.5  # then cut off: rounded
+    noise += 255 * np.asarray(mean, np.float32) + 0.5  # rounds when the fraction is cut off
     box = clip[:, top : top + box_height, left : left + box_width]
     box[...] = np.clip(noise, 0, 255, out=noise)
 
@@ -262,8 +277,8 @@ def normalize(
 ) -> Float[Tensor, "B C T H W"]:
     """`(clips / 255 - mean) / std` in float32, channels first, on the device of `clips`.
 
-    Give mean and std as tensors there, in a loop: anything else is copied anew at each call, for
-    which the host waits.
+    In a loop, pass mean and std as tensors on that device: other values are copied at each call,
+    for which the host waits.
     """
     shape = (1, -1, 1, 1, 1)
     x = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)

@@ -1,4 +1,4 @@
-"""Which frames of a video make a clip, and their pixels, each frame decoded once."""
+"""Choosing the frames of a clip, and reading them, each decoded once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from hiera_video.video.sampling import (
 
 
 class ClipSampler(Clips):
-    """Chooses the frames of a video that make a clip, by the settings `Clips`.
+    """Chooses the frames of clips by the settings `Clips`.
 
-    Rates and lengths are in frames of the video, or of the video at `target_fps` where that is set.
+    Rates and lengths are in frames of the video, or of the video at `target_fps` if that is set.
     """
 
     num_frames: Count
@@ -37,7 +37,11 @@ class ClipSampler(Clips):
     def random_clips(
         self, video: VideoReader, num_clips: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Source frame indices of `num_clips` independent clips, int64 [num_clips, T]."""
+        """Source frame indices of `num_clips` independent clips, int64 [num_clips, T].
+
+        Raises:
+            VideoError: the video is shorter than a clip and `end_policy` is "error".
+        """
         timeline = self.timeline(video)
         if self.sampling == "segments":
             clips = [segment_indices(len(timeline), self.num_frames, rng) for _ in range(num_clips)]
@@ -52,7 +56,11 @@ class ClipSampler(Clips):
     def uniform_clips(
         self, video: VideoReader, num_clips: int, rule: ClipRule = "offset"
     ) -> np.ndarray:
-        """Source frame indices of the clips of multi-view evaluation, int64 [num_clips, T]."""
+        """Source frame indices of the clips of multi-view evaluation, int64 [num_clips, T].
+
+        Raises:
+            VideoError: the video is shorter than a clip and `end_policy` is "error".
+        """
         timeline = self.timeline(video)
         if self.sampling == "segments":
             clips = segment_clips_indices(len(timeline), self.num_frames, num_clips)
@@ -68,12 +76,12 @@ class ClipSampler(Clips):
         """Source frame indices of the clip around a key frame, int64 [T]; `spacing` is not used.
 
         Args:
-            second: of the key frame.
-            start_sec: second of the first frame, as data.start_sec says it. None: 0, for want of
-                annotations that could begin elsewhere.
+            second: time of the key frame in the annotations.
+            start_sec: time in the annotations of the first frame (data.start_sec). None: 0, because
+                there is no annotation offset.
 
         Raises:
-            VideoError: it lies outside of the video.
+            VideoError: the key frame lies outside of the video.
         """
         begin, first = float(video.frame_times_sec[0]), start_sec or 0.0
         time_sec, duration_sec = second - first, video.end_sec - begin
@@ -84,21 +92,24 @@ class ClipSampler(Clips):
                 f"{first + duration_sec:.3f} s"
             )
             if start_sec is not None:
-                message += "; data.start_sec says at which second of the annotations files begin"
+                message += "; data.start_sec is the second of the annotations at which files begin"
             raise VideoError(video.path, "timestamps", message)
         timeline = self.timeline(video)
         if self.target_fps is not None:
             keyframe = round(time_sec * self.target_fps)
-        else:  # the frame on screen
+        else:  # the frame displayed at that time
             shown_at = begin + time_sec + tolerance
             keyframe = int(np.searchsorted(video.frame_times_sec, shown_at, side="right")) - 1
-        # A video at target_fps may end up to one of its frames before the file.
+        # A video resampled to target_fps may end up to one of its frames before the file does.
         keyframe = min(max(keyframe, 0), len(timeline) - 1)
         clip = keyframe_indices(keyframe, self.num_frames, self.sampling_rate, len(timeline))
         return timeline[clip]
 
     def timeline(self, video: VideoReader) -> np.ndarray:
-        """Source frame behind each frame of the video as sampled, at `target_fps` where set."""
+        """Source frame of each frame of the video at `target_fps`, int64 [V].
+
+        Without `target_fps`, all frames of the video.
+        """
         if self.target_fps is None or len(video) == 1:
             return np.arange(len(video))
         try:
@@ -107,7 +118,11 @@ class ClipSampler(Clips):
             raise VideoError(video.path, "timestamps", str(error)) from None
 
     def length(self, video: VideoReader, video_frames: int) -> int:
-        """Frames that a clip covers; a video shorter than that is an error where so asked."""
+        """Frames of the timeline that a clip covers.
+
+        Raises:
+            VideoError: the video has fewer, and `end_policy` is "error".
+        """
         length = clip_length(self.num_frames, self.sampling_rate, self.spacing)
         if self.end_policy == "error" and video_frames < length:
             raise VideoError(
@@ -119,13 +134,17 @@ class ClipSampler(Clips):
         return length
 
     def clip(self, start: float, video_frames: int) -> np.ndarray:
-        """Frames of the timeline that make the clip from `start` on, int64 [T]."""
+        """Frames of the timeline in the clip that begins at `start`, int64 [T]."""
         return clip_indices(
             start, self.num_frames, self.sampling_rate, self.spacing, video_frames, self.end_policy
         )
 
 
 def read_frames(video: VideoReader, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The unique frames of `indices` uint8 [U, H, W, C], and the positions of `indices` in them."""
+    """Decodes each frame of `indices` once.
+
+    Returns:
+        The unique frames, uint8 [U, H, W, C], and positions in them, of the shape of `indices`.
+    """
     unique, positions = np.unique(indices, return_inverse=True)
     return video.frames(unique), positions.reshape(indices.shape)

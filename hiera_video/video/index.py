@@ -1,9 +1,9 @@
-"""What a scan of a video's packets tells: frame times, key frames, stream.
+"""The index of a video: its stream, frame times and key frames, found by scanning its packets.
 
-The scan reads packets without decoding them. It never uses the frame count, the duration or the
-frame rate of a header to say which frames exist. Where packets alone cannot tell the order of
-presentation (AVI stores no presentation times, raw streams no times at all), the frames are decoded
-once instead.
+The scan reads packets without decoding them. Which frames exist is never taken from the frame
+count, duration or frame rate of a header. If packets alone do not determine the order of
+presentation (AVI stores no presentation times, raw streams no times at all), all frames are decoded
+once.
 """
 
 import itertools
@@ -24,9 +24,9 @@ from hiera_video.video.reader import Deadline, VideoError, warn_once
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 MP4_BOXES = (b"ftyp", b"mdat", b"wide", b"skip", b"free")
 FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
-# Films are opened once for each of hundreds of clips; the index of a short video is quickly made.
+# Long videos are opened once for each of hundreds of clips; short ones are indexed quickly.
 MIN_CACHED_FRAMES = 3_000
-MAX_CACHED_FRAMES = 4_000_000  # of all films together, 32 bytes each; 150 pieces of 15 minutes
+MAX_CACHED_FRAMES = 4_000_000  # of all videos together, 32 bytes each; 150 times 15 minutes
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,23 @@ class VideoIndex:
     container: str  # libavformat's name, e.g. "avi"
     stream_index: int
     num_streams: int  # real video streams in the file
-    order_from: Literal["timestamps", "decoder"]  # what told the order of presentation
-    stamp_name: Literal["pts", "dts"] | None  # the timestamp that identifies a packet after a seek
-    stamps: np.ndarray  # int64, packet number -> that timestamp, in the stream's time base
-    packet_of: np.ndarray  # int64 [F], the packet that holds the frame at a position
-    start_of: np.ndarray  # int64 [F], the key frame's packet from which decoding reaches it
+    order_from: Literal["timestamps", "decoder"]  # source of the order of presentation
+    stamp_name: Literal["pts", "dts"] | None  # the time stamp that identifies a packet after a seek
+    stamps: np.ndarray  # int64, packet number -> that time stamp, in the stream's time base
+    packet_of: np.ndarray  # int64 [F], the packet of each frame
+    start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
     frame_times_sec: np.ndarray  # float64 [F]
     end_sec: float
-    damage: str | None  # what is missing of the file, in words
+    damage: str | None  # description of what is missing from the file
 
     @property
     def key_positions(self) -> list[int]:
-        """Positions of the frames at which decoding may begin."""
+        """Positions of the frames at which decoding can begin."""
         return np.flatnonzero(self.packet_of == self.start_of).tolist()
 
     @property
     def has_leading_frames(self) -> bool:
-        """Is a frame presented before a key frame that is decoded before it (an open GOP)?"""
+        """Whether a frame is presented before a key frame that is decoded earlier (open GOP)."""
         keys = np.array([self.packet_of[position] for position in self.key_positions])
         if len(keys) == 0:
             return False
@@ -60,30 +60,34 @@ class VideoIndex:
         return bool(np.any(keys[np.maximum(latest, 0)] > self.start_of))
 
     def number_of(self, stamp: int | None) -> int | None:
-        """The packet with that timestamp."""
+        """The number of the packet with a time stamp; None if there is none."""
         found = [] if stamp is None else np.flatnonzero(self.stamps == stamp).tolist()
         return found[0] if found else None
 
 
-_cache: dict[tuple[str, int, int], VideoIndex] = {}  # the latest last
+_cache: dict[tuple[str, int, int], VideoIndex] = {}  # the most recently used last
 
 
 @dataclass(frozen=True)
 class _Packets:
-    """One entry a packet, in decoding order."""
+    """One entry per packet, in decoding order."""
 
     pts: list[int | None]
     dts: list[int | None]
     duration: list[int]  # 0 = unknown
     is_key: np.ndarray  # bool
-    is_shown: np.ndarray  # bool: whole, and not marked as decoded but never displayed
+    is_shown: np.ndarray  # bool: complete, and not marked as decoded but never displayed
     damage: str | None
 
 
 def open_container(path: str, deadline_sec: float) -> InputContainer:
-    """Open a file with libavformat, or say in one sentence why that is impossible."""
+    """Opens a file with libavformat.
+
+    Raises:
+        VideoError: the file cannot be opened; the sentence states why.
+    """
     try:
-        # absolute, because libav takes "clip:1.mp4" for a protocol
+        # An absolute path, because libav would take "clip:1.mp4" for a protocol.
         return av.open(os.path.abspath(path), timeout=deadline_sec, metadata_errors="replace")
     except av.error.ExitError as error:
         raise VideoError(
@@ -96,19 +100,23 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
         except OSError:
             raise VideoError(path, "missing", f"cannot be read ({error.strerror})") from error
         if is_mp4:
-            sentence = "its MP4 index (moov) is missing or damaged, it was cut off; fetch it again"
+            sentence = "its MP4 index (moov) is missing or damaged: it was cut off; fetch it again"
             raise VideoError(path, "truncated", sentence) from error
         sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
         raise VideoError(path, "not_a_video", sentence) from error
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
-    """Real video streams: cover art and thumbnails are pictures about the file, not its video."""
+    """The video streams of a file, without cover art and thumbnails."""
     return [s for s in container.streams.video if not s.disposition & NO_VIDEO]
 
 
 def choose_stream(path: str, container: InputContainer) -> VideoStream:
-    """The first video stream marked as default, else the first one."""
+    """The first video stream marked as default, else the first one.
+
+    Raises:
+        VideoError: there is none, or PyAV has no decoder for it.
+    """
     streams = video_streams(container)
     if not streams:
         what = "only cover art" if container.streams.video else "no video stream"
@@ -119,36 +127,36 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
             path, "backend", "has a codec that the installed PyAV lacks; convert it to H.264"
         )
     for other in container.streams:
-        if other.index != stream.index and hasattr(av.stream, "Discard"):  # PyAV 18 has it
-            other.discard = av.stream.Discard.all  # the demuxer then does not read them
+        if other.index != stream.index and hasattr(av.stream, "Discard"):  # since PyAV 18
+            other.discard = av.stream.Discard.all  # the demuxer does not read these streams
     return stream
 
 
 def filled_packets(
     path: str, container: InputContainer, stream: VideoStream
 ) -> Iterator[av.Packet]:
-    """Packets of a stream that hold data, up to the end of what can be read."""
+    """Packets of a stream that hold data, up to the end of the file or of its readable part."""
     try:
         for packet in container.demux(stream):
-            if packet.size:  # not an empty AVI chunk, nor PyAV's mark of the end
+            if packet.size:  # neither an empty AVI chunk nor PyAV's end marker
                 yield packet
     except av.error.ExitError as error:
         raise VideoError(path, "timeout", "reading its packets took too long") from error
     except av.error.FFmpegError:
         return  # a file that was cut off ends here
     except IndexError:
-        return  # PyAV, at the end of a damaged stream that announced new streams on its way
+        return  # from PyAV, at the end of a damaged stream that announced more streams
 
 
 def cached_scan(
     path: str, container: InputContainer, stream: VideoStream, deadline: Deadline
 ) -> VideoIndex:
-    """`scan`, or what it said of the same long film before: it takes 4 times as long as a clip."""
+    """`scan`, whose results for long videos are cached: it takes 4 times as long as a clip."""
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
     index = _cache.pop(key, None) or scan(path, container, stream, deadline)
     if len(index.packet_of) >= MIN_CACHED_FRAMES:
-        _cache[key] = index  # now the latest
+        _cache[key] = index  # at the end
         while sum(len(kept.packet_of) for kept in _cache.values()) > MAX_CACHED_FRAMES:
             del _cache[next(iter(_cache))]
     return index
@@ -157,10 +165,10 @@ def cached_scan(
 def scan(
     path: str, container: InputContainer, stream: VideoStream, deadline: Deadline
 ) -> VideoIndex:
-    """Read the packets of a freshly opened container and order its frames.
+    """Reads the packets of a newly opened container and orders its frames.
 
     Raises:
-        VideoError: `no_frames`, `timeout`, or `truncated` where no frame decodes at all.
+        VideoError: the cause is "no_frames", "timeout", or "truncated" if no frame decodes.
     """
     packets = _read_packets(path, container, stream, deadline)
     if not packets.is_shown.any():
@@ -168,7 +176,7 @@ def scan(
     stamps: list[int | None] = []
     stamp_name: Literal["pts", "dts"] | None = None
     order_from: Literal["timestamps", "decoder"] = "decoder"
-    if _timestamps_tell_order(packets, container, stream):
+    if _has_ordered_timestamps(packets, container, stream):
         order_from, stamp_name, stamps = "timestamps", "pts", packets.pts
         by_time = np.argsort(np.array(packets.pts, np.int64))
     else:
@@ -178,7 +186,7 @@ def scan(
         by_time = np.array(list(decoded), np.int64)
         packets.is_key[by_time] &= np.array(list(decoded.values()), bool)
 
-    # decoding may begin at the latest key frame that is presented no later than the frame itself
+    # Decoding begins at the latest key frame that is presented no later than the frame itself.
     starts = np.maximum.accumulate(np.where(packets.is_key[by_time], by_time, 0))
     starts = np.where(starts <= by_time, starts, 0)
     shown = packets.is_shown[by_time]
@@ -229,7 +237,7 @@ def _read_packets(
 
 
 def _shows_vp8(packet: av.Packet) -> bool:
-    """The show_frame bit of VP8 (RFC 6386, section 9.1): hidden frames only serve others."""
+    """The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to."""
     return bool(memoryview(packet)[0] & 0x10)
 
 
@@ -237,14 +245,15 @@ def _all_differ(stamps: list[int | None]) -> bool:
     return None not in stamps and len(set(stamps)) == len(stamps)
 
 
-def _timestamps_tell_order(
+def _has_ordered_timestamps(
     packets: _Packets, container: InputContainer, stream: VideoStream
 ) -> bool:
+    """Whether presentation times determine the order of frames."""
     if not _all_differ(packets.pts) or not packets.is_key.any():
         return False
     if container.format.name == "avi" and stream.codec_context.has_b_frames:
         return False  # libavformat guesses the presentation times, often wrongly
-    # what precedes the first key frame, in either order, may or may not decode
+    # Frames before the first key frame, in either order, may or may not decode.
     first_key = int(np.argmax(packets.is_key))
     shown = np.flatnonzero(packets.is_shown)
     first_pts = min(packets.pts[number] for number in shown)  # type: ignore[type-var]
@@ -252,7 +261,7 @@ def _timestamps_tell_order(
 
 
 def _decoded_order(path: str, deadline: Deadline) -> dict[int, bool]:
-    """Packet number -> is it a key frame, in the order in which the decoder presents frames."""
+    """Maps packet numbers to whether they are key frames, in the decoder's presentation order."""
     order: dict[int, bool] = {}
     with open_container(path, deadline.limit_sec) as container:
         stream = choose_stream(path, container)
@@ -261,7 +270,7 @@ def _decoded_order(path: str, deadline: Deadline) -> dict[int, bool]:
         for number, packet in enumerate(packets):
             deadline.check()
             if packet is not None:
-                packet.pts = number  # decoders hand it on to the frame
+                packet.pts = number  # decoders copy it to the frame
             try:
                 frames = stream.codec_context.decode(packet)
             except av.error.FFmpegError:
@@ -275,7 +284,7 @@ def _decoded_order(path: str, deadline: Deadline) -> dict[int, bool]:
 def _presentation_times(
     packets: _Packets, order: np.ndarray, container: InputContainer, stream: VideoStream
 ) -> tuple[np.ndarray, float]:
-    """Times [F] in seconds of the frames in presentation order, and the end of the last one."""
+    """Times of frames in presentation order, float64 [F], and the end of the last; seconds."""
     unit = float(stream.time_base or 0)
     rate = stream.average_rate or stream.guessed_rate
     usual = 1.0 / float(rate) if rate else 1.0 / FALLBACK_FPS

@@ -1,6 +1,6 @@
 """Opening a video, an image or a folder of frames with the chosen backend.
 
-Decoding libraries are imported when a file is opened with them.
+Decoding libraries are imported when the first file is opened with them.
 """
 
 import io
@@ -17,7 +17,7 @@ from hiera_video.settings.video import Backend, Decoding
 from hiera_video.video.reader import IMAGE_SUFFIXES, VideoError, VideoReader
 
 OpenVideo = Callable[[str], VideoReader]
-"""`open_video` with its backend and deadline chosen."""
+"""`open_video` with the backend and the deadline set."""
 
 
 def open_video(
@@ -27,26 +27,25 @@ def open_video(
     deadline_sec: float = 60.0,
     frames_fps: float | None = None,
 ) -> VideoReader:
-    """Open a video, an image as a video of one frame, or a folder of numbered frames.
+    """Opens a video, an image as a video of one frame, or a folder of numbered frames.
 
-    Frame times, the stream (the first with the default disposition; cover art is none) and rotation
-    are the same for all backends. Where decord or torchcodec cannot serve a file with the same
-    frames as PyAV, one warning names the file and the reason, and PyAV is used; `reader.backend`
-    tells which one it is.
+    Frame times, the stream (the first with the default disposition, without cover art) and rotation
+    are the same for all backends. If decord or torchcodec cannot read a file with the same frames
+    as PyAV, a warning names the file and the reason, and PyAV is used; see `reader.backend`.
 
     Args:
         source: a path, or the content of a file as bytes or an open binary file, which is copied
             to a temporary file that lives as long as the reader.
         backend: "pyav", "decord" or "torchcodec".
-        deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each wait of
-            `stream`. Checked between packets; the native loops of decord and torchcodec cannot be
-            interrupted inside a call, so an untrusted file belongs to PyAV.
-        frames_fps: frames per second of a folder of frames; None refuses folders.
+        deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each frame of
+            `stream`. It is checked between packets; the native loops of decord and torchcodec
+            cannot be interrupted during a call, so read untrusted files with PyAV.
+        frames_fps: frames per second of a folder of frames. None: folders are refused.
 
     Raises:
-        VideoError: the file cannot be read; `.cause` says why.
+        VideoError: the file cannot be read; `.cause` is one of `hiera_video.video.reader.Cause`.
         ValueError: an unknown backend, or a deadline that is not positive.
-        ImportError: the library of the backend is not installed, with the pip line.
+        MissingLibrary: the library of the backend is not installed.
     """
     if backend not in get_args(Backend):
         raise ValueError(
@@ -74,7 +73,7 @@ def open_video(
 
     if backend == "pyav":
         return PyavReader(path, deadline_sec)
-    from hiera_video.video.backends.checked import BackendRefusal, warn_handed_over
+    from hiera_video.video.backends.checked import BackendRefusal, warn_about_refusal
 
     reader_class: Callable[[PyavReader], VideoReader]
     if backend == "decord":
@@ -85,7 +84,7 @@ def open_video(
     try:
         return reader_class(exact)
     except BackendRefusal as refusal:
-        warn_handed_over(path, backend, refusal)
+        warn_about_refusal(path, backend, refusal)
         return exact
     except BaseException:
         exact.close()

@@ -1,4 +1,4 @@
-"""What a reader of videos does, whatever the backend, and its errors."""
+"""The interface of all readers of videos, and their errors."""
 
 import logging
 import time
@@ -15,25 +15,33 @@ Cause = Literal[
     "missing",  # no such file
     "not_a_file",  # a folder, a pipe, a device
     "empty",  # zero bytes
-    "not_a_video",  # no decoder makes sense of the bytes
-    "no_video_stream",  # audio only, or nothing but cover art
-    "truncated",  # cut off or damaged: something that was asked for does not decode
-    "timestamps",  # times that no sampling makes sense of
-    "too_short",  # fewer frames than a clip needs, where nothing may stand in for them
+    "not_a_video",  # no decoder recognises the bytes
+    "no_video_stream",  # audio only, or only cover art
+    "truncated",  # cut off or damaged: a requested frame does not decode
+    "timestamps",  # times from which no clip can be sampled
+    "too_short",  # fewer frames than a clip needs, with end_policy "error"
     "no_frames",  # a video stream without a single frame
     "timeout",  # the deadline passed
     "backend",  # the installed libraries cannot read it
 ]
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
+
+# Files are recognised by the suffixes of their names, in lower case.
+# fmt: off
+VIDEO_SUFFIXES = frozenset([
+    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+    ".mts", ".ogv", ".ts", ".webm", ".wmv",
+])
+IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+# fmt: on
 
 logger = logging.getLogger(__name__)
 
 
 class VideoError(UserError):
-    """A file that cannot be read as asked. `str()` is one line: path, what is wrong, what to do."""
+    """A file cannot be read as requested. `str()` is one line: path, problem, what to do."""
 
     def __init__(self, path: str, cause: Cause, sentence: str) -> None:
-        super().__init__(path, cause, sentence)  # all of them, so that workers can pickle it
+        super().__init__(path, cause, sentence)  # all arguments, so that the error can be pickled
         self.path = path
         self.cause = cause
         self.sentence = sentence
@@ -68,11 +76,11 @@ class VideoReader(ABC):
 
     Attributes:
         path: the file.
-        backend: the library that really decodes, which may differ from the one asked for.
+        backend: the library that decodes, which may differ from the requested one.
         frame_times_sec: float64 [F], ascending presentation times as the file states them.
-        end_sec: time at which the last frame leaves the screen.
-        damage: what is missing of a file that was cut off, in words: the frames are those that are
-            left of it. None where nothing tells that any is missing.
+        end_sec: presentation time at which the last frame ends.
+        damage: description of what is missing from a file that was cut off, whose remaining frames
+            can be read. None if no damage is known.
     """
 
     path: str
@@ -82,31 +90,41 @@ class VideoReader(ABC):
     damage: str | None = None
     deadline_sec: float
     source_file: IO[bytes] | None = None  # a temporary copy that `path` names
-
-    @property
-    @abstractmethod
-    def height(self) -> int:
-        """Rows of a frame in pixels, after rotation."""
-
-    @property
-    @abstractmethod
-    def width(self) -> int:
-        """Columns of a frame in pixels, after rotation."""
+    _shape: tuple[int, int] | None = None  # (height, width), once a frame has been decoded
 
     @abstractmethod
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (position, uint8 [H, W, 3]) for ascending unique positions; all, or raise."""
+        """Yields (position, uint8 [H, W, 3]) for each of the ascending unique positions.
+
+        Sets `_shape`. Raises VideoError if one of the frames does not decode.
+        """
 
     @abstractmethod
     def close(self) -> None:
-        """Free the file and the decoder. Closing twice does nothing."""
+        """Closes the file and frees the decoder. Closing twice has no effect."""
 
     def __len__(self) -> int:
         return len(self.frame_times_sec)
 
     @property
+    def height(self) -> int:
+        """Rows of a frame in pixels, after rotation."""
+        return self._decoded_shape()[0]
+
+    @property
+    def width(self) -> int:
+        """Columns of a frame in pixels, after rotation."""
+        return self._decoded_shape()[1]
+
+    def _decoded_shape(self) -> tuple[int, int]:
+        if self._shape is None:
+            self.frames([0])
+        assert self._shape is not None
+        return self._shape
+
+    @property
     def fps(self) -> float:
-        """Average frame rate, for reports only: frames are addressed by position or time."""
+        """Average frame rate, for reports only; frames are addressed by position or time."""
         return len(self) / (self.end_sec - float(self.frame_times_sec[0]))
 
     def __getitem__(self, index: int | slice) -> np.ndarray:
@@ -116,7 +134,7 @@ class VideoReader(ABC):
 
         Raises:
             IndexError: there is no such frame.
-            VideoError: as `frames`.
+            VideoError: see `frames`.
         """
         positions = range(len(self))[index]
         if isinstance(positions, int):
@@ -124,19 +142,19 @@ class VideoReader(ABC):
         return self.frames(positions)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yield all frames, uint8 [H, W, 3], in bounded memory."""
+        """Yields all frames, uint8 [H, W, 3], in bounded memory."""
         return (frame for _, frame in self.stream(range(len(self))))
 
     def frames(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Return uint8 [T, H, W, 3] RGB, T = len(indices): any order, duplicates allowed.
+        """Returns the frames at `indices`, uint8 [T, H, W, 3] RGB with T = len(indices).
 
-        Each frame that occurs in `indices` is decoded once. The reader's deadline holds for the
-        whole call.
+        Indices may be in any order and may repeat; each frame is decoded once. The reader's
+        deadline applies to the whole call.
 
         Raises:
             ValueError: an index is negative or not below the number of frames.
-            VideoError: a frame does not decode (nothing is put in its place), nor do frames after
-                one that does not, up to the next key frame; or time is up.
+            VideoError: a frame does not decode, or the deadline passed. Frames that follow a
+                damaged one do not decode either, up to the next key frame.
         """
         positions, slots = np.unique(self._checked(indices), return_inverse=True)
         if positions.size == 0:
@@ -151,13 +169,14 @@ class VideoReader(ABC):
         return clip
 
     def stream(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (index, uint8 [H, W, 3] RGB) for ascending unique indices, in bounded memory.
+        """Yields (index, uint8 [H, W, 3] RGB) for ascending unique indices, in bounded memory.
 
-        The reader's deadline holds for each wait for a frame, not for what the caller does between.
+        The reader's deadline applies to each frame, without the time that the caller spends
+        between frames.
 
         Raises:
             ValueError: indices are out of range, not ascending, or repeated.
-            VideoError: as `frames`.
+            VideoError: see `frames`.
         """
         positions = self._checked(indices)
         if np.any(np.diff(positions) <= 0):
@@ -199,5 +218,5 @@ class VideoReader(ABC):
 
 @cache
 def warn_once(sentence: str) -> None:
-    """Log a warning once in this process: files are opened in every epoch."""
+    """Logs a warning once per process, because files are opened again in every epoch."""
     logger.warning(sentence)

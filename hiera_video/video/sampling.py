@@ -1,9 +1,9 @@
-"""Which frames make a clip: index arithmetic only, no pictures and no files.
+"""Index arithmetic of sampling: frames of clips, sizes of frames and offsets of crops.
 
-A video is known here by its number of frames, `video_frames`; a frame by its position in
-presentation order, 0 to `video_frames - 1`. The formulas are those behind the published numbers:
-SlowFast's for Kinetics, SSv2 and AVA, VideoMAE's for two clips on SSv2. Every mistake is a
-`ValueError` that names the argument, its value and what is allowed.
+A video is represented by its number of frames, `video_frames`, and a frame by its position in
+presentation order, 0 to `video_frames - 1`. The formulas are those behind the published accuracies:
+SlowFast's for Kinetics, SSv2 and AVA, VideoMAE's for two clips on SSv2. Wrong arguments raise
+`ValueError` with the argument, its value and what is allowed.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from jaxtyping import Float, Int64
 
 from hiera_video.settings.video import ClipRule, EndPolicy, Spacing
 
-FRAME_TIME_TOLERANCE_SEC = 1e-3  # where time is counted in milliseconds, each stamp is off by 0.5
-MAX_RESAMPLED_FRAMES = 10_000_000  # nearly four days at 30 frames a second: the stamps are broken
+FRAME_TIME_TOLERANCE_SEC = 1e-3  # time stamps in milliseconds are rounded by up to 0.5 ms
+MAX_RESAMPLED_FRAMES = 10_000_000  # nearly four days at 30 frames per second
 
 
 def resample_indices(
     frame_times_sec: Float[np.ndarray, " F"], end_sec: float, target_fps: float
 ) -> Int64[np.ndarray, " V"]:
-    """The video as played at `target_fps`: the source frame behind each virtual frame.
+    """The source frame of each frame of a video that is resampled to `target_fps`.
 
-    Virtual frame k is the frame on screen `k / target_fps` seconds after the first one; there are
-    V = max(1, round((end_sec - first) * target_fps)) of them. A frame that comes up at most a
-    millisecond later (and at most a quarter of a virtual frame) counts as on screen, so that
-    rounded time stamps neither double nor drop frames: a video of constant frame rate, resampled
-    to that rate, is itself.
+    Resampled frame k is the frame displayed `k / target_fps` seconds after the first one; there are
+    V = max(1, round((end_sec - first) * target_fps)) of them. A frame that begins at most a
+    millisecond later (and at most a quarter of a resampled frame) counts as displayed, so that
+    rounded time stamps neither double nor drop frames: a video of constant frame rate is unchanged
+    by resampling to that rate.
 
     Args:
-        frame_times_sec: when each frame comes up, ascending.
-        end_sec: when the last frame leaves the screen.
-        target_fps: virtual frames a second.
+        frame_times_sec: time at which each frame begins, ascending.
+        end_sec: time at which the last frame ends.
+        target_fps: resampled frames per second.
     """
     times = np.asarray(frame_times_sec, dtype=np.float64)
     if times.ndim != 1 or not len(times):
-        raise ValueError(f"frame_times_sec must hold one time a frame, has shape {times.shape}")
+        raise ValueError(f"frame_times_sec must hold one time per frame, has shape {times.shape}")
     if not np.isfinite(times).all() or (np.diff(times) < 0).any():
         raise ValueError("frame_times_sec must be finite and ascending")
     if not (math.isfinite(end_sec) and end_sec >= times[-1]):
@@ -60,8 +60,8 @@ def resample_indices(
 def clip_length(num_frames: int, sampling_rate: int, spacing: Spacing) -> int:
     """Source frames that a clip covers, first and last included.
 
-    "linspace" is SlowFast's num_frames * sampling_rate (16x4 covers 64), "strided" the
-    (num_frames - 1) * sampling_rate + 1 from the first frame taken to the last (61).
+    "linspace": num_frames * sampling_rate, as in SlowFast (16x4 covers 64).
+    "strided": (num_frames - 1) * sampling_rate + 1, from the first sampled frame to the last (61).
     """
     num_frames = _integer("num_frames", num_frames, 1)
     sampling_rate = _integer("sampling_rate", sampling_rate, 1)
@@ -74,7 +74,7 @@ def clip_length(num_frames: int, sampling_rate: int, spacing: Spacing) -> int:
 def random_clip_start(video_frames: int, length: int, rng: np.random.Generator) -> float:
     """Start of a training clip of `length` frames: uniform over [0, video_frames - length].
 
-    0 where the video is shorter. Not an integer: `clip_indices` does the rounding.
+    0 if the video is shorter. Not an integer: `clip_indices` rounds the frames of the clip.
     """
     return float(rng.uniform(0.0, _slack(video_frames, length)))
 
@@ -86,10 +86,10 @@ def uniform_clip_starts(
 
     With slack = max(video_frames - length, 0), clip k of K starts at
       "offset":   k * floor(slack / (K - 1)), from the beginning to the end; a single clip at
-                  floor(slack / 2). What SlowFast's MViT and masked-pretraining configs use.
+                  floor(slack / 2). Used by SlowFast's MViT and masked-pretraining configs.
       "interval": k * slack / K, which never reaches the end. SlowFast's default.
-    5 clips of 64 frames out of 300 start at 0, 59, 118, 177, 236 by the first, at 0, 47.2, 94.4,
-    141.6, 188.8 by the second.
+    5 clips of 64 frames in a video of 300 start at 0, 59, 118, 177, 236 with "offset", and at 0,
+    47.2, 94.4, 141.6, 188.8 with "interval".
     """
     slack = _slack(video_frames, length)
     num_clips = _integer("num_clips", num_clips, 1)
@@ -109,15 +109,15 @@ def clip_indices(
     video_frames: int,
     end_policy: EndPolicy,
 ) -> Int64[np.ndarray, " T"]:
-    """The T = `num_frames` frames of the clip that begins at `start`, maybe between two frames.
+    """The T = `num_frames` frames of the clip that begins at `start`, which may be fractional.
 
-    Wanted positions, rounded down to frames at the end:
-      "linspace": T points spread evenly from start to start + clip_length - 1, as SlowFast; 16x4
-                  from 0 takes 0, 4, 8, 12, 16, 21, 25, ... 63, 4.2 apart.
-      "strided":  floor(start) + i * sampling_rate; 16x4 from 0 takes 0, 4, 8, ... 60.
+    Positions, rounded down to frames at the end:
+      "linspace": T points spread evenly from start to start + clip_length - 1, as in SlowFast; 16x4
+                  from 0 gives 0, 4, 8, 12, 16, 21, 25, ... 63, 4.2 apart.
+      "strided":  floor(start) + i * sampling_rate; 16x4 from 0 gives 0, 4, 8, ... 60.
 
-    `end_policy` decides on positions outside the video. Out of a video of 10 frames, the strided
-    clip 4x4 from 2 wants 2, 6, 10, 14, and gets
+    `end_policy` applies to positions outside the video. For a video of 10 frames, the strided clip
+    4x4 from 2 has positions 2, 6, 10, 14, which become
       "repeat_last": 2, 6, 9, 9; positions are limited to 0 ... 9;
       "wrap":        2, 6, 0, 4; the video begins again;
       "error":       a ValueError.
@@ -129,7 +129,7 @@ def clip_indices(
         raise ValueError(f"start={start} must be finite")
     steps = np.arange(num_frames, dtype=np.float64)
     if spacing == "linspace":
-        # The division comes last: whole positions stay whole, which the rounding down needs.
+        # The division comes last, so that whole positions are exact before they are rounded down.
         positions = start + steps * (length - 1) / max(num_frames - 1, 1)
     else:
         positions = math.floor(start) + steps * sampling_rate
@@ -141,7 +141,7 @@ def clip_indices(
     if indices[0] < 0 or indices[-1] >= video_frames:
         raise ValueError(
             f"start={start}: the clip takes frames {indices[0]} to {indices[-1]} of a video of "
-            f"{video_frames}; start within, take fewer frames or a lower sampling_rate, or set "
+            f"{video_frames}; start earlier, use fewer frames or a lower sampling_rate, or set "
             "end_policy to 'repeat_last' or 'wrap'"
         )
     return indices
@@ -150,12 +150,12 @@ def clip_indices(
 def segment_indices(
     video_frames: int, num_frames: int, rng: np.random.Generator | None
 ) -> Int64[np.ndarray, " T"]:
-    """One frame out of each of T = `num_frames` equal parts of the video: SlowFast on SSv2.
+    """One frame from each of T = `num_frames` equal parts of the video, as SlowFast on SSv2.
 
     The parts meet at round(i * (video_frames - 1) / T), halves to even. With `rng` (training) a
-    frame of each part is drawn, its ends included; without (testing) it is the middle, rounded
-    down: 100 frames and T = 16 give 3, 9, 15, 22, 28, 34, 40, 46, 53, 59, 65, 71, 77, 83, 90, 96.
-    A video of fewer than T frames repeats some.
+    frame of each part is drawn, both ends included; without it (testing) the middle is taken,
+    rounded down: 100 frames and T = 16 give 3, 9, 15, 22, 28, 34, 40, 46, 53, 59, 65, 71, 77, 83,
+    90, 96. Frames repeat if the video has fewer than T.
     """
     video_frames = _integer("video_frames", video_frames, 1)
     num_frames = _integer("num_frames", num_frames, 1)
@@ -169,12 +169,12 @@ def segment_indices(
 def segment_clips_indices(
     video_frames: int, num_frames: int, num_clips: int
 ) -> list[Int64[np.ndarray, " T"]]:
-    """Test clips by segments: 1 is the centre clip of `segment_indices`, 2 are VideoMAE's.
+    """Test clips by segments: one as in `segment_indices` without `rng`, or VideoMAE's two.
 
-    The two deal out, in turn, the sorted frames floor(x * L / T) and floor((x + 1/2) * L / T),
-    x < T: 8 frames and T = 4 give 0, 2, 4, 6 and 1, 3, 5, 7. They differ unless the video has at
-    most T frames, when each shows all of it. More clips are refused: SlowFast's would repeat the
-    same frames, and nobody has published others.
+    The sorted frames floor(x * L / T) and floor((x + 1/2) * L / T), x < T, go to the two clips in
+    turn: L = 8 frames and T = 4 give 0, 2, 4, 6 and 1, 3, 5, 7. The clips are the same only if the
+    video has at most T frames. More clips are refused: SlowFast's would repeat the same frames, and
+    no others have been published.
     """
     video_frames = _integer("video_frames", video_frames, 1)
     num_frames = _integer("num_frames", num_frames, 1)
@@ -191,11 +191,11 @@ def segment_clips_indices(
 def keyframe_indices(
     keyframe_index: int, num_frames: int, sampling_rate: int, video_frames: int
 ) -> Int64[np.ndarray, " T"]:
-    """The clip around an annotated frame, `sampling_rate` apart: SlowFast on AVA.
+    """The clip around an annotated frame, with frames `sampling_rate` apart, as SlowFast on AVA.
 
-    It begins num_frames * sampling_rate // 2 before the key frame: 16x4 takes keyframe - 32 to
-    keyframe + 28, the key frame being the ninth. Positions outside the video repeat its first or
-    last frame; a key frame outside it is an error.
+    It begins num_frames * sampling_rate // 2 before the key frame: 16x4 spans keyframe - 32 to
+    keyframe + 28, and the key frame is the ninth. Positions outside the video repeat its first or
+    last frame; a key frame outside the video is a ValueError.
     """
     num_frames = _integer("num_frames", num_frames, 1)
     sampling_rate = _integer("sampling_rate", sampling_rate, 1)
@@ -210,25 +210,25 @@ def keyframe_indices(
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) with the shorter side at `short_side`, the longer rounded down: SlowFast.
+    """(height, width) after resizing the shorter side to `short_side`, as in SlowFast.
 
-    (340, 256) at 224 becomes (297, 224).
+    The longer side is rounded down: (340, 256) at 224 becomes (297, 224).
     """
     height, width = _integer("height", height, 1), _integer("width", width, 1)
     short_side = _integer("short_side", short_side, 1)
     if min(height, width) == short_side:
         return height, width
-    # Floats, in this order: SlowFast loses a pixel where the quotient is whole but inexact, at
-    # 5 in 100,000 sizes.
+    # Floats, in this order: SlowFast loses a pixel if the quotient is whole but inexact, which
+    # happens for 5 in 100,000 sizes.
     if width < height:
         return math.floor(height / width * short_side), short_side
     return short_side, math.floor(width / height * short_side)
 
 
 def covering_short_side(height: int, width: int, size: tuple[int, int]) -> int:
-    """The smallest short side at which `resized_shape` covers `size`, (height, width) pixels.
+    """The smallest short side at which `resized_shape` covers `size`, (height, width) in pixels.
 
-    For a square it is the square's side.
+    For a square `size` it is the side of the square.
     """
     crop_height, crop_width = _integer("size", size[0], 1), _integer("size", size[1], 1)
     short, long = (crop_height, crop_width) if height <= width else (crop_width, crop_height)
@@ -243,11 +243,14 @@ def covering_short_side(height: int, width: int, size: tuple[int, int]) -> int:
 def crop_offsets(
     height: int, width: int, size: int | tuple[int, int], num_crops: int
 ) -> list[tuple[int, int]]:
-    """(top, left) of each test crop of `size` pixels, a side or (height, width): SlowFast.
+    """(top, left) of each test crop, as in SlowFast.
 
-    1 crop is the centre. 3 lie along the longer side, at 0, ceil((side - size) / 2) and
-    side - size, and in the middle of the shorter: 224 out of 224 x 298 at (0, 0), (0, 37), (0, 74).
-    A picture of exactly the crop's size gives the same crop three times.
+    1 crop is the centre. 3 crops lie along the longer side, at 0, ceil((side - size) / 2) and
+    side - size, and in the middle of the shorter: crops of 224 in 224 x 298 are at (0, 0), (0, 37)
+    and (0, 74). If the picture has exactly the size of the crop, all three are the same.
+
+    Args:
+        size: side of a square crop, or (height, width), in pixels.
     """
     height, width = _integer("height", height, 1), _integer("width", width, 1)
     crop_height, crop_width = (size, size) if not isinstance(size, tuple) else size

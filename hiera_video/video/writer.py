@@ -1,4 +1,4 @@
-"""Frames -> mp4, for demonstrations and overlays."""
+"""Writing frames as an mp4 file."""
 
 import os
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ import numpy as np
 
 from hiera_video.files import replacing
 
-MAX_RATE_DENOMINATOR = 1001  # 30000/1001 and its like stay exact
+MAX_RATE_DENOMINATOR = 1001  # keeps rates such as 30000/1001 exact
 
 
 def write_video(
@@ -20,12 +20,12 @@ def write_video(
     codec: str = "libx264",
     options: Mapping[str, str] | None = None,
 ) -> int:
-    """Encode frames as an mp4 file of constant frame rate and return how many there were.
+    """Encodes frames as an mp4 file of constant frame rate and returns their number.
 
-    The file appears under its name only when it is complete; an older one is replaced then.
+    An existing file is replaced when the new one is complete.
 
     Args:
-        path: where to write.
+        path: the file to write.
         frames: uint8 [H, W, 3] RGB each, all of one size, H and W even (4:2:0 chroma).
         fps: frames per second.
         codec: a libav encoder.
@@ -39,7 +39,7 @@ def write_video(
     if not fps > 0:
         raise ValueError(f"fps={fps} must be positive")
     rate = Fraction(fps).limit_denominator(MAX_RATE_DENOMINATOR)
-    path = Path(path).absolute()  # libav takes "clip:1.mp4" for a protocol
+    path = Path(path).absolute()  # libav would take "clip:1.mp4" for a protocol
     shape: tuple[int, ...] | None = None
     num_frames = 0
     with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:

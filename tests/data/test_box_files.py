@@ -10,12 +10,9 @@ import numpy as np
 import pytest
 
 from hiera_video.data.boxes.table import (
-    AnnotationError,
     LabelMap,
     box_iou,
-    find_videos,
     inspect_boxes,
-    locate_videos,
     proposal_recall,
     read_detections,
     read_ground_truth,
@@ -24,6 +21,7 @@ from hiera_video.data.boxes.table import (
     read_proposals,
     write_detections,
 )
+from hiera_video.data.videos.files import AnnotationError, locate_videos
 
 LABELS = LabelMap({1: "stand", 3: "sit", 4: "drink, slowly"}, {})
 TRUTH = "a,0902,0.1,0.2,0.3,0.4,1,0\nb,0903,0,0,1,1,3,5\n"
@@ -202,7 +200,7 @@ GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("a,0902,0.1,0.2,0.3,0.4,1,0.5,7", "9 columns, needed are 8"),
         ("a,0902,0.1,0.2,0.3", "5 columns"),
@@ -219,32 +217,32 @@ GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
         ("a,0902,0.1,0.2,0.3,0.4,0,0.5", "action is 0; ids count from 1"),
     ],
 )
-def test_unreadable_rows_of_detections(tmp_path, line, said):
+def test_unreadable_rows_of_detections(tmp_path, line, message):
     path = write(tmp_path, "x.csv", GOOD + line + "\n" + GOOD.replace("a", "b"))
     with pytest.raises(AnnotationError, match=r"x\.csv:2: ") as raised:
         read_detections(path, LABELS)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     table = inspect_boxes(path, "detections", LABELS)
     assert [problem.line for problem in table.problems] == [2]
     assert len(table) == (3 if {"-1", "0"} & set(line.split(",")) else 2)
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("a,0902,-0.1,0.2,0.3,0.4,1,0", "leaves the picture"),
         ("a,0902,0.1,0.2,30,40,1,0", "corners are fractions 0..1"),
         ("a,0902,0.3,0.2,0.1,0.4,1,0", "needed are x1 < x2"),
         ("a,0902,0.1,0.2,0.3,0.2,1,0", "has no area"),
-        ("a,0902,0.1,0.2,0.3,0.4,81,0", "action 81 is not in the label map; its 3 ids lie from 1"),
+        ("a,0902,0.1,0.2,0.3,0.4,81,0", "action 81 is not in the label map, which has 3 ids"),
         ("a,0902,0.1,0.2,0.3,0.4,2,0", "action 2 is not in the label map"),
     ],
 )
-def test_mistakes_in_ground_truth(tmp_path, line, said):
+def test_mistakes_in_ground_truth(tmp_path, line, message):
     path = write(tmp_path, "x.csv", f"{TRUTH}{line}\n{line}7\n")
     with pytest.raises(AnnotationError, match=r"x\.csv:3: .*and 1 more such lines") as raised:
         read_ground_truth(path, LABELS)
-    assert said in str(raised.value)
+    assert message in str(raised.value)
     assert len(read_ground_truth(path, LABELS, strict=False)) == 4
 
 
@@ -257,11 +255,11 @@ def test_ids_count_from_1_in_every_file(tmp_path):
         read_proposals(write(tmp_path, "x.csv", "a,0902,0,0,1,1,0,0.5\n"))
 
 
-def test_repeated_rows_are_told(tmp_path, caplog):
+def test_repeated_rows_are_logged(tmp_path, caplog):
     path = write(tmp_path, "x.csv", TRUTH + TRUTH)
     with caplog.at_level(logging.WARNING, logger="hiera_video"):
         assert len(read_ground_truth(path, LABELS)) == 4
-    assert "2 rows stand there twice, line 3 first" in caplog.text
+    assert "2 rows repeat an earlier row, the first in line 3" in caplog.text
 
 
 def test_detections_need_scores_and_actions(tmp_path):
@@ -288,7 +286,7 @@ def test_proposals_have_scores_from_0_to_1_or_none(tmp_path):
         read_proposals(write(tmp_path, "x.csv", f"{box},1\n{box},7\n"))
     rows = [dict(video="a", second=second, x1=0, y1=0, x2=1, y2=1) for second in (1, 2)]
     content = "\n".join(map(json.dumps, [rows[0], rows[1] | {"score": 0.5}]))
-    with pytest.raises(AnnotationError, match=r"x\.jsonl:1: no score, as other rows have"):
+    with pytest.raises(AnnotationError, match=r"x\.jsonl:1: no score, but other rows have one"):
         read_proposals(write(tmp_path, "x.jsonl", content))
     content = "\n".join(map(json.dumps, rows))
     assert read_proposals(write(tmp_path, "x.jsonl", content)).score is None
@@ -344,7 +342,7 @@ def test_proposal_recall(tmp_path):
     assert proposal_recall(truth, proposals, min_score=0.95).reached == 0
     assert proposal_recall(truth, proposals, excluded=[("a", 1.0)]).total == 1
     assert np.isnan(
-        proposal_recall(read_ground_truth(write(tmp_path, "e.csv", "")), proposals).share
+        proposal_recall(read_ground_truth(write(tmp_path, "e.csv", "")), proposals).fraction
     )
 
 
@@ -355,20 +353,16 @@ def test_box_iou():
     )
 
 
-def test_find_videos(tmp_path):
+def test_videos_are_found_by_name(tmp_path):
     for name in ("a.mkv", "deep/b.mp4", "frames/0001.jpg", "twice.mp4", "twice.avi", "a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = find_videos(["a", "deep/b", "a.mkv", "frames"], tmp_path)
+    found, missing = locate_videos(["a", "deep/b", "a.mkv", "frames", "nowhere"], tmp_path)
     assert {name: path.name for name, path in found.items()} == {
         "a": "a.mkv", "deep/b": "b.mp4", "a.mkv": "a.mkv", "frames": "frames",
     }  # fmt: skip
-    assert locate_videos(["a", "nowhere"], tmp_path)[1] == ["nowhere"]
-    with pytest.raises(
-        AnnotationError, match=r"1 of 2 videos are not there: 'fram'.*did you mean 'frames'"
-    ):
-        find_videos(["a", "fram"], tmp_path)
-    with pytest.raises(AnnotationError, match=r"all fit the video 'twice'"):
-        find_videos(["twice"], tmp_path)
+    assert missing == ["nowhere"]
+    with pytest.raises(AnnotationError, match=r"all match the video 'twice'"):
+        locate_videos(["twice"], tmp_path)
     with pytest.raises(AnnotationError, match="no such folder"):
-        find_videos(["a"], tmp_path / "none")
+        locate_videos(["a"], tmp_path / "none")

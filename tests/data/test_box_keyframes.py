@@ -1,4 +1,4 @@
-"""Key frames from tables of boxes: what is grouped, left out, added and told."""
+"""Key frames from tables of boxes: grouping, exclusions, proposals and warnings."""
 
 import logging
 
@@ -54,7 +54,7 @@ def corners(text):
     return [float(corner) for corner in text.split(",")]
 
 
-def told(records):
+def contents(records):
     return [(r.video, r.second, r.boxes.tolist(), r.actions) for r in records]
 
 
@@ -70,7 +70,7 @@ def test_rows_are_grouped_by_key_frame_and_rows_of_one_box_joined(files):
     table = read_ground_truth(files / "truth.csv")
     records = keyframe_records(table, {"a": "A.mp4", "b": "B.mp4"})
     # Videos as the list first names them; times in order, 10 after 2.
-    assert told(records) == [
+    assert contents(records) == [
         ("b", 3.0, [corners(LEFT)], ((1, 2),)),
         ("a", 2.0, [corners(LEFT), corners(RIGHT)], ((1, 2), (1,))),
         ("a", 10.0, [corners(RIGHT)], ((4,),)),
@@ -97,7 +97,7 @@ def test_scores_below_the_least_are_left_out(files):
     table = read_proposals(files / "proposals.csv")
     paths = dict.fromkeys("abc", "")
     taken = keyframe_records(table, paths, min_score=0.8)
-    assert told(taken) == [
+    assert contents(taken) == [
         ("a", 2.0, [corners(LEFT)], ((),)),
         ("b", 5.0, [corners(LEFT)], ((),)),  # 0.8 is not below 0.8
         ("c", 1.0, [corners(LEFT)], ((),)),
@@ -133,7 +133,7 @@ def test_proposals_take_the_actions_of_the_box_they_meet_best():
     first, second = with_proposals(truth, proposed, min_iou=0.9)
     assert first.boxes.tolist() == [*boxes, near_second]
     assert first.actions == ((1,), (2, 4), (2, 4))
-    assert told([second]) == told([truth[1]])  # no proposal for it
+    assert contents([second]) == contents([truth[1]])  # no proposal for it
 
 
 @pytest.mark.parametrize(("min_iou", "taken"), [(0.49, True), (0.51, False)])
@@ -173,15 +173,15 @@ def test_nothing_to_train_on_is_an_error(files):
         training(files)
 
 
-def test_missing_videos_are_told_and_kept(files, caplog):
+def test_missing_videos_are_logged_and_kept(files, caplog):
     (files / "b.mp4").unlink()
     with caplog.at_level(logging.WARNING, "hiera_video"):
         train = training(files)
-    assert "1 of 2 videos do not lie in" in caplog.text
+    assert "1 of 2 videos are not in" in caplog.text
     assert caplog.text.rstrip().endswith(": 'b'")
     assert train.records[0].path == str(files / "b")
     (files / "a.mp4").unlink()
-    with pytest.raises(AnnotationError, match=r"none of its 2 videos lies in .*, not even b; set"):
+    with pytest.raises(AnnotationError, match=r"none of its 2 videos is in .*, for example b; set"):
         training(files)
 
 
@@ -260,18 +260,18 @@ def test_nothing_to_score_is_an_error(files):
         dict(keyframe_range_sec=(20, 30)),
         dict(val_proposals=str(files / "proposals.csv")),
     ):
-        with pytest.raises(AnnotationError, match=r"no box in any of the \d+ key frames that cou"):
+        with pytest.raises(AnnotationError, match=r"no box in any of the \d+ evaluated key frames"):
             evaluation(files, **(dict(proposal_score=0.999) | changes))
     (files / "proposals.csv").write_text("")
-    with pytest.raises(AnnotationError, match=r"proposals\.csv: no box in any of the 4 key frames"):
+    with pytest.raises(AnnotationError, match=r"proposals\.csv: no box in any of the 4 evaluated"):
         evaluation(files, val_proposals=str(files / "proposals.csv"))
     (files / "truth.csv").write_text("")
-    with pytest.raises(AnnotationError, match=r"truth\.csv: no box in any of the 0 key frames"):
+    with pytest.raises(AnnotationError, match=r"truth\.csv: no box in any of the 0 evaluated"):
         evaluation(files)
 
 
 def test_names_of_actions(files):
-    """As for training: a file of one's own may name actions."""
+    """Files may name actions, as for training."""
     header = "video,second,x1,y1,x2,y2,action"
     (files / "truth.csv").write_text(f"{header}\na,2,{LEFT},wave\na,2,{LEFT},sit\n")
     assert evaluation(files).records[0].actions == training(files).records[0].actions == ((2, 4),)

@@ -281,13 +281,13 @@ def test_a_rate_that_makes_no_whole_number_of_frames_is_named(folder, fps):
         next(iter(dataset))
 
 
-@pytest.mark.parametrize(("factor", "arrive"), [(2, 16), (Fraction(1, 2), 63)])
-def test_a_rate_at_which_other_frames_arrive_is_named(folder, factor, arrive):
+@pytest.mark.parametrize(("factor", "num_read"), [(2, 16), (Fraction(1, 2), 63)])
+def test_a_rate_at_which_other_frames_are_read_is_named(folder, factor, num_read):
     sampler = PytorchvideoSampler(
         ViewWindows(ClipSampler(num_frames=8), 2, "interval"), NTSC * factor
     )
     dataset = dataset_of(folder, sampler)
-    with pytest.raises(ValueError, match=rf"long.mp4: {arrive} frames arrived where fps=.* 32"):
+    with pytest.raises(ValueError, match=rf"long.mp4: {num_read} frames were read where fps=.* 32"):
         list(dataset)
 
 
@@ -306,7 +306,7 @@ def test_an_impossible_rate_is_refused(fps):
 
 
 def test_no_rate_at_all_is_refused(folder):
-    with pytest.raises(ValueError, match="fps is None: give PytorchvideoSampler"):
+    with pytest.raises(ValueError, match="fps is None: set fps of PytorchvideoSampler"):
         next(iter(dataset_of(folder, PytorchvideoSampler(ClipSampler(num_frames=8)))))
 
 
@@ -361,7 +361,7 @@ def test_a_batch_of_decoded_floats():
 def test_pixels_that_were_changed_are_refused(value):
     batch = batch_of()
     batch["video"][0, 0, 0, 0, 0] = value
-    with pytest.raises(ValueError, match="not all whole numbers of 0 to 255"):
+    with pytest.raises(ValueError, match="not only whole numbers of 0 to 255"):
         clip_batch(batch)
 
 

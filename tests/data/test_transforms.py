@@ -360,11 +360,11 @@ def in_pixels(boxes, size):
 def assert_follows(clip, boxes, size, within_px):
     assert clip.shape[1:3] == size
     assert clip.flags.c_contiguous
-    found, said = box_of_pixels(clip), in_pixels(boxes, size)
+    found, expected = box_of_pixels(clip), in_pixels(boxes, size)
     if found is None:
-        assert min(said[2:] - said[:2]) <= within_px
+        assert min(expected[2:] - expected[:2]) <= within_px
     else:
-        np.testing.assert_allclose(found, said, atol=within_px)
+        np.testing.assert_allclose(found, expected, atol=within_px)
 
 
 SIZES = [(24, 24), (24, 40), (40, 24)]

@@ -192,7 +192,7 @@ def test_numbers_in_a_class_name_column_are_names(root):
 def test_a_table_without_labels_says_so(root, caplog):
     videos = read_video_list(write(root, "l.csv", "path,action\na.mp4,1\nb.mp4,0\n"))
     assert pairs(videos) == [("a.mp4", ()), ("b.mp4", ())]
-    assert "no labels; a column of labels is called one of 'label'" in caplog.text
+    assert "no labels; the column of labels must be called 'label'" in caplog.text
     caplog.clear()
     assert len(read_video_list(write(root, "l.csv", "path\na.mp4\nb.mp4\n")).records) == 2
     assert not caplog.text
@@ -317,7 +317,7 @@ def test_a_folder_per_class(tmp_path, caplog):
         assert part in message
 
 
-def test_a_clean_folder_is_read_without_a_word(tmp_path, caplog):
+def test_a_folder_without_other_files_logs_nothing(tmp_path, caplog):
     touch(tmp_path / "2/a.mp4")
     touch(tmp_path / "10/b.mp4")
     videos = read_video_list(f"{tmp_path}{os.sep}")
@@ -328,10 +328,10 @@ def test_a_clean_folder_is_read_without_a_word(tmp_path, caplog):
 
 def test_a_folder_without_classes_is_unlabelled(tmp_path, monkeypatch):
     touch(tmp_path / "b.mp4")
-    touch(tmp_path / "a b.jpg")
+    touch(tmp_path / "a b.ppm")
     monkeypatch.chdir(tmp_path)
     videos = read_video_list(".")
-    assert pairs(videos) == [("a b.jpg", ()), ("b.mp4", ())]
+    assert pairs(videos) == [("a b.ppm", ()), ("b.mp4", ())]
     assert videos.records[1].path == str(tmp_path / "b.mp4")
     assert videos.class_names == ()
 
@@ -356,7 +356,7 @@ def test_links_in_circles_end(tmp_path):
 @pytest.mark.parametrize("name", ["run/notes.txt", "notes.txt", ".a.mp4"])
 def test_a_folder_without_videos(tmp_path, name):
     touch(tmp_path / name)
-    with pytest.raises(AnnotationError, match=r"no videos or pictures in it; known are .*\.mp4"):
+    with pytest.raises(AnnotationError, match=r"no videos or images in it; known are .*\.mp4"):
         read_video_list(tmp_path)
 
 
@@ -501,7 +501,7 @@ def test_ssv2_test_list_has_no_labels(tmp_path):
         ("l.csv", b"a.mp4 \xff\xfe", r"l\.csv: not UTF-8 text \(byte 6\); save it as UTF-8"),
         ("l.mp4", "", r"l\.mp4: a single video; give a list"),
         # labels
-        ("l.txt", "a.mp4 1\nb.mp4\n", r"l\.txt:2: 'b.mp4' has no label, 1 other .*label all"),
+        ("l.txt", "a.mp4 1\nb.mp4\n", r"l\.txt:2: 'b.mp4' has no label, but 1 other .*label all"),
         ("l.csv", "a.mp4,1\nb.mp4,\n", r"l\.csv:2: 'b.mp4' has no label"),
         ("l.csv", "path,label\n\na.mp4,\nb.mp4,1\n", r"l\.csv:3: 'a.mp4' has no label"),
         ("l.jsonl", '{"path":"a.mp4","label":0}\n{"path":"b.mp4"}', r":2: 'b.mp4' has no label"),
@@ -538,10 +538,10 @@ def test_mistakes_are_named(root, name, content, message):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a.mp4,3", r"l\.csv:2: class id 3 must be 0 to 2, there being 3 class names"),
+        ("a.mp4,3", r"l\.csv:2: class id 3 must be 0 to 2, because there are 3 class names"),
         ("a.mp4,runing", r"l\.csv:2: unknown class 'runing'; did you mean 'running'\?"),
         ("a.mp4,Zumba", r"l\.csv:2: unknown class 'Zumba'; known are 'running', 'swimming', '0'"),
-        ("a.mp4,0", r"l\.csv:2: label '0' may be id 0 or the name of class 2; .*class_name"),
+        ("a.mp4,0", r"l\.csv:2: label '0' may be class id 0 or the name of class 2; .*class_name"),
     ],
 )
 def test_labels_that_do_not_fit_the_class_names(root, line, message):
@@ -591,7 +591,7 @@ def test_check_splits():
     assert check_splits(train, videos_of("val.csv", {"d": 0})) == []
     train = videos_of("train.csv", {"a": 0, "b": 0})
     shared, unseen = check_splits(train, videos_of("val.csv", {"b": 1, "d": 0}))
-    assert shared == "1 of 2 videos of val.csv are in train.csv too: 'b'"
+    assert shared == "1 of 2 videos of val.csv are also in train.csv: 'b'"
     assert unseen == "2 of 3 classes have no video in train.csv: 'jump', 'swim'"
 
 

@@ -160,7 +160,7 @@ def test_proposals_are_trained_on_too(commands, ava, tmp_path):
     assert f"with {len(rows)} boxes from" in plain
     assert f"with {2 * len(rows)} boxes from" in train(commands, ava, tmp_path, *overrides).out
     result = train(commands, ava, tmp_path, *overrides, "data.proposal_score=0.95", code=1)
-    result.told("no proposal meets an annotated box", "data.proposal_score")
+    result.told("no proposal overlaps an annotated box", "data.proposal_score")
 
 
 @pytest.mark.parametrize("kind", ["classifier", "autoencoder"])
@@ -393,8 +393,8 @@ def test_bad_key_frames_are_skipped_counted_and_listed(commands, ava, tmp_path, 
     overrides = (f"data.train={tmp_path / 'train.csv'}", "train.epochs=1")
     result = train(commands, ava, tmp_path / "run", *overrides, code=3)
     assert "Traceback" not in result.err
-    result.told("1 of 5 videos do not lie in", "'nowhere'")
-    result.told("train.csv: 1 rows stand there twice", f"line {len(rows) + 3} first")
+    result.told("1 of 5 videos are not in", "'nowhere'")
+    result.told("train.csv: 1 rows repeat an earlier row", f"first in line {len(rows) + 3}")
     failed = {line["name"]: line for line in lines_of(tmp_path / "run" / "failures.jsonl")}
     assert {name: line["cause"] for name, line in failed.items()} == {
         f"{video},90": "timestamps",

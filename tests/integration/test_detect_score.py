@@ -143,7 +143,7 @@ def test_check_ava_tells_all_problems(commands, files):
     for said in (
         *("truth.csv:4: box 0.5,0.1,0.4,0.5 has no area", "truth.csv:5: box 0.1,0.1,1.5,0.5"),
         *("truth.csv:5: action 9 is not in the label map", "truth.csv:6: second is 'x'"),
-        *("truth.csv:7: the same row", "video 'b' is missing", "key frames lie outside"),
+        *("truth.csv:7: repeats an earlier row", "video 'b' is missing", "key frames lie outside"),
         "frames per second; expected is 50",
     ):
         assert said in problems

@@ -47,6 +47,6 @@ def test_bad_pictures(folder):
     cv2.imwrite(str(folder / "film_4.png"), np.zeros((8, 8, 3), np.uint8))
     with open_video(folder, frames_fps=25) as video:
         video.frames([0, 1])
-        for index, told in ((2, r"film_3\.png: does not decode"), (3, r"film_4\.png: is 8 x 8")):
-            with pytest.raises(VideoError, match=told):
+        for index, message in ((2, r"film_3\.png: does not decode"), (3, r"film_4\.png: is 8 x 8")):
+            with pytest.raises(VideoError, match=message):
                 video.frames([index])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hiera_video.errors import MissingLibrary
 from hiera_video.video import index
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, warn_once
@@ -181,14 +182,14 @@ def test_containers_are_closed_after_errors(tmp_path, monkeypatch):
 def test_missing_library_is_one_sentence(tmp_path, monkeypatch, backend, library):
     monkeypatch.setitem(sys.modules, library, None)
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    with pytest.raises(ImportError, match=f"pip install .*{library}"):
+    with pytest.raises(MissingLibrary, match=f"pip install .*{library}"):
         open_video(make_striped_video(tmp_path / "v.mp4", 3), backend)
 
 
 def test_torchcodec_without_ffmpeg_is_one_sentence(tmp_path, monkeypatch):
     torchcodec = pytest.importorskip("torchcodec", exc_type=(ImportError, RuntimeError, OSError))
     monkeypatch.setattr(torchcodec, "ffmpeg_major_version", None)
-    with pytest.raises(ImportError, match="needs FFmpeg's shared libraries"):
+    with pytest.raises(MissingLibrary, match="needs FFmpeg's shared libraries"):
         open_video(make_striped_video(tmp_path / "v.mp4", 3), "torchcodec")
 
 

@@ -1,13 +1,14 @@
-"""Files of boxes as rows of numbers: csv, JSON lines, pickled proposals, each with its mistakes.
+"""Reads files of boxes (csv, JSON lines, pickled proposals) into columns of numbers.
 
-A csv file without faults is parsed whole, by columns (pyarrow). Anything else goes row by row
-through `_convert`, which says what is wrong on which line.
+A csv file without mistakes is parsed by columns (pyarrow). Any other csv file, and JSON lines, are
+read row by row, which finds the mistakes and their lines.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import logging
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,29 +19,35 @@ import numpy as np
 
 from hiera_video.data.videos.files import AnnotationError, load_json, read_text
 
-Last = Literal["person", "score"]
+logger = logging.getLogger(__name__)
+
+LastColumn = Literal["person", "score"]
 Kind = Literal["row", "box", "action", "duplicate"]
 NUMBERS = ("second", "x1", "y1", "x2", "y2", "action", "person", "score")
+IDS = ("action", "person")
 REQUIRED = ("video", *NUMBERS[:5])
 SYNONYMS = {
-    **{"video_id": "video", "timestamp": "second", "time": "second", "t_sec": "second"},
-    **{"action_id": "action", "action_name": "action", "label": "action", "class": "action"},
-    **{"person_id": "person", "entity_id": "person"},
+    "video_id": "video",
+    "timestamp": "second",
+    "time": "second",
+    "t_sec": "second",
+    "action_id": "action",
+    "action_name": "action",
+    "label": "action",
+    "class": "action",
+    "person_id": "person",
+    "entity_id": "person",
 }
-RECONSTRUCTORS = {
-    *(("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar")),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
+MAX_ID = 2**31 - 1
+KEYFRAME_COLUMNS = ["video", "second"]  # rows of these alone are key frames without boxes
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with one row."""
+    """A mistake in one row."""
 
     line: int
-    kind: Kind  # row: it cannot be used at all
+    kind: Kind  # "row": the row cannot be used at all
     text: str
 
 
@@ -49,18 +56,18 @@ class RawRows:
     """The readable rows of a file."""
 
     videos: tuple[str, ...]
-    video: np.ndarray  # int32 [R]
-    values: dict[str, np.ndarray]  # float64 [R] each; NaN: not given
+    video: np.ndarray  # int32 [R], position in `videos`
+    values: dict[str, np.ndarray]  # float64 [R] for each of NUMBERS; NaN: not given
     lines: np.ndarray  # int64 [R]
     problems: list[Problem]
 
 
-def read_rows(path: Path, last: Last, action_ids: Mapping[str, int]) -> RawRows:
-    """Rows of a csv, JSON-lines or pickle file.
+def read_rows(path: Path, last: LastColumn, action_ids: Mapping[str, int]) -> RawRows:
+    """Reads a csv, JSON-lines or pickle file.
 
     Args:
-        last: what the eighth column is, in a csv file without header.
-        action_ids: ids of action names, for files that have names.
+        last: meaning of the eighth column of a csv file without header.
+        action_ids: ids of action names, for files that contain names.
 
     Raises:
         AnnotationError: the file as a whole cannot be read.
@@ -75,25 +82,28 @@ def read_rows(path: Path, last: Last, action_ids: Mapping[str, int]) -> RawRows:
     except OSError as error:
         raise AnnotationError(f"{path}: {error.strerror}") from None
     columns, num_skipped = _columns(path, data, last)
-    rows = _read_columns(data, columns, num_skipped)
-    return rows if rows is not None else _convert(_csv_rows(path, columns, num_skipped), action_ids)
+    try:
+        return _read_by_columns(data, columns, num_skipped)
+    except _NeedsSlowPath as reason:
+        logger.debug("%s is read row by row: %s", path, reason)
+        return _convert(_csv_rows(path, columns, num_skipped), action_ids)
 
 
 # ---- csv
 
 
-def _columns(path: Path, data: bytes, last: Last) -> tuple[list[str], int]:
+def _columns(path: Path, data: bytes, last: LastColumn) -> tuple[list[str], int]:
     """Names of the columns, and the number of header lines (0 or 1)."""
-    fixed = ["video", *NUMBERS[:6], last]
+    without_header = ["video", *NUMBERS[:6], last]
     text = data[: 1 << 16].decode("utf-8-sig", errors="replace")
     rows = [row for row in csv.reader(io.StringIO(text[: text.rfind("\n") + 1] or text)) if row]
     if not rows:
-        return fixed, 0
+        return without_header, 0
     header = [field.strip().lower() for field in rows[0]]
     names = [SYNONYMS.get(field, field) for field in header]
     if "video" not in names:
         width = next((len(row) for row in rows if len(row) != 2), 8)
-        return fixed[: 7 if width == 7 else 8], 0
+        return without_header[: 7 if width == 7 else 8], 0
     missing = [name for name in REQUIRED if name not in names]
     if missing:
         raise AnnotationError(
@@ -103,30 +113,55 @@ def _columns(path: Path, data: bytes, last: Last) -> tuple[list[str], int]:
     return names, 1
 
 
-def _read_columns(data: bytes, columns: list[str], num_skipped: int) -> RawRows | None:
-    """All rows at once; None where a row needs a closer look."""
-    import pyarrow
-    from pyarrow import csv as arrow_csv
+class _NeedsSlowPath(Exception):
+    """A csv file that cannot be parsed by columns. `str()` is the reason."""
 
-    key_frames: list[tuple[int, str]] = []
-    odd: list[int] = []
 
-    def take(row: Any) -> str:
-        if row.actual_columns == 2:
-            key_frames.append((row.number, row.text))
-        else:
-            odd.append(row.number)
-        return "skip"
+def _read_by_columns(data: bytes, columns: list[str], num_skipped: int) -> RawRows:
+    """Reads a csv file without mistakes.
 
+    Raises:
+        _NeedsSlowPath: the file may contain a mistake.
+    """
     try:
         data.decode()
     except UnicodeDecodeError:
-        return None
+        raise _NeedsSlowPath("it is not UTF-8") from None
     data = data.removeprefix(b"\xef\xbb\xbf")
-    for _ in range(num_skipped):
+    if num_skipped:
         data = data.partition(b"\n")[2]
     if not data.strip():
-        return RawRows((), np.empty(0, np.int32), _no_values(0), np.empty(0, np.int64), [])
+        return _raw_rows((), [], np.empty((len(NUMBERS), 0)), [])
+    try:
+        table = _parse(data, columns)
+    except _NeedsSlowPath:
+        table = _parse(_with_full_rows(data, columns), columns)
+    values = np.full((len(NUMBERS), len(table)), np.nan)
+    for row, name in zip(values, NUMBERS, strict=True):
+        if name in columns:
+            row[:] = table[name].to_numpy()
+    _check(table, columns, values)
+    coded = table["video"].chunk(0)
+    lines = np.arange(1, len(table) + 1) + num_skipped
+    return _raw_rows(coded.dictionary.to_pylist(), coded.indices.to_numpy(), values, lines)
+
+
+def _with_full_rows(data: bytes, columns: list[str]) -> bytes:
+    """Adds the missing fields, empty, to rows of two columns."""
+    if columns[:2] != KEYFRAME_COLUMNS or b'"' in data:
+        raise _NeedsSlowPath("rows have different numbers of columns, or other mistakes")
+    rest = b"," * (len(columns) - 2)
+    lines = data.split(b"\n")
+    return b"\n".join(
+        line.rstrip(b"\r") + rest if line.count(b",") == 1 else line for line in lines
+    )
+
+
+def _parse(data: bytes, columns: list[str]) -> Any:
+    """A pyarrow table of `columns`, with empty fields as null."""
+    import pyarrow
+    from pyarrow import csv as arrow_csv
+
     types = {name: pyarrow.float64() for name in columns if name in NUMBERS}
     types["video"] = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
     try:
@@ -135,77 +170,65 @@ def _read_columns(data: bytes, columns: list[str], num_skipped: int) -> RawRows 
             arrow_csv.ReadOptions(
                 use_threads=False, column_names=columns, block_size=max(len(data) + 1, 1 << 20)
             ),
-            arrow_csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=take),
+            arrow_csv.ParseOptions(ignore_empty_lines=False),
             arrow_csv.ConvertOptions(
                 column_types=types,
                 include_columns=["video", *(name for name in NUMBERS if name in columns)],
                 null_values=[""],
                 strings_can_be_null=False,
             ),
-        ).combine_chunks()
-    except pyarrow.ArrowInvalid:
-        return None
-    if odd:
-        return None
-    at = {number: text.split(",") for number, text in key_frames}
-    lines = np.arange(1, len(table) + len(at) + 1)
-    lines = lines[~np.isin(lines, list(at))]
-    values = {
-        name: table[name].to_numpy() if name in columns else np.full(len(table), np.nan)
-        for name in NUMBERS
-    }
-    names: tuple[str, ...] = ()
-    video = np.empty(0, np.int32)
-    if len(table):
-        coded = table["video"].chunk(0)
-        names, video = tuple(coded.dictionary.to_pylist()), coded.indices.to_numpy()
-        full = np.isfinite(np.stack([values[name] for name in REQUIRED[1:]])).all(axis=0)
-        if not full.all() or not _is_clean(table, columns, values):
-            return None
+        )
+    except pyarrow.ArrowInvalid as error:
+        raise _NeedsSlowPath(str(error)) from None
+    return table.combine_chunks()
+
+
+def _check(table: Any, columns: list[str], values: np.ndarray) -> None:
+    """Raises _NeedsSlowPath unless all rows of a table are boxes or empty key frames."""
+    names = table["video"].chunk(0).dictionary.to_pylist()
     if any(name != name.strip() or not name for name in names):
-        return None
-    if at:  # rows of two columns, put in their place among the others
-        try:
-            seconds = np.array([float(fields[1]) for fields in at.values()])
-        except ValueError:
-            return None
-        position = {name: i for i, name in enumerate(names)}
-        found = [fields[0].strip() for fields in at.values()]
-        if '"' in "".join(found) or not np.isfinite(seconds).all() or not all(found):
-            return None
-        extra = [position.setdefault(name, len(position)) for name in found]
-        names = tuple(position)
-        order = np.argsort(np.concatenate([lines, list(at)]), kind="stable")
-        video = np.concatenate([video, np.array(extra, np.int32)])[order]
-        gap = np.full(len(at), np.nan)
-        for name in NUMBERS:
-            more = seconds if name == "second" else gap
-            values[name] = np.concatenate([values[name], more])[order]
-        lines = np.concatenate([lines, list(at)])[order]
-    return RawRows(names, video, values, lines + num_skipped, [])
+        raise _NeedsSlowPath("names of videos are empty or have spaces around them")
+    by_name = dict(zip(NUMBERS, values, strict=True))
+    needed = [name for name in (*REQUIRED[1:], "score") if name in columns]
+    is_box = np.logical_and.reduce([np.isfinite(by_name[name]) for name in needed])
+    is_empty = np.isfinite(values[0, ~is_box]) & np.isnan(values[1:, ~is_box]).all(axis=0)
+    if not is_empty.all():
+        raise _NeedsSlowPath("numbers are missing or not finite")
+    for name, numbers in by_name.items():
+        given = numbers[~np.isnan(numbers)]
+        if name in columns and table[name].null_count != len(table) - len(given):
+            raise _NeedsSlowPath(f"a {name} is the word nan")
+        if name in IDS and ((given != np.rint(given)) | (np.abs(given) > MAX_ID)).any():
+            raise _NeedsSlowPath(f"a {name} is not a whole number")
 
 
-def _is_clean(table: Any, columns: list[str], values: dict[str, np.ndarray]) -> bool:
-    """Whether ids are whole numbers and scores, where there is a column of them, all given."""
-    for name in ("action", "person"):
-        given = values[name][~np.isnan(values[name])]
-        if (given != np.rint(given)).any() or (np.abs(given) > 2**31 - 1).any():
-            return False
-        if table[name].null_count != len(table) - len(given) if name in columns else False:
-            return False  # the word "nan"
-    return "score" not in columns or bool(np.isfinite(values["score"]).all())
+def _raw_rows(
+    videos: Iterable[str],
+    video: Any,
+    values: np.ndarray,
+    lines: Any,
+    problems: Iterable[Problem] = (),
+) -> RawRows:
+    """Rows of `values` [len(NUMBERS), R]."""
+    return RawRows(
+        tuple(videos),
+        np.asarray(video, dtype=np.int32),
+        dict(zip(NUMBERS, values, strict=True)),
+        np.asarray(lines, dtype=np.int64),
+        list(problems),
+    )
 
 
 def _csv_rows(
     path: Path, columns: list[str], num_skipped: int
 ) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """(line, fields by column, or what is wrong)."""
+    """Yields (line, fields by column) or (line, description of a mistake)."""
     reader = csv.reader(io.StringIO(read_text(path)), skipinitialspace=True)
-    header = columns if num_skipped else None
     for fields in reader:
         if reader.line_num <= num_skipped or not any(field.strip() for field in fields):
             continue
-        if len(fields) == len(columns) or (len(fields) == 2 and header is None):
+        is_keyframe = len(fields) == 2 and columns[:2] == KEYFRAME_COLUMNS
+        if len(fields) == len(columns) or is_keyframe:
             yield reader.line_num, dict(zip(columns, fields, strict=False))
         else:
             yield (
@@ -232,6 +255,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
 def _convert(
     rows: Iterable[tuple[int, dict[str, Any] | str]], action_ids: Mapping[str, int]
 ) -> RawRows:
+    """Converts rows one by one; a row with a mistake becomes a `Problem`."""
     position: dict[str, int] = {}
     video, lines, problems = [], [], []
     table: list[list[float]] = []
@@ -251,22 +275,20 @@ def _convert(
         table.append(numbers)
         lines.append(line)
     values = np.array(table, dtype=np.float64).reshape(-1, len(NUMBERS))
-    return RawRows(
-        tuple(position),
-        np.array(video, dtype=np.int32),
-        dict(zip(NUMBERS, values.T.copy(), strict=True)),
-        np.array(lines, dtype=np.int64),
-        problems,
-    )
+    return _raw_rows(position, video, values.T.copy(), lines, problems)
 
 
 def _number(key: str, fields: dict[str, Any], action_ids: Mapping[str, int]) -> float:
-    """One field as a number; NaN where an optional one is empty, or all but the key frame are."""
+    """One field as a number. NaN if it is empty and optional, or only the key frame is given.
+
+    Raises:
+        ValueError: with the mistake, for a `Problem`.
+    """
     value = fields.get(key)
     if value is None or (isinstance(value, str) and not value.strip()):
-        only_key_frame = not any(fields.get(k) not in (None, "") for k in NUMBERS[1:])
-        optional = key in ("action", "person") or key not in fields
-        if (key not in REQUIRED and optional) or (key != "second" and only_key_frame):
+        only_keyframe = not any(fields.get(k) not in (None, "") for k in NUMBERS[1:])
+        optional = key in IDS or key not in fields
+        if (key not in REQUIRED and optional) or (key != "second" and only_keyframe):
             return float("nan")
         raise ValueError(f"{key} is empty; needed is a number")
     if key == "action" and isinstance(value, str) and value.strip() in action_ids:
@@ -278,34 +300,12 @@ def _number(key: str, fields: dict[str, Any], action_ids: Mapping[str, int]) -> 
         raise ValueError(f"{key} is {value!r}; needed is a number{known}") from None
     if not np.isfinite(number):
         raise ValueError(f"{key} is {value!r}; needed is a finite number")
-    if key in ("action", "person") and (number != int(number) or abs(number) > 2**31 - 1):
+    if key in IDS and (number != int(number) or abs(number) > MAX_ID):
         raise ValueError(f"{key} is {value!r}; needed is a whole number")
     return number
 
 
-def _no_values(num_rows: int) -> dict[str, np.ndarray]:
-    return {name: np.full(num_rows, np.nan) for name in NUMBERS}
-
-
 # ---- pickled proposals
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds containers, numbers, text and numpy arrays, and calls nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 writes bytes
-            return _latin1_bytes
-        if (module, name) in (("builtins", "bytes"), ("__builtin__", "bytes")):  # and none
-            return _no_bytes
-        module = module.replace("numpy.core", "numpy._core")  # until numpy 2
-        if (module, name) in RECONSTRUCTORS:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _no_bytes() -> bytes:
-    return b""
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:
@@ -314,17 +314,47 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _read_pickle(path: Path) -> RawRows:
-    """mmaction2's proposals: {"video,0902": [N, 5] of x1 y1 x2 y2 score}; lines count its entries.
+def _empty_bytes() -> bytes:
+    return b""
 
-    Nothing in the file is executed.
+
+SUBSTITUTES = {  # protocol 2 writes bytes as calls of these functions
+    ("_codecs", "encode"): _latin1_bytes,
+    ("builtins", "bytes"): _empty_bytes,
+    ("__builtin__", "bytes"): _empty_bytes,
+}
+ALLOWED = {
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "scalar"),
+    ("numpy._core.numeric", "_frombuffer"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}
+
+
+class _ArraysOnly(pickle.Unpickler):
+    """Builds containers, numbers, text and numpy arrays, and calls nothing else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in SUBSTITUTES:
+            return SUBSTITUTES[module, name]
+        module = module.replace("numpy.core", "numpy._core")  # written by numpy 1
+        if (module, name) in ALLOWED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+
+def _read_pickle(path: Path) -> RawRows:
+    """Reads mmaction2's proposals: {"video,0902": [N, 5] of x1 y1 x2 y2 score}.
+
+    `lines` are the numbers of the entries. Nothing in the file is executed.
     """
     try:
         with open(path, "rb") as file:
             content = _ArraysOnly(file, encoding="latin1").load()
     except OSError as error:
         raise AnnotationError(f"{path}: {error.strerror}") from None
-    except Exception as error:  # damaged pickles raise nearly anything
+    except Exception as error:  # damaged pickles raise nearly any type
         raise AnnotationError(
             f"{path}: refused ({error}); allowed is a dict from 'video,second' to arrays of numpy, "
             "and nothing that runs code"
@@ -332,7 +362,7 @@ def _read_pickle(path: Path) -> RawRows:
     if not isinstance(content, dict):
         raise AnnotationError(f"{path}: a {type(content).__name__}; needed is a dict of arrays")
     position: dict[str, int] = {}
-    parts, problems = [], []
+    video, lines, parts, problems = [], [], [], []
     for line, (key, boxes) in enumerate(content.items(), 1):
         name, _, stamp = str(key).rpartition(",")
         try:
@@ -342,7 +372,7 @@ def _read_pickle(path: Path) -> RawRows:
             problems.append(Problem(line, "row", f"{key!r}: needed is 'video,second' and an array"))
             continue
         if rows.size == 0:
-            rows = np.full((1, 5), np.nan)  # looked at, and nobody there
+            rows = np.full((1, 5), np.nan)  # an empty key frame
         elif rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all():
             text = f"{key!r}: an array {list(rows.shape)}; needed are finite numbers [N, 5]"
             problems.append(Problem(line, "row", text))
@@ -350,13 +380,11 @@ def _read_pickle(path: Path) -> RawRows:
         if not name or not np.isfinite(second):
             problems.append(Problem(line, "row", f"{key!r}: needed is 'video,second'"))
             continue
-        head = np.tile([position.setdefault(name, len(position)), line, second], (len(rows), 1))
-        parts.append(np.hstack([head, rows]))
-    rows = np.concatenate(parts) if parts else np.empty((0, 8))
-    values = _no_values(len(rows))
-    for name, column in zip(
-        ("second", "x1", "y1", "x2", "y2", "score"), rows[:, 2:].T, strict=True
-    ):
-        values[name] = column.copy()
-    video, lines = rows[:, 0].astype(np.int32), rows[:, 1].astype(np.int64)
-    return RawRows(tuple(position), video, values, lines, problems)
+        part = np.full((len(NUMBERS), len(rows)), np.nan)
+        part[NUMBERS.index("second")] = second
+        part[[NUMBERS.index(name) for name in ("x1", "y1", "x2", "y2", "score")]] = rows.T
+        parts.append(part)
+        video += [position.setdefault(name, len(position))] * len(rows)
+        lines += [line] * len(rows)
+    values = np.concatenate([np.empty((len(NUMBERS), 0)), *parts], axis=1)
+    return _raw_rows(position, video, values, lines, problems)

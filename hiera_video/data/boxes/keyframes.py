@@ -1,11 +1,11 @@
-"""Tables of boxes to records: one for each key frame, with its boxes and their actions."""
+"""Records of key frames, each with its boxes and their actions, made from tables of boxes."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,37 +15,32 @@ from hiera_video.data.boxes.table import (
     BoxTable,
     LabelMap,
     box_iou,
-    locate_videos,
     read_ground_truth,
     read_keyframes,
     read_proposals,
 )
-from hiera_video.data.videos.files import AnnotationError, listing
+from hiera_video.data.videos.files import AnnotationError, locate_videos
+from hiera_video.errors import listing
 from hiera_video.settings.training import DetectionData, KeyframeData
 
 logger = logging.getLogger(__name__)
 
-Keyframe = tuple[str, float]  # a video's name, and a second of its annotations
+Keyframe = tuple[str, float]  # name of the video, and second in the annotations
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeyframeRecord:
-    """One key frame.
+    """One key frame."""
 
-    path: file of its video, or folder of the video's frames.
-    video, second: as the annotations name them.
-    boxes: x1 y1 x2 y2 as fractions of the picture.
-    actions: for each box its action ids, ascending, counted from 1; () where none is known.
-    """
-
-    path: str
-    video: str
-    second: float
-    boxes: Float[np.ndarray, "n 4"]
-    actions: tuple[tuple[int, ...], ...]
+    path: str  # file of the video, or folder of its frames
+    video: str  # name in the annotations
+    second: float  # time in the annotations
+    boxes: Float[np.ndarray, "n 4"]  # x1 y1 x2 y2 as fractions of the frame
+    actions: tuple[tuple[int, ...], ...]  # action ids of each box, ascending, from 1; () if unknown
 
     @property
     def name(self) -> str:
+        """`VIDEO,SECOND`, unique among the records of a list."""
         return f"{self.video},{self.second:.10g}"
 
 
@@ -57,12 +52,15 @@ def keyframe_records(
     keyframes: Collection[Keyframe] | None = None,
     min_score: float | None = None,
 ) -> list[KeyframeRecord]:
-    """The key frames of a table that have boxes, by video and time; rows of one box are joined.
+    """The key frames of a table that have boxes, ordered by video and time.
+
+    Rows of the same box become one box with several actions.
 
     Args:
-        paths: where each video of the table lies.
-        excluded, keyframes: key frames to leave out, and the only ones to take.
-        min_score: the lowest score of a box that is taken.
+        paths: path of each video of the table.
+        excluded: key frames to leave out.
+        keyframes: key frames to use. None: all.
+        min_score: lowest score of the boxes, if they have scores.
     """
     has_box = ~np.isnan(table.boxes).any(axis=1)
     if min_score is not None and table.score is not None:
@@ -76,35 +74,39 @@ def keyframe_records(
     new_keyframe = np.ones(len(rows), dtype=bool)
     new_keyframe[1:] = (keys[1:, :2] != keys[:-1, :2]).any(axis=1)
 
-    leave_out = frozenset(excluded)
-    only = None if keyframes is None else frozenset(keyframes)
+    excluded = frozenset(excluded)
+    allowed = None if keyframes is None else frozenset(keyframes)
     records = []
-    for of_keyframe in np.split(np.arange(len(rows)), np.flatnonzero(new_keyframe)[1:]):
-        if not len(of_keyframe):
+    for members in np.split(np.arange(len(rows)), np.flatnonzero(new_keyframe)[1:]):
+        if not len(members):
             continue
-        first = rows[of_keyframe[0]]
+        first = rows[members[0]]
         keyframe = (table.videos[table.video[first]], float(table.second[first]))
-        if keyframe in leave_out or (only is not None and keyframe not in only):
+        if keyframe in excluded or (allowed is not None and keyframe not in allowed):
             continue
-        starts = of_keyframe[new_box[of_keyframe]]
         actions: list[set[int]] = []
-        for row in of_keyframe:
-            if new_box[row]:
+        for member in members:
+            if new_box[member]:
                 actions.append(set())
-            if table.action[rows[row]]:
-                actions[-1].add(int(table.action[rows[row]]))
-        joined = tuple(tuple(sorted(ids)) for ids in actions)
-        path = paths[keyframe[0]]
-        records.append(KeyframeRecord(path, *keyframe, table.boxes[rows[starts]], joined))
+            if action := int(table.action[rows[member]]):
+                actions[-1].add(action)
+        records.append(
+            KeyframeRecord(
+                paths[keyframe[0]],
+                *keyframe,
+                table.boxes[rows[members[new_box[members]]]],
+                tuple(tuple(sorted(ids)) for ids in actions),
+            )
+        )
     return records
 
 
 def with_proposals(
     records: Iterable[KeyframeRecord], proposals: Iterable[KeyframeRecord], min_iou: float
 ) -> list[KeyframeRecord]:
-    """Adds to each record the proposals that meet one of its boxes, with that box's actions.
+    """Adds to each record the proposals that overlap one of its boxes, with that box's actions.
 
-    As MViT trains on AVA (arXiv 2104.11227, appendix D.2), where the least IoU is 0.9.
+    As in MViT's training on AVA (arXiv 2104.11227, appendix D.2), where `min_iou` is 0.9.
     """
     proposed = {(record.video, record.second): record.boxes for record in proposals}
     result = []
@@ -112,14 +114,12 @@ def with_proposals(
         boxes = proposed.get((record.video, record.second), np.empty((0, 4)))
         iou = box_iou(boxes, record.boxes)
         best = iou.argmax(axis=1)
-        meets = np.flatnonzero(iou.max(axis=1, initial=0.0) >= min_iou)
+        added = np.flatnonzero(iou.max(axis=1, initial=0.0) >= min_iou)
         result.append(
-            KeyframeRecord(
-                record.path,
-                record.video,
-                record.second,
-                np.concatenate([record.boxes, boxes[meets]]),
-                record.actions + tuple(record.actions[best[i]] for i in meets),
+            replace(
+                record,
+                boxes=np.concatenate([record.boxes, boxes[added]]),
+                actions=record.actions + tuple(record.actions[best[i]] for i in added),
             )
         )
     return result
@@ -132,14 +132,14 @@ def every_second(videos: Iterable[str], first: float, last: float) -> list[Keyfr
 
 @dataclass(frozen=True)
 class TrainingKeyframeList:
-    """The key frames to train on."""
+    """The key frames of a training list."""
 
     source: str
     records: list[KeyframeRecord]
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what training depends on: key frames in order, their boxes and actions."""
+        """Hash of the key frames in order, their boxes and actions."""
         digest = hashlib.sha256()
         for record in self.records:
             digest.update(repr((record.name, record.actions)).encode())
@@ -149,28 +149,28 @@ class TrainingKeyframeList:
 
 @dataclass(frozen=True)
 class KeyframeEvaluation:
-    """What is evaluated: which boxes are scored, and what the scores are compared with."""
+    """The boxes to score in an evaluation, and the ground truth."""
 
     ground_truth: BoxTable
-    records: list[KeyframeRecord]  # whose boxes are scored
-    boxes: str  # "ground truth" or "proposals": where those come from
-    keyframes: list[Keyframe]  # all that count, those without a box too
+    records: list[KeyframeRecord]  # with the boxes to score
+    boxes: str  # source of these boxes: "ground truth" or "proposals"
+    keyframes: list[Keyframe]  # all that are evaluated, with and without boxes
     excluded: list[Keyframe]
 
 
 def read_training(data: DetectionData, label_map: LabelMap) -> TrainingKeyframeList:
-    """The annotated key frames to train on.
+    """Reads the annotated key frames to train on.
 
     Raises:
         AnnotationError: a mistake in one of the files, with file and line.
     """
     source, proposals = data.train, data.train_proposals
     table = read_ground_truth(source, label_map)
-    left_out = [] if data.train_excluded is None else read_keyframes(data.train_excluded)
-    paths = locate(table.videos, source, data.root)
-    records = keyframe_records(table, paths, excluded=left_out)
+    excluded = [] if data.train_excluded is None else read_keyframes(data.train_excluded)
+    paths = video_paths(table.videos, source, data.root)
+    records = keyframe_records(table, paths, excluded=excluded)
     if not records:
-        raise AnnotationError(f"{source}: no key frame with a box, less the excluded ones")
+        raise AnnotationError(f"{source}: no key frame with a box that is not excluded")
     if proposals is not None:
         proposed = read_proposals(proposals)
         known = {**dict.fromkeys(proposed.videos, ""), **paths}
@@ -179,25 +179,25 @@ def read_training(data: DetectionData, label_map: LabelMap) -> TrainingKeyframeL
         records = with_proposals(records, found, data.proposal_iou)
         added = num_boxes(records) - annotated
         logger.info(
-            "%s: %d of %d proposals meet an annotated box and are trained on",
+            "%s: %d of %d proposals overlap an annotated box and are used",
             proposals,
             added,
             int(proposed.is_box.sum()),
         )
         if not added:
             raise AnnotationError(
-                f"{proposals}: no proposal meets an annotated box of {source}; are these of other "
-                "videos? See data.proposal_score and data.proposal_iou too"
+                f"{proposals}: no proposal overlaps an annotated box of {source}; check that they "
+                "belong to the same videos, and data.proposal_score and data.proposal_iou"
             )
     return TrainingKeyframeList(str(source), records)
 
 
 def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluation:
-    """The boxes to score, and the key frames that count.
+    """Reads the boxes to score, and the key frames that are evaluated.
 
     Args:
-        data: with `val`.
-        label_map: all actions that the list may have, evaluated or not.
+        data: settings, in which `val` is set.
+        label_map: all actions that may be in the list, including those that are not evaluated.
 
     Raises:
         AnnotationError: a mistake in one of the files, with file and line.
@@ -208,32 +208,32 @@ def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluati
     scored = truth if proposals is None else read_proposals(proposals)
     if unknown := sorted(set(scored.videos) - set(truth.videos)):
         logger.warning(
-            "%s: %d of its videos have no ground truth in %s, so that detections there are wrong: "
-            "%s",
+            "%s: %d of its videos have no ground truth in %s, so that all detections in them count "
+            "as wrong: %s",
             proposals,
             len(unknown),
             source,
             listing(unknown),
         )
-    left_out = [] if data.val_excluded is None else list(read_keyframes(data.val_excluded))
+    excluded = [] if data.val_excluded is None else read_keyframes(data.val_excluded)
     if data.val_keyframes is not None:
-        counted = list(read_keyframes(data.val_keyframes))
+        keyframes = read_keyframes(data.val_keyframes)
     elif data.keyframe_range_sec is not None:
         videos = sorted({*truth.videos, *scored.videos})
-        counted = every_second(videos, *data.keyframe_range_sec)
+        keyframes = every_second(videos, *data.keyframe_range_sec)
     else:
-        counted = sorted({*named_keyframes(truth), *named_keyframes(scored)})
-    out = frozenset(left_out)
-    counted = [keyframe for keyframe in counted if keyframe not in out]
+        keyframes = sorted({*named_keyframes(truth), *named_keyframes(scored)})
+    left_out = frozenset(excluded)
+    keyframes = [keyframe for keyframe in keyframes if keyframe not in left_out]
     records = keyframe_records(
         scored,
-        locate(scored.videos, source, data.root),
-        keyframes=counted,
+        video_paths(scored.videos, source, data.root),
+        keyframes=keyframes,
         min_score=None if proposals is None else data.proposal_score,
     )
     if not records:
         raise AnnotationError(
-            f"{proposals or source}: no box in any of the {len(counted)} key frames that count; "
+            f"{proposals or source}: no box in any of the {len(keyframes)} evaluated key frames; "
             "check data.keyframe_range_sec, data.val_keyframes and data.proposal_score"
         )
     boxes = "ground truth" if proposals is None else "proposals"
@@ -246,26 +246,28 @@ def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluati
             int(scored.is_box.sum()),
             data.proposal_score,
         )
-    return KeyframeEvaluation(truth, records, boxes, counted, left_out)
+    return KeyframeEvaluation(truth, records, boxes, keyframes, excluded)
 
 
-def locate(videos: Iterable[str], source: str, root: str | None) -> dict[str, str]:
-    """Where each video lies below `root`, or beside the list; missing ones are told, and kept.
+def video_paths(videos: Iterable[str], source: str, root: str | None) -> dict[str, str]:
+    """Paths of videos in `root`, or in the folder of the list `source`.
+
+    Missing videos are logged and keep the path at which they are expected.
 
     Raises:
-        AnnotationError: none of them is there.
+        AnnotationError: all videos are missing.
     """
     folder = Path(source).parent if root is None else Path(root).expanduser()
     names = list(videos)
     found, missing = locate_videos(names, folder)
     if names and len(missing) == len(names):
         raise AnnotationError(
-            f"{source}: none of its {len(names)} videos lies in {folder}, not even {names[0]}; set "
-            "data.root to the folder of the videos, or of folders of frames"
+            f"{source}: none of its {len(names)} videos is in {folder}, for example {names[0]}; "
+            "set data.root to the folder of the videos, or of folders of frames"
         )
     if missing:
         logger.warning(
-            "%d of %d videos do not lie in %s: %s",
+            "%d of %d videos are not in %s: %s",
             len(missing),
             len(names),
             folder,
@@ -279,7 +281,7 @@ def num_boxes(records: Iterable[KeyframeRecord]) -> int:
 
 
 def named_keyframes(table: BoxTable) -> set[Keyframe]:
-    """The key frames that a table has rows for, empty ones too."""
+    """The key frames for which a table has rows, with and without boxes."""
     pairs = zip(table.video.tolist(), table.second.tolist(), strict=True)
     return {(table.videos[video], second) for video, second in pairs}
 
@@ -287,28 +289,28 @@ def named_keyframes(table: BoxTable) -> set[Keyframe]:
 def detections_of(
     records: Sequence[KeyframeRecord], scores: Mapping[int, np.ndarray], label_map: LabelMap
 ) -> BoxTable:
-    """One row for each scored box and each action of the label map.
+    """A table with one row for each scored box and each action of the label map.
 
     Args:
-        scores: by position of the record, [n, L] for its boxes; column c is action c + 1. Records
+        scores: for the boxes of the record at each index, [n, L]; column c is action c + 1. Records
             without scores have no rows.
     """
     ids = np.array(sorted(label_map.names), dtype=np.int32)
     videos = tuple(dict.fromkeys(record.video for record in records))
-    place = {video: i for i, video in enumerate(videos)}
-    done = [(records[i], scores[i]) for i in sorted(scores)]
-    repeats = [len(record.boxes) * len(ids) for record, _ in done]
-    boxes = np.concatenate([r.boxes for r, _ in done]) if done else np.empty((0, 4))
-    by_action = [of_boxes[:, ids - 1].ravel() for _, of_boxes in done]
-    total = sum(repeats)
+    positions = {video: i for i, video in enumerate(videos)}
+    scored = [(records[i], scores[i]) for i in sorted(scores)]
+    num_rows = [len(record.boxes) * len(ids) for record, _ in scored]
+    boxes = np.concatenate([np.empty((0, 4)), *(record.boxes for record, _ in scored)])
+    by_action = [box_scores[:, ids - 1].ravel() for _, box_scores in scored]
+    total = sum(num_rows)
     return BoxTable(
         source="detections",
         videos=videos,
-        video=np.repeat([place[r.video] for r, _ in done], repeats).astype(np.int32),
-        second=np.repeat([r.second for r, _ in done], repeats).astype(np.float64),
+        video=np.repeat([positions[r.video] for r, _ in scored], num_rows).astype(np.int32),
+        second=np.repeat([r.second for r, _ in scored], num_rows).astype(np.float64),
         boxes=np.repeat(boxes, len(ids), axis=0),
         action=np.tile(ids, len(boxes)),
         person=np.full(total, -1, np.int32),
-        score=np.concatenate(by_action).astype(np.float64) if done else np.empty(0),
+        score=np.concatenate([np.empty(0), *by_action]).astype(np.float64),
         lines=np.arange(1, total + 1),
     )

@@ -1,6 +1,6 @@
-"""Folders and list files -> rows: which videos there are, where, and what stands as their label.
+"""Reads folders and list files of videos into rows: name, path and labels of each video.
 
-Only reading: what the labels mean, as class ids, is for `annotations` to decide.
+Labels are class ids or class names, as in the file; `records` turns them into class ids.
 """
 
 from __future__ import annotations
@@ -11,40 +11,35 @@ import json
 import logging
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, listing
+from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-# fmt: off
-VIDEO_EXTENSIONS = frozenset([
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".webm", ".wmv",
-])
-IMAGE_EXTENSIONS = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
-# fmt: on
+MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 PATH_COLUMNS = ("path", "video", "filename")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name")
 KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
 
-Entry = tuple[str, dict[str, Any]]  # where it stands, and its fields by column name
+Entry = tuple[str, dict[str, Any]]  # "FILE:LINE", and the fields by column name
 
 
 class AnnotationError(UserError, ValueError):
-    """A list, a folder or a file of class names that cannot be used, in one line."""
+    """A list, a folder or a file of class names cannot be used. The message is one line."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One video as listed: "FILE:LINE" for messages, its name there, its path, its labels."""
+    """One listed video."""
 
-    where: str
-    name: str
+    where: str  # "FILE:LINE", for messages
+    name: str  # as in the list
     path: str
     labels: tuple[str | int, ...]
 
@@ -52,52 +47,48 @@ class Row:
 # ---- folders
 
 
-def read_unlabelled_folder(folder: Path) -> list[Row]:
-    """Rows of all videos and pictures of a folder, at any depth, sorted; without labels."""
-    tally: Counter[str] = Counter()
+def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, ...] | None]:
+    """Reads a folder with one folder per class, or with videos and images only.
+
+    Args:
+        labelled: False: all videos and images at any depth, without labels.
+
+    Returns:
+        The rows, sorted, and the names of the class folders, or None if there are none.
+
+    Raises:
+        AnnotationError: there are no videos or images.
+    """
     base = os.path.abspath(folder)
-    names = sorted(name.removeprefix("./") for name in _walk(base, "", tally))
-    rows = [Row(f"{folder}/{name}", name, os.path.join(base, name), ()) for name in names]
-    _tell_left_out(folder, rows, tally)
-    return rows
-
-
-def read_folder(folder: Path) -> tuple[list[Row], tuple[str, ...] | None]:
-    """Rows of a folder, sorted; its class folders' names, None where it has no folders."""
-    tally: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     classes: list[str] = []
-    loose: list[str] = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.is_dir() and not entry.name.startswith("."):
-            classes.append(entry.name)
-        elif _is_usable(entry.name, tally):
-            loose.append(entry.name)
-    base = os.path.abspath(folder)
-    if classes:
-        tally["beside the class folders"] += len(loose)
-        rows = [
-            Row(f"{folder}/{name}", name, os.path.join(base, name), (class_name,))
-            for class_name in classes
-            for name in _walk(base, class_name, tally)
-        ]
+    if labelled:
+        names = []
+        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            if entry.is_dir() and not entry.name.startswith("."):
+                classes.append(entry.name)
+            elif _is_usable(entry.name, skipped):
+                names.append(entry.name)
     else:
-        rows = [Row(f"{folder}/{name}", name, os.path.join(base, name), ()) for name in loose]
-    _tell_left_out(folder, rows, tally)
+        names = sorted(name.removeprefix("./") for name in _walk(base, "", skipped))
+    found: list[tuple[str, tuple[str, ...]]] = [(name, ()) for name in names]
+    if classes:
+        skipped["beside the class folders"] += len(names)
+        found = [(name, (label,)) for label in classes for name in _walk(base, label, skipped)]
+    if reasons := [f"{count} {reason}" for reason, count in sorted(skipped.items()) if count]:
+        logger.warning("%s: files left out: %s", folder, ", ".join(reasons))
+    if not found:
+        known = " ".join(sorted(MEDIA_SUFFIXES))
+        raise AnnotationError(f"{folder}: no videos or images in it; known are {known}")
+    rows = [Row(f"{folder}/{name}", name, os.path.join(base, name), ids) for name, ids in found]
     return rows, tuple(classes) or None
 
 
-def _tell_left_out(folder: Path, rows: list[Row], tally: Counter[str]) -> None:
-    """Logs what was left out of a folder; without any rows an AnnotationError."""
-    left_out = [f"{count} {reason}" for reason, count in sorted(tally.items()) if count]
-    if left_out:
-        logger.warning("%s: files left out: %s", folder, ", ".join(left_out))
-    if not rows:
-        known = " ".join(sorted(VIDEO_EXTENSIONS | IMAGE_EXTENSIONS))
-        raise AnnotationError(f"{folder}: no videos or pictures in it; known are {known}")
+def _walk(base: str, class_name: str, skipped: Counter[str]) -> Iterator[str]:
+    """Videos and images at any depth of a class folder, relative to `base`.
 
-
-def _walk(base: str, class_name: str, tally: Counter[str]) -> Iterator[str]:
-    """Usable files at any depth of a class folder, relative to `base`; links lead once anywhere."""
+    A folder that several links point to is visited once.
+    """
 
     def refuse(error: OSError) -> None:
         raise AnnotationError(f"{error.filename}: {error.strerror}")
@@ -110,36 +101,76 @@ def _walk(base: str, class_name: str, tally: Counter[str]) -> Iterator[str]:
             subfolders.clear()
             continue
         visited.add(real)
-        tally["hidden"] += sum(name.startswith(".") for name in subfolders)
+        skipped["hidden"] += sum(name.startswith(".") for name in subfolders)
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         inside = Path(folder).relative_to(base).as_posix()
-        yield from (f"{inside}/{name}" for name in sorted(files) if _is_usable(name, tally))
+        yield from (f"{inside}/{name}" for name in sorted(files) if _is_usable(name, skipped))
 
 
-def _is_usable(name: str, tally: Counter[str]) -> bool:
+def _is_usable(name: str, skipped: Counter[str]) -> bool:
     if name.startswith("."):
-        tally["hidden"] += 1
+        skipped["hidden"] += 1
     elif not is_media(name):
-        tally[f"with extension {os.path.splitext(name)[1].lower() or '(none)'}"] += 1
+        skipped[f"with extension {os.path.splitext(name)[1].lower() or '(none)'}"] += 1
     else:
         return True
     return False
 
 
 def is_media(path: str) -> bool:
-    """Whether a file is, by its extension, a video or a picture."""
-    extension = os.path.splitext(path)[1].lower()
-    return extension in VIDEO_EXTENSIONS or extension in IMAGE_EXTENSIONS
+    """Whether the name of a file has the suffix of a video or an image."""
+    return os.path.splitext(path)[1].lower() in MEDIA_SUFFIXES
+
+
+def locate_videos(
+    names: Iterable[str], folder: str | os.PathLike[str]
+) -> tuple[dict[str, Path], list[str]]:
+    """Finds videos by their names: a file with or without suffix, or a folder of frames.
+
+    Returns:
+        The paths by name, and the names that are missing.
+
+    Raises:
+        AnnotationError: there is no such folder, or several files match one name.
+    """
+    base, names = Path(folder).expanduser(), list(names)
+    if not base.is_dir():
+        raise AnnotationError(f"{base}: no such folder; needed is the folder of the videos")
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for parent in {(base / name).parent for name in names}:
+        if parent.is_dir():
+            for entry in sorted(parent.iterdir()):
+                if not entry.name.startswith(".") and entry.is_file() and is_media(entry.name):
+                    by_stem[str(entry.with_suffix(""))].append(entry)
+    found: dict[str, Path] = {}
+    for name in names:
+        exact = base / name
+        candidates = [exact] if exact.exists() else by_stem.get(str(exact), [])
+        if len(candidates) > 1:
+            raise AnnotationError(
+                f"{base}: {listing([c.name for c in candidates])} all match the video {name!r}; "
+                "write its suffix in the list, or remove the others"
+            )
+        if candidates:
+            found[name] = candidates[0]
+    return found, [name for name in names if name not in found]
 
 
 # ---- lists of lines
 
 
 def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], bool]:
-    """Rows of a list file, and whether its labels are names for certain (else they may be ids).
+    """Reads a list file.
 
-    root: folder, absolute, that the paths in the list start from.
-    known: class names that may contain ';' or '|', which otherwise separate labels.
+    Args:
+        root: absolute folder to which paths in the list are relative.
+        known: class names that may contain ';' or '|', which otherwise separate labels.
+
+    Returns:
+        The rows, and whether all labels are names. If not, they may be ids.
+
+    Raises:
+        AnnotationError: with the file and line.
     """
     if is_media(file.name):
         raise AnnotationError(f"{file}: a single video; give a list of videos or a folder")
@@ -156,7 +187,7 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
 
 
 def _header_delimiter(text: str) -> str | None:
-    """What separates the column names of the first line; None where it holds no column names."""
+    """The separator of the column names in the first line; None if it is not a header."""
     first = text.lstrip().split("\n", 1)[0].lower()
     for delimiter in ("\t", ","):
         fields = {field.strip(' "') for field in first.split(delimiter)}
@@ -182,16 +213,17 @@ def _rows_of_lines(
     if len(rows) > 1 and not is_media(rows[0].name) and is_media(rows[1].name):
         raise AnnotationError(
             f"{rows[0].where}: {rows[0].name!r} is not a video; if this is a header, call the "
-            f"column of paths {listing(PATH_COLUMNS)}, that of labels {listing(LABEL_COLUMNS)}"
+            f"column of paths {listing(PATH_COLUMNS)}, the column of labels "
+            f"{listing(LABEL_COLUMNS)}"
         )
     return rows
 
 
 def _split_line(line: str) -> tuple[str, str]:
-    """(path, label) of a line; the label comes last and may miss (""), either may be quoted.
+    """Splits a line into (path, label), each of which may be quoted; label is "" if missing.
 
-    Of the possible separators the one is taken that leaves the name of a video before it, so that
-    paths may hold spaces and commas.
+    The separator is chosen such that a video's name precedes it, so that paths may contain spaces
+    and commas.
     """
     if is_media(line.strip('"')):
         return line.strip('"'), ""
@@ -245,7 +277,9 @@ def _json_lines(file: Path, text: str) -> Iterator[Entry]:
 def _json_entries(file: Path, text: str) -> Iterator[Entry]:
     entries = load_json(text, str(file))
     if not isinstance(entries, list):
-        raise AnnotationError(f"{file}: expected a list of videos; a label map is for class_names")
+        raise AnnotationError(
+            f"{file}: expected a list of videos; set class_names to use a label map"
+        )
     for number, entry in enumerate(entries, 1):
         where = f"{file}: entry {number}"
         yield where, _json_object(entry, where)
@@ -274,7 +308,7 @@ def _rows_of_table(
     label_column = next((column for column in LABEL_COLUMNS if column in columns), "")
     if not label_column and len(columns) > 1:
         allowed = listing(LABEL_COLUMNS)
-        logger.warning("%s: no labels; a column of labels is called one of %s", file, allowed)
+        logger.warning("%s: no labels; the column of labels must be called %s", file, allowed)
     rows = []
     for where, fields in table:
         name = fields.get(path_column)
@@ -286,7 +320,7 @@ def _rows_of_table(
 
 
 def _kinetics_rows(table: list[Entry], root: str) -> list[Row]:
-    """Rows of an official Kinetics list; videos lie in the root or in folders named by label."""
+    """Rows of an official Kinetics list, with videos in the root or in folders by label."""
     rows = []
     folders: dict[str, str] = {}
     for where, fields in table:
@@ -306,13 +340,13 @@ def _kinetics_rows(table: list[Entry], root: str) -> list[Row]:
 
 
 def _ssv2_rows(table: list[Entry], root: str) -> list[Row]:
-    """Rows of an official SSv2 list; the class is the template without its brackets."""
+    """Rows of an official SSv2 list, whose classes are the templates without brackets."""
     present = frozenset(os.listdir(root))
     rows = []
     for where, fields in table:
         name, template = str(fields.get("id") or ""), fields.get("template") or ""
         if not name or not isinstance(template, str):
-            raise AnnotationError(f"{where}: expected an id, and a template of one text")
+            raise AnnotationError(f"{where}: expected an id and a template, which is a string")
         is_mp4 = f"{name}.mp4" in present and f"{name}.webm" not in present
         path = _below(root, name + (".mp4" if is_mp4 else ".webm"))
         class_name = template.replace("[", "").replace("]", "")
@@ -324,7 +358,7 @@ def _ssv2_rows(table: list[Entry], root: str) -> list[Row]:
 
 
 def _split_labels(value: Any, where: str, known: frozenset[str]) -> tuple[str | int, ...]:
-    """The labels in one field: an id, a name, several by ';' or '|', or a JSON list of them."""
+    """Labels in one field: ids or names, separated by ';' or '|', or as a JSON list."""
     if isinstance(value, str):
         text = value.strip()
         if text in known:
@@ -345,7 +379,11 @@ def _below(root: str, name: str) -> str:
 
 
 def read_text(path: Path) -> str:
-    """A UTF-8 file, line ends and byte-order mark removed."""
+    """The text of a UTF-8 file, without byte-order mark and with "\\n" as line ends.
+
+    Raises:
+        AnnotationError: the file cannot be read or is not UTF-8.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -356,16 +394,17 @@ def read_text(path: Path) -> str:
 
 
 def load_json(text: str, where: str) -> Any:
-    """The content of JSON text that stands at `where`."""
+    """Parses JSON text.
+
+    Args:
+        where: file, and line if known, for the message.
+
+    Raises:
+        AnnotationError: the text is not JSON.
+    """
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if error.lineno > 1 else ""
         hint = "; lines of JSON belong into a .jsonl file" if "Extra" in error.msg else ""
         raise AnnotationError(f"{where}{line}: not JSON ({error.msg}){hint}") from None
-
-
-def listing(items: Sequence[object], at_most: int = 5) -> str:
-    """Items for a message: the first few, and how many more there are."""
-    text = ", ".join(repr(item) for item in items[:at_most])
-    return text + (f" and {len(items) - at_most} more" if len(items) > at_most else "")

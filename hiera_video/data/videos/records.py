@@ -1,18 +1,17 @@
-"""Which videos a data set has, and their labels as class ids.
+"""The videos of a data set, with their labels as class ids.
 
-`read_video_list` reads, told apart by what it finds:
-  * a folder with one folder a class, or a folder of videos without classes;
-  * `path label` lines, separated by spaces, tabs or a comma, or paths alone;
-  * csv, tsv, JSON and JSON lines with named columns, with one or several labels a video;
+`read_video_list` recognises
+  * a folder with one folder per class, or a folder of videos without classes;
+  * lines `path label`, separated by spaces, tabs or a comma, or paths alone;
+  * csv, tsv, JSON and JSON lines with named columns, with one or several labels per video;
   * the official lists of Kinetics (label,youtube_id,time_start,time_end,split) and SSv2 (json).
 
-A picture counts as a video of one frame. Whether a file exists and decodes is for the reader to
-find out: a list is refused only where none of its first files exists.
+An image counts as a video of one frame. Files are not opened: a list is refused only if none of its
+first files exists.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
 import hashlib
 import json
@@ -28,13 +27,12 @@ from typing import Any
 from hiera_video.data.videos.files import (
     AnnotationError,
     Row,
-    listing,
     load_json,
     read_folder,
     read_list,
     read_text,
-    read_unlabelled_folder,
 )
+from hiera_video.errors import did_you_mean, listing
 
 __all__ = [
     "AnnotationError",
@@ -49,27 +47,22 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-MAX_DERIVED_CLASSES = 100_000  # a higher id is another column, taken for the label
+MAX_DERIVED_CLASSES = 100_000  # higher ids probably come from another column than the labels
 NUM_FILES_CHECKED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One video.
+    """One video."""
 
-    path: absolute path of the file.
-    labels: class ids, ascending; () where the video has no label.
-    name: the video as its list writes it, unique in the list; stands for it in outputs.
-    """
-
-    path: str
-    labels: tuple[int, ...]
-    name: str
+    path: str  # absolute
+    labels: tuple[int, ...]  # class ids, ascending; () if the video has no label
+    name: str  # as in the list, where it is unique; identifies the video in outputs
 
 
 @dataclass(frozen=True)
 class VideoList:
-    """The videos of one list or folder, in its order, and what their class ids mean."""
+    """The videos of one list or folder, in its order, and the names of its classes."""
 
     source: str
     records: tuple[VideoRecord, ...]
@@ -77,7 +70,7 @@ class VideoList:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of what training depends on: the videos in order, their labels, the class names."""
+        """Hash of the videos in order, their labels and the class names."""
         content = [self.class_names, [(record.name, record.labels) for record in self.records]]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -90,20 +83,20 @@ def read_video_list(
     multi_label: bool = False,
     labelled: bool = True,
 ) -> VideoList:
-    """The videos of a folder or of a list, with class ids.
+    """Reads the videos of a folder or of a list, with class ids.
 
     Args:
-        source: the folder or the list, see above.
-        root: folder that the paths of a list start from; by default the list's own folder.
-        class_names: the classes in id order, as a sequence, a text file (one a line) or a JSON
-            file (a map from name to id, or a list). By default they come from the source: its
-            names (or folders) sorted, or "0", "1", ... up to its highest id. Read a validation
-            list with the class names of its training list.
-        multi_label: allow several labels a video, separated by ';' or '|', or a JSON list.
-        labelled: False takes all videos of a folder, at any depth, or of a list, without labels.
+        source: the folder or the list, in one of the forms above.
+        root: folder to which paths in a list are relative. None: the folder of the list.
+        class_names: the classes in id order, as a sequence, a text file (one per line) or a JSON
+            file (a map from name to id, or a list). None: the sorted names of labels or folders, or
+            "0", "1", ... up to the highest id. Read a validation list with the class names of its
+            training list.
+        multi_label: allow several labels per video, separated by ';' or '|', or as a JSON list.
+        labelled: False: all videos of a folder, at any depth, or of a list, without labels.
 
     Raises:
-        AnnotationError: "FILE:LINE: what is wrong, what is allowed, what to do".
+        AnnotationError: the source cannot be used; the message names file and line.
     """
     source = Path(source).expanduser()
     names = None if class_names is None else read_class_names(class_names)
@@ -111,11 +104,8 @@ def read_video_list(
         if root is not None:
             raise AnnotationError(f"{source}: a folder, which takes no root; root={root} is given")
         labels_are_names, folder = True, str(source)
-        if labelled:
-            rows, folder_names = read_folder(source)
-            names = folder_names if names is None else names
-        else:
-            rows = read_unlabelled_folder(source)
+        rows, folder_names = read_folder(source, labelled=labelled)
+        names = folder_names if names is None else names
     else:
         folder = _root_folder(source, root)
         rows, labels_are_names = read_list(source, folder, frozenset(names or ()))
@@ -132,15 +122,19 @@ def read_video_list(
     if not any(os.path.exists(record.path) for record in checked):
         raise AnnotationError(
             f"{source}: none of the first {len(checked)} videos exists below the root {folder}, "
-            f"not even {checked[0].path}; set root to the folder that the paths start from"
+            f"for example {checked[0].path}; set root to the folder to which paths are relative"
         )
     return VideoList(str(source), records, names)
 
 
 def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[str, ...]:
-    """Class names in id order, from a sequence, a text file (one a line) or a JSON file.
+    """Class names in id order, from a sequence, a text file (one per line) or a JSON file.
 
-    The JSON is a map from name to id (SSv2's labels, ids as text too) or a list of names.
+    A JSON file holds a map from name to id (as SSv2's labels; ids may be strings) or a list of
+    names.
+
+    Raises:
+        AnnotationError: the file cannot be read, or names are missing or repeated.
     """
     if isinstance(source, (str, os.PathLike)):
         path = Path(source).expanduser()
@@ -158,7 +152,9 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
             raise AnnotationError(f"{where}:{number}: {name!r} is not a name; one name for each id")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
-        raise AnnotationError(f"{where}: {listing(repeated)} more than once; each id has its own")
+        raise AnnotationError(
+            f"{where}: {listing(repeated)} more than once; names must be different"
+        )
     return tuple(names)
 
 
@@ -170,10 +166,12 @@ def read_splits(
     class_names: str | os.PathLike[str] | Sequence[str] | None = None,
     multi_label: bool = False,
 ) -> tuple[VideoList, VideoList | None]:
-    """The lists to train on and to validate with, of the same classes; logs what looks wrong.
+    """Reads a training list and a validation list of the same classes; see `read_video_list`.
+
+    Logs a warning for videos that are in both lists and classes without training videos.
 
     Raises:
-        AnnotationError: as `read_video_list`, and for videos without labels.
+        AnnotationError: a list cannot be used, or videos have no labels.
     """
     train_list = read_video_list(train, root=root, class_names=class_names, multi_label=multi_label)
     require_labels(train_list)
@@ -189,29 +187,27 @@ def read_splits(
 
 
 def require_labels(videos: VideoList) -> None:
-    """Raises AnnotationError for a list in which videos have no label."""
+    """Raises AnnotationError if videos have no label."""
     unlabelled = [record.name for record in videos.records if not record.labels]
     if unlabelled:
         raise AnnotationError(
-            f"{videos.source}: {len(unlabelled)} videos have no label, {unlabelled[0]} for one; "
-            "needed is a class for each (`hiera-video predict` takes videos without)"
+            f"{videos.source}: {len(unlabelled)} videos have no label, for example "
+            f"{unlabelled[0]}; each needs a class (`hiera-video predict` needs no labels)"
         )
 
 
 def check_splits(train: VideoList, val: VideoList) -> list[str]:
-    """Warnings about two lists, one to train on and one to validate with.
+    """Warnings about a training list and a validation list.
 
     Raises:
-        AnnotationError: the lists disagree on the classes, so that ids mean different things.
+        AnnotationError: the lists have different classes.
     """
     if train.class_names != val.class_names:
         pairs = enumerate(zip(train.class_names, val.class_names, strict=False))
-        differ = (
-            f"id {i} is {ours!r} and {theirs!r}" for i, (ours, theirs) in pairs if ours != theirs
-        )
-        detail = next(differ, f"{len(train.class_names)} and {len(val.class_names)} classes")
+        differences = (f"id {i} is {a!r} and {b!r}" for i, (a, b) in pairs if a != b)
+        detail = next(differences, f"{len(train.class_names)} and {len(val.class_names)} classes")
         raise AnnotationError(
-            f"{val.source}: its classes are not those of {train.source} ({detail}); read both "
+            f"{val.source}: its classes differ from those of {train.source} ({detail}); read both "
             "with the same class_names"
         )
     warnings = []
@@ -219,8 +215,8 @@ def check_splits(train: VideoList, val: VideoList) -> list[str]:
     shared = [record.name for record in val.records if record.path in train_paths]
     if shared:
         warnings.append(
-            f"{len(shared)} of {len(val.records)} videos of {val.source} are in {train.source} "
-            f"too: {listing(shared)}"
+            f"{len(shared)} of {len(val.records)} videos of {val.source} are also in "
+            f"{train.source}: {listing(shared)}"
         )
     seen = {label for record in train.records for label in record.labels}
     unseen = [name for i, name in enumerate(train.class_names) if i not in seen]
@@ -238,8 +234,8 @@ def _root_folder(source: Path, root: str | os.PathLike[str] | None) -> str:
     folder = os.path.abspath(source.parent if root is None else Path(root).expanduser())
     if not os.path.isdir(folder):
         raise AnnotationError(
-            f"{source}: the root {folder} is not a folder; set root to the folder that the paths "
-            "start from"
+            f"{source}: the root {folder} is not a folder; set root to the folder to which paths "
+            "are relative"
         )
     return folder
 
@@ -249,13 +245,13 @@ def _check_label_counts(rows: list[Row], multi_label: bool) -> None:
     for row in rows:
         if labelled and not row.labels:
             raise AnnotationError(
-                f"{row.where}: {row.name!r} has no label, {labelled} other videos have; label all "
-                "of them or none"
+                f"{row.where}: {row.name!r} has no label, but {labelled} other videos have one; "
+                "label all of them or none"
             )
         if len(row.labels) > 1 and not multi_label:
             raise AnnotationError(
                 f"{row.where}: {row.name!r} has {len(row.labels)} labels, {listing(row.labels)}; "
-                "leave one or set multi_label; where ';' or '|' belongs to a name, give class_names"
+                "keep one or set multi_label; if ';' or '|' belongs to a name, set class_names"
             )
 
 
@@ -265,12 +261,12 @@ def _derive_class_names(rows: list[Row], labels_are_names: bool) -> tuple[str, .
     for (where, label), class_id in zip(labels, ids, strict=True):
         if (class_id is None) != (ids[0] is None):
             raise AnnotationError(
-                f"{where}: label {label!r}, but {labels[0][1]!r} in {labels[0][0]}; use ids or "
-                "names, not both, give class_names, or call the column class_name if all are names"
+                f"{where}: label {label!r}, but {labels[0][1]!r} in {labels[0][0]}; use either ids "
+                "or names, set class_names, or call the column class_name if all are names"
             )
         if class_id is not None and not 0 <= class_id < MAX_DERIVED_CLASSES:
             raise AnnotationError(
-                f"{where}: class id {class_id} must be 0 to {MAX_DERIVED_CLASSES - 1}; give "
+                f"{where}: class id {class_id} must be 0 to {MAX_DERIVED_CLASSES - 1}; set "
                 "class_names, or check that this is the column of labels"
             )
     known_ids = [class_id for class_id in ids if class_id is not None]
@@ -282,7 +278,7 @@ def _derive_class_names(rows: list[Row], labels_are_names: bool) -> tuple[str, .
 def _to_records(
     rows: list[Row], names: tuple[str, ...], labels_are_names: bool, source: Path
 ) -> tuple[VideoRecord, ...]:
-    """Labels as ids; a video that is listed again with the same labels is kept once."""
+    """Turns labels into ids. A video that is listed twice with the same labels is kept once."""
     ids = {name: i for i, name in enumerate(names)}
     kept: dict[str, tuple[VideoRecord, str]] = {}
     for row in rows:
@@ -290,9 +286,9 @@ def _to_records(
         record = VideoRecord(row.path, tuple(sorted(found)), row.name)
         earlier, where = kept.setdefault(row.path, (record, row.where))
         if earlier.labels != record.labels:
-            ours, theirs = ([names[i] for i in video.labels] for video in (record, earlier))
+            here, there = ([names[i] for i in video.labels] for video in (record, earlier))
             raise AnnotationError(
-                f"{row.where}: {row.name!r} is {listing(ours)}, but {listing(theirs)} in {where}; "
+                f"{row.where}: {row.name!r} is {listing(here)}, but {listing(there)} in {where}; "
                 "keep one line, with all labels separated by ';' if it has several"
             )
     if len(kept) < len(rows):
@@ -306,17 +302,16 @@ def _class_id(label: str | int, ids: dict[str, int], is_name: bool, where: str) 
     if by_id is None and by_name is not None:
         return by_name
     if by_id is None:
-        near = difflib.get_close_matches(str(label), ids, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {listing(list(ids))}"
-        raise AnnotationError(f"{where}: unknown class {label!r}; {hint}")
+        hint = did_you_mean(str(label), ids) or f"; known are {listing(list(ids))}"
+        raise AnnotationError(f"{where}: unknown class {label!r}{hint}")
     if by_name not in (None, by_id):
         raise AnnotationError(
-            f"{where}: label {label!r} may be id {by_id} or the name of class {by_name}; call the "
-            "column class_name if it is a name"
+            f"{where}: label {label!r} may be class id {by_id} or the name of class {by_name}; "
+            "call the column class_name if it is a name"
         )
     if not 0 <= by_id < len(ids):
         raise AnnotationError(
-            f"{where}: class id {by_id} must be 0 to {len(ids) - 1}, there being "
+            f"{where}: class id {by_id} must be 0 to {len(ids) - 1}, because there are "
             f"{len(ids)} class names; ids count from 0"
         )
     return by_id
@@ -324,7 +319,7 @@ def _class_id(label: str | int, ids: dict[str, int], is_name: bool, where: str) 
 
 @functools.lru_cache(maxsize=10_000)  # a list repeats its labels
 def _as_id(label: str | int) -> int | None:
-    """The class id that a label may be: a plain number; spreadsheets write it as 3.0."""
+    """The class id in a label, or None. Spreadsheets may have written it as 3.0."""
     match = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?", str(label))
     return int(match[1]) if match else None
 

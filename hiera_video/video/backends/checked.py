@@ -1,7 +1,8 @@
-"""What decord and torchcodec share: each serves a file only where it gives the frames of PyAV."""
+"""The common part of the decord and torchcodec readers: the comparison with PyAV."""
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,50 +13,68 @@ FRAMES_PER_BATCH = 32  # bounds the memory of a stream
 
 
 class BackendRefusal(Exception):
-    """A backend cannot serve this file exactly. `str()` is the reason."""
+    """A backend cannot read this file exactly. `str()` is the reason."""
 
 
-def warn_handed_over(path: str, backend: str, reason: BackendRefusal) -> None:
+def warn_about_refusal(path: str, backend: str, reason: BackendRefusal) -> None:
+    """Logs once that PyAV reads a file in place of the requested backend."""
     warn_once(f"{path}: {backend} cannot serve this file ({reason}); PyAV reads it instead")
 
 
 class CheckedReader(VideoReader):
-    """A backend that serves a file only where, and as long as, it agrees with PyAV.
+    """A backend that reads a file only as long as its frames equal those of PyAV.
 
-    Frame times, stream and rotation are PyAV's. Some frames are compared when it opens; the first
-    failure to read others hands the file over to PyAV for good, with a warning.
+    Frame times, stream and rotation are PyAV's. The first frame and one that is reached by a seek
+    are compared when the file is opened. If the backend fails to read others later, PyAV reads the
+    rest of the file, with a warning.
 
     Args:
         exact: PyAV's reader of the file.
-        compared: ascending positions of the frames that must be equal to PyAV's.
+
+    Raises:
+        BackendRefusal: the backend cannot open the file, or decodes it differently.
+        MissingLibrary: the library is not installed.
     """
 
-    def __init__(self, exact: PyavReader, compared: list[int]) -> None:
+    def __init__(self, exact: PyavReader) -> None:
+        library = self._import_library()
+        if exact.index.order_from != "timestamps":
+            raise BackendRefusal("its timestamps do not determine the order of its frames")
+        self._video: Any = self._open(library, exact)
         self._exact = exact
         self.path = exact.path
         self.deadline_sec = exact.deadline_sec
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
         self.damage = exact.damage
+        compared = sorted({0, *exact.index.key_positions[-1:]})
         try:
             expected = exact.frames(compared)
-        except VideoError as error:  # it may still hold others that decode
+        except VideoError as error:  # other frames of the file may still decode
             raise BackendRefusal(error.sentence) from error
-        for own, true, position in zip(self._batch(compared), expected, compared, strict=True):
-            if not np.array_equal(own, true):
-                raise BackendRefusal(f"frame {position} comes out differently")
+        self._shape = expected.shape[1:3]
+        for decoded, true, position in zip(self._batch(compared), expected, compared, strict=True):
+            if not np.array_equal(decoded, true):
+                raise BackendRefusal(f"frame {position} is decoded differently")
+
+    @staticmethod
+    @abstractmethod
+    def _import_library() -> Any:
+        """The library, or what is needed of it."""
+
+    @staticmethod
+    @abstractmethod
+    def _open(library: Any, exact: PyavReader) -> Any:
+        """The library's decoder of the file."""
 
     @abstractmethod
+    def _decode(self, positions: list[int]) -> np.ndarray:
+        """Decodes the frames at ascending positions: uint8 [len(positions), H, W, 3]."""
+
     def _batch(self, positions: list[int]) -> np.ndarray:
-        """uint8 [len(positions), H, W, 3] of ascending positions, or BackendRefusal."""
-
-    @property
-    def height(self) -> int:
-        return self._exact.height
-
-    @property
-    def width(self) -> int:
-        return self._exact.width
+        if self._video is None:
+            raise ValueError(f"the reader of {self.path} is closed")
+        return self._decode(positions)
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for first in range(0, len(positions), FRAMES_PER_BATCH):
@@ -66,7 +85,7 @@ class CheckedReader(VideoReader):
                 try:
                     frames = self._batch(batch)
                 except BackendRefusal as refusal:
-                    warn_handed_over(self.path, self.backend, refusal)
+                    warn_about_refusal(self.path, self.backend, refusal)
                     self.backend = self._exact.backend
             if frames is None:
                 yield from self._exact._read(positions[first:], deadline)
@@ -74,4 +93,10 @@ class CheckedReader(VideoReader):
             yield from zip(batch, frames, strict=True)
 
     def close(self) -> None:
+        self._video = None
         self._exact.close()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of the message of a library's error, at most 160 characters."""
+    return (str(error).strip().splitlines() or [repr(error)])[0][:160]

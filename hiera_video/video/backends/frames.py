@@ -11,7 +11,12 @@ from hiera_video.video.reader import IMAGE_SUFFIXES, Deadline, VideoError, Video
 
 
 class FrameFolderReader(VideoReader):
-    """See `VideoReader`. The numbers that end the names give the order, and may have no gap."""
+    """See `VideoReader`. Frames are ordered by the number at the end of the file name.
+
+    Raises:
+        VideoError: there are no numbered pictures, or a number between the first and last is
+            missing.
+    """
 
     backend = "frames"
 
@@ -33,30 +38,15 @@ class FrameFolderReader(VideoReader):
             raise VideoError(
                 path,
                 "truncated",
-                f"has frames {first} to {last}, but not {gap}: what follows would be at the wrong "
-                "time; extract them again",
+                f"has frames {first} to {last}, but not {gap}, so that later frames would have "
+                "wrong times; extract them again",
             )
         self._files = [numbered[n] for n in sorted(numbered)]
         self.frame_times_sec = np.arange(len(numbered)) / fps
         self.end_sec = len(numbered) / fps
-        self._shape: tuple[int, int] | None = None
-
-    @property
-    def height(self) -> int:
-        return self._known_shape()[0]
-
-    @property
-    def width(self) -> int:
-        return self._known_shape()[1]
 
     def close(self) -> None:
         pass
-
-    def _known_shape(self) -> tuple[int, int]:
-        if self._shape is None:
-            self.frames([0])
-        assert self._shape is not None
-        return self._shape
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
@@ -68,6 +58,6 @@ class FrameFolderReader(VideoReader):
             if self._shape is None:
                 self._shape = picture.shape[:2]
             if picture.shape[:2] != self._shape:
-                sizes = " x ".join(map(str, picture.shape[:2]))
-                raise VideoError(file, "truncated", f"is {sizes}, others differ; replace it")
+                size, others = (f"{h} x {w}" for h, w in (picture.shape[:2], self._shape))
+                raise VideoError(file, "truncated", f"is {size}, others are {others}; replace it")
             yield position, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

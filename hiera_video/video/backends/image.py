@@ -6,7 +6,7 @@ import numpy as np
 
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
-IMAGE_DURATION_SEC = 0.04  # an image stays for one frame at 25 fps, as in libavformat
+IMAGE_DURATION_SEC = 0.04  # one frame at 25 fps, as in libavformat
 
 
 class ImageReader(VideoReader):
@@ -24,18 +24,11 @@ class ImageReader(VideoReader):
         try:
             with Image.open(path) as image:
                 self._frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        except Exception as error:  # Pillow's decoders raise many kinds
+        except Exception as error:  # Pillow's decoders raise many types
             raise VideoError(
                 path, "not_a_video", f"does not decode as an image ({error}); replace the file"
             ) from error
-
-    @property
-    def height(self) -> int:
-        return int(self._frame.shape[0])
-
-    @property
-    def width(self) -> int:
-        return int(self._frame.shape[1])
+        self._shape = self._frame.shape[:2]
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:

@@ -1,12 +1,12 @@
-"""Reading through PyAV: exact, always there, and the fastest of the three on H.264 with B-frames.
+"""Reading with PyAV: exact, always installed, and the fastest backend on H.264 with B-frames.
 
-Two things save time. A frame that is not wanted and that no other frame refers to is not decoded:
-the decoder's `skip_frame` is set packet by packet (measured on H.264 with B-frames: 1.3 to 1.5
-times as fast at 16x4, pixels identical). And one swscale context serves all frames of a reader; a
-new one for each frame, as `frame.to_ndarray` makes it, costs 0.3 ms each.
+Two measures save time. A frame that is not requested and that no other frame refers to is not
+decoded: the decoder's `skip_frame` is set packet by packet (measured on H.264 with B-frames: 1.3 to
+1.5 times as fast at 16x4, pixels identical). And all frames of a reader share one swscale context;
+`frame.to_ndarray` makes a new one for each frame, which costs 0.3 ms.
 
-Decoded frames are told apart by a number that travels through the decoder in place of the packet's
-presentation time, so that missing, repeated or wrong timestamps cannot mix up frames.
+Decoded frames are identified by a number that passes through the decoder in place of the packet's
+presentation time, so that missing, repeated or wrong time stamps cannot mix up frames.
 """
 
 import itertools
@@ -20,11 +20,11 @@ from av.video.reformatter import VideoReformatter
 from hiera_video.video.index import cached_scan, choose_stream, filled_packets, open_container
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
-# Codecs in which "non-reference" means that no frame at all refers to it. Not HEVC: a "sub-layer
-# non-reference picture" may still serve a higher temporal layer. Not MPEG-4 part 2: in AVI a packet
-# may hold two frames, and skipping the first loses the second.
+# Codecs in which no other frame refers to a "non-reference" frame. Not HEVC, where a "sub-layer
+# non-reference picture" may be referred to by a higher temporal layer. Not MPEG-4 part 2: in AVI a
+# packet may hold two frames, and skipping the first loses the second.
 SKIPPING_CODECS = frozenset({"h264", "mpeg1video", "mpeg2video"})
-MAX_HELD_FRAMES = 32  # decoders reorder over at most 16 frames: more means that one is lost
+MAX_HELD_FRAMES = 32  # decoders reorder over at most 16 frames: more means that one was lost
 
 
 class PyavReader(VideoReader):
@@ -38,8 +38,7 @@ class PyavReader(VideoReader):
         self._container: InputContainer | None = None
         self._current_read: Iterator[tuple[int, av.Packet]] | None = None
         self._reformatter = VideoReformatter()
-        self._shape: tuple[int, int] | None = None  # (height, width) after rotation
-        self._stored_size: tuple[int, int] | None = None  # (width, height) before
+        self._stored_size: tuple[int, int] | None = None  # (width, height) before rotation
         self._quarter_turns = 0  # counter-clockwise
         try:
             deadline = Deadline(path, deadline_sec)
@@ -51,14 +50,6 @@ class PyavReader(VideoReader):
         self.end_sec = self.index.end_sec
         self.damage = self.index.damage
 
-    @property
-    def height(self) -> int:
-        return self._known_shape()[0]
-
-    @property
-    def width(self) -> int:
-        return self._known_shape()[1]
-
     def close(self) -> None:
         if self._container is not None:
             self._container.close()
@@ -66,27 +57,21 @@ class PyavReader(VideoReader):
         self._current_read = None
 
     def _open(self) -> InputContainer:
-        """(Re)open the file at its beginning."""
+        """Opens the file, again if it is open, at its beginning."""
         self.close()
         self._container = open_container(self.path, self.deadline_sec)
         self._stream = choose_stream(self.path, self._container)
         self._stream.codec_context.thread_count = 1
         return self._container
 
-    def _known_shape(self) -> tuple[int, int]:
-        if self._shape is None:  # only a decoded frame carries the display matrix
-            self.frames([0])
-        assert self._shape is not None
-        return self._shape
-
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for start, run in self._runs(positions):
             yield from self._read_run(start, run, deadline)
 
     def _runs(self, positions: list[int]) -> list[tuple[int, list[int]]]:
-        """Cut positions into runs (start packet, positions), each decoded in one go.
+        """Splits positions into runs (start packet, positions), each decoded without a seek.
 
-        A new run, that is a seek, begins where a later key frame makes decoding shorter.
+        A new run begins where a seek to a later key frame makes decoding shorter.
         """
         runs: list[tuple[int, list[int]]] = []
         last_packet = -1
@@ -102,11 +87,11 @@ class PyavReader(VideoReader):
     def _read_run(
         self, start: int, run: list[int], deadline: Deadline
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the frames of a run in order.
+        """Yields the frames of a run in order.
 
-        What does not come out of a decoder that began at a key frame (a key frame that is none, a
-        stream that refreshes gradually) is tried once more from the beginning of the file, skipping
-        nothing.
+        Frames that do not decode from the key frame on (because it is not a true key frame, or the
+        stream refreshes gradually) are decoded once more from the beginning of the file, without
+        skipping any.
         """
         done = 0
         for from_start in (False, True):
@@ -131,10 +116,10 @@ class PyavReader(VideoReader):
     def _decode(
         self, start: int, positions: list[int], from_start: bool, deadline: Deadline
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yield (packet number, frame) of the wanted frames in the order in which they come out.
+        """Yields (packet number, frame) of the frames at `positions`, in decoding order.
 
-        A packet that fails leaves out more than its frame: decoders go on and predict the next ones
-        from whatever they have, so that none counts until decoding has begun anew.
+        After a packet that fails, decoders predict the next frames from the wrong ones. Therefore
+        all frames up to the next key frame are left out.
         """
         packets = self.index.packet_of[positions].tolist()
         wanted = dict(zip(packets, self.index.start_of[positions].tolist(), strict=True))
@@ -161,9 +146,9 @@ class PyavReader(VideoReader):
     def _packets(
         self, first: int, last: int, from_start: bool
     ) -> Iterator[tuple[int, av.Packet | None]]:
-        """Packets `first` to `last` for a freshly flushed decoder, then None, which drains it.
+        """Yields packets `first` to `last` for a flushed decoder, then None to drain it.
 
-        Draining gives the frames that the decoder still holds without any more packets.
+        A drained decoder returns the frames that it still holds.
         """
         if self._container is None:
             raise ValueError(f"the reader of {self.path} is closed")
@@ -176,7 +161,7 @@ class PyavReader(VideoReader):
         for number, packet in packets:
             if number >= first:
                 yield number, packet
-                if self._current_read is not packets:  # going on would crash inside libav
+                if self._current_read is not packets:  # otherwise libav would crash
                     raise ValueError(
                         f"the reader of {self.path} was closed or read from again before this "
                         "read had ended; open the file twice"
@@ -188,7 +173,7 @@ class PyavReader(VideoReader):
     def _seek(
         self, first: int, container: InputContainer
     ) -> Iterator[tuple[int, av.Packet]] | None:
-        """Numbered packets from `first` or an earlier one on; None if the file cannot do that."""
+        """Numbered packets from `first` or an earlier one on; None if seeking fails."""
         if self.index.stamp_name is None:
             return None
         try:
@@ -202,14 +187,14 @@ class PyavReader(VideoReader):
         return itertools.chain([landed], packets)
 
     def _numbered(self, packets: Iterator[av.Packet]) -> Iterator[tuple[int, av.Packet]]:
-        """Packets with the numbers that the scan gave them; ends where they do not follow on."""
+        """Packets with their numbers in the index, up to the first that does not match it."""
         stamps, number = self.index.stamps, None
         for packet in packets:
             stamp = getattr(packet, self.index.stamp_name or "pts")
             if number is None:
                 number = self.index.number_of(stamp)
                 if number is None:
-                    continue  # the rest of a packet that a transport stream was entered in
+                    continue  # the rest of a packet in whose middle a transport stream was entered
             else:
                 number += 1
                 if number == len(stamps) or stamps[number] != stamp:
@@ -217,8 +202,8 @@ class PyavReader(VideoReader):
             yield number, packet
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 [H, W, 3], upright; a frame of another size than the first is scaled to that."""
-        if self._stored_size is None:
+        """The rotated frame, uint8 [H, W, 3], scaled to the size of the first frame."""
+        if self._stored_size is None:  # only a decoded frame has the display matrix
             self._stored_size = frame.width, frame.height
             self._quarter_turns = round(frame.rotation / 90) % 4
             self._shape = (frame.height, frame.width)

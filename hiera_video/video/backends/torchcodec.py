@@ -1,4 +1,4 @@
-"""Reading through torchcodec, whose exact mode addresses frames by a scan of its own.
+"""Reading with torchcodec, whose exact mode addresses frames by its own scan of the file.
 
 Its frame count, and the time of each frame that it returns, are compared with the index.
 """
@@ -7,23 +7,41 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.video.backends.checked import BackendRefusal, CheckedReader
+from hiera_video.errors import MissingLibrary
+from hiera_video.video.backends.checked import BackendRefusal, CheckedReader, first_line
 from hiera_video.video.backends.pyav import PyavReader
 
 TIME_TOLERANCE_SEC = 1e-4
 
 
 class TorchcodecReader(CheckedReader):
-    """See `VideoReader`. Built on an open PyAV reader, which knows times, stream and rotation."""
+    """See `VideoReader`; built on an open PyAV reader."""
 
     backend = "torchcodec"
 
-    def __init__(self, exact: PyavReader) -> None:
-        decoder_class = _import_decoder()
-        if exact.index.order_from != "timestamps":
-            raise BackendRefusal("its timestamps do not tell the order of its frames")
+    @staticmethod
+    def _import_library() -> Any:
         try:
-            self._video: Any = decoder_class(
+            import torchcodec
+            from torchcodec.decoders import VideoDecoder
+
+            if torchcodec.ffmpeg_major_version is None:  # it still reads images
+                raise ImportError("torchcodec finds no FFmpeg")
+        except (ImportError, RuntimeError, OSError) as error:
+            if isinstance(error, ModuleNotFoundError) and error.name == "torchcodec":
+                sentence = "the torchcodec backend needs torchcodec: pip install torchcodec"
+            else:
+                sentence = (
+                    "torchcodec does not load: it needs FFmpeg's shared libraries and a release "
+                    "made for this torch (pip install --upgrade torchcodec)"
+                )
+            raise MissingLibrary(f'{sentence}; backend="pyav" needs nothing more') from error
+        return VideoDecoder
+
+    @staticmethod
+    def _open(library: Any, exact: PyavReader) -> Any:
+        try:
+            video = library(
                 exact.path,
                 stream_index=exact.index.stream_index,
                 dimension_order="NHWC",
@@ -31,47 +49,17 @@ class TorchcodecReader(CheckedReader):
                 seek_mode="exact",
             )
         except (RuntimeError, ValueError) as error:
-            raise BackendRefusal(f"torchcodec cannot open it: {_first_line(error)}") from error
-        if len(self._video) != len(exact):
-            raise BackendRefusal(f"torchcodec counts {len(self._video)} frames, not {len(exact)}")
-        # the first frame, and one that is reached by a seek
-        super().__init__(exact, sorted({0, *exact.index.key_positions[-1:]}))
+            raise BackendRefusal(f"torchcodec cannot open it: {first_line(error)}") from error
+        if len(video) != len(exact):
+            raise BackendRefusal(f"torchcodec counts {len(video)} frames, not {len(exact)}")
+        return video
 
-    def _batch(self, positions: list[int]) -> np.ndarray:
-        if self._video is None:
-            raise ValueError(f"the reader of {self.path} is closed")
+    def _decode(self, positions: list[int]) -> np.ndarray:
         try:
             batch = self._video.get_frames_at(positions)
         except (RuntimeError, ValueError, IndexError) as error:
-            raise BackendRefusal(f"torchcodec fails to decode it: {_first_line(error)}") from error
+            raise BackendRefusal(f"torchcodec fails to decode it: {first_line(error)}") from error
         offsets = batch.pts_seconds.numpy() - self.frame_times_sec[positions]
         if np.abs(offsets).max() > TIME_TOLERANCE_SEC:
             raise BackendRefusal("torchcodec returns frames of other times")
         return batch.data.numpy()
-
-    def close(self) -> None:
-        self._video = None
-        super().close()
-
-
-def _import_decoder() -> Any:
-    try:
-        import torchcodec
-        from torchcodec.decoders import VideoDecoder
-
-        if torchcodec.ffmpeg_major_version is None:  # it still reads images
-            raise ImportError("torchcodec finds no FFmpeg")
-    except (ImportError, RuntimeError, OSError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "torchcodec":
-            sentence = "the torchcodec backend needs torchcodec: pip install torchcodec"
-        else:
-            sentence = (
-                "torchcodec does not load: it needs FFmpeg's shared libraries and a release made "
-                "for this torch (pip install --upgrade torchcodec)"
-            )
-        raise ImportError(f'{sentence}; backend="pyav" needs nothing more') from error
-    return VideoDecoder
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [repr(error)])[0][:160]
