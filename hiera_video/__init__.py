@@ -6,37 +6,49 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hiera_video.evaluation.prediction import load_model as load_model
+    from hiera_video.evaluation.prediction import model_transform as model_transform
     from hiera_video.extraction.store import Features as Features
     from hiera_video.extraction.store import load_features as load_features
-    from hiera_video.models.hiera import Hiera as Hiera
+    from hiera_video.models.card import ModelCard as ModelCard
     from hiera_video.models.mae import MaskedAutoencoderHiera as MaskedAutoencoderHiera
-    from hiera_video.models.registry import create_autoencoder as create_autoencoder
-    from hiera_video.models.registry import create_model as create_model
-    from hiera_video.models.registry import list_models as list_models
+    from hiera_video.models.pretrained import Hiera as Hiera
+    from hiera_video.models.pretrained import create_autoencoder as create_autoencoder
+    from hiera_video.models.pretrained import create_model as create_model
+    from hiera_video.models.pretrained import save_model as save_model
+    from hiera_video.models.variants import list_models as list_models
     from hiera_video.video.open import open_video as open_video
 
 __version__ = "0.1.0"
 
 _HOME = {
     "Features": "hiera_video.extraction.store",
-    "Hiera": "hiera_video.models.hiera",
+    "Hiera": "hiera_video.models.pretrained",
     "MaskedAutoencoderHiera": "hiera_video.models.mae",
-    "create_autoencoder": "hiera_video.models.registry",
-    "create_model": "hiera_video.models.registry",
-    "list_models": "hiera_video.models.registry",
+    "ModelCard": "hiera_video.models.card",
+    "create_autoencoder": "hiera_video.models.pretrained",
+    "create_model": "hiera_video.models.pretrained",
+    "list_models": "hiera_video.models.variants",
     "load_features": "hiera_video.extraction.store",
+    "load_model": "hiera_video.evaluation.prediction",
+    "model_transform": "hiera_video.evaluation.prediction",
     "open_video": "hiera_video.video.open",
+    "save_model": "hiera_video.models.pretrained",
 }
 __all__ = [
     "Features",
     "Hiera",
     "MaskedAutoencoderHiera",
+    "ModelCard",
     "__version__",
     "create_autoencoder",
     "create_model",
     "list_models",
     "load_features",
+    "load_model",
+    "model_transform",
     "open_video",
+    "save_model",
 ]
 
 

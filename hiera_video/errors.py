@@ -23,6 +23,22 @@ class ConfigError(UserError, ValueError):
     exit_code = 2
 
 
+class ModelError(UserError, ValueError):
+    """Arguments, sizes or input that no model here takes."""
+
+
+class WeightsError(ModelError):
+    """Weights that cannot be read, or that do not fit what they are needed for."""
+
+
+class WeightsNotFoundError(WeightsError, FileNotFoundError):
+    """No weights of that name."""
+
+
+class FetchError(UserError, ConnectionError):
+    """Something that cannot be fetched from, or sent to, another machine."""
+
+
 class MissingLibrary(UserError, ImportError):
     """An optional library is not installed or does not load; the message has the pip command."""
 

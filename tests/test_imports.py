@@ -103,7 +103,6 @@ def test_arrows_point_one_way(module: str) -> None:
         assert name.split(".")[1] in allowed, f"{module} imports {name}"
 
 
-@pytest.mark.xfail(strict=True, reason="models/ still has a circle")
 def test_no_module_imports_itself_by_way_of_others() -> None:
     imports = arrows(typing=False)
     for start in imports:

@@ -12,12 +12,8 @@ import pytest
 import torch
 
 from hiera_video.cli import main as cli
-from hiera_video.models.registry import (
-    PUBLISHED,
-    create_autoencoder,
-    create_detector,
-    create_model,
-)
+from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
+from hiera_video.models.variants import PUBLISHED
 from hiera_video.settings.base import defaults
 from hiera_video.settings.evaluation import (
     DetectEvaluateSettings,

@@ -30,11 +30,11 @@ import cv2
 import numpy as np
 import torch
 
-from hiera_video import create_model, open_video
+from hiera_video import create_model, open_video, save_model
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.windows import Crops, DenseWindows, stream_windows
-from hiera_video.models.registry import KINETICS_MEAN, KINETICS_STD
-from hiera_video.models.weights import save_weights
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.variants import KINETICS_MEAN, KINETICS_STD
 from hiera_video.settings.video import Windowing
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.writer import write_video
@@ -135,9 +135,7 @@ def peak_mib(process: subprocess.Popen[str]) -> float:
 
 def memory(folder: Path) -> None:
     small = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
-    save_weights(
-        folder / "small", create_model("hiera_tiny_16x224", image_size=96, **small), meta={}
-    )
+    save_model(folder / "small", create_model("hiera_tiny_16x224", image_size=96, **small))
     peaks = []
     for minutes in MINUTES:
         video = folder / f"{minutes}.mp4"
@@ -153,7 +151,7 @@ def memory(folder: Path) -> None:
 def model_use(folder: Path, path: str) -> None:
     torch.set_num_threads(1)
     model = create_model("hiera_tiny_16x224").eval()
-    save_weights(folder / "tiny", model, meta={})
+    save_model(folder / "tiny", model)
     videos = folder / "videos"
     videos.mkdir()
     for i in range(3):
@@ -168,8 +166,7 @@ def model_use(folder: Path, path: str) -> None:
     extractor = FeatureExtractor(
         model,
         layer="pre_logits",
-        mean=KINETICS_MEAN,
-        std=KINETICS_STD,
+        normalize=Normalize(KINETICS_MEAN, KINETICS_STD),
         device=torch.device("cpu"),
     )
     batch = torch.randint(0, 255, (8, 16, 224, 224, 3), dtype=torch.uint8)

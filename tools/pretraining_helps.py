@@ -43,12 +43,11 @@ from jaxtyping import Float32, UInt8
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-from hiera_video import create_autoencoder, create_model, open_video
-from hiera_video.data.transforms import normalize
+from hiera_video import create_autoencoder, create_model, open_video, save_model
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.demo.motions import ENCODER, DemoData, write_text
-from hiera_video.models.registry import input_statistics
-from hiera_video.models.weights import save_weights
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.variants import input_statistics
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.writer import write_video
 
@@ -142,7 +141,7 @@ def write_start(folder: Path, seed: int) -> None:
     dim = model.decoder_pos_embed.shape[-1]
     t, h, w = (n // p for n, p in zip(encoder.input_size, model.token_pixels, strict=True))
     model.decoder_pos_embed[0] = sines((t, dim // 4), (h, dim // 4), (w, dim // 2))
-    save_weights(folder, model, meta={})
+    save_model(folder, model)
 
 
 def pretrain(data: DemoData, start: Path, run: Path, lr: str, steps: int, seed: int) -> None:
@@ -197,8 +196,8 @@ def spread(data: DemoData, init: str | Path | None, seed: int) -> float:
     for record in read_video_list(data.val, class_names=data.class_names).records:
         with open_video(record.path) as video:
             clips.append(video.frames(sampler.uniform_clips(video, 1)[0]))
-    mean, std = input_statistics(model.architecture)
-    features = model(normalize(torch.from_numpy(np.stack(clips)), mean, std))
+    normalize = Normalize(*input_statistics(model.architecture))
+    features = model(normalize(torch.from_numpy(np.stack(clips))))
     return features.std(dim=0).mean().item()
 
 

@@ -20,13 +20,8 @@ from torch import Tensor, nn
 
 from hiera_video.models.mae import reconstruction_losses
 from hiera_video.models.masking import UnitMasking
-from hiera_video.models.registry import (
-    VARIANTS,
-    create_autoencoder,
-    create_model,
-    is_image,
-    paper_mask_ratio,
-)
+from hiera_video.models.pretrained import create_autoencoder, create_model
+from hiera_video.models.variants import VARIANTS, is_image, paper_mask_ratio
 
 HIERA_TOP1 = {
     "hiera_base_16x224": 84.0,

@@ -33,6 +33,7 @@ from torch import Tensor
 from hiera_video.files import replacing
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
+from hiera_video.models.normalize import Normalize
 from hiera_video.video.writer import write_video
 
 Mode = Literal["normalised", "visible_statistics", "ground_truth_statistics"]
@@ -105,17 +106,16 @@ def reconstruct(
     clip: Float[Tensor, "1 C T H W"],
     visible: Bool[Tensor, "1 M"],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalize: Normalize,
     mode: Mode = "normalised",
 ) -> Reconstruction:
     """What the model predicts of one clip from its visible units, as rows of pictures.
 
     Args:
         model: in evaluation mode, predicting pixels, with three colour channels.
-        clip: normalised by `mean` and `std`, on the model's device.
+        clip: normalised, on the model's device.
         visible: the units to see, on the CPU.
-        mean, std: of the colours, RGB in 0..1.
+        normalize: what normalised the clip, on the model's device.
         mode: where the brightness and contrast of predicted patches come from, see above.
 
     Raises:
@@ -143,7 +143,7 @@ def reconstruct(
     everywhere = torch.zeros_like(patches)
     everywhere[~is_visible] = predicted
     truth, guess = (
-        _to_picture(_to_frames(x, model), mode, mean, std) for x in (patches, everywhere)
+        _to_picture(_to_frames(x, model), mode, normalize) for x in (patches, everywhere)
     )
     seen = _to_frames(is_visible[:, None, None].expand_as(patches), model).cpu().numpy()
     grey = np.uint8(HIDDEN_GREY)
@@ -181,14 +181,12 @@ def _orders(model: MaskedAutoencoderHiera) -> tuple[str, str, dict[str, int]]:
     return "(i t) (j h p) (k w q) c", f"(i j k) (t h w) {values}", sizes
 
 
-def _to_picture(
-    frames: Float[Tensor, "t H W 3"], mode: Mode, mean: Sequence[float], std: Sequence[float]
-) -> Frames:
+def _to_picture(frames: Float[Tensor, "t H W 3"], mode: Mode, normalize: Normalize) -> Frames:
     """Values as uint8 colours; black and white end what lies beyond."""
     if mode == "normalised":
         colours = 0.5 + frames / (2 * NORMALISED_RANGE)
     else:
-        colours = frames * frames.new_tensor(std) + frames.new_tensor(mean)
+        colours = frames * normalize.std + normalize.mean
     return (255 * colours).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
 
 

@@ -22,7 +22,9 @@ from typing import Any
 
 import hiera_video
 from hiera_video.cli.help import describe, operand_of, summary
-from hiera_video.errors import ConfigError, UserError
+from hiera_video.errors import ConfigError, UserError, WeightsNotFoundError
+from hiera_video.models.card import Kind
+from hiera_video.models.sources import load_card
 from hiera_video.settings.base import Settings, section_of
 from hiera_video.settings.evaluation import (
     CheckAvaSettings,
@@ -35,7 +37,6 @@ from hiera_video.settings.evaluation import (
     VisualizeSettings,
 )
 from hiera_video.settings.load import (
-    card_settings,
     load_flops_settings,
     load_for_print,
     load_settings,
@@ -72,6 +73,13 @@ COMMANDS: dict[str, type[Settings]] = {
     "demo ava": DemoAvaSettings,
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
+CHECKPOINT_KINDS: dict[str, Kind] = {  # that commands with settings of a card need
+    "evaluate": "classifier",
+    "predict": "classifier",
+    "detect evaluate": "detector",
+    "detect predict": "detector",
+    "visualize mae": "autoencoder",
+}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -233,5 +241,17 @@ def configuration(
     if "checkpoint" in cls.model_fields:
         values, _ = merged(cls, files, overrides)
         if isinstance(checkpoint := values.get("checkpoint"), str):
-            base = card_settings(cls, checkpoint)
+            base = card_settings(cls, checkpoint, CHECKPOINT_KINDS.get(args.command))
     return cls, files, overrides, base
+
+
+def card_settings(cls: type[Settings], checkpoint: str, kind: Kind | None) -> dict[str, Any]:
+    """How weights were trained, or are to be evaluated, for the groups that the command has too."""
+    groups = [key for key in ("clips", "views", "masking") if key in cls.model_fields]
+    if not groups:
+        return {}
+    try:
+        card = load_card(checkpoint, kind)
+    except WeightsNotFoundError:
+        return {}  # the command raises it again, once the other settings have been checked
+    return {key: getattr(card, key) for key in groups if getattr(card, key) is not None}

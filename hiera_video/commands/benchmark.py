@@ -7,7 +7,6 @@ import logging
 import platform
 import re
 import time
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from hiera_video.analysis.speed_tables import heading, tell, tell_decoding, tell
 from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.order import evaluation_loader, num_workers, readable
-from hiera_video.data.transforms import normalize
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, UserError, configured
 from hiera_video.evaluation.views import score_views
 from hiera_video.files import write_json, write_text
-from hiera_video.models.registry import VARIANTS, create_model, input_statistics, is_image
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import create_model
+from hiera_video.models.variants import VARIANTS, input_statistics, is_image
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -195,14 +195,11 @@ def decoded(
         views=Views(num_clips=1, num_crops=1),
         open_video=opener(config.data),
     )
-    mean, std = (
-        torch.tensor(values, device=setting.device) for values in input_statistics(VARIANTS[name])
-    )
     failures: list[Failure] = []
     scored = score_views(
         model,
         readable(evaluation_loader(views, num_workers=workers), failures),
-        partial(normalize, mean=mean, std=std),
+        Normalize(*input_statistics(VARIANTS[name])).to(setting.device),
         crop_size=views.crop_size,
         batch_size=setting.batch_size,
         device=torch.device(setting.device),

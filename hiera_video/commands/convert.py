@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from hiera_video.errors import configured
-from hiera_video.models.conversion import convert, load_any
+from hiera_video.models.conversion import convert
 from hiera_video.models.layouts import check_writable
-from hiera_video.models.weights import check_source
+from hiera_video.models.pretrained import load_model
+from hiera_video.models.sources import check_source
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.tools import ConvertSettings
 
@@ -18,13 +19,13 @@ def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False
     setup_logging()
     with configured():
         check_source(config.checkpoint)
-    model, meta = load_any(config.checkpoint)
+    model, card = load_model(config.checkpoint, kind="backbone")
     with configured():
         check_writable(config.layout, model.architecture)
     if dry_run:
         print(config.output)
         return 0
-    tensors = convert(model, meta, config.layout, Path(config.output))
+    tensors = convert(model, card, config.layout, Path(config.output))
     if as_json:
         print(json.dumps({"path": config.output, "layout": config.layout, "tensors": tensors}))
     else:

@@ -25,7 +25,9 @@ from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import make_writable_folder, write_json
-from hiera_video.models.weights import load_detector
+from hiera_video.models.card import ModelCard
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -44,8 +46,8 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
     data = config.data
     with process_group(config.device) as process:
         setup_logging(quiet=not process.is_main)
-        model, meta = load_detector(config.checkpoint)
-        known = known_actions(meta)
+        model, card = load_model(config.checkpoint, kind="detector")
+        known = known_actions(config, card)
         label_map = evaluated_actions(config, known)
         val = read_evaluation(data, known)
         folder = evaluation_folder(config.output_dir, config.checkpoint)
@@ -67,8 +69,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             model.to(process.device),
             clips,
             process,
-            mean=meta["mean"],
-            std=meta["std"],
+            normalize=Normalize(card.mean, card.std),
             batch_size=config.batch_size,
             num_workers=num_workers(data, process.local_world_size),
             bf16=config.precision == "bf16",
@@ -104,13 +105,14 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         return exit_code(done=any_process(bool(scored)), failed=any_process(bool(failures)))
 
 
-def known_actions(meta: dict[str, Any]) -> LabelMap:
-    """The actions that the model was trained on."""
-    names, groups = meta["label_map"], meta.get("groups", {})
-    return LabelMap(
-        {int(id): name for id, name in names.items()},
-        {int(id): group for id, group in groups.items()},
-    )
+def known_actions(config: DetectEvaluateSettings, card: ModelCard) -> LabelMap:
+    """The actions that the model was trained on.
+
+    Where the card has no names, they are those of `data.label_map`, else the ids.
+    """
+    if not card.label_map and config.data.label_map is not None:
+        return read_label_map(config.data.label_map)
+    return LabelMap(card.actions, card.groups)
 
 
 def evaluated_actions(config: DetectEvaluateSettings, known: LabelMap) -> LabelMap:

@@ -29,9 +29,11 @@ from hiera_video.data.order import num_workers
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import write_json
+from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
+from hiera_video.models.normalize import Normalize
 from hiera_video.models.people import detect_people, load_person_detector
-from hiera_video.models.weights import load_detector
+from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code, numbered_stems, refuse_existing
@@ -60,8 +62,8 @@ class Outputs:
 def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes detections and overlays, tells in one line why a file has none; the exit code."""
     setup_logging()
-    model, meta = load_detector(config.checkpoint)
-    label_map = LabelMap({int(id): name for id, name in meta["label_map"].items()}, {})
+    model, card = load_model(config.checkpoint, kind="detector")
+    label_map = LabelMap(card.actions, {})
     table = None if config.boxes is None else read_proposals(config.boxes)
     outputs = output_files(config)
     written = [path for files in outputs for path in vars(files).values()]
@@ -84,7 +86,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                     size = clip_size(model, video.height, video.width)
                     length_sec = video.end_sec - float(video.frame_times_sec[0])
                 if size not in models:
-                    resized, _ = load_detector(config.checkpoint, image_size=size)
+                    resized, _ = load_model(config.checkpoint, kind="detector", image_size=size)
                     models[size] = resized.to(process.device)
                 if table is None:
                     records = detected_boxes(path, people, config, open_video)
@@ -92,7 +94,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                 else:
                     records = given_boxes(path, table, config, length_sec)
                     interval_sec = shortest_gap(records, config.every_sec)
-                scores = action_scores(models[size], meta, records, config, process)
+                scores = action_scores(models[size], card, records, config, process)
                 said = [
                     people_of(record, of_boxes, label_map, config)
                     for record, of_boxes in zip(records, scores, strict=True)
@@ -206,7 +208,7 @@ def clip_size(model: ActionDetector, height: int, width: int) -> tuple[int, int]
 
 def action_scores(
     model: ActionDetector,
-    meta: dict[str, Any],
+    card: ModelCard,
     records: Sequence[KeyframeRecord],
     config: DetectPredictSettings,
     process: Process,
@@ -229,8 +231,7 @@ def action_scores(
         model,
         keyframes,
         process,
-        mean=meta["mean"],
-        std=meta["std"],
+        normalize=Normalize(card.mean, card.std),
         batch_size=config.batch_size,
         # A process that decodes ahead pays for itself from the second clip on.
         num_workers=min(num_workers(config.data, 1), len(records) - 1),

@@ -16,9 +16,12 @@ from hiera_video.data.order import num_workers
 from hiera_video.data.transforms import DetectionTransform
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
 from hiera_video.evaluation.scoring import score_keyframes
+from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
-from hiera_video.models.registry import create_detector, input_statistics
-from hiera_video.models.weights import known_to
+from hiera_video.models.loading import card_of
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import create_detector
+from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import DetectTrainSettings
 from hiera_video.training.losses import DetectionLoss
@@ -66,8 +69,8 @@ class DetectTrainTask(Task):
         )
 
     def prepare(self, model: ActionDetector, checkpoint: str | Path | None) -> None:
-        known = known_to(checkpoint, "label_map")
-        if known and known != self.meta(model)["label_map"]:
+        known = model.card.label_map if model.card is not None else {}
+        if known and known != self.label_map.names:
             logger.info(
                 "%s has other actions: the classifier starts with random weights", checkpoint
             )
@@ -98,15 +101,14 @@ class DetectTrainTask(Task):
         )
 
     def loss(self, model: ActionDetector, device: torch.device) -> DetectionLoss:
-        mean, std = input_statistics(model.encoder.architecture)
-        return DetectionLoss(num_classes=model.num_classes, mean=mean, std=std, device=device)
+        normalize = Normalize(*input_statistics(model.encoder.architecture))
+        return DetectionLoss(num_classes=model.num_classes, normalize=normalize, device=device)
 
     def evaluation(self, model: ActionDetector, process: Process) -> Evaluate | None:
         """Frame mAP on the validation key frames; every process takes its share of them."""
         if self.val is None:
             return None
         val = self.val
-        mean, std = input_statistics(model.encoder.architecture)
         num_frames, *size = model.encoder.input_size
         score = partial(
             score_keyframes,
@@ -118,8 +120,7 @@ class DetectTrainTask(Task):
                 open_video=self.open_video,
             ),
             process=process,
-            mean=mean,
-            std=std,
+            normalize=Normalize(*input_statistics(model.encoder.architecture)),
             batch_size=self.settings.batch_size,
             num_workers=num_workers(self.settings.data, process.local_world_size),
             bf16=self.settings.train.precision == "bf16",
@@ -151,10 +152,10 @@ class DetectTrainTask(Task):
 
         return evaluate
 
-    def meta(self, model: ActionDetector) -> dict[str, Any]:
-        names, groups = self.label_map.names, self.label_map.groups
-        return {
-            "label_map": {str(id): name for id, name in sorted(names.items())},
-            "groups": {str(id): group for id, group in sorted(groups.items())},
-            "clips": self.settings.clips.model_dump(),
-        }
+    def card(self, model: ActionDetector) -> ModelCard:
+        return card_of(
+            model,
+            label_map=dict(sorted(self.label_map.names.items())),
+            groups=dict(sorted(self.label_map.groups.items())),
+            clips=self.settings.clips.model_dump(),
+        )

@@ -12,12 +12,12 @@ from typing import Any
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.order import num_workers
 from hiera_video.data.videos.records import read_video_list, require_labels
-from hiera_video.errors import UserError
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.files import make_writable_folder, write_json
-from hiera_video.models.weights import load_folder
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -35,16 +35,12 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
     """Evaluates and writes the results; returns the exit code."""
     with process_group(config.device) as process:
         setup_logging(quiet=not process.is_main)
-        model, meta = load_folder(config.checkpoint)
-        if not meta.get("class_names"):
-            raise UserError(
-                f"{config.checkpoint}: not a classifier, config.json has no class_names"
-            )
+        model, card = load_model(config.checkpoint, kind="classifier")
         val = read_video_list(
             config.data.val,
             root=config.data.root,
-            class_names=meta["class_names"],
-            multi_label=meta["multi_label"],
+            class_names=card.classes,
+            multi_label=card.multi_label,
         )
         require_labels(val)
         folder = evaluation_folder(config.output_dir, config.checkpoint)
@@ -66,17 +62,16 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             model.to(process.device),
             views,
             process,
-            mean=meta["mean"],
-            std=meta["std"],
+            normalize=Normalize(card.mean, card.std),
             batch_size=config.views.batch_size,
             num_workers=num_workers(config.data, process.local_world_size),
             bf16=config.precision == "bf16",
-            multi_label=meta["multi_label"],
+            multi_label=card.multi_label,
             progress=process.is_main,
         )
         if process.is_main:
             expected = [record.labels for record in val.records]
-            summary = summarize(videos, expected=expected, multi_label=meta["multi_label"])
+            summary = summarize(videos, expected=expected, multi_label=card.multi_label)
             report = {
                 "checkpoint": config.checkpoint,
                 "data": val.source,
@@ -90,7 +85,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             write_predictions(
                 folder / "predictions.csv", videos, failures, val.records, val.class_names
             )
-            if videos and not meta["multi_label"]:
+            if videos and not card.multi_label:
                 write_confusion(folder / "confusion.csv", videos, val.class_names)
             write_json(folder / "report.json", report)
             print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))

@@ -10,10 +10,13 @@ from typing import Any
 
 from hiera_video.errors import ConfigError, UserError, configured
 from hiera_video.files import replacing, write_json
+from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.pretrained import load_model
 from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
-from hiera_video.models.weights import check_source, load_trained
+from hiera_video.models.sources import check_source, load_card
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.tools import ExportSettings
 
@@ -39,7 +42,12 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
             f"output_dir is {folder}, which exists: choose another"
             + (", it is not of an earlier export" if config.overwrite else " or overwrite=true")
         )
-    model, meta = load_trained(config.checkpoint)
+    kind = load_card(config.checkpoint).kind
+    model, card = load_model(
+        config.checkpoint,
+        kind="classifier" if kind == "autoencoder" else kind,  # which refuses it, with advice
+    )
+    assert not isinstance(model, MaskedAutoencoderHiera)
     parts = parts_of(model)
     if dry_run:
         print("\n".join(f"{folder / part.name}.{end}" for part in parts for end in formats))
@@ -61,14 +69,15 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
                 f"{', '.join(wrong)}: the outputs differ from the model's by more than 1e-4; "
                 f"nothing was written to {folder}"
             )
-        write_json(unfinished / "export.json", description(model, parts, meta))
+        write_json(unfinished / "export.json", description(model, parts, card))
     return 0
 
 
 def description(
-    model: Hiera | ActionDetector, parts: list[Part], meta: dict[str, Any]
+    model: Hiera | ActionDetector, parts: list[Part], card: ModelCard
 ) -> dict[str, Any]:
     """What who runs the files must know."""
+    saved = card.to_json()
     encoder = model if isinstance(model, Hiera) else model.encoder
     return {
         "input": {
@@ -79,5 +88,5 @@ def description(
         "parts": {
             part.name: {"inputs": list(part.inputs), "output": part.output} for part in parts
         },
-        **{key: meta[key] for key in KEPT if key in meta},
+        **{key: saved[key] for key in KEPT if key in saved},
     }

@@ -21,9 +21,11 @@ from hiera_video.extraction.runner import Summary, Video, extract
 from hiera_video.extraction.store import FeatureStore, output_names
 from hiera_video.extraction.windows import Crops, DenseWindows, ViewWindows, WindowSampler
 from hiera_video.extraction.workers import Plan, start_fork_server
+from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.registry import variant_name
-from hiera_video.models.weights import load_backbone
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import load_model
+from hiera_video.models.sources import load_card
 from hiera_video.runtime.distributed import barrier, from_main, process_group
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code
@@ -43,10 +45,14 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         if config.engine == "local" and not dry_run:
             start_fork_server()
         videos = find_videos(config.inputs, config.data.root)
-        model, meta = load_backbone(
-            config.checkpoint, num_frames=config.num_frames, image_size=config.image_size
+        is_autoencoder = load_card(config.checkpoint).kind == "autoencoder"
+        model, card = load_model(
+            config.checkpoint,
+            kind="backbone",
+            num_frames=config.num_frames,
+            image_size=config.image_size,
         )
-        if meta["is_autoencoder"] and process.is_main:
+        if is_autoencoder and process.is_main:
             logger.warning(
                 "%s is a masked autoencoder that was not fine-tuned: as they are, such features "
                 "are weak; fine-tune it first, or train a probe on top",
@@ -56,12 +62,11 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             FeatureExtractor,
             layer=config.layer,
             pooling=config.pooling,
-            mean=meta["mean"],
-            std=meta["std"],
+            normalize=Normalize(card.mean, card.std),
             bf16=config.precision == "bf16",
             dtype=config.dtype,
         )
-        plan, settings = make_plan(config, model, meta)
+        plan, settings = make_plan(config, model, card)
         store = FeatureStore(
             Path(config.output_dir),
             "npz" if config.format == "parquet" else config.format,
@@ -124,7 +129,7 @@ def find_videos(inputs: list[str], root: str | None) -> list[Video]:
 
 
 def make_plan(
-    config: ExtractSettings, model: Hiera, meta: dict[str, Any]
+    config: ExtractSettings, model: Hiera, card: ModelCard
 ) -> tuple[Plan, dict[str, Any]]:
     """What to read of each video, and all settings that decide on its features."""
     num_frames, height, width = model.input_size
@@ -144,7 +149,7 @@ def make_plan(
         keys = ("num_clips", "clip_rule")
         windows = ViewWindows(sampler, how.num_clips, how.clip_rule)
     settings = {
-        "model": variant_name(model.architecture),
+        "model": card.name,
         "weights": fingerprint(model),
         "layer": config.layer,
         "pooling": config.pooling,
@@ -158,8 +163,8 @@ def make_plan(
         "crop_size": [height, width],
         "short_side": crops.short_side,
         "backend": config.data.backend,
-        "mean": list(meta["mean"]),
-        "std": list(meta["std"]),
+        "mean": list(card.mean),
+        "std": list(card.std),
     }
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
     return Plan(windows, crops, num_frames, open_video, deadline_sec), settings

@@ -15,9 +15,12 @@ from hiera_video.data.transforms import FinetuneTransform
 from hiera_video.data.videos.records import read_splits
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.scoring import validate
+from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.registry import create_model, input_statistics
-from hiera_video.models.weights import known_to
+from hiera_video.models.loading import card_of
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import create_model
+from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import FinetuneSettings
 from hiera_video.settings.video import Views
@@ -76,8 +79,8 @@ class FinetuneTask(Task):
         )
 
     def prepare(self, model: Hiera, checkpoint: str | Path | None) -> None:
-        known = known_to(checkpoint, "class_names")
-        if known and known != self.class_names:
+        known = model.card.class_names if model.card is not None else ()
+        if known and known != tuple(self.class_names):
             logger.info(
                 "%s has other classes: the classifier starts with random weights", checkpoint
             )
@@ -109,15 +112,13 @@ class FinetuneTask(Task):
         )
 
     def loss(self, model: Hiera, device: torch.device) -> ClassificationLoss:
-        mean, std = input_statistics(model.architecture)
         weights = None
         if self.settings.train.class_weights == "balanced":
             weights = balanced_class_weights(self.labels, len(self.class_names))
         return ClassificationLoss(
             self.settings.augment,
             num_classes=len(self.class_names),
-            mean=mean,
-            std=std,
+            normalize=Normalize(*input_statistics(model.architecture)),
             multi_label=self.settings.data.multi_label,
             class_weights=weights,
             device=device,
@@ -129,7 +130,6 @@ class FinetuneTask(Task):
         checked_short_side(views.short_side, crop_size, views.num_crops)  # for `evaluate` later
         if self.val is None:
             return None
-        mean, std = input_statistics(model.architecture)
         score = partial(
             validate,
             views=EvaluationViews(
@@ -140,8 +140,7 @@ class FinetuneTask(Task):
                 open_video=opener(self.settings.data),
             ),
             process=process,
-            mean=mean,
-            std=std,
+            normalize=Normalize(*input_statistics(model.architecture)),
             batch_size=views.batch_size,
             num_workers=num_workers(self.settings.data, process.local_world_size),
             bf16=self.settings.train.precision == "bf16",
@@ -166,10 +165,11 @@ class FinetuneTask(Task):
 
         return evaluate
 
-    def meta(self, model: Hiera) -> dict[str, Any]:
-        return {
-            "class_names": self.class_names,
-            "multi_label": self.settings.data.multi_label,
-            "clips": self.settings.clips.model_dump(),
-            "views": self.settings.views.model_dump(),
-        }
+    def card(self, model: Hiera) -> ModelCard:
+        return card_of(
+            model,
+            class_names=tuple(self.class_names),
+            multi_label=self.settings.data.multi_label,
+            clips=self.settings.clips.model_dump(),
+            views=self.settings.views.model_dump(),
+        )

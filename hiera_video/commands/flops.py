@@ -12,15 +12,8 @@ from hiera_video.errors import configured
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
-from hiera_video.models.registry import (
-    PUBLISHED,
-    create_autoencoder,
-    create_detector,
-    create_model,
-    is_image,
-    list_models,
-    paper_mask_ratio,
-)
+from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
+from hiera_video.models.variants import PUBLISHED, is_image, list_models, paper_mask_ratio
 from hiera_video.settings.tools import FlopsSettings
 
 TABLE = (  # arXiv 2306.00989, tables 4 and 5, 6, and 8: variants, and frames where they differ
@@ -76,7 +69,7 @@ def build(config: FlopsSettings) -> Model:
     """The model of the configuration."""
     name = config.model
     assert name is not None  # the settings require it without `table`
-    name = PUBLISHED[name].architecture if name in PUBLISHED else name  # its weights cost nothing
+    name = name.split(".")[0] if name in PUBLISHED else name  # its weights cost nothing
     size: dict[str, Any] = {
         "num_frames": config.num_frames,
         "image_size": config.image_size,

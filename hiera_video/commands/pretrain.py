@@ -11,9 +11,13 @@ from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.transforms import PretrainTransform
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.errors import configured
+from hiera_video.models.card import ModelCard
+from hiera_video.models.loading import card_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
-from hiera_video.models.registry import create_autoencoder, input_statistics, paper_mask_ratio
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import create_autoencoder
+from hiera_video.models.variants import input_statistics, paper_mask_ratio
 from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import PretrainSettings
 from hiera_video.training.losses import ReconstructionLoss
@@ -88,15 +92,16 @@ class PretrainTask(Task):
         )
 
     def loss(self, model: MaskedAutoencoderHiera, device: torch.device) -> ReconstructionLoss:
-        mean, std = input_statistics(model.encoder.architecture)
-        return ReconstructionLoss(model, self.masking(model), mean=mean, std=std, device=device)
+        normalize = Normalize(*input_statistics(model.encoder.architecture))
+        return ReconstructionLoss(model, self.masking(model), normalize=normalize, device=device)
 
     def evaluation(self, model: MaskedAutoencoderHiera, process: Process) -> None:
         return None
 
-    def meta(self, model: MaskedAutoencoderHiera) -> dict[str, Any]:
+    def card(self, model: MaskedAutoencoderHiera) -> ModelCard:
         masking = self.masking(model)
-        return {
-            "masking": {"kind": masking.kind, "mask_ratio": masking.mask_ratio},
-            "clips": self.settings.clips.model_dump(),
-        }
+        return card_of(
+            model,
+            masking={"kind": masking.kind, "mask_ratio": masking.mask_ratio},
+            clips=self.settings.clips.model_dump(),
+        )

@@ -18,12 +18,13 @@ from hiera_video.analysis.visualize import (
     write_png,
 )
 from hiera_video.data.datasets import checked_short_side
-from hiera_video.data.transforms import normalize, resize_short_side
+from hiera_video.data.transforms import resize_short_side
 from hiera_video.errors import configured
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
-from hiera_video.models.registry import paper_mask_ratio
-from hiera_video.models.weights import load_autoencoder
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import load_model
+from hiera_video.models.variants import paper_mask_ratio
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code, numbered_stems, refuse_existing
@@ -37,7 +38,9 @@ from hiera_video.video.sampling import crop_offsets
 def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
     setup_logging()
-    model, meta = load_autoencoder(config.checkpoint, decoder_heads=config.decoder_heads)
+    model, card = load_model(
+        config.checkpoint, kind="autoencoder", decoder_heads=config.decoder_heads
+    )
     require_pixels(model)
     mask_ratio = config.masking.mask_ratio  # by default that of the pretraining
     if mask_ratio is None:
@@ -53,7 +56,8 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     failed = 0
     with process_group(config.device) as process:
-        model = model.to(process.device).eval()
+        model = model.to(process.device)
+        normalize = Normalize(card.mean, card.std).to(process.device)
         for index, (path, files) in enumerate(zip(config.inputs, outputs, strict=True)):
             try:
                 frames, times_sec = centre_clip(path, config, model)
@@ -65,10 +69,9 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
             visible = masking(np.random.default_rng([config.seed, index]))
             reconstruction = reconstruct(
                 model,
-                normalize(clips, meta["mean"], meta["std"]),
+                normalize(clips),
                 torch.from_numpy(visible)[None],
-                mean=meta["mean"],
-                std=meta["std"],
+                normalize=normalize,
                 mode=config.mode,
             )
             shown_sec = times_sec[:: model.token_pixels[0]].tolist()

@@ -20,9 +20,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
 
 from hiera_video.data.randaugment import RandAugment
 from hiera_video.settings.training import Augment, Crop, DetectionAugment
@@ -270,18 +268,3 @@ def erase_random_box(
     noise += 255 * np.asarray(mean, np.float32) + 0.5  # rounds when the fraction is cut off
     box = clip[:, top : top + box_height, left : left + box_width]
     box[...] = np.clip(noise, 0, 255, out=noise)
-
-
-def normalize(
-    clips: UInt8[Tensor, "B T H W C"], mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor
-) -> Float[Tensor, "B C T H W"]:
-    """`(clips / 255 - mean) / std` in float32, channels first, on the device of `clips`.
-
-    In a loop, pass mean and std as tensors on that device: other values are copied at each call,
-    for which the host waits.
-    """
-    shape = (1, -1, 1, 1, 1)
-    x = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-    shift = 255 * torch.as_tensor(mean, dtype=torch.float32, device=x.device).view(shape)
-    scale = 255 * torch.as_tensor(std, dtype=torch.float32, device=x.device).view(shape)
-    return x.sub_(shift).div_(scale)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TypeVar
 
@@ -16,10 +15,10 @@ from tqdm import tqdm
 from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import EvaluationViews, KeyframeClips
 from hiera_video.data.order import evaluation_loader, readable
-from hiera_video.data.transforms import normalize
 from hiera_video.evaluation.accuracy import VideoScores
 from hiera_video.evaluation.views import score_views
 from hiera_video.models.detector import ActionDetector
+from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.distributed import Process, gather_on_main
 
 Scores = TypeVar("Scores", "VideoScores", "KeyframeScores")
@@ -30,8 +29,7 @@ def validate(
     views: EvaluationViews,
     process: Process,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalize: Normalize,
     batch_size: int,
     num_workers: int,
     bf16: bool,
@@ -54,11 +52,7 @@ def validate(
     scored = score_views(
         model,
         readable(tqdm(loader, unit="video", disable=None if progress else True), failures),
-        partial(
-            normalize,
-            mean=torch.tensor(mean, device=process.device),
-            std=torch.tensor(std, device=process.device),
-        ),
+        normalize.to(process.device),
         crop_size=views.crop_size,
         batch_size=batch_size,
         device=process.device,
@@ -87,8 +81,7 @@ def score_keyframes(
     keyframes: KeyframeClips,
     process: Process,
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
+    normalize: Normalize,
     batch_size: int,
     num_workers: int,
     bf16: bool,
@@ -108,10 +101,7 @@ def score_keyframes(
     )
     failures: list[Failure] = []
     device = process.device
-    statistics = {
-        "mean": torch.tensor(mean, device=device),
-        "std": torch.tensor(std, device=device),
-    }
+    normalize = normalize.to(device)
     samples = readable(tqdm(loader, unit="keyframe", disable=None if progress else True), failures)
     scored: list[KeyframeScores] = []
     model.eval()
@@ -124,7 +114,7 @@ def score_keyframes(
             torch.inference_mode(),
             torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
         ):
-            logits = model(normalize(clips, **statistics), boxes, clip_of_box)
+            logits = model(normalize(clips), boxes, clip_of_box)
         scores = logits.float().sigmoid().cpu().split(counts.tolist())
         for sample, of_boxes in zip(batch, scores, strict=True):
             outside, backend = sample.num_outside, sample.backend

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from hiera_video.data.transforms import normalize
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.normalize import Normalize
 
 Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]
 Pooling = Literal["mean", "spatial", "temporal", "none"]
@@ -34,7 +33,7 @@ class FeatureExtractor:
             last ones, normalised; or "logits".
         pooling: of a stage's tokens [t, h, w, D]: "mean" leaves [D], "spatial" [t, D] (the mean
             over space), "temporal" [h, w, D] (the mean over time), "none" all.
-        mean, std: of the colours, as the model was trained.
+        normalize: with the mean and standard deviation of the colours that the model expects.
         bf16: run the model under bfloat16 autocast.
         dtype: of the features.
 
@@ -48,8 +47,7 @@ class FeatureExtractor:
         *,
         layer: Layer,
         pooling: Pooling = "mean",
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalize: Normalize,
         device: torch.device,
         bf16: bool = False,
         dtype: DType = "float32",
@@ -63,14 +61,14 @@ class FeatureExtractor:
             raise ValueError(f"pooling is {pooling!r}: {layer} has no axes left, only mean works")
         self.model, self.layer, self.pooling = model.to(device).eval(), layer, pooling
         self.device, self.bf16, self.dtype = device, bf16, dtype
-        self._mean, self._std = (torch.tensor(v, device=device) for v in (mean, std))
+        self.normalize = normalize.to(device)
 
     @torch.inference_mode()
     def __call__(self, views: UInt8[Tensor, "B T H W C"]) -> Shaped[Tensor, "B ..."]:
         """Features in `dtype`, on the device; the views may be on the host, pinned or not."""
         views = views.to(self.device, non_blocking=True)
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            features = self._run(normalize(views, self._mean, self._std))
+            features = self._run(self.normalize(views))
         return features.to(getattr(torch, self.dtype))
 
     def _run(self, clips: Tensor) -> Tensor:

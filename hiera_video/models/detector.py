@@ -11,13 +11,18 @@ model.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from hiera_video.errors import ModelError
 from hiera_video.models.hiera import Head, Hiera
+
+if TYPE_CHECKING:
+    from hiera_video.models.card import ModelCard
 
 
 class ActionDetector(nn.Module):
@@ -28,7 +33,12 @@ class ActionDetector(nn.Module):
         num_classes: actions; output c is the action of id c + 1, AVA's ids being counted from 1.
         head_dropout: dropout before the classifier.
         roi_resolution: bins of RoIAlign along each side of a box.
+
+    Attributes:
+        card: of the weights that were loaded into the model. None: it has not loaded any.
     """
+
+    card: ModelCard | None = None
 
     def __init__(
         self,
@@ -40,9 +50,9 @@ class ActionDetector(nn.Module):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ValueError(f"the encoder has {encoder.num_classes} classes: needed are 0")
+            raise ModelError(f"the encoder has {encoder.num_classes} classes: needed are 0")
         if num_classes < 1 or roi_resolution < 1:
-            raise ValueError(
+            raise ModelError(
                 f"num_classes is {num_classes}, roi_resolution {roi_resolution}: allowed is 1 or "
                 "more"
             )
@@ -58,7 +68,7 @@ class ActionDetector(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "B C T H W"],
+        x: Shaped[Tensor, "B C *T H W"],
         boxes: Float[Tensor, "R 4"],
         clip_of_box: Int[Tensor, " R"],
     ) -> Float[Tensor, "R L"]:
@@ -71,7 +81,7 @@ class ActionDetector(nn.Module):
         """
         return self.roi_head(self.roi_features(self.feature_map(x), boxes, clip_of_box))
 
-    def feature_map(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D h w"]:
+    def feature_map(self, x: Shaped[Tensor, "B C *T H W"]) -> Float[Tensor, "B D h w"]:
         """Tokens of the last stage, normalised, averaged over time."""
         tokens = self.encoder.norm(self.encoder.encode(x)[-1])
         return self.encoder.reroll(tokens, stage=-1).mean(dim=1).permute(0, 3, 1, 2)
@@ -104,6 +114,8 @@ class ActionDetector(nn.Module):
         collapsed: after 250 steps of the demo it was still at chance.
         """
         self.num_classes = num_classes
+        if self.card is not None:
+            self.card = self.card.without_classes()
         weight = self.encoder.norm.weight
         head = Head(self.encoder.num_features, num_classes, self.head_dropout)
         for name, parameter in head.projection.named_parameters():

@@ -1,14 +1,11 @@
 """Hiera: the hierarchical vision transformer of arXiv 2306.00989, for images and video.
 
 One space-time model serves both: an image is a clip of one frame, patchified by a (1, 7, 7) kernel.
-The model is whole in this one file, and longer for it. The file follows the data: patches, position
-embedding, unrolling into mask units, blocks that attend inside a unit (early) or everywhere (late)
-and pool between stages, head.
+The file follows the data: patches, position embedding, unrolling into mask units, blocks that
+attend inside a unit (early) or everywhere (late) and pool between stages, head.
 
-Inside, tokens live *unrolled*, as `[B, M, U, D]`: M mask units, U tokens in each, ordered such that
-the tokens that a pooling step merges lie `U / stride` apart. Pooling is then a maximum over one
-axis, hiding a unit is dropping a row, and attention windows fold into the batch as a view. Whatever
-leaves the model is back in space-time order.
+Inside, tokens live unrolled, as `hiera_video.models.units` explains, so that attention windows fold
+into the batch as a view. Whatever leaves the model is back in space-time order.
 
 Letters: B batch, C channels, T H W frames and pixels, t h w tokens along an axis, M mask units,
 K kept units, U tokens of a unit, D width. Parameter names are those of facebookresearch/hiera.
@@ -17,9 +14,8 @@ K kept units, U tokens of a unit, D width. Parameter names are those of facebook
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -28,58 +24,40 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from hiera_video.errors import ModelError
 from hiera_video.models.attention import attend
 from hiera_video.models.linear import GeluLinear, Linear, gelu_of_linear, is_plain
-
-Size3 = tuple[int, int, int]  # along (time, height, width)
-
-ARCHITECTURE = (
-    *("input_size", "in_chans", "embed_dim", "num_heads", "stages", "mlp_ratio"),
-    *("q_pool", "q_stride", "mask_unit", "mask_unit_attn"),
-    *("patch_kernel", "patch_stride", "patch_padding", "sep_pos_embed"),
+from hiera_video.models.patches import PatchEmbed
+from hiera_video.models.units import (
+    Size3,
+    check_input_size,
+    check_mask_unit,
+    pool_tokens,
+    reroll,
+    size3,
+    unroll,
 )
 
+if TYPE_CHECKING:
+    from hiera_video.models.card import ModelCard
 
-def unroll(
-    x: Shaped[Tensor, "B D t h w"], mask_unit: Size3, pools: Sequence[Size3]
-) -> Shaped[Tensor, "B M U D"]:
-    """Groups tokens by mask unit, and inside a unit by the pooling step that merges them.
-
-    `pools` are the strides of the pooling steps, first step first. Units come in space-time order.
-    """
-    t, h, w = mask_unit
-    batch = x.shape[0]
-    x = rearrange(x, "b d (T t) (H h) (W w) -> (b T H W) t h w d", t=t, h=h, w=w)
-    for i, j, k in pools:
-        x = rearrange(x, "n (t i) (h j) (w k) d -> (n i j k) t h w d", i=i, j=j, k=k)
-    steps = math.prod([math.prod(pool) for pool in pools])
-    return rearrange(x, "(b m s) t h w d -> b m (s t h w) d", b=batch, s=steps)
-
-
-def reroll(
-    x: Float[Tensor, "B M U D"], units: Size3, mask_unit: Size3, pools: Sequence[Size3]
-) -> Float[Tensor, "B t h w D"]:
-    """The inverse of `unroll`, for a grid of `units` mask units of (now) `mask_unit` tokens.
-
-    `pools` are the steps that still separate tokens of a unit, first step first.
-    """
-    t, h, w = (m // math.prod(p[axis] for p in pools) for axis, m in enumerate(mask_unit))
-    batch = x.shape[0]
-    x = rearrange(x, "b m (s t h w) d -> (b m s) t h w d", t=t, h=h, w=w)
-    for i, j, k in reversed(pools):
-        x = rearrange(x, "(n i j k) t h w d -> n (t i) (h j) (w k) d", i=i, j=j, k=k)
-    T, H, W = units
-    return rearrange(x, "(b T H W) t h w d -> b (T t) (H h) (W w) d", b=batch, T=T, H=H, W=W)
-
-
-def pool_tokens(x: Tensor, size: int) -> Tensor:
-    """Maximum over the tokens that a pooling step merges: [B, M, U, ...] -> [B, M, U/size, ...]."""
-    if size == 1:
-        return x
-    x = x.unflatten(2, (size, -1))
-    # Equal values. amax is 11 times faster forward on a CPU, but its backward, which shares the
-    # gradient between ties, is slower than that of max, which sends it to one of them.
-    return x.max(dim=2).values if torch.is_grad_enabled() else x.amax(dim=2)
+# Keyword arguments that build a network again, except for its classifier's outputs.
+ARCHITECTURE = (
+    "input_size",
+    "in_chans",
+    "embed_dim",
+    "num_heads",
+    "stages",
+    "mlp_ratio",
+    "q_pool",
+    "q_stride",
+    "mask_unit",
+    "mask_unit_attn",
+    "patch_kernel",
+    "patch_stride",
+    "patch_padding",
+    "sep_pos_embed",
+)
 
 
 class DropPath(nn.Module):
@@ -173,67 +151,6 @@ class HieraBlock(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
-class PatchEmbed(nn.Module):
-    """Overlapping convolution from pixels to tokens (paper, section 3.2: as in MViTv2)."""
-
-    def __init__(
-        self, in_chans: int, dim: int, kernel: Size3, patch: Size3, padding: Size3
-    ) -> None:
-        super().__init__()
-        self.proj = nn.Conv3d(in_chans, dim, kernel, patch, padding)
-        self.padding = padding
-
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        return self.proj(x)
-
-    def convolve(self, windows: Float[Tensor, "n C T H W"]) -> Float[Tensor, "n D t h w"]:
-        """The same on pixels that bring their own padding, as `windows` gives them."""
-        return F.conv3d(windows, self.proj.weight, self.proj.bias, self.proj.stride)
-
-    def windows(
-        self,
-        x: Float[Tensor, "B C T H W"],
-        kept: Int[Tensor, "B K"],
-        units: Size3,
-        mask_unit: Size3,
-    ) -> Float[Tensor, "B K C I J L"]:
-        """The pixels that the tokens of each kept unit see, those of hidden units zeroed.
-
-        Args:
-            units: how many mask units the clip has along (time, height, width).
-            mask_unit: tokens of each.
-        """
-        places = _unravel(kept, units)  # of each unit along each axis, [B, K]
-        pixel_padding: list[int] = []  # F.pad takes the last axis first
-        unit_padding: list[int] = []
-        sides, spans, owners = [], [], []
-        for axis, place in enumerate(places):
-            kernel, stride = self.proj.kernel_size[axis], self.proj.stride[axis]
-            side = mask_unit[axis] * stride  # of a unit, in pixels
-            span = side - stride + kernel  # of a window
-            before = self.padding[axis]
-            after = span - side - before
-            pixel_padding = [before, after, *pixel_padding]
-            # A window reaches into neighbours of its unit: which unit owns which pixel?
-            low, high = -(-before // side), max(0, -(-after // side))
-            unit_padding = [low, high, *unit_padding]
-            owner = (torch.arange(span, device=kept.device) - before + low * side) // side
-            shape = [span if a == axis else 1 for a in range(3)]
-            owners.append((place[..., None] + owner).view(*kept.shape, *shape))
-            sides.append(side)
-            spans.append(span)
-
-        x = F.pad(x, pixel_padding)
-        for axis in range(3):
-            x = x.unfold(axis + 2, spans[axis], sides[axis])  # a view, in the end of all windows
-        clip = torch.arange(len(kept), device=kept.device)[:, None]
-        i, j, k = places
-        windows = x[clip, :, i, j, k]  # [B, K, C, *spans]
-        seen = torch.zeros(len(kept), math.prod(units), dtype=x.dtype, device=x.device)
-        seen = F.pad(seen.scatter(1, kept, 1.0).unflatten(1, units), unit_padding)
-        return windows * seen[(clip[..., None, None, None], *owners)][:, :, None]
-
-
 class Head(nn.Module):
     def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -265,9 +182,14 @@ class Hiera(nn.Module):
         drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
         head_dropout: dropout before the classifier.
 
+    Attributes:
+        card: of the weights that were loaded into the model. None: it has not loaded any.
+
     Raises:
-        ValueError: for sizes that do not fit together, naming the nearest that do.
+        ModelError: for sizes that do not fit together, naming the nearest that do.
     """
+
+    card: ModelCard | None = None
 
     def __init__(
         self,
@@ -293,31 +215,29 @@ class Hiera(nn.Module):
         arguments = locals()
         super().__init__()
         if not 0 <= q_pool < len(stages):
-            raise ValueError(
+            raise ModelError(
                 f"q_pool is {q_pool}: allowed are 0 to {len(stages) - 1}, one per stage transition"
             )
         if len(mask_unit_attn) != len(stages):
-            raise ValueError(
+            raise ModelError(
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
-        _check_mask_unit(mask_unit, q_stride, q_pool)
-        _check_input_size(input_size, patch_stride, mask_unit, [s**q_pool for s in q_stride])
+        check_mask_unit(mask_unit, q_stride, q_pool)
+        check_input_size(input_size, patch_stride, mask_unit, [s**q_pool for s in q_stride])
 
-        # Keyword arguments that build this network again, save for its classifier's outputs.
         self.architecture = {key: arguments[key] for key in ARCHITECTURE}
-        self.meta: dict[str, Any] = {}  # of `from_pretrained`
-        self.input_size: Size3 = _size3(input_size)
+        self.input_size: Size3 = size3(input_size)
         self.in_chans, self.num_classes, self.head_dropout = in_chans, num_classes, head_dropout
-        self.mask_unit: Size3 = _size3(mask_unit)
-        self.patch_stride: Size3 = _size3(patch_stride)
-        self.tokens_shape: Size3 = _size3(
+        self.mask_unit: Size3 = size3(mask_unit)
+        self.patch_stride: Size3 = size3(patch_stride)
+        self.tokens_shape: Size3 = size3(
             i // s for i, s in zip(input_size, patch_stride, strict=True)
         )
-        self.units_shape: Size3 = _size3(
+        self.units_shape: Size3 = size3(
             n // m for n, m in zip(self.tokens_shape, mask_unit, strict=True)
         )
         self.num_units = math.prod(self.units_shape)
-        self.pools: list[Size3] = [_size3(q_stride)] * q_pool
+        self.pools: list[Size3] = [size3(q_stride)] * q_pool
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
         self.stage_dims = [embed_dim * 2**i for i in range(len(stages))]
         self.grad_checkpointing = False
@@ -381,13 +301,16 @@ class Hiera(nn.Module):
         for parameter in self.head.parameters():
             parameter.mul_(scale)
 
-    # The way of the data.
+    # Forward pass.
 
-    def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B L"]:
-        """A normalised clip of `input_size` to logits, in training and in evaluation alike."""
+    def forward(self, x: Shaped[Tensor, "B C *T H W"]) -> Float[Tensor, "B L"]:
+        """A normalised clip of `input_size` to logits, in training and in evaluation alike.
+
+        Models of one frame take images [B, C, H, W] too, here and in the other methods.
+        """
         return self.forward_head(self.encode(x)[-1])
 
-    def forward_features(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B t h w D"]:
+    def forward_features(self, x: Shaped[Tensor, "B C *T H W"]) -> Float[Tensor, "B t h w D"]:
         """The last stage's tokens in space-time order, not normalised."""
         return self.reroll(self.encode(x)[-1], stage=-1)
 
@@ -402,21 +325,21 @@ class Hiera(nn.Module):
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
-        self, x: Float[Tensor, "B C T H W"], indices: Sequence[int] | None = None
+        self, x: Shaped[Tensor, "B C *T H W"], indices: Sequence[int] | None = None
     ) -> list[Float[Tensor, "B t h w D"]]:
         """Outputs of the stages `indices` (all by default; -1 is the last), in space-time order."""
         stages = range(len(self.stage_ends))
         indices = list(stages if indices is None else indices)
         for i in indices:
             if i not in stages and i + len(stages) not in stages:
-                raise ValueError(f"indices has {i}: the model has stages 0 to {stages[-1]}")
+                raise ModelError(f"indices has {i}: the model has stages 0 to {stages[-1]}")
         indices = [i % len(stages) for i in indices]
         outputs = self.encode(x, num_stages=max(indices, default=0) + 1)
         return [self.reroll(outputs[i], stage=i) for i in indices]
 
     def encode(
         self,
-        x: Float[Tensor, "B C T H W"],
+        x: Shaped[Tensor, "B C *T H W"],
         kept: Int[Tensor, "B K"] | None = None,
         num_stages: int | None = None,
     ) -> list[Float[Tensor, "B K U D"]]:
@@ -427,8 +350,7 @@ class Hiera(nn.Module):
                 all. `hiera_video.models.masking` draws them.
             num_stages: how many to run. None: all.
         """
-        if tuple(x.shape[1:]) != (self.in_chans, *self.input_size):
-            raise ValueError(self._wrong_input(x.shape))
+        x = self.as_clips(x)
         x = self.embed(x) if kept is None else self.embed_units(x, kept)
         outputs = []
         for i, block in enumerate(self.blocks):
@@ -478,18 +400,32 @@ class Hiera(nn.Module):
     def reroll(self, x: Float[Tensor, "B M U D"], stage: int) -> Float[Tensor, "B t h w D"]:
         """The unrolled output of a stage, with all units present, in space-time order."""
         done = min(stage % len(self.stage_ends), len(self.pools))
-        unit = _size3(
+        unit = size3(
             m // math.prod(p[axis] for p in self.pools[:done])
             for axis, m in enumerate(self.mask_unit)
         )
         return reroll(x, self.units_shape, unit, self.pools[done:])
 
-    def _wrong_input(self, shape: Sequence[int]) -> str:
-        want = ", ".join(str(n) for n in (self.in_chans, *self.input_size))
-        return (
-            f"the input is {list(shape)}, this model takes [B, {want}] ([B, C, T, H, W]): "
-            "resize or resample the clip, or build the model with another input_size"
-        )
+    def as_clips(self, x: Shaped[Tensor, "B C *T H W"]) -> Float[Tensor, "B C T H W"]:
+        """The input of the model, an image as a clip of one frame.
+
+        Raises:
+            ModelError: another size, or values that are not normalised.
+        """
+        if not x.is_floating_point():
+            raise ModelError(
+                f"the input is {x.dtype}: needed are normalised clips in floating point, which "
+                "hiera_video.models.normalize.Normalize makes of uint8 [B, T, H, W, C]"
+            )
+        if x.dim() == 4 and self.input_size[0] == 1:
+            x = x.unsqueeze(2)
+        if tuple(x.shape[1:]) != (self.in_chans, *self.input_size):
+            want = ", ".join(str(n) for n in (self.in_chans, *self.input_size))
+            raise ModelError(
+                f"the input is {list(x.shape)}, this model takes [B, {want}] ([B, C, T, H, W]): "
+                "resize or resample the clip, or build the model with another input_size"
+            )
+        return x
 
     # What timm's users expect of a model, and what the optimizer asks.
 
@@ -499,8 +435,8 @@ class Hiera(nn.Module):
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh classifier for `num_classes` outputs; 0 removes it."""
         self.num_classes = num_classes
-        for key in ("class_names", "multi_label"):  # of the old one
-            self.meta.pop(key, None)
+        if self.card is not None:
+            self.card = self.card.without_classes()
         weight = self.norm.weight
         self.head = Head(self.num_features, num_classes, self.head_dropout).to(
             weight.device, weight.dtype
@@ -533,95 +469,3 @@ class Hiera(nn.Module):
             else:
                 ids[name] = len(self.blocks) + 1
         return ids
-
-    # Folders and repositories. Imported inside: a model needs neither safetensors nor json.
-
-    def save_pretrained(
-        self, folder: str | Path, *, repository: str | None = None, **meta: Any
-    ) -> None:
-        """Writes a weights folder, and with `repository` uploads it to that OWNER/NAME.
-
-        Args:
-            meta: as for `hiera_video.models.weights.save_weights`: `class_names`, `mean`, `std`.
-                What is not given is as in `self.meta`.
-        """
-        from hiera_video.models.hub import write_repository
-        from hiera_video.models.weights import save_weights
-
-        save_weights(folder, self, meta=self.meta | meta)
-        if repository is not None:
-            write_repository(repository, Path(folder))
-
-    @staticmethod
-    def from_pretrained(source: str | Path, *, revision: str | None = None) -> Hiera:
-        """The model of a file or folder in any layout, published weights, or a repository.
-
-        In evaluation, as transformers' models are. Its `meta` is what stood beside the weights:
-        `class_names`, `mean` and `std` of its input, and how a run of this project sampled clips.
-
-        Args:
-            source: a path; a tag of published weights; or OWNER/NAME on the Hugging Face Hub.
-            revision: branch, tag or commit of the repository; None: its main branch.
-
-        Raises:
-            ConnectionError: nothing of that name is here, and it cannot be fetched.
-            ValueError: not the weights of a classifier or backbone; a revision of no repository.
-        """
-        from hiera_video.models.conversion import load_any
-        from hiera_video.models.hub import REPOSITORY, fetch_repository
-
-        if not Path(source).exists() and REPOSITORY.fullmatch(str(source)):
-            source = fetch_repository(str(source), revision)
-        elif revision is not None:
-            raise ValueError(f"revision is {revision!r}, but {source} is no repository: give none")
-        model, meta = load_any(source)
-        model.meta = meta
-        return model.eval()
-
-
-def _unravel(index: Int[Tensor, ...], shape: Size3) -> tuple[Tensor, Tensor, Tensor]:
-    """Places along three axes of positions in the flattened `shape`."""
-    _, h, w = shape
-    return index // (h * w), index // w % h, index % w
-
-
-def _size3(values: Iterable[int]) -> Size3:
-    t, h, w = values
-    return int(t), int(h), int(w)
-
-
-def _check_mask_unit(mask_unit: Size3, q_stride: Size3, q_pool: int) -> None:
-    needed = [s**q_pool for s in q_stride]
-    if any(m < 1 or m % n for m, n in zip(mask_unit, needed, strict=True)):
-        raise ValueError(
-            f"mask_unit is {tuple(mask_unit)}: with q_pool={q_pool} and q_stride={tuple(q_stride)} "
-            f"it must be a multiple of {tuple(needed)}, for example {_nearest(mask_unit, needed)}"
-        )
-
-
-def _check_input_size(
-    input_size: Size3, patch_stride: Size3, mask_unit: Size3, pooled: Sequence[int]
-) -> None:
-    needed = [p * m for p, m in zip(patch_stride, mask_unit, strict=True)]
-    if not any(i < 1 or i % n for i, n in zip(input_size, needed, strict=True)):
-        return
-    advice = f"the nearest that works is {_nearest(input_size, needed)}"
-    if not any(i < 1 or i % p for i, p in zip(input_size, patch_stride, strict=True)):
-        tokens = [i // p for i, p in zip(input_size, patch_stride, strict=True)]
-        units = [_divisor(*axis) for axis in zip(tokens, pooled, mask_unit, strict=True)]
-        if all(units):
-            advice += f", or for its {_size3(tokens)} tokens mask_unit={_size3(units)}"
-    raise ValueError(
-        f"input_size is {tuple(input_size)} (frames, height, width): it must be a multiple of "
-        f"{tuple(needed)} (patch_stride x mask_unit) along each; {advice}"
-    )
-
-
-def _divisor(number: int, multiple_of: int, near: int) -> int:
-    """The divisor of `number` that is a multiple of `multiple_of` and nearest to `near`; or 0."""
-    found = [n for n in range(multiple_of, number + 1, multiple_of) if number % n == 0]
-    return min(found, key=lambda n: abs(n - near), default=0)
-
-
-def _nearest(values: Size3, multiples: Sequence[int]) -> Size3:
-    return _size3(max(1, round(v / m)) * m for v, m in zip(values, multiples, strict=True))

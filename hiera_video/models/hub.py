@@ -5,37 +5,40 @@ HF_HUB_OFFLINE and HF_TOKEN are honoured, since huggingface_hub does the work.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+from hiera_video.errors import FetchError
+
+SCHEME = "hf://"
 FILES = ["config.json", "model.safetensors"]
 
 
-def fetch_repository(name: str, revision: str | None = None) -> Path:
-    """The folder in the cache that holds the weights of the repository OWNER/NAME.
+def fetch_repository(source: str) -> Path:
+    """The folder in the cache that holds the weights of hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 
     Raises:
-        ConnectionError: it is not in the cache and cannot be fetched; says what to do.
+        FetchError: it is not in the cache and cannot be fetched; says what to do.
     """
+    name, _, revision = source.removeprefix(SCHEME).partition("@")
     hub = _library()
     try:
-        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=FILES))
+        folder = hub.snapshot_download(name, revision=revision or None, allow_patterns=FILES)
     except Exception as error:  # its own, and those of whatever it sends requests by
         reason = " ".join(str(error).split())
-        raise ConnectionError(
-            f"{name} is no local folder, and cannot be fetched from the Hugging Face Hub: check "
-            "the name, HF_HUB_OFFLINE and, of a private one, HF_TOKEN; or give a folder with "
-            f"{' and '.join(FILES)} ({reason})"
+        raise FetchError(
+            f"{source} cannot be fetched from the Hugging Face Hub: check the name, HF_HUB_OFFLINE "
+            f"and, of a private one, HF_TOKEN; or give a folder with {' and '.join(FILES)} "
+            f"({reason})"
         ) from error
+    return Path(folder)
 
 
 def write_repository(name: str, folder: Path) -> None:
     """Uploads a weights folder to the repository OWNER/NAME, made if it is not there.
 
     Raises:
-        ConnectionError: it cannot be written.
+        FetchError: it cannot be written.
     """
     hub = _library()
     try:
@@ -43,7 +46,7 @@ def write_repository(name: str, folder: Path) -> None:
         hub.upload_folder(repo_id=name, folder_path=folder, allow_patterns=FILES)
     except Exception as error:  # as above
         reason = " ".join(str(error).split())
-        raise ConnectionError(
+        raise FetchError(
             f"{folder} is written, but cannot be uploaded to {name}: check the name, "
             f"HF_HUB_OFFLINE and HF_TOKEN ({reason})"
         ) from error

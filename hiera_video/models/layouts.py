@@ -14,12 +14,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hiera_video.models.adapt import PATCHES
+from hiera_video.errors import WeightsError
+from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.registry import VARIANTS, is_image, variant_name
+from hiera_video.models.variants import VARIANTS, is_image, variant_name
 
 Layout = Literal["hiera_video", "official", "timm", "transformers"]
 
+PATCHES = "patch_embed.proj.weight"
 TIMM = {"head.fc.": "head.projection.", "head.norm.": "norm."}
 TRANSFORMERS = {
     "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
@@ -108,62 +110,52 @@ def _inverse(names: Mapping[str, str]) -> dict[str, str]:
 
 # What the config.json of a folder says.
 
-CARRIED: dict[Layout, tuple[str, ...]] = {  # of the config of a weights folder, beside the model
-    "official": ("name",),
-    "timm": ("name", "class_names", "mean", "std"),
-    "transformers": ("name", "class_names", "multi_label"),
+CARRIED: dict[Layout, tuple[str, ...]] = {  # of a card, beside what the model itself shows
+    "official": (),
+    "timm": ("class_names", "mean", "std"),
+    "transformers": ("class_names", "multi_label"),
 }
 
 
 def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
-    """Raises ValueError for a model that the other project cannot build."""
+    """Raises WeightsError for a model that the other project cannot build."""
     if layout in ("hiera_video", "official"):
         return
     if not is_image(architecture) or architecture["sep_pos_embed"]:
-        raise ValueError(
+        raise WeightsError(
             f"{layout} has image models only, and this one is for video: take to=official"
         )
     # transformers asks this of the height alone, and whatever the number of pooling steps.
     unit, stride = architecture["mask_unit"][1], architecture["q_stride"][1]
     needed = stride ** (len(architecture["stages"]) - 1)
     if layout == "transformers" and unit % needed:
-        raise ValueError(
+        raise WeightsError(
             f"transformers refuses mask units of {unit} tokens: needed is a multiple of {needed}"
         )
     name = variant_name(architecture)
     with torch.device("meta"):
         variant = Hiera(**VARIANTS[name]).architecture if name in VARIANTS else {}
     if layout == "timm" and variant != architecture:
-        raise ValueError(
+        raise WeightsError(
             f"timm builds its models by name and at one size; this one is {name} with other "
             "arguments: take to=transformers or official"
         )
 
 
-def config_of(
-    layout: Layout,
-    architecture: Mapping[str, Any],
-    num_classes: int,
-    meta: Mapping[str, Any],
-) -> dict[str, Any]:
-    """The config.json of timm or transformers for a model.
-
-    Args:
-        meta: as in the config of a weights folder: `class_names`, `mean`, `std`, `multi_label`.
-    """
-    a = architecture
-    names = meta.get("class_names") or [str(c) for c in range(num_classes)]
+def config_of(layout: Layout, card: ModelCard) -> dict[str, Any]:
+    """The config.json of timm or transformers for a classifier or backbone."""
+    a, num_classes = card.architecture, card.num_classes
     size = list(a["input_size"][1:])
     if layout == "timm":
         return {
-            "architecture": variant_name(a),
+            "architecture": card.name,
             "num_classes": num_classes,
             "num_features": a["embed_dim"] * 2 ** (len(a["stages"]) - 1),
-            "label_names": names,
+            "label_names": card.classes,
             "pretrained_cfg": {
                 "input_size": [a["in_chans"], *size],
-                "mean": list(meta["mean"]),
-                "std": list(meta["std"]),
+                "mean": card.mean,
+                "std": card.std,
                 "num_classes": num_classes,
                 "fixed_input_size": True,
                 "first_conv": "patch_embed.proj",
@@ -173,13 +165,25 @@ def config_of(
     return {
         "model_type": "hiera",
         "architectures": ["HieraForImageClassification" if num_classes else "HieraModel"],
-        "id2label": dict(enumerate(names)),
-        "label2id": {name: c for c, name in enumerate(names)},
+        "id2label": dict(enumerate(card.classes)),
+        "label2id": {name: c for c, name in enumerate(card.classes)},
         "problem_type": "multi_label_classification"
-        if meta.get("multi_label")
+        if card.multi_label
         else "single_label_classification",
         **transformers_arguments(a),
     }
+
+
+def statements_of(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
+    """Entries of a card that the config.json of timm or transformers states."""
+    by_id = config.get("id2label", {})
+    names = config.get("label_names") or [by_id[key] for key in sorted(by_id, key=int)]
+    stated = config.get("pretrained_cfg", {})
+    statements = {key: stated[key] for key in ("mean", "std") if key in stated}
+    if num_classes:
+        statements["multi_label"] = config.get("problem_type") == "multi_label_classification"
+        statements["class_names"] = names if len(names) == num_classes else ()
+    return statements
 
 
 def transformers_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -211,7 +215,7 @@ def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
     What its version 4 leaves out has its default there, that of `hiera_base_224`.
 
     Raises:
-        ValueError: values that `Hiera` does not have.
+        WeightsError: values that `Hiera` does not have.
     """
     with torch.device("meta"):
         defaults = transformers_arguments(Hiera(**VARIANTS["hiera_base_224"]).architecture)
@@ -234,5 +238,5 @@ def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     needed = transformers_arguments(architecture)
     if differs := [f"{k} is {c[k]}: needed is {needed[k]}" for k in c if c[k] != needed[k]]:
-        raise ValueError(f"config.json is of no Hiera here: {'; '.join(differs)}")
+        raise WeightsError(f"config.json is of no Hiera here: {'; '.join(differs)}")
     return architecture

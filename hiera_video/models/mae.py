@@ -14,18 +14,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from hiera_video.models.hiera import Hiera, HieraBlock, Size3
+from hiera_video.errors import ModelError
+from hiera_video.models.hiera import Hiera, HieraBlock
 from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
+from hiera_video.models.units import Size3
+
+if TYPE_CHECKING:
+    from hiera_video.models.card import ModelCard
 
 Target = Literal["pixels", "hog"]
 
@@ -43,7 +48,12 @@ class MaskedAutoencoderHiera(nn.Module):
             wrong one loads without an error: there is no default.
         decoder_dim, decoder_depth: width and blocks of the decoder, 512 and 8 in the paper.
         target: what is predicted, see `targets`.
+
+    Attributes:
+        card: of the weights that were loaded into the model. None: it has not loaded any.
     """
+
+    card: ModelCard | None = None
 
     def __init__(
         self,
@@ -56,13 +66,13 @@ class MaskedAutoencoderHiera(nn.Module):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ValueError(f"the encoder has {encoder.num_classes} classes: needed are 0")
+            raise ModelError(f"the encoder has {encoder.num_classes} classes: needed are 0")
         if decoder_heads < 1 or decoder_dim % decoder_heads:
-            raise ValueError(
+            raise ModelError(
                 f"decoder_heads is {decoder_heads}: decoder_dim={decoder_dim} does not divide by it"
             )
         if target not in get_args(Target):
-            raise ValueError(f"target is {target!r}: allowed are {', '.join(get_args(Target))}")
+            raise ModelError(f"target is {target!r}: allowed are {', '.join(get_args(Target))}")
         self.encoder, self.target = encoder, target
         self.decoder_architecture: dict[str, Any] = {
             "decoder_heads": decoder_heads,
@@ -77,7 +87,7 @@ class MaskedAutoencoderHiera(nn.Module):
         t, h, w = (p * n for p, n in zip(encoder.patch_stride, merged, strict=True))
         self.token_pixels: Size3 = (t, h, w)
         if target == "hog" and (h % HOG_CELL or w % HOG_CELL):
-            raise ValueError(
+            raise ModelError(
                 f"target is 'hog': its cells of {HOG_CELL} pixels do not fit predicted tokens of "
                 f"{h}x{w} pixels"
             )
@@ -128,10 +138,10 @@ class MaskedAutoencoderHiera(nn.Module):
             if "pos_embed" in name or name == "mask_token":
                 nn.init.trunc_normal_(parameter, std=0.02)
 
-    # The way of the data.
+    # Forward pass.
 
     def forward(
-        self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"]
+        self, x: Shaped[Tensor, "B C *T H W"], kept: Int[Tensor, "B K"]
     ) -> Float[Tensor, "B L u P"]:
         """Predictions for the L hidden units: P values for each of their u tokens.
 
@@ -173,7 +183,7 @@ class MaskedAutoencoderHiera(nn.Module):
 
     @torch.no_grad()
     def targets(
-        self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"]
+        self, x: Shaped[Tensor, "B C *T H W"], kept: Int[Tensor, "B K"]
     ) -> Float[Tensor, "B L u P"]:
         """What `forward` should predict, float32, of the first frame that each token covers.
 
@@ -184,7 +194,7 @@ class MaskedAutoencoderHiera(nn.Module):
         (arXiv 2112.09133): for each channel and cell of 8x8 pixels 9 orientations, of unit norm.
         """
         with torch.autocast(x.device.type, enabled=False):
-            frames = x[:, :, :: self.token_pixels[0]].float()
+            frames = self.encoder.as_clips(x)[:, :, :: self.token_pixels[0]].float()
             if self.target == "hog":
                 squares = self._hidden_squares(frames, kept, border=1)  # [B, L, u, C, p + 2, q + 2]
                 return histograms_of_gradients(squares.flatten(0, 2)).unflatten(

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hiera_video.models.hiera import Size3
+from hiera_video.errors import ModelError
+from hiera_video.models.units import Size3
 
 MaskingKind = Literal["random", "tube", "frame", "block"]
 BLOCK_SIDE = (0.25, 0.5)  # of a box, as a share of the clip's extent along that axis
@@ -36,7 +37,7 @@ class UnitMasking:
             enough are hidden; a box that leaves the clip on one side enters on the other.
 
     Raises:
-        ValueError: the ratio keeps nothing or everything; names ratios that do neither.
+        ModelError: the ratio keeps nothing or everything; names ratios that do neither.
     """
 
     units: Size3
@@ -46,7 +47,7 @@ class UnitMasking:
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskingKind):
             allowed = ", ".join(get_args(MaskingKind))
-            raise ValueError(f"masking.kind is {self.kind!r}: allowed are {allowed}")
+            raise ModelError(f"masking.kind is {self.kind!r}: allowed are {allowed}")
         drawn = self._num_drawn
         if not 0 < self.num_visible < self.num_units:
             what = {"tube": "units of a time step", "frame": "time steps"}.get(self.kind, "units")
@@ -55,11 +56,11 @@ class UnitMasking:
                 f"masking.mask_ratio is {self.mask_ratio:g}, which keeps {kept} of {drawn} {what}"
             )
             if drawn == 1:
-                raise ValueError(f"{sentence}: {self.kind} masking needs more; take another kind")
+                raise ModelError(f"{sentence}: {self.kind} masking needs more; take another kind")
             most = math.floor((1 - 1 / drawn) * 10**6) / 10**6
             if not int(drawn * (1 - most)):  # 1 - 0.8 is a little less than a fifth
                 most = round(most - 1e-6, 6)
-            raise ValueError(f"{sentence}: allowed is more than 0, up to {most:g}")
+            raise ModelError(f"{sentence}: allowed is more than 0, up to {most:g}")
 
     @property
     def num_units(self) -> int:

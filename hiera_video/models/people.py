@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from hiera_video.models.weights import fetch_file
+from hiera_video.models.download import fetch_file
 
 if TYPE_CHECKING:
     from torchvision.models.detection import FasterRCNN

@@ -7,7 +7,6 @@ and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -310,20 +309,6 @@ def _nearest(name: str, section: type[Settings]) -> str:
 
 def _kind(value: Any) -> str:
     return "a list" if isinstance(value, list) else f"the text {value!r}"
-
-
-def card_settings(cls: type[Settings], checkpoint: str) -> dict[str, Any]:
-    """How the weights were trained, for the groups of settings that the command has too."""
-    for folder in (Path(checkpoint), Path(checkpoint) / "weights"):
-        path = folder / "config.json"
-        if path.is_file():
-            try:
-                card = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigError(f"{path} is not JSON: {error}") from None
-            groups = ("clips", "views", "masking")
-            return {key: card[key] for key in groups if key in card and key in cls.model_fields}
-    return {}
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:

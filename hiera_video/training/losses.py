@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch
 from hiera_video.data.mixing import mix, soft_targets
-from hiera_video.data.transforms import normalize
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
+from hiera_video.models.normalize import Normalize
 from hiera_video.settings.training import Augment
 
 
@@ -33,19 +33,18 @@ class ClassificationLoss:
         augment: Augment,
         *,
         num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalize: Normalize,
         multi_label: bool = False,
         class_weights: Tensor | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.augment, self.num_classes, self.multi_label = augment, num_classes, multi_label
-        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        self.device, self.normalize = device, normalize.to(device)
         self.class_weights = None if class_weights is None else class_weights.to(device)
 
     def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
-        device = self.mean.device
-        clips = normalize(batch.clips.to(device, non_blocking=True), self.mean, self.std)
+        device = self.device
+        clips = self.normalize(batch.clips.to(device, non_blocking=True))
         targets = self._targets(batch).to(device, non_blocking=True)
         clips, targets = mix(
             clips,
@@ -89,20 +88,19 @@ class ReconstructionLoss:
         autoencoder: MaskedAutoencoderHiera,
         masking: UnitMasking,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalize: Normalize,
         device: torch.device | str = "cpu",
     ) -> None:
         self.autoencoder, self.masking = autoencoder, masking
-        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        self.device, self.normalize = device, normalize.to(device)
 
     def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
-        device = self.mean.device
+        device = self.device
         visible = batch.visible
         if visible is None:  # nothing could be read: any units of the one black clip
             visible = torch.from_numpy(self.masking(np.random.default_rng(0)))[None]
         kept = kept_units(visible).to(device, non_blocking=True)
-        clips = normalize(batch.clips.to(device, non_blocking=True), self.mean, self.std)
+        clips = self.normalize(batch.clips.to(device, non_blocking=True))
         prediction = model(clips, kept)
         return reconstruction_losses(prediction, self.autoencoder.targets(clips, kept)).sum()
 
@@ -117,16 +115,15 @@ class DetectionLoss:
         self,
         *,
         num_classes: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalize: Normalize,
         device: torch.device | str = "cpu",
     ) -> None:
         self.num_classes = num_classes
-        self.mean, self.std = torch.tensor(mean, device=device), torch.tensor(std, device=device)
+        self.device, self.normalize = device, normalize.to(device)
 
     def __call__(self, model: nn.Module, batch: DetectionBatch, rng: np.random.Generator) -> Tensor:
-        device = self.mean.device
-        clips = normalize(batch.clips.to(device, non_blocking=True), self.mean, self.std)
+        device = self.device
+        clips = self.normalize(batch.clips.to(device, non_blocking=True))
         boxes, clip_of_box = batch.boxes.to(device), batch.clip_of_box.to(device)
         logits = model(clips, boxes, clip_of_box).float()
         columns = [tuple(action - 1 for action in ids) for ids in batch.actions]

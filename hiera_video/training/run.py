@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -21,8 +21,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.data.order import TrainingOrder, num_workers, steps_per_epoch, training_loader
 from hiera_video.errors import UserError, configured
-from hiera_video.models.hiera import Hiera
-from hiera_video.models.weights import save_weights
+from hiera_video.models.card import ModelCard
+from hiera_video.models.loading import encoder_of
+from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
@@ -88,11 +89,10 @@ def train(
             print(line) if dry_run else logger.info(line)
 
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
-        encoder = model if isinstance(model, Hiera) else model.encoder
         batches = training_loader(
             task.dataset(model),
             schedule.order(process, start_step, task.record_weights),
-            clip_shape=(*encoder.input_size, 3),
+            clip_shape=(*encoder_of(model).input_size, 3),
             num_workers=num_workers(settings.data, process.local_world_size),
             pin_memory=process.device.type == "cuda",
         )
@@ -104,7 +104,7 @@ def train(
             model=model,
             average=average,
             optimizer=optimizer,
-            meta=task.meta(model),
+            card=task.card(model),
             evaluate=task.evaluation(model, process),
             evaluate_every=task.evaluate_every,
         )
@@ -230,7 +230,7 @@ class Run:
     model: Model
     average: AveragedModel | None
     optimizer: torch.optim.Optimizer
-    meta: Mapping[str, Any]  # for the config.json of the weights
+    card: ModelCard  # of the weights that are written
     evaluate: Evaluate | None
     evaluate_every: float | None  # passes; None: after the last step only
 
@@ -316,7 +316,7 @@ class Run:
             self.model,
             self.optimizer,
             self.average,
-            write_weights=lambda path: save_weights(path, self.trained, meta=self.meta),
+            write_weights=lambda path: save_model(path, self.trained, self.card),
         )
         if self.process.is_main:
             prune_checkpoints(folder, self.settings.train.keep_checkpoints)
@@ -344,7 +344,7 @@ class Run:
         """Writes the weights; returns the exit code."""
         if self.process.is_main:
             weights, steps = self.folder / "weights", self.schedule.end_step
-            save_weights(weights, self.trained, meta=self.meta)
+            save_model(weights, self.trained, self.card)
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
                 print(json.dumps({"steps": steps, "weights": str(weights)}))

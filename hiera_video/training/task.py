@@ -13,6 +13,7 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import TrainingClips, TrainingKeyframes
+from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
@@ -67,8 +68,8 @@ class Task(ABC):
         """The samples to train on."""
 
     @abstractmethod
-    def meta(self, model: Any) -> dict[str, Any]:
-        """What evaluation and prediction need to know beside the weights."""
+    def card(self, model: Any) -> ModelCard:
+        """The card of the weights that are written."""
 
     @abstractmethod
     def evaluation(self, model: Any, process: Process) -> Evaluate | None:

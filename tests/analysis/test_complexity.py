@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hiera_video.analysis import complexity
 from hiera_video.analysis.complexity import HANDLERS, by_stage, count, count_model
 from hiera_video.models.masking import UnitMasking
-from hiera_video.models.registry import create_autoencoder, create_detector, create_model
+from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
 
 # Widths and blocks of arXiv 2306.00989, table 8.
 SIZES = {

@@ -12,7 +12,7 @@ from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed
 from hiera_video.analysis.complexity import count_model
 from hiera_video.analysis.peers import Subject, ours, peers
 from hiera_video.analysis.speed import Measurement, Setting, measure
-from hiera_video.models.registry import create_model
+from hiera_video.models.pretrained import create_model
 
 CPU = Setting("inference", "fp32", "eager", 4, "cpu")
 

@@ -29,10 +29,10 @@ from hiera_video.analysis.visualize import (
     write_movie,
     write_png,
 )
-from hiera_video.data.transforms import normalize
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking, hidden_units
+from hiera_video.models.normalize import Normalize
 from hiera_video.video.open import open_video
 
 MEAN, STD = (0.45, 0.4, 0.5), (0.225, 0.25, 0.2)
@@ -78,8 +78,10 @@ def draw(model: MaskedAutoencoderHiera, ratio: float = 0.5) -> np.ndarray:
 def show(
     model: MaskedAutoencoderHiera, frames: np.ndarray, visible: np.ndarray, mode: Mode
 ) -> Reconstruction:
-    clip = normalize(torch.from_numpy(frames)[None], MEAN, STD)
-    return reconstruct(model, clip, torch.from_numpy(visible)[None], mean=MEAN, std=STD, mode=mode)
+    normalize = Normalize(MEAN, STD)
+    clip = normalize(torch.from_numpy(frames)[None])
+    units = torch.from_numpy(visible)[None]
+    return reconstruct(model, clip, units, normalize=normalize, mode=mode)
 
 
 def by_pixel(model: MaskedAutoencoderHiera, units: np.ndarray) -> np.ndarray:

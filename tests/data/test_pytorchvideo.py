@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from fractions import Fraction
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,12 @@ from hiera_video.data.pytorchvideo import (
     TrainingClip,
     clip_batch,
 )
-from hiera_video.data.transforms import PretrainTransform, normalize
+from hiera_video.data.transforms import PretrainTransform
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.views import average_views, score_views
 from hiera_video.extraction.windows import DenseWindows, ViewWindows
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.normalize import Normalize
 from hiera_video.settings.training import Augment, Crop
 from hiera_video.settings.video import Views, Windowing
 from hiera_video.training.losses import ClassificationLoss
@@ -187,7 +187,7 @@ def test_where_pytorchvideo_takes_a_video_for_shorter(tmp_path, suffix, start):
 def test_evaluation_gives_the_logits_of_our_own(folder, num_workers):
     torch.manual_seed(0)
     model = Hiera(input_size=(8, 32, 32), num_classes=5, embed_dim=8, stages=(1, 1, 1, 1)).eval()
-    statistics = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
+    normalize = Normalize((0.45,) * 3, (0.225,) * 3)
     records = [VideoRecord(str(folder / name), (0,), name) for name in LENGTHS]
     views = EvaluationViews(
         records,
@@ -202,19 +202,19 @@ def test_evaluation_gives_the_logits_of_our_own(folder, num_workers):
             clips = torch.stack(
                 [sample.view(sample.frames, k, (32, 32)) for k in range(sample.num_views)]
             )
-            ours.append(model(normalize(clips, **statistics)))
+            ours.append(model(normalize(clips)))
         sampler = PytorchvideoSampler(ViewWindows(ClipSampler(num_frames=8), 2), NTSC, num_crops=3)
         dataset = dataset_of(folder, sampler, EvaluationView(sampler, (32, 32), short_side=40))
         theirs = {}
         for batch in DataLoader(dataset, batch_size=4, num_workers=num_workers):
-            logits = model(normalize(clip_batch(batch).clips, **statistics))
+            logits = model(normalize(clip_batch(batch).clips))
             where = zip(batch["clip_index"], batch["aug_index"], strict=True)
             for video, (clip, crop), row in zip(batch["video_index"], where, logits, strict=True):
                 theirs.setdefault(int(video), {})[int(3 * clip + crop)] = row
     scored = score_views(
         model,
         [views[i] for i in range(len(views))],
-        partial(normalize, **statistics),
+        normalize,
         crop_size=(32, 32),
         batch_size=4,
         device=torch.device("cpu"),
@@ -239,8 +239,7 @@ def test_a_loader_of_pytorchvideo_trains_a_model(folder, num_workers):
     loss = ClassificationLoss(
         Augment(mixup=0, cutmix=0, label_smoothing=0),
         num_classes=3,
-        mean=(0.45,) * 3,
-        std=(0.225,) * 3,
+        normalize=Normalize((0.45,) * 3, (0.225,) * 3),
     )
     seen = []
     for batch in loader:

@@ -20,7 +20,6 @@ from hiera_video.data.transforms import (
     centre_crop,
     check_frames,
     erase_random_box,
-    normalize,
     random_crop_box,
     resize_short_side,
     resized_crop,
@@ -254,17 +253,6 @@ def test_evaluation_resize_is_that_of_slowfast(shape, expected):
 def test_evaluation_resize_leaves_the_right_size_alone():
     frames = noise(2, 32, 57, 3)
     np.testing.assert_array_equal(resize_short_side(frames, 32), frames)
-
-
-def test_normalize():
-    clips = torch.from_numpy(noise(2, 3, 5, 7, 3))
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    x = normalize(clips, mean, std)
-    assert x.shape == (2, 3, 3, 5, 7)
-    assert x.dtype == torch.float32
-    assert x.is_contiguous()
-    expected = (clips.double() / 255 - torch.tensor(mean)) / torch.tensor(std)
-    torch.testing.assert_close(x.double(), expected.permute(0, 4, 1, 2, 3), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(

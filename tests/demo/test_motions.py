@@ -13,10 +13,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hiera_video.data.transforms import normalize, resize_short_side
+from hiera_video.data.transforms import resize_short_side
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.demo import motions as demo
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.normalize import Normalize
 from hiera_video.video.open import open_video
 
 CHANCE = 1 / len(demo.CLASSES)
@@ -212,8 +213,10 @@ def accuracy_of_one_frame(train, val, *, difference: bool) -> float:
         sep_pos_embed=False,
     )
 
+    normalize = Normalize((0.45,) * 3, (0.225,) * 3)
+
     def pictures(pairs: np.ndarray) -> torch.Tensor:  # uint8 [N, 2, H, W, 3] -> [N, 3, 1, H, W]
-        x = normalize(torch.from_numpy(pairs), (0.45,) * 3, (0.225,) * 3)
+        x = normalize(torch.from_numpy(pairs))
         return x[:, :, 1:] - x[:, :, :1] if difference else x[:, :, :1]
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hiera_video.data.transforms import normalize
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
-from hiera_video.models.registry import create_autoencoder, create_model
-from hiera_video.models.weights import load_backbone, save_weights
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import (
+    create_autoencoder,
+    create_model,
+    load_model,
+    save_model,
+)
 
 TINY = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
-STATISTICS = {"mean": (0.45,) * 3, "std": (0.225,) * 3}
+NORMALIZE = Normalize((0.45,) * 3, (0.225,) * 3)
 
 
 @pytest.fixture(scope="module")
@@ -27,13 +31,14 @@ def views():
 
 
 def extractor(model, **changes):
-    settings = {"layer": "pre_logits", "device": torch.device("cpu"), **STATISTICS, **changes}
+    settings = {"layer": "pre_logits", "device": torch.device("cpu"), "normalize": NORMALIZE}
+    settings |= changes
     return FeatureExtractor(model, **settings)
 
 
 @torch.inference_mode()
 def test_stages_are_in_space_time_order(model, views):
-    clips = normalize(views, **STATISTICS)
+    clips = NORMALIZE(views)
     for stage, expected in enumerate(model.forward_intermediates(clips)):
         layer = f"stage{stage + 1}"
         tokens = extractor(model, layer=layer, pooling="none")(views)
@@ -45,7 +50,7 @@ def test_stages_are_in_space_time_order(model, views):
 
 @torch.inference_mode()
 def test_pre_logits_and_logits(model, views):
-    clips = normalize(views, **STATISTICS)
+    clips = NORMALIZE(views)
     features = extractor(model)(views)
     torch.testing.assert_close(model.head(features), model(clips))
     torch.testing.assert_close(extractor(model, layer="logits")(views), model(clips))
@@ -83,11 +88,12 @@ def test_fingerprint_tells_weights_and_architectures_apart(model):
 
 
 def test_backbones_of_folders(model, tmp_path):
-    save_weights(tmp_path / "classifier", model, meta={})
-    loaded, meta = load_backbone(tmp_path / "classifier")
+    save_model(tmp_path / "classifier", model)
+    loaded, card = load_model(tmp_path / "classifier", kind="backbone")
     assert fingerprint(loaded) == fingerprint(model)
-    assert meta == {"mean": [0.45] * 3, "std": [0.225] * 3, "is_autoencoder": False}
-    longer, _ = load_backbone(tmp_path / "classifier", num_frames=8, image_size=64)
+    assert (card.mean, card.std) == ((0.45,) * 3, (0.225,) * 3)
+    assert card.kind == "classifier"
+    longer, _ = load_model(tmp_path / "classifier", num_frames=8, image_size=64, kind="backbone")
     assert longer.input_size == (8, 64, 64)
 
     mae = create_autoencoder(
@@ -97,8 +103,8 @@ def test_backbones_of_folders(model, tmp_path):
         decoder_depth=1,
         **TINY,
     )
-    save_weights(tmp_path / "mae", mae, meta={})
-    encoder, meta = load_backbone(tmp_path / "mae")
-    assert meta["is_autoencoder"]
+    save_model(tmp_path / "mae", mae)
+    encoder, card = load_model(tmp_path / "mae", kind="backbone")
+    assert card.kind == "backbone"
     assert encoder.num_classes == 0
     assert extractor(encoder)(torch.zeros(1, 4, 32, 32, 3, dtype=torch.uint8)).shape == (1, 64)

@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.weights import save_weights
+from hiera_video.models.pretrained import save_model
 
 IMAGE = {
     "input_size": (1, 32, 32),
@@ -21,7 +21,7 @@ IMAGE = {
 
 @pytest.fixture
 def weights(tmp_path):
-    save_weights(tmp_path / "w", Hiera(**IMAGE, num_classes=3), meta={"class_names": [*"abc"]})
+    save_model(tmp_path / "w", Hiera(**IMAGE, num_classes=3), class_names=["a", "b", "c"])
     return tmp_path / "w"
 
 

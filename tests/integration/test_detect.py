@@ -17,8 +17,12 @@ from safetensors.torch import load_file
 
 from hiera_video.data.boxes.table import read_detections
 from hiera_video.demo.actions import DemoAvaData, generate
-from hiera_video.models.registry import create_autoencoder, create_model
-from hiera_video.models.weights import load_detector, save_weights
+from hiera_video.models.pretrained import (
+    create_autoencoder,
+    create_model,
+    load_model,
+    save_model,
+)
 
 SHAPE = {"embed_dim": 8, "num_heads": 1, "stages": [1, 1, 1, 1]}
 CONFIG = {
@@ -126,7 +130,7 @@ def test_the_run_folder(ava, trained, lines_of):
     config = json.loads((trained / "weights" / "config.json").read_text())
     assert config["label_map"]["1"] in (ava.label_map.read_text())
     assert config["clips"] == {"sampling_rate": 2, "target_fps": 12.0}
-    model, _ = load_detector(trained)
+    model, _ = load_model(trained, kind="detector")
     assert model.encoder.input_size == (4, 64, 32)
     assert model.num_classes == len(config["label_map"])
     run = json.loads((trained / "run.json").read_text())
@@ -172,7 +176,7 @@ def test_start_from_other_weights(commands, ava, tmp_path, kind):
     else:
         small = dict(decoder_heads=2, decoder_dim=16, decoder_depth=1)
         model = create_autoencoder("hiera_tiny_16x224", **size, **small)
-    save_weights(tmp_path / "init", model, meta={})
+    save_model(tmp_path / "init", model)
     init = f"model.init={tmp_path / 'init'}"
     result = train(commands, ava, tmp_path / "run", init, *NOTHING_LEARNT)
     assert "reinitialised (2): roi_head.projection" in result.err

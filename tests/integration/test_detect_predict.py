@@ -12,8 +12,7 @@ import torch
 from hiera_video.commands.detect_predict import clip_size
 from hiera_video.data.boxes.table import read_detections
 from hiera_video.models import people
-from hiera_video.models.registry import create_detector
-from hiera_video.models.weights import load_detector, save_weights
+from hiera_video.models.pretrained import create_detector, load_model, save_model
 from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 
@@ -34,8 +33,7 @@ def detector(tmp_path_factory):
         stages=(1, 1, 1, 1),
     )
     folder = tmp_path_factory.mktemp("detector") / "weights"
-    meta = {"label_map": NAMES, "clips": {"sampling_rate": 2, "target_fps": None}}
-    save_weights(folder, model, meta=meta)
+    save_model(folder, model, label_map=NAMES, clips={"sampling_rate": 2, "target_fps": None})
     return folder
 
 
@@ -193,5 +191,5 @@ def test_people_beside_the_centre_are_seen(commands, detector, tmp_path):
     [((180, 320), (32, 64)), ((320, 180), (64, 32)), ((100, 100), (32, 32)), ((9, 40), (32, 128))],
 )
 def test_clips_have_the_shape_of_the_frame(detector, frame, size):
-    model, _ = load_detector(detector)
+    model, _ = load_model(detector, kind="detector")
     assert clip_size(model, *frame) == size

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 import hiera_video
-from hiera_video import Hiera, create_model
+from hiera_video import Hiera, create_model, save_model
 from hiera_video.models.detector import ActionDetector
-from hiera_video.models.weights import save_weights
 from tests.integration.test_readme import PAGES, blocks, rows
 from tests.video.striped_video import make_striped_video
 
@@ -119,9 +118,9 @@ def test_export(commands, tmp_path, monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     classifier = create_model("hiera_tiny_16x224", num_classes=3, **SMALL)
-    save_weights(tmp_path / "classifier", classifier, meta={})
+    save_model(tmp_path / "classifier", classifier)
     encoder = Hiera(input_size=(16, 224, 224), num_classes=0, **SMALL)
-    save_weights(tmp_path / "detector", ActionDetector(encoder, num_classes=4), meta={})
+    save_model(tmp_path / "detector", ActionDetector(encoder, num_classes=4))
     (tmp_path / "exported").mkdir()
     for name, kind in (("classifier", "onnx"), ("detector", "pt2")):
         folder = tmp_path / f"exported_{name}"

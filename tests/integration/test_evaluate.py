@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from hiera_video.evaluation.views import average_views
-from hiera_video.models import registry
-from hiera_video.models.weights import load_folder
+from hiera_video.models import variants
+from hiera_video.models.pretrained import build, load_model
+from hiera_video.models.sources import published_card
 
 
 def evaluate(commands, checkpoint, output, *overrides):
@@ -185,49 +186,73 @@ def test_views_larger_than_the_frames_are_refused(commands, trained, tmp_path):
     result.told("views.short_side is 16", "at least 32")
 
 
-TAG = "hiera_base_16x224.mae_k400_ft_k400"
+VIDEO_TAG = "hiera_base_16x224.mae_k400_ft_k400"
+IMAGE_TAG = "hiera_base_224.mae_in1k_ft_in1k"
 
 
 @pytest.fixture
 def published(monkeypatch, tmp_path):
-    """A tiny model where torch.hub keeps published weights; 400 classes, those of Kinetics."""
-    small = {"input_size": (4, 32, 32), "embed_dim": 8, "stages": (1, 1, 1, 1)}
-    arguments = registry.VARIANTS["hiera_base_16x224"] | small
-    monkeypatch.setitem(registry.VARIANTS, "hiera_base_16x224", arguments)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
-    torch.manual_seed(0)
-    model = registry.build(arguments)
-    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
-    torch.save(
-        {"model_state": model.state_dict()},
-        tmp_path / "hub" / "checkpoints" / registry.PUBLISHED[TAG].file_name,
-    )
-    return model
+    """Makes published weights of a tiny model, where torch.hub keeps them."""
+
+    def make(tag):
+        name = tag.split(".")[0]
+        frames = variants.VARIANTS[name]["input_size"][0]
+        small = {"input_size": (min(frames, 4), 32, 32), "embed_dim": 8, "stages": (1, 1, 1, 1)}
+        arguments = variants.VARIANTS[name] | small
+        monkeypatch.setitem(variants.VARIANTS, name, arguments)
+        monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+        torch.manual_seed(0)
+        model = build(arguments)
+        folder = tmp_path / "hub" / "checkpoints"
+        folder.mkdir(parents=True)
+        file = variants.PUBLISHED[tag].rpartition("/")[2]
+        torch.save({"model_state": model.state_dict()}, folder / file)
+        return model
+
+    return make
 
 
 def test_a_published_classifier_by_its_tag(commands, published, list_of, tmp_path):
+    theirs = published(VIDEO_TAG).state_dict()
     video = commands.toy / "val_0.mp4"
-    result = commands.run("predict", f"checkpoint={TAG}", video, "device=cpu", "--json")
+    result = commands.run("predict", f"checkpoint={VIDEO_TAG}", video, "device=cpu", "--json")
     assert result.code == 0, result.err
     best = json.loads(result.out)["classes"][0]
-    names = registry.PUBLISHED[TAG].class_names
+    names = published_card(VIDEO_TAG).class_names
     assert len(names) == len(set(names)) == 400
 
     val = list_of(tmp_path / "val.csv", [(video, best["class"])], "path,class_name")
-    result = evaluate(commands, TAG, tmp_path / "out", f"data.val={val}")
+    result = evaluate(commands, VIDEO_TAG, tmp_path / "out", f"data.val={val}")
     assert result.code == 0, result.err
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert report["checkpoint"] == TAG
+    assert report["checkpoint"] == VIDEO_TAG
     assert report["video"]["top1"] == 1.0
+    # The recipe's protocol, which nothing on the command line states.
+    assert report["views"] == {"num_clips": 5, "num_crops": 3}
+    assert (report["sampling_rate"], report["target_fps"]) == (4, 30.0)
     saved = np.load(tmp_path / "out" / "scores.npz")
-    assert saved["class_names"].tolist() == names
+    assert saved["class_names"].tolist() == list(names)
     scores = average_views(saved["scores"][0])
     assert scores.max() == pytest.approx(best["probability"], abs=1e-6)
 
-    model, meta = load_folder(TAG)
-    assert (meta["mean"], meta["std"]) == (registry.KINETICS_MEAN, registry.KINETICS_STD)
-    ours, theirs = model.state_dict(), published.state_dict()
+    model, card = load_model(VIDEO_TAG, kind="classifier")
+    assert (card.mean, card.std) == (variants.KINETICS_MEAN, variants.KINETICS_STD)
+    ours = model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_published_image_model_has_one_view(commands, published, list_of, tmp_path):
+    published(IMAGE_TAG)
+    val = list_of(tmp_path / "val.csv", [(commands.toy / "val_0.mp4", 7)])
+    result = evaluate(commands, IMAGE_TAG, tmp_path / "out", f"data.val={val}")
+    assert result.code == 0, result.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["views"] == {"num_clips": 1, "num_crops": 1}
+    assert (report["num_frames"], report["crop_size"], report["short_side"]) == (1, [32, 32], 37)
+    result = evaluate(
+        commands, IMAGE_TAG, tmp_path / "b", f"data.val={val}", "views.num_crops=3", "--dry-run"
+    )
+    assert json.loads(result.out)["views"] == {"num_clips": 1, "num_crops": 3}
 
 
 def test_published_weights_without_a_classifier(commands, tmp_path):

@@ -11,7 +11,7 @@ from torch import nn
 from hiera_video.models import programs as export_module
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.weights import save_weights
+from hiera_video.models.pretrained import save_model
 
 ARGUMENTS = {"input_size": (4, 32, 32), "embed_dim": 8, "stages": (1, 1, 1, 1)}
 
@@ -19,7 +19,7 @@ ARGUMENTS = {"input_size": (4, 32, 32), "embed_dim": 8, "stages": (1, 1, 1, 1)}
 @pytest.fixture
 def weights(tmp_path):
     model = Hiera(**ARGUMENTS, num_classes=3)
-    save_weights(tmp_path / "w", model, meta={"class_names": ["a", "b", "ü"]})
+    save_model(tmp_path / "w", model, class_names=["a", "b", "ü"])
     return tmp_path / "w"
 
 
@@ -56,7 +56,7 @@ def test_detector_as_onnx(commands, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     detector = ActionDetector(Hiera(**ARGUMENTS, num_classes=0), num_classes=2)
-    save_weights(tmp_path / "w", detector, meta={"label_map": {"1": "sit", "2": "run"}})
+    save_model(tmp_path / "w", detector, label_map={1: "sit", 2: "run"})
     folder = tmp_path / "exported"
     arguments = (f"checkpoint={tmp_path / 'w'}", "format=onnx", f"output_dir={folder}")
     result = commands.run("export", *arguments)
@@ -81,7 +81,7 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     assert not (tmp_path / "exported").exists()
     assert commands.run("export").code == 2
     result = commands.run("export", "checkpoint=hiera_base_16x224.mae_k400", "format=pt2")
-    result.told("hiera_base_16x224.mae_k400 is a masked autoencoder, without a classifier")
+    result.told("hiera_base_16x224.mae_k400 is a masked autoencoder", "fine-tune it")
     result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "format=pt2")
     assert result.code == 2
     result.told("no such file or folder", "nearest are hiera_base_224.mae_in1k_ft_in1k, ")

@@ -18,8 +18,9 @@ import torch
 
 from hiera_video import files as files_module
 from hiera_video import load_features, open_video
-from hiera_video.data.transforms import normalize, resize_short_side
-from hiera_video.models.weights import load_folder
+from hiera_video.data.transforms import resize_short_side
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.pretrained import load_model
 from tests.video.striped_video import make_audio, make_striped_video
 
 GOOD = ("a.mp4", "a.mkv", "left/a.mp4", "right/mit Leerzeichen, 日本.mp4", "right/short.mp4")
@@ -127,7 +128,7 @@ def test_a_cut_off_video_says_what_is_missing(commands, trained, tmp_path):
 
 
 def test_features_are_those_of_the_same_frames_by_hand(whole, videos, trained):
-    model, meta = load_folder(trained)
+    model, card = load_model(trained, kind="classifier")
     loaded = load_features(whole / "features" / "left" / "a.mp4.npz")
     settings = loaded.metadata["settings"]
     with open_video(videos / "left" / "a.mp4") as video:
@@ -138,7 +139,7 @@ def test_features_are_those_of_the_same_frames_by_hand(whole, videos, trained):
             top, left = ((size - 32 + 1) // 2 for size in frames.shape[1:3])
             clip = torch.from_numpy(frames[None, :, top : top + 32, left : left + 32].copy())
             with torch.inference_mode():
-                tokens = model.eval().forward_features(normalize(clip, meta["mean"], meta["std"]))
+                tokens = model.forward_features(Normalize(card.mean, card.std)(clip))
                 expected = model.norm(tokens.mean((1, 2, 3)))[0]
             np.testing.assert_allclose(loaded.features[n], expected.numpy(), atol=1e-5)
             assert loaded.start_sec[n] == pytest.approx(start / 25)

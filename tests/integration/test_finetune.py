@@ -10,8 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.registry import create_model
-from hiera_video.models.weights import load_folder, save_weights
+from hiera_video.models.pretrained import create_model, load_model, save_model
 
 HEAD = {"head.projection.weight", "head.projection.bias"}
 
@@ -34,7 +33,7 @@ def untrained(commands, tmp_path_factory):
         config["name"], num_classes=2, num_frames=4, image_size=32, **config["overrides"]
     )
     folder = tmp_path_factory.mktemp("untrained") / "weights"
-    save_weights(folder, model, meta={"class_names": ["left", "right"]})
+    save_model(folder, model, class_names=["left", "right"])
     return folder
 
 
@@ -60,7 +59,7 @@ def test_the_run_folder(commands, tmp_path, lines_of):
     config = json.loads((tmp_path / "weights" / "config.json").read_text())
     assert config["class_names"] == ["left", "right"]
     assert config["clips"]["sampling_rate"] == 2
-    model, _ = load_folder(tmp_path)
+    model, _ = load_model(tmp_path, kind="classifier")
     assert model.input_size == (4, 32, 32)
     run = json.loads((tmp_path / "run.json").read_text())
     assert run["data"]["train"] == str(commands.toy / "train.csv")
@@ -252,9 +251,9 @@ def test_images(commands, tmp_path, lines_of):
         "views.num_clips=1",
     )
     assert lines_of(run_dir / "metrics.jsonl")[-1]["top1"] == 1.0
-    model, config = load_folder(run_dir)
+    model, card = load_model(run_dir, kind="classifier")
     assert model.input_size == (1, 32, 32)
-    assert config["class_names"] == ["dark", "light"]
+    assert card.class_names == ("dark", "light")
     result = commands.run("evaluate", f"checkpoint={run_dir}", f"data.val={tmp_path / 'val'}")
     assert result.code == 0, result.err
     report = json.loads((run_dir / "eval" / "report.json").read_text())
@@ -353,6 +352,6 @@ def test_non_finite_steps_end_training(commands, tmp_path, lines_of):
 
 def test_what_the_shipped_model_is_does_not_leak(trained):
     """The exported weights are a plain model: no wrapper's names."""
-    model, _ = load_folder(trained)
+    model, _ = load_model(trained, kind="classifier")
     assert isinstance(model, Hiera)
     assert set(state_of(trained)) == set(dict(model.named_parameters()))

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from hiera_video import create_autoencoder, create_model
-from hiera_video.models.weights import load_autoencoder, load_weights, save_weights
+from hiera_video.models.loading import load_weights
+from hiera_video.models.pretrained import load_model, save_model
 
 SHAPE = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
 
@@ -98,7 +99,9 @@ def test_an_autoencoder_is_no_classifier(commands, pretrained, tmp_path):
     ):
         result = commands.run(*command, f"checkpoint={pretrained}")
         assert result.code == 1
-        result.told("is a masked autoencoder, without a classifier")
+        result.told(
+            "is a masked autoencoder; needed is a classifier", "fine-tune it with model.init="
+        )
 
 
 @pytest.mark.parametrize("kind", ["tube", "frame", "block"])
@@ -196,7 +199,7 @@ def test_settings_that_do_not_fit(commands, tmp_path, override, code, parts):
 def test_weights_of_another_variant_are_refused(commands, tmp_path):
     torch.manual_seed(0)
     other = create_model("hiera_tiny_16x224", num_classes=2, **{**SHAPE, "embed_dim": 16})
-    save_weights(tmp_path / "other", other, meta={})
+    save_model(tmp_path / "other", other)
     result = commands.run(*commands.pretrain(tmp_path / "run", f"model.init={tmp_path / 'other'}"))
     assert result.code == 1
     result.told("embed_dim 16, not 8")
@@ -205,10 +208,10 @@ def test_weights_of_another_variant_are_refused(commands, tmp_path):
 def test_weights_of_an_autoencoder_and_back(tmp_path):
     torch.manual_seed(0)
     model = create_autoencoder("hiera_tiny_16x224", decoder_heads=2, decoder_dim=16, **SHAPE)
-    save_weights(tmp_path / "w", model, meta={"masking": {"kind": "tube", "mask_ratio": 0.75}})
-    again, config = load_autoencoder(tmp_path / "w")
+    save_model(tmp_path / "w", model, masking={"kind": "tube", "mask_ratio": 0.75})
+    again, card = load_model(tmp_path / "w", kind="autoencoder")
     assert again.decoder_architecture == model.decoder_architecture
-    assert config["masking"] == {"kind": "tube", "mask_ratio": 0.75}
+    assert card.masking == {"kind": "tube", "mask_ratio": 0.75}
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
@@ -216,17 +219,19 @@ def test_weights_of_an_autoencoder_and_back(tmp_path):
     encoder = create_model(checkpoint=tmp_path / "w")  # as it is used afterwards: one more pooling
     assert (encoder.num_classes, len(encoder.pools)) == (0, 3)
     with pytest.raises(ValueError, match="decoder_heads"):
-        load_autoencoder(tmp_path / "w", decoder_heads=4)
-    save_weights(tmp_path / "c", encoder, meta={})
-    with pytest.raises(ValueError, match="needed is what `hiera-video pretrain` wrote"):
-        load_autoencoder(tmp_path / "c")
+        load_model(tmp_path / "w", decoder_heads=4, kind="autoencoder")
+    save_model(tmp_path / "c", encoder)
+    with pytest.raises(
+        ValueError, match="needed is a masked autoencoder: a run of `hiera-video pr"
+    ):
+        load_model(tmp_path / "c", kind="autoencoder")
 
 
 def test_a_decoder_that_does_not_fit_starts_afresh_and_is_reported(tmp_path):
     torch.manual_seed(0)
     decoder = {"decoder_heads": 2, "decoder_dim": 16, "decoder_depth": 1}
     source = create_autoencoder("hiera_tiny_16x224", **decoder, **SHAPE)
-    save_weights(tmp_path / "w", source, meta={})
+    save_model(tmp_path / "w", source)
     larger = create_autoencoder("hiera_tiny_16x224", **decoder, **{**SHAPE, "num_frames": 8})
     report = load_weights(larger, tmp_path / "w")
     assert report.reinitialised == ["decoder_pos_embed"]
@@ -239,7 +244,7 @@ def test_a_decoder_that_does_not_fit_starts_afresh_and_is_reported(tmp_path):
     shape = {key: value for key, value in SHAPE.items() if key != "num_frames"}
     decoder_of_images = {**decoder, "decoder_heads": 4}  # it is dropped, whatever its heads
     image = create_autoencoder("hiera_tiny_224", **decoder_of_images, **shape)
-    save_weights(tmp_path / "image", image, meta={})
+    save_model(tmp_path / "image", image)
     report = load_weights(source, tmp_path / "image")
     assert "decoder_pred.weight" in report.reinitialised
     assert any("inflated" in line for line in report.resized)

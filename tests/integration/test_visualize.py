@@ -13,7 +13,7 @@ from PIL import Image
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.weights import save_weights
+from hiera_video.models.pretrained import save_model
 from hiera_video.video.open import open_video
 
 MASKING = {"kind": "tube", "mask_ratio": 0.75}
@@ -26,7 +26,7 @@ def save(folder: Path, **options: object) -> Path:
     encoder = Hiera(input_size=(4, 64, 64), **small)
     decoder = {"decoder_heads": 2, "decoder_dim": 16, "decoder_depth": 1, **options}
     model = MaskedAutoencoderHiera(encoder, **decoder)
-    save_weights(folder, model, meta={"masking": MASKING, "clips": CLIPS})
+    save_model(folder, model, masking=MASKING, clips=CLIPS)
     return folder
 
 

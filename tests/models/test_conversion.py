@@ -12,12 +12,18 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.models import conversion as convert_module
-from hiera_video.models.conversion import convert, load_any
+from hiera_video.models.card import ModelCard
+from hiera_video.models.conversion import convert
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import Layout, from_official, to_official
-from hiera_video.models.registry import create_autoencoder, create_model
-from hiera_video.models.weights import load_folder, load_weights, save_weights
+from hiera_video.models.loading import card_of, load_weights
+from hiera_video.models.pretrained import (
+    create_autoencoder,
+    create_model,
+    load_model,
+    save_model,
+)
 
 IMAGE: dict[str, Any] = {
     "input_size": (1, 64, 64),
@@ -31,7 +37,13 @@ IMAGE: dict[str, Any] = {
 }
 VIDEO: dict[str, Any] = {**IMAGE, "input_size": (4, 64, 64), "sep_pos_embed": True}
 VIDEO |= {"patch_kernel": (3, 7, 7), "patch_stride": (2, 4, 4), "patch_padding": (1, 3, 3)}
-META = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.1), "class_names": ["a", "b", "c", "d", "ü"]}
+NAMES = ("a", "b", "c", "d", "ü")
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.2, 0.1)
+
+
+def described(model: Hiera, **entries: Any) -> ModelCard:
+    names = NAMES if model.num_classes else ()
+    return card_of(model, **{"mean": MEAN, "std": STD, "class_names": names, **entries})
 
 
 def with_values(model: Hiera, seed: int = 0) -> Hiera:
@@ -66,27 +78,27 @@ def test_names_there_and_back(layout: Layout, num_classes: int) -> None:
 
 @pytest.mark.parametrize("to", ["hiera_video", "official", "timm", "transformers"])
 def test_files_there_and_back(to: Layout, tiny: Hiera, tmp_path: Path) -> None:
-    count = convert(tiny, META, to, tmp_path / "there" / "x")
+    count = convert(tiny, described(tiny), to, tmp_path / "there" / "x")
     assert count == len(tiny.state_dict())
-    again, meta = load_any(tmp_path / "there" / "x")
+    again, card = load_model(tmp_path / "there" / "x", kind="backbone")
     assert again.architecture == tiny.architecture
     assert equal(again.state_dict(), tiny.state_dict())
     if to != "official":
-        assert meta["class_names"] == META["class_names"]
+        assert card.class_names == NAMES
     if to in ("hiera_video", "timm"):
-        assert tuple(meta["mean"]) == META["mean"]
-    convert(again, meta, "hiera_video", tmp_path / "back")
-    model, config = load_folder(tmp_path / "back")
+        assert card.mean == MEAN
+    convert(again, card, "hiera_video", tmp_path / "back")
+    model, card = load_model(tmp_path / "back", kind="classifier")
     assert equal(model.state_dict(), tiny.state_dict())
-    assert config["name"] == "hiera_tiny_224"
+    assert card.name == "hiera_tiny_224"
 
 
 def test_video_and_its_size(tmp_path: Path) -> None:
     with torch.device("meta"):
         model = create_model("hiera_tiny_16x224", num_classes=2, num_frames=8, image_size=96)
     with_values(model.to_empty(device="cpu"))
-    convert(model, META | {"class_names": []}, "official", tmp_path / "x.pth")
-    again, _ = load_any(tmp_path / "x.pth")
+    convert(model, card_of(model), "official", tmp_path / "x.pth")
+    again, _ = load_model(tmp_path / "x.pth", kind="backbone")
     assert again.architecture == model.architecture
     assert equal(again.state_dict(), model.state_dict())
 
@@ -97,7 +109,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path) -> None:
     from transformers import HieraForImageClassification, HieraModel
 
     model, clips = with_values(Hiera(**IMAGE)), torch.randn(2, 3, 1, 64, 64)
-    convert(model, META, "transformers", tmp_path / "x")
+    convert(model, described(model), "transformers", tmp_path / "x")
     other, info = HieraForImageClassification.from_pretrained(
         tmp_path / "x", output_loading_info=True
     )
@@ -108,7 +120,7 @@ def test_transformers_gives_the_same_logits(tmp_path: Path) -> None:
         assert torch.allclose(other.eval()(clips[:, :, 0]).logits, model(clips), atol=1e-4)
 
     model.reset_classifier(0)
-    convert(model, META | {"class_names": []}, "transformers", tmp_path / "features")
+    convert(model, described(model), "transformers", tmp_path / "features")
     backbone = HieraModel.from_pretrained(tmp_path / "features").eval()
     with torch.inference_mode():
         assert torch.allclose(backbone(clips[:, :, 0]).pooler_output, model(clips), atol=1e-4)
@@ -116,9 +128,9 @@ def test_transformers_gives_the_same_logits(tmp_path: Path) -> None:
 
 def test_timm_gives_the_same_logits(tiny: Hiera, tmp_path: Path) -> None:
     timm = pytest.importorskip("timm")
-    convert(tiny, META, "timm", tmp_path / "x")
+    convert(tiny, described(tiny), "timm", tmp_path / "x")
     other = timm.create_model(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval()
-    assert tuple(other.pretrained_cfg["mean"]) == META["mean"]
+    assert tuple(other.pretrained_cfg["mean"]) == MEAN
     clips = torch.randn(1, 3, 1, 224, 224)
     with torch.inference_mode():
         assert torch.allclose(other(clips[:, :, 0]), tiny(clips), atol=1e-4)
@@ -129,44 +141,50 @@ def test_autoencoders_give_their_encoder(tmp_path: Path) -> None:
     mae = create_autoencoder(
         "hiera_tiny_16x224", num_frames=4, image_size=64, decoder_heads=2, **arguments
     )
-    save_weights(tmp_path / "mae", mae, meta={})
-    model, meta = load_any(tmp_path / "mae")
+    save_model(tmp_path / "mae", mae)
+    model, card = load_model(tmp_path / "mae", kind="backbone")
     assert model.num_classes == 0
-    convert(model, meta, "official", tmp_path / "x.pth")
+    convert(model, card, "official", tmp_path / "x.pth")
     again = Hiera(**model.architecture, num_classes=0)
     assert load_weights(again, tmp_path / "x.pth").loaded_frac == 1.0
     assert equal(again.state_dict(), mae.encoder.state_dict())
+
+
+def test_detectors_give_their_encoder(tmp_path: Path) -> None:
+    detector = ActionDetector(Hiera(**{**VIDEO, "num_classes": 0}), num_classes=2)
+    save_model(tmp_path / "detector", detector)
+    model, card = load_model(tmp_path / "detector", kind="backbone")
+    convert(model, card, "official", tmp_path / "x.pth")
+    again = Hiera(**model.architecture, num_classes=0)
+    assert load_weights(again, tmp_path / "x.pth").loaded_frac == 1.0
+    assert equal(again.state_dict(), detector.encoder.state_dict())
 
 
 def test_refusals(tmp_path: Path) -> None:
     video, image = Hiera(**VIDEO), Hiera(**IMAGE)
     for to in ("timm", "transformers"):
         with pytest.raises(ValueError, match=f"{to} has image models only"):
-            convert(video, META, to, tmp_path / "x")
+            convert(video, described(video), to, tmp_path / "x")
     with pytest.raises(ValueError, match="timm builds its models by name"):
-        convert(image, META, "timm", tmp_path / "x")
+        convert(image, described(image), "timm", tmp_path / "x")
     small = Hiera(**IMAGE, mask_unit=(1, 4, 4), q_pool=2)
     with pytest.raises(ValueError, match="refuses mask units of 4 tokens: needed is a multiple of"):
-        convert(small, META, "transformers", tmp_path / "x")
+        convert(small, described(small), "transformers", tmp_path / "x")
     (tmp_path / "there").touch()
     with pytest.raises(FileExistsError, match="exists: choose another name"):
-        convert(image, META, "transformers", tmp_path / "there")
+        convert(image, described(image), "transformers", tmp_path / "there")
     assert [p.name for p in tmp_path.iterdir()] == ["there"]
 
-    convert(image, META, "official", tmp_path / "custom.pth")
+    convert(image, described(image), "official", tmp_path / "custom.pth")
     with pytest.raises(ValueError, match=r"of no variant .* does not state its architecture"):
-        load_any(tmp_path / "custom.pth")
-    detector = ActionDetector(Hiera(**{**VIDEO, "num_classes": 0}), num_classes=2)
-    save_weights(tmp_path / "detector", detector, meta={})
-    with pytest.raises(ValueError, match=r"is an action detector, .* `hiera-video export` takes"):
-        load_any(tmp_path / "detector")
+        load_model(tmp_path / "custom.pth", kind="backbone")
 
 
 def test_transformers_states_the_architecture(tmp_path: Path) -> None:
     other = {"input_size": (1, 64, 128), "num_heads": 2, "mask_unit": (1, 8, 16), "mlp_ratio": 2.0}
     model = with_values(Hiera(**{**IMAGE, **other}, q_pool=2))
-    convert(model, META, "transformers", tmp_path / "x")
-    again, _ = load_any(tmp_path / "x")
+    convert(model, described(model), "transformers", tmp_path / "x")
+    again, _ = load_model(tmp_path / "x", kind="backbone")
     assert again.architecture == model.architecture
     clips = torch.randn(1, 3, 1, 64, 128)
     with torch.inference_mode():
@@ -175,7 +193,7 @@ def test_transformers_states_the_architecture(tmp_path: Path) -> None:
     path = tmp_path / "x" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": [2, 4, 4, 4]}))
     with pytest.raises(ValueError, match=r"num_heads is \[2, 4, 4, 4\]: needed is \[2, 4, 8, 16\]"):
-        load_any(tmp_path / "x")
+        load_model(tmp_path / "x", kind="backbone")
 
 
 def test_folders_that_transformers_wrote(tmp_path: Path) -> None:
@@ -196,15 +214,17 @@ def test_folders_that_transformers_wrote(tmp_path: Path) -> None:
     path.write_text(json.dumps({key: stated[key] for key in stated if key != "num_heads"}))
     expected = Hiera(**{**IMAGE, "num_classes": 0}).architecture
     for name in ("mae", "backbone"):
-        model, meta = load_any(tmp_path / name)
+        model, card = load_model(tmp_path / name, kind="backbone")
         assert model.architecture == expected
-        assert (model.num_classes, meta["class_names"]) == (0, [])
+        assert (model.num_classes, card.class_names) == (0, ())
 
 
 def test_what_a_layout_has_no_place_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        convert(Hiera(**IMAGE), {**META, "multi_label": True}, "transformers", tmp_path / "x")
-    assert "the transformers layout has no place for mean, std" in caplog.text
+        model = Hiera(**IMAGE)
+        card = described(model, multi_label=True, clips={"sampling_rate": 1})
+        convert(model, card, "transformers", tmp_path / "x")
+    assert "the transformers layout has no place for mean, std, clips" in caplog.text
 
 
 @pytest.mark.parametrize("to", ["official", "transformers"])
@@ -217,6 +237,7 @@ def test_nothing_is_left_of_what_does_not_come_back(
         return {**state, key: state[key] + 1}
 
     monkeypatch.setattr(convert_module, "from_official", spoilt)
+    model = Hiera(**IMAGE)
     with pytest.raises(RuntimeError, match=r"written: blocks\.0\.mlp\.fc1\.bias$"):
-        convert(Hiera(**IMAGE), META, to, tmp_path / "x")
+        convert(model, described(model), to, tmp_path / "x")
     assert not any(tmp_path.iterdir())

@@ -6,8 +6,13 @@ from torch import nn
 from torchvision.ops import roi_align
 
 from hiera_video.models.detector import ActionDetector
-from hiera_video.models.registry import create_autoencoder, create_detector, create_model
-from hiera_video.models.weights import load_detector, load_folder, save_weights
+from hiera_video.models.pretrained import (
+    create_autoencoder,
+    create_detector,
+    create_model,
+    load_model,
+    save_model,
+)
 
 SMALL = {"embed_dim": 16, "stages": (1, 1, 1, 1)}
 
@@ -84,7 +89,7 @@ def test_depth_of_parameters_as_in_the_encoder():
 def test_starts_from_a_classifier(tmp_path):
     arguments = {"num_frames": 4, "image_size": 64, **SMALL}
     classifier = create_model("hiera_tiny_16x224", num_classes=7, **arguments)
-    save_weights(tmp_path / "w", classifier, meta={})
+    save_model(tmp_path / "w", classifier)
     model = create_detector("hiera_tiny_16x224", checkpoint=tmp_path / "w", **arguments)
     assert model.num_classes == 80
     for name, value in model.encoder.named_parameters():
@@ -101,7 +106,7 @@ def test_starts_from_a_masked_autoencoder(tmp_path, named):
     autoencoder = create_autoencoder(
         "hiera_tiny_16x224", decoder_heads=1, decoder_dim=16, decoder_depth=1, **arguments
     )
-    save_weights(tmp_path / "w", autoencoder, meta={})
+    save_model(tmp_path / "w", autoencoder)
     chosen = {"name": "hiera_tiny_16x224", **arguments} if named else {}
     model = create_detector(checkpoint=tmp_path / "w", **chosen)
     assert model.encoder.architecture["q_pool"] == 3
@@ -112,23 +117,25 @@ def test_starts_from_a_masked_autoencoder(tmp_path, named):
 def test_saved_and_loaded_whole(tmp_path):
     model = detector(num_classes=3, roi_resolution=4, q_pool=2).eval()
     nn.init.normal_(model.roi_head.projection.weight)
-    save_weights(tmp_path / "w", model, meta={"label_map": {"1": "run"}})
-    again, meta = load_detector(tmp_path / "w")
-    assert meta["label_map"] == {"1": "run"}
+    save_model(tmp_path / "w", model, label_map={"1": "run"})
+    again, card = load_model(tmp_path / "w", kind="detector")
+    assert card.label_map == {1: "run"}
     assert again.detector_architecture == {"num_classes": 3, "roi_resolution": 4}
     clips, boxes = random_clips(model), torch.tensor([[0.1, 0.1, 0.9, 0.9]])
     owner = torch.tensor([1])
     assert torch.equal(again.eval()(clips, boxes, owner), model(clips, boxes, owner))
     other = create_detector(checkpoint=tmp_path / "w", num_classes=4)  # a fresh head
     assert other.num_classes == 4
+    assert other.card.label_map == {}
+    assert create_detector(checkpoint=tmp_path / "w").card.label_map == {1: "run"}
     assert torch.equal(other.encoder.norm.weight, model.encoder.norm.weight)
     encoder = create_model(checkpoint=tmp_path / "w", num_classes=2)  # and the other way round
     assert torch.equal(encoder.norm.weight, model.encoder.norm.weight)
     with pytest.raises(ValueError, match="is an action detector"):
-        load_folder(tmp_path / "w")
-    save_weights(tmp_path / "c", encoder, meta={})
+        load_model(tmp_path / "w", kind="classifier")
+    save_model(tmp_path / "c", encoder)
     with pytest.raises(ValueError, match="detect train"):
-        load_detector(tmp_path / "c")
+        load_model(tmp_path / "c", kind="detector")
 
 
 def test_refuses_what_cannot_be():

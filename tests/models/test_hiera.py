@@ -149,6 +149,11 @@ def test_refused_input() -> None:
     model = small()
     with pytest.raises(ValueError, match=r"\[1, 3, 4, 64, 64\], this model takes \[B, 3, 8, 64"):
         model(torch.zeros(1, 3, 4, 64, 64))
+    with pytest.raises(ValueError, match=r"\[1, 3, 64, 64\], this model takes \[B, 3, 8, 64"):
+        model(torch.zeros(1, 3, 64, 64))  # no image model
+    bytes_ = torch.zeros(1, 3, 8, 64, 64, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"input is torch\.uint8: .*normalize\.Normalize makes"):
+        model(bytes_)
     with pytest.raises(ValueError, match="indices has 4: the model has stages 0 to 3"):
         model.forward_intermediates(clip(model), indices=[4])
 

@@ -1,4 +1,4 @@
-"""Folders and repositories; the Hub itself is not asked."""
+"""Repositories; the Hub itself is not asked."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from hiera_video.models.hiera import Hiera
+from hiera_video import Hiera, load_model, save_model
+from hiera_video.errors import FetchError
 
 ARGUMENTS: dict[str, Any] = {
     "input_size": (4, 32, 32),
@@ -23,24 +24,6 @@ def same(a: Hiera, b: Hiera) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
-def test_folder(tmp_path: Path) -> None:
-    model = Hiera(**ARGUMENTS)
-    model.save_pretrained(tmp_path / "x", class_names=["walk", "run"])
-    again = Hiera.from_pretrained(tmp_path / "x")
-    assert same(again, model)
-    assert not again.training
-    assert again.meta["class_names"] == ["walk", "run"]
-    again.save_pretrained(tmp_path / "y", sampling_rate=4)
-    meta = Hiera.from_pretrained(tmp_path / "y").meta
-    assert meta == again.meta | {"sampling_rate": 4}
-    assert again.meta.keys() >= {"mean", "std"}
-    again.reset_classifier(3)
-    again.save_pretrained(tmp_path / "z")
-    assert Hiera.from_pretrained(tmp_path / "z").meta["class_names"] == []
-    with pytest.raises(ValueError, match=r"revision is 'v1', but .*x is no repository"):
-        Hiera.from_pretrained(tmp_path / "x", revision="v1")
-
-
 def test_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.chdir(tmp_path)
@@ -48,7 +31,7 @@ def test_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "create_repo", lambda name, exist_ok: calls.append(name))
     monkeypatch.setattr(hub, "upload_folder", lambda **given: calls.append(given))
     model = Hiera(**ARGUMENTS)
-    model.save_pretrained("mine", repository="me/mine")
+    save_model("mine", model, repository="me/mine")
     files = ["config.json", "model.safetensors"]
     upload = {"repo_id": "me/mine", "folder_path": Path("mine"), "allow_patterns": files}
     assert calls == ["me/mine", upload]
@@ -58,26 +41,30 @@ def test_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         return str(tmp_path / "mine")
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert same(Hiera.from_pretrained("me/mine", revision="v1"), model)
+    again, card = load_model("hf://me/mine@v1", kind="classifier")
+    assert same(again, model)
+    assert card.num_classes == 2
+    with pytest.warns(DeprecationWarning, match="load_model"):
+        assert same(Hiera.from_pretrained("me/mine", revision="v1"), model)
 
 
 def test_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub = pytest.importorskip("huggingface_hub")
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    message = "me/nothing is no local folder, and cannot be fetched .* HF_HUB_OFFLINE"
-    with pytest.raises(ConnectionError, match=rf"{message}"):
-        Hiera.from_pretrained("me/nothing")
-    with pytest.raises(ConnectionError, match=r"x is written, but cannot be uploaded to me/x"):
-        Hiera(**ARGUMENTS).save_pretrained(tmp_path / "x", repository="me/x")
+    with pytest.raises(FetchError, match=r"hf://me/nothing cannot be fetched .* HF_HUB_OFFLINE"):
+        load_model("hf://me/nothing")
+    with pytest.raises(FetchError, match=r"x is written, but cannot be uploaded to me/x"):
+        save_model(tmp_path / "x", Hiera(**ARGUMENTS), repository="me/x")
 
 
 def test_missing_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match=r"pip install 'hiera-video\[hub\]'"):
-        Hiera.from_pretrained("me/mine")
-    with pytest.raises(FileNotFoundError, match="no such file or folder"):
-        Hiera.from_pretrained("nowhere")
+        load_model("hf://me/mine")
+    for name in ("nowhere", "runs/nowhere"):  # no repository, whatever it looks like
+        with pytest.raises(FileNotFoundError, match="no such file or folder"):
+            load_model(name)
 
 
 def test_errors_of_the_connection_are_named(
@@ -95,7 +82,7 @@ def test_errors_of_the_connection_are_named(
     monkeypatch.setattr(hub, "snapshot_download", fail)
     model = Hiera(**ARGUMENTS)
     with pytest.raises(ConnectionError, match=r"cannot be uploaded to me/mine.*no route to host"):
-        model.save_pretrained(tmp_path / "mine", repository="me/mine")
+        save_model(tmp_path / "mine", model, repository="me/mine")
     assert (tmp_path / "mine" / "model.safetensors").exists()
-    with pytest.raises(ConnectionError, match=r"me/mine is no local folder.*no route to host"):
-        Hiera.from_pretrained("me/mine")
+    with pytest.raises(ConnectionError, match=r"hf://me/mine cannot be fetched.*no route to host"):
+        load_model("hf://me/mine")

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from hiera_video.data.batches import DetectionBatch
+from hiera_video.models.normalize import Normalize
 from hiera_video.training.losses import DetectionLoss, multi_hot
 
 
@@ -28,7 +29,7 @@ def batch(*actions):
 
 
 def loss_of(model, batch, num_classes=3):
-    loss = DetectionLoss(num_classes=num_classes, mean=(0.5,) * 3, std=(0.25,) * 3)
+    loss = DetectionLoss(num_classes=num_classes, normalize=Normalize((0.5,) * 3, (0.25,) * 3))
     return loss(model, batch, np.random.default_rng(0))
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from hiera_video.data.batches import ClipBatch, ClipSample, collate_clips
 from hiera_video.errors import ConfigError
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.normalize import Normalize
 from hiera_video.settings.training import Augment, Train
 from hiera_video.training.losses import ClassificationLoss, balanced_class_weights
 from hiera_video.training.optim import freeze
@@ -33,7 +34,7 @@ def batch(*labels, value=0):
 def loss_of(model, clips, **changes):
     augment = {"mixup": 0, "cutmix": 0, "label_smoothing": 0.0}
     augment |= {key: changes.pop(key) for key in augment.keys() & changes.keys()}
-    settings = dict(num_classes=3, mean=(0.5,) * 3, std=(0.25,) * 3) | changes
+    settings = dict(num_classes=3, normalize=Normalize((0.5,) * 3, (0.25,) * 3)) | changes
     return ClassificationLoss(Augment(**augment), **settings)(
         model, clips, np.random.default_rng(0)
     )

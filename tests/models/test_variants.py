@@ -1,4 +1,4 @@
-"""Variants, published weights, and the arguments of `create_model`."""
+"""Variants, and the arguments of `create_model`."""
 
 from __future__ import annotations
 
@@ -10,13 +10,7 @@ import torch
 
 from hiera_video import create_model, list_models
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.registry import (
-    IMAGENET_MEAN,
-    KINETICS_STD,
-    PUBLISHED,
-    VARIANTS,
-    variant_name,
-)
+from hiera_video.models.variants import variant_name
 
 # Millions of parameters: the paper's sizes, counted from its table 8, 1000 and 400 classes.
 PARAMETERS = {
@@ -56,19 +50,6 @@ def test_parameter_counts(name: str) -> None:
     assert variant_name(model.architecture) == name
 
 
-def test_published_weights() -> None:
-    weights = PUBLISHED["hiera_large_16x224.mae_k400"]
-    assert weights.url == "https://dl.fbaipublicfiles.com/hiera/mae_hiera_large_16x224.pth"
-    assert weights.file_name == "mae_hiera_large_16x224.pth"
-    assert (weights.num_classes, weights.sampling_rate, weights.std) == (None, 4, KINETICS_STD)
-    weights = PUBLISHED["hiera_tiny_224.mae_in1k_ft_in1k"]
-    assert weights.file_name == "hiera_tiny_224.pth"
-    assert (weights.num_classes, weights.sampling_rate) == (1000, None)
-    assert weights.mean == IMAGENET_MEAN
-    assert {w.license for w in PUBLISHED.values()} == {"CC-BY-NC-4.0"}
-    assert all(w.architecture in VARIANTS for w in PUBLISHED.values())
-
-
 @pytest.mark.parametrize(
     ("arguments", "input_size"),
     [
@@ -93,6 +74,14 @@ def test_overrides_as_from_yaml() -> None:
     ).shape == (1, 768)
 
 
+def test_images_without_a_time_axis() -> None:
+    model = create_model("hiera_tiny_224", image_size=32, embed_dim=8, stages=[1, 1, 1, 1]).eval()
+    x = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        for method in (model, model.forward_features, lambda x: model.forward_intermediates(x)[1]):
+            assert torch.equal(method(x), method(x.unsqueeze(2)))
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
@@ -106,6 +95,10 @@ def test_overrides_as_from_yaml() -> None:
         ("hiera_tiny_16x224", {"mask_unit": (1, 6, 8)}, r"multiple of \(1, 8, 8\)"),
         ("hiera_tiny_16x224", {"q_pool": 4}, "q_pool is 4: allowed are 0 to 3"),
         ("hiera_tiny_224", {"num_frames": 16}, "image model, of 1 frame"),
+        ("hiera_tiny_16x224", {"pretrained": True}, r"name the weights, .*checkpoint=\.\.\."),
+        ("hiera_tiny_16x224", {"features_only": True}, "forward_intermediates"),
+        ("hiera_tiny_16x224", {"global_pool": ""}, r"forward_head\(x, pre_logits=True\)"),
+        ("hiera_tiny_16x224", {"zzz": 1}, r"^'zzz' is unknown\. Arguments of Hiera are: "),
         (None, {}, "name is None"),
     ],
 )

@@ -1,0 +1,148 @@
+"""Classes of video files, for `hiera-video predict` and for Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from hiera_video.data.batches import Failure, ViewSample
+from hiera_video.data.datasets import EvaluationViews, checked_short_side
+from hiera_video.data.transforms import resize_short_side
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.evaluation.results import top_classes
+from hiera_video.evaluation.views import average_views, score_views
+from hiera_video.models import pretrained
+from hiera_video.models.card import Kind, ModelCard
+from hiera_video.models.loading import Model, encoder_of
+from hiera_video.models.normalize import Normalize
+from hiera_video.settings.video import Clips, Decoding, Views
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import opener
+from hiera_video.video.reader import Cause, VideoError
+from hiera_video.video.sampling import crop_offsets
+
+Classes = list[tuple[str, float]]
+"""Names and probabilities, most likely first."""
+
+
+class LoadedModel(NamedTuple):
+    """A model in evaluation mode and its card: `model, card = load_model(...)`."""
+
+    model: Model
+    card: ModelCard
+
+    def predict(self, path: str | os.PathLike[str], top_k: int = 5) -> Classes:
+        """The most likely classes of a video or image, as `hiera-video predict` prints them.
+
+        Clips and views are those of the card; the model runs where its weights are.
+
+        Raises:
+            WeightsError: the model is not a classifier.
+            VideoError: the file cannot be read.
+        """
+        self.card.require("classifier", "this model")
+        clips = Clips.model_validate(self.card.clips or {})
+        views = Views.model_validate(self.card.views or {})
+        dataset = views_of([os.fspath(path)], self.model, clips, views, Decoding())
+        sample = dataset[0]
+        if isinstance(sample, Failure):
+            sentence = sample.message.removeprefix(f"{sample.path}: ")
+            raise VideoError(sample.path, cast(Cause, sample.cause), sentence)
+        device = next(self.model.parameters()).device
+        ((_, classes),) = classify(
+            self.model, self.card, [sample], batch_size=views.batch_size, device=device, top_k=top_k
+        )
+        return classes
+
+
+def load_model(
+    source: str | os.PathLike[str], *, kind: Kind | None = None, **changes: Any
+) -> LoadedModel:
+    """A trained model and its card.
+
+    Args:
+        source: a run, checkpoint or weights folder, a file of weights, the tag of published
+            weights, or OWNER/NAME on the Hugging Face Hub.
+        kind: "classifier", "backbone", "autoencoder" or "detector", which the weights must serve
+            as. None: what they are.
+        changes: arguments of `create_model` (or `create_autoencoder`, `create_detector`), such as
+            `num_frames`; `decoder_heads` must be given for published autoencoders.
+
+    Raises:
+        WeightsError: the weights cannot be read, or are of another kind.
+    """
+    return LoadedModel(*pretrained.load_model(os.fspath(source), kind=kind, **changes))
+
+
+def model_transform(
+    card: ModelCard,
+) -> Callable[[UInt8[np.ndarray, "T H W 3"]], Float[Tensor, "S C T h w"]]:
+    """What evaluation does with the frames of a clip: resizing, crops and normalisation.
+
+    Returns:
+        From decoded frames of any size to the input of the model, one clip for each crop of
+        `card.views` (one centre crop where the card has no views).
+    """
+    _, height, width = card.architecture["input_size"]
+    num_crops = (card.views or {}).get("num_crops", 1)
+    given = (card.views or {}).get("short_side")
+    short_side = checked_short_side(given, (height, width), num_crops)
+    normalize = Normalize(card.mean, card.std)
+
+    def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
+        frames = resize_short_side(frames, short_side)
+        offsets = crop_offsets(frames.shape[1], frames.shape[2], (height, width), num_crops)
+        crops = [frames[:, y : y + height, x : x + width] for y, x in offsets]
+        return normalize(torch.from_numpy(np.stack(crops)))
+
+    return transform
+
+
+def views_of(
+    paths: list[str], model: Any, clips: Clips, views: Views, decoding: Decoding
+) -> EvaluationViews:
+    """The views of files whose labels are not known."""
+    num_frames, height, width = encoder_of(model).input_size
+    return EvaluationViews(
+        [VideoRecord(path, (), path) for path in paths],
+        ClipSampler.of(clips, num_frames),
+        crop_size=(height, width),
+        views=views,
+        open_video=opener(decoding),
+    )
+
+
+def classify(
+    model: Any,
+    card: ModelCard,
+    samples: Iterable[ViewSample],
+    *,
+    batch_size: int,
+    device: torch.device,
+    bf16: bool = False,
+    top_k: int,
+) -> Iterator[tuple[ViewSample, Classes]]:
+    """Yields each sample with its most likely classes: the mean of the probabilities of its views.
+
+    Args:
+        batch_size: views in a forward pass.
+    """
+    scored = score_views(
+        model.to(device),
+        samples,
+        Normalize(card.mean, card.std).to(device),
+        crop_size=encoder_of(model).input_size[1:],
+        batch_size=batch_size,
+        device=device,
+        bf16=bf16,
+        multi_label=card.multi_label,
+    )
+    for sample, scores in scored:
+        best = top_classes(average_views(scores), top_k)
+        yield sample, [(card.classes[c], probability) for c, probability in best]

@@ -1,0 +1,261 @@
+"""Reading weights: whatever the layout of a file, its tensors under official names, and its card.
+
+A key that no list here knows is an error. What a file does not state, `with_card` infers.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.models.card import ModelCard
+from hiera_video.models.download import fetch_file
+from hiera_video.models.layouts import (
+    PATCHES,
+    Layout,
+    architecture_of,
+    rename,
+    statements_of,
+    to_official,
+)
+from hiera_video.models.sources import (
+    card_of_folder,
+    find_weights,
+    published_card,
+    read_config,
+)
+from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
+
+STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files keep the tensors
+WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile
+HEAD = ("head.projection.weight", "head.projection.bias")
+ROI_HEAD = ("roi_head.projection.weight", "roi_head.projection.bias")  # of an action detector
+ENCODER = re.compile(
+    r"pos_embed(_spatial|_temporal)?|(patch_embed\.proj|norm|head\.projection)\.(weight|bias)"
+    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
+)
+# What an official autoencoder has beside its encoder.
+DECODER = re.compile(
+    r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred|blocks)\..+|multi_scale_fusion_heads\..+"
+)
+# The equivalent keys in transformers checkpoints, which are not read, and AveragedModel's counter.
+DROPPED = re.compile(r"decoder\..+|multiscale_fusion\..+|n_averaged")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a file or folder, under official names."""
+
+    source: str
+    layout: Layout  # hiera_video for a weights folder
+    state: dict[str, Tensor]  # of the encoder and its classifier; patch kernels [D, C, t, h, w]
+    decoder: dict[str, Tensor] = field(default_factory=dict)  # of an autoencoder
+    roi_head: dict[str, Tensor] = field(default_factory=dict)  # of an action detector
+    dropped: list[str] = field(default_factory=list)  # keys that nobody reads
+    renamed: list[str] = field(default_factory=list)  # an autoencoder's norm serves as the model's
+    card: ModelCard | None = None  # None: of a file, or of a folder of another project
+    foreign_config: dict[str, Any] = field(default_factory=dict)  # config.json of such a folder
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of the classifier; None where there is none, as in a masked autoencoder."""
+        if self.card is not None:
+            return self.card.num_classes
+        return self.state[HEAD[0]].shape[0] if HEAD[0] in self.state else None
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of `Hiera`, where there is a card that states them; else empty."""
+        return self.card.architecture if self.card is not None else {}
+
+    @property
+    def likely_architecture(self) -> dict[str, Any]:
+        """`architecture`; without a card, what shapes show and the input of published models."""
+        shown = architecture_shown(self.state)
+        if self.card is not None or not shown:
+            return self.architecture
+        frames, stride = (1, 1) if shown["patch_kernel"][0] == 1 else (16, 2)
+        return {"input_size": (frames, 224, 224), "patch_stride": (stride, 4, 4), **shown}
+
+
+def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
+    """Reads the weights of a source, see `hiera_video.models.sources`.
+
+    A file ends in .safetensors, or is what torch.save wrote: a state dict, bare or under
+    `model_state` (official files), `model`, `module` or `state_dict`.
+
+    Raises:
+        WeightsError: not the weights of a Hiera; gives the keys or the reason.
+        WeightsNotFoundError: nothing there, or a folder without config.json.
+        ConnectionError: weights that cannot be fetched.
+    """
+    if isinstance(source, Checkpoint):
+        return source
+    card: ModelCard | None = None
+    foreign_config: dict[str, Any] = {}
+    if str(source) in PUBLISHED:
+        card = published_card(str(source))
+        path = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+    else:
+        path = find_weights(source)
+    is_folder = path.is_dir()
+    if is_folder:
+        card = card_of_folder(path)
+        foreign_config = read_config(path) if card is None else {}
+        path = path / "model.safetensors"
+        if not path.is_file():
+            raise WeightsNotFoundError(f"{path} is not there: it belongs beside config.json")
+    read = _to_official(str(source), _read_file(path))
+    layout = "hiera_video" if is_folder and card is not None else read.layout
+    return replace(read, layout=layout, card=card, foreign_config=foreign_config)
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without the prefixes of wrappers. Nothing in it is executed."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file  # not needed to build a model
+
+            data: Any = load_file(path)
+        else:
+            data = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises any of six kinds on bytes that it did not write
+        code = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
+        if code:
+            raise WeightsError(
+                f"{path} is refused: it holds a pickled {code[1]}, and unpickling may run any "
+                "code. If you trust the file, save its state dict alone with torch.save"
+            ) from error
+        raise WeightsError(f"{path} is damaged or not a file of weights") from error
+
+    while isinstance(data, dict):
+        entry = next((e for e in STATE_ENTRIES if isinstance(data.get(e), dict)), None)
+        if entry is None:
+            break
+        data = data[entry]
+    found = data if isinstance(data, dict) else {type(data).__name__: data}
+    others = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
+    if others or not found:
+        raise WeightsError(
+            f"{path} holds no state dict, neither bare nor under {', '.join(STATE_ENTRIES)}; "
+            f"not tensors are: {shorten(others)}"
+        )
+    state = {}
+    for key, value in found.items():
+        while key.startswith(WRAPPER_PREFIXES):
+            key = key.partition(".")[2]
+        if key in state:
+            raise WeightsError(f"{path} holds {key} twice, with and without a wrapper's prefix")
+        state[key] = value
+    return state
+
+
+def _to_official(source: str, state: dict[str, Tensor]) -> Checkpoint:
+    """Renames keys to official ones and sets those aside that an encoder does without."""
+    layout, state = to_official(state)
+    dropped = [key for key in state if DROPPED.fullmatch(key)]
+    decoder = {
+        key: value.unsqueeze(2) if value.dim() == 4 else value  # of images
+        for key, value in state.items()
+        if DECODER.fullmatch(key)
+    }
+    roi_head = {key: state[key] for key in ROI_HEAD if key in state}
+    beside = {*decoder, *roi_head, *dropped}
+    state = {key: value for key, value in state.items() if key not in beside}
+    renamed = []
+    if "encoder_norm.weight" in state:
+        renamed.append("encoder_norm -> norm")
+        state = {rename(key, {"encoder_norm.": "norm."}): value for key, value in state.items()}
+    if unknown := [key for key in state if not ENCODER.fullmatch(key)]:
+        raise WeightsError(
+            f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
+            f"{len(state) + len(beside)} keys are not, {shorten(unknown)}"
+        )
+    if PATCHES in state and state[PATCHES].dim() == 4:  # of images
+        state[PATCHES] = state[PATCHES].unsqueeze(2)
+    return Checkpoint(source, layout, state, decoder, roi_head, dropped, renamed)
+
+
+def shorten(names: Sequence[str], shown: int = 6) -> str:
+    """The first of the names, and how many more there are."""
+    more = f", and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+# What a file does not state.
+
+
+def with_card(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint with a card, inferred from its shapes and names if it states none.
+
+    Where nothing states the architecture, it must be that of a variant.
+
+    Raises:
+        WeightsError: it is of no variant.
+    """
+    if checkpoint.card is not None:
+        return checkpoint
+    if checkpoint.layout == "transformers" and checkpoint.foreign_config:
+        architecture = architecture_of(checkpoint.foreign_config)
+        if checkpoint.renamed:  # the encoder of an autoencoder, which pools once less
+            architecture["q_pool"] = len(architecture["stages"]) - 1
+    else:
+        architecture = _variant_shown(checkpoint)
+    if checkpoint.decoder:
+        card = ModelCard(
+            architecture={**architecture, "q_pool": 2}, num_classes=None, autoencoder={}
+        )
+    else:
+        num_classes = checkpoint.num_classes or 0
+        statements = statements_of(checkpoint.foreign_config, num_classes)
+        card = ModelCard(architecture=architecture, num_classes=num_classes, **statements)
+    return replace(checkpoint, card=card)
+
+
+def architecture_shown(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Keyword arguments of `Hiera` that shapes show; none where blocks or patches are missing."""
+    widths: list[int] = []
+    while (key := f"blocks.{len(widths)}.norm2.weight") in state:
+        widths.append(state[key].shape[0])
+    if not widths or PATCHES not in state:
+        return {}
+    return {
+        "patch_kernel": tuple(state[PATCHES].shape[2:]),
+        "embed_dim": min(widths),
+        "stages": tuple(widths.count(width) for width in sorted(set(widths))),
+    }
+
+
+def _variant_shown(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The architecture of the variant, and the size of its input, that shapes show."""
+    state, shown = checkpoint.state, architecture_shown(checkpoint.state)
+    found = [
+        name
+        for name, arguments in VARIANTS.items()
+        if shown and all(arguments[key] == value for key, value in shown.items())
+    ]
+    spatial = state.get("pos_embed_spatial", state.get("pos_embed"))
+    if not found or spatial is None:
+        raise WeightsError(
+            f"{checkpoint.source} is of no variant ({', '.join(VARIANTS)}), and does not state its "
+            f"architecture: its shapes show {shown or 'none'}"
+        )
+    (name,) = found
+    arguments = {key: value for key, value in VARIANTS[name].items() if key != "num_classes"}
+    stride, step, _ = arguments["patch_stride"]
+    side = math.isqrt(spatial.shape[1])
+    if side**2 != spatial.shape[1]:
+        raise WeightsError(
+            f"{checkpoint.source} has a position embedding of {spatial.shape[1]} tokens, which is "
+            "not a square: its size cannot be known"
+        )
+    times = state["pos_embed_temporal"].shape[1] if "pos_embed_temporal" in state else 1
+    return {**arguments, "input_size": (times * stride, side * step, side * step)}

@@ -1,0 +1,354 @@
+"""Weights of a checkpoint into a model, with a report of what became of each tensor.
+
+Patch kernels and position embeddings of another clip size are adapted. A parameter that the
+checkpoint lacks is an error; only a classifier and a decoder may start afresh.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from jaxtyping import Float
+from torch import Tensor
+
+from hiera_video.errors import WeightsError
+from hiera_video.models.card import ModelCard
+from hiera_video.models.checkpoint import (
+    DECODER,
+    HEAD,
+    ROI_HEAD,
+    Checkpoint,
+    architecture_shown,
+    read_checkpoint,
+    shorten,
+)
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.layouts import PATCHES
+from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.variants import as_tuple, check_known, variant_name
+
+if TYPE_CHECKING:
+    from hiera_video.models.detector import ActionDetector
+
+logger = logging.getLogger(__name__)
+
+PosEmbedResize = Literal["window", "bicubic"]
+Model: TypeAlias = "Hiera | MaskedAutoencoderHiera | ActionDetector"
+
+
+@dataclass
+class LoadReport:
+    """What became of every tensor of a checkpoint and of every parameter of a model."""
+
+    source: str
+    layout: str
+    loaded: list[str] = field(default_factory=list)  # parameters that got the file's values
+    renamed: list[str] = field(default_factory=list)
+    resized: list[str] = field(default_factory=list)  # "what: how", for values that were adapted
+    reinitialised: list[str] = field(default_factory=list)  # of a fresh head or decoder
+    dropped: list[str] = field(default_factory=list)  # keys of the file that were not used
+    missing: list[str] = field(default_factory=list)  # parameters left as they were
+    loaded_frac: float = 0.0  # of the model's parameters, counted by elements
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.reinitialised) + len(self.missing)
+        lines = [
+            f"{self.source} ({self.layout} layout): loaded {len(self.loaded)} of {total} tensors, "
+            f"{self.loaded_frac:.1%} of the parameters"
+        ]
+        for what in ("renamed", "resized", "reinitialised", "dropped", "missing"):
+            if entries := getattr(self, what):
+                lines.append(f"  {what} ({len(entries)}): {shorten(entries)}")
+        return "\n".join(lines)
+
+
+def load_weights(
+    model: Model,
+    source: str | Path | Checkpoint,
+    *,
+    pos_embed_resize: PosEmbedResize = "window",
+    allow_partial: bool = False,
+) -> LoadReport:
+    """Loads weights into a model, whole or not at all, and logs the report that it returns.
+
+    The model then has the card of the weights, as far as it still describes it: `model.card`.
+    Patch kernels and position embeddings of another clip size are adapted, so that image weights
+    fit a video model too. A classifier for another number of classes, or none as in
+    a masked autoencoder, starts afresh; so does the head of an action detector. So does the decoder
+    of an autoencoder where the checkpoint has none or that of images for a video model, and its
+    position embedding at another clip size.
+
+    Args:
+        source: as for `read_checkpoint`.
+        pos_embed_resize: how position embeddings are interpolated in space: in step with the
+            attention windows ("window"), or plainly ("bicubic").
+        allow_partial: parameters that the checkpoint lacks keep their values and are reported as
+            missing, rather than being an error.
+
+    Raises:
+        WeightsError: weights of another architecture, or missing parameters.
+    """
+    checkpoint = read_checkpoint(source)
+    encoder = encoder_of(model)
+    parameters = {official_name(key): value for key, value in model.named_parameters()}
+    state = dict(checkpoint.state)
+    report = LoadReport(checkpoint.source, checkpoint.layout)
+    if not isinstance(model, MaskedAutoencoderHiera):
+        report.renamed += checkpoint.renamed
+    report.dropped += checkpoint.dropped
+    if checkpoint.num_classes != encoder.num_classes:
+        unused = [key for key in HEAD if state.pop(key, None) is not None]
+        if encoder.num_classes == 0:
+            report.dropped += unused
+        else:
+            report.reinitialised += HEAD
+    _check_architecture(checkpoint, encoder)
+    if isinstance(model, MaskedAutoencoderHiera):
+        decoder = _fitting_decoder(checkpoint, model)
+        report.dropped += [key for key in checkpoint.decoder if key not in decoder]
+        report.reinitialised += [k for k in parameters if DECODER.fullmatch(k) and k not in decoder]
+        state |= decoder
+    else:
+        report.dropped += checkpoint.decoder
+    own_head = [key for key in ROI_HEAD if key in parameters]
+    if own_head and all(
+        key in checkpoint.roi_head and checkpoint.roi_head[key].shape == parameters[key].shape
+        for key in own_head
+    ):
+        state |= checkpoint.roi_head
+    else:
+        report.dropped += checkpoint.roi_head
+        report.reinitialised += own_head
+    try:
+        report.resized += adapt_state(state, encoder, checkpoint.architecture, pos_embed_resize)
+    except WeightsError as error:
+        raise WeightsError(f"{report.source}: {error}") from error
+
+    report.missing += [k for k in parameters if k not in state and k not in report.reinitialised]
+    if report.missing and not allow_partial:
+        raise WeightsError(
+            f"{report.source} lacks {len(report.missing)} of the model's {len(parameters)} "
+            f"parameters: {shorten(report.missing)}"
+        )
+    for key, value in state.items():
+        own = list(parameters[key].shape) if key in parameters else "without it"
+        if list(value.shape) != own:
+            raise WeightsError(f"{report.source} has {key} {list(value.shape)}, the model is {own}")
+    with torch.no_grad():
+        for key, value in state.items():
+            parameters[key].copy_(value)
+    if set(HEAD) <= set(report.reinitialised):
+        encoder.reset_classifier(encoder.num_classes)
+    if own_head and not isinstance(model, MaskedAutoencoderHiera) and own_head[0] not in state:
+        model.reset_classifier(model.num_classes)
+    report.loaded += state
+    sizes = {key: parameter.numel() for key, parameter in parameters.items()}
+    report.loaded_frac = sum(sizes[key] for key in state) / sum(sizes.values())
+    card = checkpoint.card
+    if card is not None and HEAD[0] not in state and ROI_HEAD[0] not in state:
+        card = card.without_classes()
+    model.card = None if card is None else card_of(model, card)
+    logger.info("%s", report)
+    return report
+
+
+def card_of(model: Model, card: ModelCard | None = None, **entries: Any) -> ModelCard:
+    """The card of a model: what the model itself shows, and beside it `card` and `entries`.
+
+    Args:
+        card: of the weights from which the model comes.
+        entries: fields of `ModelCard`, which replace those of `card`.
+
+    Raises:
+        ModelError: an unknown entry.
+        WeightsError: a wrong entry, or class names for another number of classes.
+    """
+    encoder = encoder_of(model)
+    shown: dict[str, Any] = {"architecture": encoder.architecture, "num_classes": None}
+    if isinstance(model, Hiera):
+        shown["num_classes"] = model.num_classes
+    elif isinstance(model, MaskedAutoencoderHiera):
+        shown["autoencoder"] = model.decoder_architecture
+    else:
+        shown["detector"] = model.detector_architecture
+    if claimed := sorted(shown.keys() & entries.keys()):
+        raise WeightsError(f"{', '.join(claimed)}: the model decides, give none")
+    for entry in entries:
+        check_known(entry, ModelCard.model_fields, "Entries of a card")
+    stated = {} if card is None else card.entries()
+    if "autoencoder" not in shown:
+        stated.pop("masking", None)  # it concerns pretraining alone
+    return ModelCard.checked({**stated, **entries, **shown}, "the card")
+
+
+def _fitting_decoder(checkpoint: Checkpoint, model: MaskedAutoencoderHiera) -> dict[str, Tensor]:
+    """The tensors of a checkpoint's decoder that go into the model's; none if it has another kind.
+
+    Raises:
+        WeightsError: a folder that states another decoder.
+    """
+    trained = checkpoint.likely_architecture
+    if not checkpoint.decoder or not trained:
+        return {}
+    own = model.encoder.architecture
+    if (trained["patch_stride"][0] == 1) != (own["patch_stride"][0] == 1):
+        return {}  # predicted pixels of images and of video have different orders
+    stated = checkpoint.card.autoencoder if checkpoint.card is not None else None
+    for key, value in (stated or {}).items():
+        if value != model.decoder_architecture[key]:
+            raise WeightsError(
+                f"{checkpoint.source} was pretrained with {key}={value}, the model has "
+                f"{key}={model.decoder_architecture[key]}: take {value}"
+            )
+    pairs = zip(trained["input_size"], trained["patch_stride"], strict=True)
+    if tuple(size // stride for size, stride in pairs) == model.encoder.tokens_shape:
+        return checkpoint.decoder
+    return {k: v for k, v in checkpoint.decoder.items() if k != "decoder_pos_embed"}
+
+
+def encoder_of(model: Model) -> Hiera:
+    """The backbone of a model, which may be the model itself."""
+    return model if isinstance(model, Hiera) else model.encoder
+
+
+def official_name(key: str) -> str:
+    """The official name of a parameter here; an autoencoder's `encoder_norm` is `norm`."""
+    return key.removeprefix("encoder.")
+
+
+def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
+    """Compares widths and depths, as shapes show them, and what only a card states."""
+    shown, own = architecture_shown(checkpoint.state), model.architecture
+    if not shown:
+        return  # the caller reports what is missing
+    theirs = {**checkpoint.likely_architecture, **shown}
+    differs = [
+        f"{key} {theirs[key]}, not {own[key]}"
+        for key in ("embed_dim", "stages", "num_heads", "q_stride", "mask_unit_attn")
+        if as_tuple(theirs.get(key, own[key])) != as_tuple(own[key])
+    ]
+    if differs:
+        raise WeightsError(
+            f"{checkpoint.source} looks like {variant_name(theirs)}, the model is "
+            f"{variant_name(own)}: the file has {', '.join(differs)}"
+        )
+
+
+# Other clip sizes.
+
+
+def adapt_state(
+    state: dict[str, Tensor], model: Hiera, trained: Mapping[str, Any], mode: PosEmbedResize
+) -> list[str]:
+    """Changes `state`, under official names, for the model's patches and grid of tokens.
+
+    Args:
+        trained: the architecture that the weights were trained with, {} where it is not known.
+        mode: as in `resize_spatial`.
+
+    Returns:
+        What was changed, and how: one entry for each tensor.
+
+    Raises:
+        WeightsError: video weights for an image model, or a grid that cannot be known.
+    """
+    changes = []
+    frames = model.patch_embed.proj.kernel_size[0]
+    if PATCHES in state and state[PATCHES].shape[2] != frames:
+        state[PATCHES] = inflate_patches(state[PATCHES], frames)
+        changes.append(f"{PATCHES}: inflated over {frames} frames")
+
+    times, *size = model.tokens_shape
+    if model.sep_pos_embed and "pos_embed" in state:
+        state["pos_embed_spatial"] = state.pop("pos_embed")
+        state["pos_embed_temporal"] = torch.zeros(1, times, state["pos_embed_spatial"].shape[2])
+        changes.append(f"pos_embed_temporal: {times} zeros, an image has no times")
+    temporal = state.get("pos_embed_temporal")
+    if temporal is not None and temporal.shape[1] != times:
+        state["pos_embed_temporal"] = resize_temporal(temporal, times)
+        changes.append(f"pos_embed_temporal: {temporal.shape[1]} -> {times} (linear)")
+
+    key = "pos_embed_spatial" if model.sep_pos_embed else "pos_embed"
+    if key not in state or (times > 1 and not model.sep_pos_embed):
+        return changes  # one embedding over space and time is taken as it is
+    grid = token_grid(state[key].shape[1], size, trained)
+    if grid != size:
+        _, *window = trained.get("mask_unit", (1, 8, 8))  # which all published models have
+        x = rearrange(state[key], "1 (h w) d -> 1 d h w", h=grid[0])
+        x = resize_spatial(x, size, window, mode)
+        state[key] = rearrange(x, "1 d h w -> 1 (h w) d")
+        changes.append(f"{key}: {grid[0]}x{grid[1]} -> {size[0]}x{size[1]} ({mode})")
+    return changes
+
+
+def inflate_patches(kernel: Float[Tensor, "D C s h w"], frames: int) -> Float[Tensor, "D C t h w"]:
+    """A kernel over `frames` frames that sees in a still clip what `kernel`, over one, sees in it.
+
+    Repeated and divided by the number of frames (I3D, arXiv 1705.07750). At the ends of a clip it
+    reaches past the clip, over frames of zeros, and sees less.
+    """
+    if kernel.shape[2] != 1:
+        raise WeightsError(
+            f"patches over {kernel.shape[2]} frames do not fit a model with patches over {frames}; "
+            "video weights are for the video variants"
+        )
+    return repeat(kernel, "d c 1 h w -> d c t h w", t=frames) / frames
+
+
+def token_grid(tokens: int, own: list[int], trained: Mapping[str, Any]) -> list[int]:
+    """The grid (h, w) of a position embedding: as `trained` states, else a square or `own`."""
+    if trained:
+        pairs = zip(trained["input_size"], trained["patch_stride"], strict=True)
+        return [size // stride for size, stride in pairs][1:]
+    side = math.isqrt(tokens)
+    square, same = side**2 == tokens, tokens == math.prod(own)
+    if square == same and own != [side, side]:
+        raise WeightsError(
+            f"a position embedding of {tokens} tokens may be for several sizes or for none that is "
+            "known: use a weights folder, which states it"
+        )
+    return [side, side] if square else own
+
+
+def resize_spatial(
+    grid: Float[Tensor, "n D h w"],
+    size: Sequence[int],
+    window: Sequence[int],
+    mode: str,
+) -> Float[Tensor, "n D H W"]:
+    """Position embeddings for `size` = (H, W) tokens, in float32.
+
+    Learned embeddings repeat a pattern with every attention window of `window` = (h, w) tokens, and
+    stretching it puts it out of step with the windows (arXiv 2311.05613). "window" tiles the mean
+    over windows and interpolates the rest; "bicubic" interpolates all of it.
+    """
+    grid, (height, width) = grid.float(), grid.shape[2:]
+    if mode == "bicubic":
+        return F.interpolate(grid, size=tuple(size), mode="bicubic", align_corners=False)
+    if mode != "window":
+        raise WeightsError(f"pos_embed_resize is {mode!r}: allowed are 'window' and 'bicubic'")
+    i, j = window
+    if height % i or width % j:
+        raise WeightsError(
+            f"a position embedding of {height}x{width} tokens does not divide into windows of "
+            f"{i}x{j}: take pos_embed_resize='bicubic'"
+        )
+    pattern = reduce(grid, "n d (h i) (w j) -> n d i j", "mean", i=i, j=j)
+    rest = grid - pattern.tile(height // i, width // j)
+    tiled = pattern.tile(math.ceil(size[0] / i), math.ceil(size[1] / j))[..., : size[0], : size[1]]
+    return tiled + resize_spatial(rest, size, window, "bicubic")
+
+
+def resize_temporal(embed: Float[Tensor, "n t D"], length: int) -> Float[Tensor, "n T D"]:
+    """Position embeddings for `length` time steps by linear interpolation, in float32."""
+    x = rearrange(embed.float(), "n t d -> n d t")
+    x = F.interpolate(x, size=length, mode="linear", align_corners=False)
+    return rearrange(x, "n d t -> n t d")

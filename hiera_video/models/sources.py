@@ -1,0 +1,173 @@
+"""Where weights come from, and the card that describes them. Nothing here needs torch.
+
+A source is one of:
+
+* a folder with config.json and model.safetensors: a weights folder, a run folder or a checkpoint
+  folder of this project, which hold one in weights/, or a folder of timm or transformers;
+* a file of weights;
+* published weights by name, ARCHITECTURE.TAG;
+* a repository of the Hugging Face Hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.models.card import FORMAT, Kind, ModelCard
+from hiera_video.models.hub import SCHEME, fetch_repository
+from hiera_video.models.variants import (
+    PUBLISHED,
+    PUBLISHED_LICENSE,
+    VARIANTS,
+    is_image,
+    paper_mask_ratio,
+)
+
+Source = str | Path
+
+
+def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
+    """The card of a weights, run or checkpoint folder, of published weights, or of a repository.
+
+    Args:
+        kind: what the weights are needed as. None: anything.
+
+    Raises:
+        WeightsError: there is no card, it is damaged, or the weights are of another kind.
+        WeightsNotFoundError: there is nothing of that name.
+        FetchError: a repository that cannot be fetched.
+    """
+    card = stated_card(source)
+    if card is None:
+        what = "a folder of another project" if Path(source).is_dir() else "a file"
+        raise WeightsError(
+            f"{source} is {what}, which does not say what its weights are: needed is a run folder, "
+            "a weights folder (`hiera-video convert` writes one), or published weights such as "
+            "hiera_base_16x224.mae_k400_ft_k400"
+        )
+    card.require(kind, source)
+    return card
+
+
+def stated_card(source: Source) -> ModelCard | None:
+    """As `load_card`, but None for a file, or a folder of another project, which have none."""
+    if str(source) in PUBLISHED:
+        return published_card(str(source))
+    path = find_weights(source)
+    return card_of_folder(path) if path.is_dir() else None
+
+
+def card_of_folder(folder: Path) -> ModelCard | None:
+    """The card of a weights folder; None for a folder of another project."""
+    config = read_config(folder)
+    if config.get("format") != FORMAT:
+        return None
+    return ModelCard.from_json(config, folder / "config.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json, of this or of another project."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise WeightsError(f"{path} holds a {type(config).__name__}: needed are keys with values")
+    return config
+
+
+def find_weights(source: Source) -> Path:
+    """The file that a source names, or the folder that holds its config.json.
+
+    Raises:
+        WeightsNotFoundError: neither is there.
+        FetchError: a repository that cannot be fetched.
+    """
+    if str(source).startswith(SCHEME):
+        return fetch_repository(str(source))
+    check_source(source)
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        return path
+    for folder in (path / "weights", path):
+        if (folder / "config.json").is_file():
+            return folder
+    saved = sorted((path / "checkpoints").glob("step_*/weights/config.json"))
+    raise WeightsNotFoundError(
+        f"{path} is a run that has not ended: take {saved[-1].parents[1]}"
+        if saved
+        else f"{path} is not a weights folder: it has no config.json"
+    )
+
+
+def check_source(source: Source) -> None:
+    """Raises WeightsNotFoundError, with the nearest names, for a source that is not there.
+
+    Repositories are not asked.
+    """
+    name = str(source)
+    if name in PUBLISHED or name.startswith(SCHEME) or Path(source).expanduser().exists():
+        return
+    near = difflib.get_close_matches(name, PUBLISHED)
+    raise WeightsNotFoundError(
+        f"{source}: there is no such file or folder, and no published weights are called so; "
+        + (f"nearest are {', '.join(near)}" if near else f"there are {', '.join(PUBLISHED)}")
+    )
+
+
+# Published weights.
+
+
+def published_card(name: str) -> ModelCard:
+    """The card of published weights: how their authors trained and evaluated them.
+
+    The settings are those of the recipes in configs/, which state their sources.
+    """
+    variant, tag = name.split(".")
+    architecture = dict(VARIANTS[variant])
+    num_classes = architecture.pop("num_classes")
+    image = is_image(architecture)
+    origin: dict[str, Any] = {"url": PUBLISHED[name], "license": PUBLISHED_LICENSE}
+    clips = {
+        "sampling": "clip",
+        "sampling_rate": 1 if image else 4,
+        "spacing": "linspace",
+        "target_fps": None if image else 30.0,
+        "end_policy": "repeat_last",
+    }
+    if "_ft_" not in tag:
+        return ModelCard(
+            architecture={**architecture, "q_pool": 2},
+            num_classes=None,
+            # Nothing says how many heads the decoder has.
+            autoencoder={"decoder_dim": 512, "decoder_depth": 8, "target": "pixels"},
+            clips=clips,
+            masking={"kind": "random", "mask_ratio": paper_mask_ratio(architecture)},
+            **origin,
+        )
+    return ModelCard(
+        architecture=architecture,
+        num_classes=num_classes,
+        class_names=() if image else class_names("kinetics400"),
+        clips=clips,
+        views={
+            "num_clips": 1 if image else 5,
+            "num_crops": 1 if image else 3,
+            "clip_rule": "offset",
+            "short_side": None,
+        },
+        **origin,
+    )
+
+
+def class_names(dataset: str) -> tuple[str, ...]:
+    """The class names of a data set of `datasets/`, in id order."""
+    package = Path(__file__).parents[1]
+    inside = package / "datasets"  # as installed, or beside the package in a checkout
+    folder = inside if inside.is_dir() else package.parent / "datasets"
+    return tuple((folder / dataset / "class_names.txt").read_text("utf-8").splitlines())

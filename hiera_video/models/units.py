@@ -1,0 +1,110 @@
+"""Mask units: groups of tokens that are kept or hidden as one, and attend to one another early on.
+
+Inside the models tokens lie *unrolled*, as `[B, M, U, D]`: M mask units in space-time order, U
+tokens in each, ordered such that the tokens that a pooling step merges lie `U / stride` apart.
+Pooling is then a maximum over one axis, and hiding a unit drops a row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from hiera_video.errors import ModelError
+
+Size3 = tuple[int, int, int]  # along (time, height, width)
+
+
+def unroll(
+    x: Shaped[Tensor, "B D t h w"], mask_unit: Size3, pools: Sequence[Size3]
+) -> Shaped[Tensor, "B M U D"]:
+    """Groups tokens by mask unit, and inside a unit by the pooling step that merges them.
+
+    `pools` are the strides of the pooling steps, first step first. Units come in space-time order.
+    """
+    t, h, w = mask_unit
+    batch = x.shape[0]
+    x = rearrange(x, "b d (T t) (H h) (W w) -> (b T H W) t h w d", t=t, h=h, w=w)
+    for i, j, k in pools:
+        x = rearrange(x, "n (t i) (h j) (w k) d -> (n i j k) t h w d", i=i, j=j, k=k)
+    steps = math.prod([math.prod(pool) for pool in pools])
+    return rearrange(x, "(b m s) t h w d -> b m (s t h w) d", b=batch, s=steps)
+
+
+def reroll(
+    x: Float[Tensor, "B M U D"], units: Size3, mask_unit: Size3, pools: Sequence[Size3]
+) -> Float[Tensor, "B t h w D"]:
+    """The inverse of `unroll`, for a grid of `units` mask units of (now) `mask_unit` tokens.
+
+    `pools` are the steps that still separate tokens of a unit, first step first.
+    """
+    t, h, w = (m // math.prod(p[axis] for p in pools) for axis, m in enumerate(mask_unit))
+    batch = x.shape[0]
+    x = rearrange(x, "b m (s t h w) d -> (b m s) t h w d", t=t, h=h, w=w)
+    for i, j, k in reversed(pools):
+        x = rearrange(x, "(n i j k) t h w d -> n (t i) (h j) (w k) d", i=i, j=j, k=k)
+    T, H, W = units
+    return rearrange(x, "(b T H W) t h w d -> b (T t) (H h) (W w) d", b=batch, T=T, H=H, W=W)
+
+
+def pool_tokens(x: Tensor, size: int) -> Tensor:
+    """Maximum over the tokens that a pooling step merges: [B, M, U, ...] -> [B, M, U/size, ...]."""
+    if size == 1:
+        return x
+    x = x.unflatten(2, (size, -1))
+    # Equal values. amax is 11 times faster forward on a CPU, but its backward, which shares the
+    # gradient between ties, is slower than that of max, which sends it to one of them.
+    return x.max(dim=2).values if torch.is_grad_enabled() else x.amax(dim=2)
+
+
+def unravel(index: Int[Tensor, ...], shape: Size3) -> tuple[Tensor, Tensor, Tensor]:
+    """Places along three axes of positions in the flattened `shape`."""
+    _, h, w = shape
+    return index // (h * w), index // w % h, index % w
+
+
+def size3(values: Iterable[int]) -> Size3:
+    t, h, w = values
+    return int(t), int(h), int(w)
+
+
+def check_mask_unit(mask_unit: Size3, q_stride: Size3, q_pool: int) -> None:
+    needed = [s**q_pool for s in q_stride]
+    if any(m < 1 or m % n for m, n in zip(mask_unit, needed, strict=True)):
+        raise ModelError(
+            f"mask_unit is {tuple(mask_unit)}: with q_pool={q_pool} and q_stride={tuple(q_stride)} "
+            f"it must be a multiple of {tuple(needed)}, for example {_nearest(mask_unit, needed)}"
+        )
+
+
+def check_input_size(
+    input_size: Size3, patch_stride: Size3, mask_unit: Size3, pooled: Sequence[int]
+) -> None:
+    needed = [p * m for p, m in zip(patch_stride, mask_unit, strict=True)]
+    if not any(i < 1 or i % n for i, n in zip(input_size, needed, strict=True)):
+        return
+    advice = f"the nearest that works is {_nearest(input_size, needed)}"
+    if not any(i < 1 or i % p for i, p in zip(input_size, patch_stride, strict=True)):
+        tokens = [i // p for i, p in zip(input_size, patch_stride, strict=True)]
+        units = [_divisor(*axis) for axis in zip(tokens, pooled, mask_unit, strict=True)]
+        if all(units):
+            advice += f", or for its {size3(tokens)} tokens mask_unit={size3(units)}"
+    raise ModelError(
+        f"input_size is {tuple(input_size)} (frames, height, width): it must be a multiple of "
+        f"{tuple(needed)} (patch_stride x mask_unit) along each; {advice}"
+    )
+
+
+def _divisor(number: int, multiple_of: int, near: int) -> int:
+    """The divisor of `number` that is a multiple of `multiple_of` and nearest to `near`; or 0."""
+    found = [n for n in range(multiple_of, number + 1, multiple_of) if number % n == 0]
+    return min(found, key=lambda n: abs(n - near), default=0)
+
+
+def _nearest(values: Size3, multiples: Sequence[int]) -> Size3:
+    return size3(max(1, round(v / m)) * m for v, m in zip(values, multiples, strict=True))

@@ -1,0 +1,322 @@
+"""Models by name and from weights, folders that are written, and the names of the first edition."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import nn
+
+import hiera_video
+from hiera_video import ModelCard, create_model, load_model, save_model
+from hiera_video.errors import ModelError, WeightsError
+from hiera_video.models.loading import card_of
+from hiera_video.models.pretrained import create_autoencoder, create_detector
+from tests.models.tiny_models import IMAGE, VIDEO, hiera, logits, official, saved
+
+
+def test_create_model_takes_the_class_count_of_the_checkpoint(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        tiny = create_model("hiera_tiny_16x224", num_classes=3, num_frames=4, image_size=64)
+    tiny.to_empty(device="cpu").init_weights()
+    source = saved(tmp_path / "x.pth", official(tiny))
+    create = {"checkpoint": source, "num_frames": 4, "image_size": 64}
+    model = create_model("hiera_tiny_16x224", **create)
+    assert model.num_classes == 3
+    assert torch.equal(logits(model), logits(tiny))
+    assert create_model("hiera_tiny_16x224", **create, num_classes=6).num_classes == 6
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+# Folders.
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mask_unit": (2, 8, 8), "q_pool": 2, "num_classes": 0},
+        {"mask_unit_attn": (True, False, False, True), "mlp_ratio": 3.0, "num_heads": 2},
+        {"q_stride": (2, 2, 2), "q_pool": 1, "mask_unit": (2, 4, 4), "in_chans": 1},
+        {k: v for k, v in IMAGE.items() if k.startswith(("input", "patch", "sep"))},
+    ],
+)
+def test_folder_round_trip(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = hiera(VIDEO, **changes, drop_path=0.1)
+    entries = {"clips": {"spacing": "linspace"}, "notes": {"sampling_rate": 4, "path": "é"}}
+    save_model(tmp_path / "run" / "weights", model, **entries)
+    for source in (tmp_path / "run" / "weights", tmp_path / "run"):
+        again, card = load_model(source)
+        assert not again.training
+        assert again.architecture == model.architecture
+        assert again.state_dict().keys() == model.state_dict().keys()
+        for key, value in model.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value)
+    torch.manual_seed(0)
+    x = torch.randn(1, model.in_chans, *model.input_size)
+    with torch.inference_mode():
+        assert torch.equal(again(x), model(x))
+    assert card == again.card == card_of(model, **entries)
+    assert card.num_classes == model.num_classes
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["weights"]
+
+
+def test_config_of_a_folder(tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d", "ü"]
+    save_model(tmp_path / "w", hiera(VIDEO), class_names=names)
+    config = json.loads((tmp_path / "w" / "config.json").read_text(encoding="utf-8"))
+    assert config["class_names"] == names
+    assert config["name"] == "custom (nearest hiera_tiny_16x224)"
+    assert (config["mean"], config["std"]) == ([0.45] * 3, [0.225] * 3)
+    save_model(tmp_path / "i", hiera(IMAGE), std=[1, 1, 1])
+    config = json.loads((tmp_path / "i" / "config.json").read_text(encoding="utf-8"))
+    assert (config["mean"], config["std"]) == ([0.485, 0.456, 0.406], [1, 1, 1])
+
+
+def test_create_model_from_a_folder(tmp_path: Path) -> None:
+    trained = hiera(VIDEO)
+    folder = tmp_path / "w"
+    save_model(folder, trained)
+    assert torch.equal(logits(create_model(checkpoint=folder)), logits(trained))
+    assert (
+        create_model(None, checkpoint=str(folder), drop_path=0.3).blocks[-1].drop_path.rate == 0.3
+    )
+    longer = create_model(checkpoint=folder, num_frames=16, num_classes=2, image_size=(64, 96))
+    assert logits(longer).shape == (2, 2)
+    assert longer.input_size == (16, 64, 96)
+    with pytest.raises(ValueError, match="the model is hiera_tiny_16x224"):
+        create_model("hiera_tiny_16x224", checkpoint=folder)
+
+
+def test_saving_replaces_weights_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = hiera(VIDEO), hiera(VIDEO, seed=1)
+    save_model(tmp_path / "w", first)
+    save_model(tmp_path / "w", second)
+    assert torch.equal(logits(load_model(tmp_path / "w")[0]), logits(second))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(FileExistsError, match="is not a weights folder"):
+        save_model(tmp_path / "mine", first)
+    assert (tmp_path / "mine" / "thesis.tex").exists()
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    for name in ("w", "new"):
+        with pytest.raises(OSError, match="no space left"):
+            save_model(tmp_path / name, first)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "w"]
+    assert torch.equal(logits(load_model(tmp_path / "w")[0]), logits(second))
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"class_names": ["a"]}, "the card: there are 1 class_names for 5 classes"),
+        ({"num_classes": 5, "class_names": []}, "num_classes: the model decides, give none"),
+        ({"class_name": ["a"]}, "'class_name' is unknown; nearest is 'class_names'"),
+        ({"mean": 3}, "the card: mean: "),
+        ({"notes": {"scores": object()}}, r"config\.json cannot hold the card"),
+    ],
+)
+def test_refused_entries(entries: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=message):
+        save_model(tmp_path / "w", hiera(VIDEO), **entries)
+    assert not any(tmp_path.iterdir())
+
+
+# Models that their card does not describe.
+
+
+def test_a_classifier_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
+    model = hiera(VIDEO)
+    model.head.projection = nn.Linear(128, 9)
+    message = r"head\.projection\.bias is \[9\], described is \[5\].*model\.reset_classifier"
+    with pytest.raises(WeightsError, match=message):
+        save_model(tmp_path / "w", model)
+    model.head.projection = nn.Identity()
+    with pytest.raises(WeightsError, match=r"is missing, described is .* and 1 more.*by hand"):
+        save_model(tmp_path / "w", model)
+    assert not any(tmp_path.iterdir())
+    model.reset_classifier(9)
+    save_model(tmp_path / "w", model)
+    assert load_model(tmp_path / "w", kind="classifier")[0].num_classes == 9
+
+
+def test_other_changes_by_hand_are_not_saved(tmp_path: Path) -> None:
+    model = hiera(VIDEO)
+    model.adapter = nn.Linear(2, 2)
+    with pytest.raises(
+        WeightsError, match=r"adapter\.bias is \[2\], described is none.*torch.save"
+    ):
+        save_model(tmp_path / "w", model)
+    assert not any(tmp_path.iterdir())
+
+
+# What a model remembers of the weights that it loaded.
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder of a classifier."""
+    save_model(
+        tmp_path / "run" / "weights",
+        hiera(VIDEO),
+        class_names=[*"abcde"],
+        multi_label=True,
+        mean=(0.5, 0.5, 0.5),
+        clips={"sampling_rate": 2},
+        views={"num_clips": 2},
+    )
+    return tmp_path / "run"
+
+
+def test_nothing_is_lost_on_the_way_through_python(folder: Path, tmp_path: Path) -> None:
+    _, card = load_model(folder)
+    assert card.class_names == ("a", "b", "c", "d", "e")
+    for model in (create_model(checkpoint=folder), load_model(folder, kind="classifier")[0]):
+        save_model(tmp_path / "again", model)
+        assert load_model(tmp_path / "again")[1] == card
+    save_model(tmp_path / "again", model, views={"num_clips": 5})
+    assert load_model(tmp_path / "again")[1].views == {"num_clips": 5}
+    assert load_model(tmp_path / "again")[1].multi_label
+
+
+def test_a_fresh_classifier_has_no_class_names(folder: Path, tmp_path: Path) -> None:
+    model, card = load_model(folder, kind="classifier")
+    model.reset_classifier(5)
+    other = create_model(checkpoint=folder, num_classes=3)
+    backbone = create_model(checkpoint=folder, num_classes=0)
+    for changed in (model, other, backbone):
+        save_model(tmp_path / "again", changed)
+        again = load_model(tmp_path / "again")[1]
+        assert (again.class_names, again.multi_label) == ((), False)
+        assert (again.mean, again.clips) == ((0.5, 0.5, 0.5), {"sampling_rate": 2})
+    with pytest.raises(WeightsError, match="5 class_names for 3 classes"):
+        save_model(tmp_path / "again", other, card)
+
+
+def test_the_card_is_of_the_model_not_of_the_file(folder: Path) -> None:
+    model, card = load_model(folder, kind="classifier", num_frames=16, image_size=96)
+    assert card.architecture == model.architecture
+    assert card.architecture["input_size"] == (16, 96, 96)
+    assert card.class_names == ("a", "b", "c", "d", "e")
+
+
+def test_models_without_weights_have_no_card() -> None:
+    assert create_model("hiera_tiny_16x224", embed_dim=8, stages=[1, 1, 1, 1]).card is None
+
+
+# Kinds.
+
+
+@pytest.fixture
+def kinds(tmp_path: Path) -> dict[str, Path]:
+    """A weights folder of each kind."""
+    name = "hiera_tiny_16x224"
+    tiny: dict[str, Any] = {"num_frames": 4, "image_size": 64}
+    tiny |= {"embed_dim": 8, "stages": [1, 1, 1, 1]}
+    decoder = {"decoder_heads": 1, "decoder_dim": 16, "decoder_depth": 1}
+    models = {
+        "classifier": create_model(name, num_classes=3, **tiny),
+        "backbone": create_model(name, num_classes=0, **tiny),
+        "autoencoder": create_autoencoder(name, **decoder, **tiny),
+        "detector": create_detector(name, num_classes=2, **tiny),
+    }
+    for kind, model in models.items():
+        save_model(tmp_path / kind, model)
+    return {kind: tmp_path / kind for kind in models}
+
+
+def test_each_kind_is_loaded_as_it_is(kinds: dict[str, Path]) -> None:
+    for kind, folder in kinds.items():
+        for asked in (None, kind):
+            model, card = load_model(folder, kind=asked)
+            assert card.kind == kind
+            assert card == model.card == card_of(model)
+            assert not model.training
+
+
+def test_all_kinds_have_a_backbone(kinds: dict[str, Path]) -> None:
+    for kind, folder in kinds.items():
+        model, card = load_model(folder, kind="backbone")
+        assert isinstance(model, hiera_video.Hiera)
+        assert card.kind == ("classifier" if kind == "classifier" else "backbone")
+        assert model.num_classes == (3 if kind == "classifier" else 0)
+        assert len(model.pools) == 3
+        whole = load_model(folder)[0]
+        encoder = whole if isinstance(whole, hiera_video.Hiera) else whole.encoder
+        assert torch.equal(model.norm.weight, encoder.norm.weight)
+
+
+def test_other_kinds_are_refused_before_the_weights_are_read(kinds: dict[str, Path]) -> None:
+    for kind, folder in kinds.items():
+        (folder / "model.safetensors").unlink()
+        for asked in ("classifier", "autoencoder", "detector"):
+            if asked != kind:
+                with pytest.raises(WeightsError, match=f"^{folder} is an? .*; needed is an? "):
+                    load_model(folder, kind=asked)
+    message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400$"
+    with pytest.raises(WeightsError, match=message):
+        load_model("hiera_base_16x224.mae_k400", kind="classifier")
+
+
+# Published weights.
+
+
+def test_published_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    with torch.device("meta"):
+        state = create_model("hiera_tiny_224").state_dict()
+    state = {key: torch.zeros(value.shape) for key, value in state.items()}
+    state["patch_embed.proj.weight"] = state["patch_embed.proj.weight"].squeeze(2)
+    saved(cache / "hiera_tiny_224.pth", {"model_state": state})
+    for name, checkpoint in (
+        ("hiera_tiny_224.mae_in1k_ft_in1k", None),
+        ("hiera_tiny_224", "mae_in1k_ft_in1k"),
+        ("hiera_tiny_16x224", "hiera_tiny_224.mae_in1k_ft_in1k"),
+    ):
+        model = create_model(name, checkpoint=checkpoint)
+        assert model.num_classes == 1000
+        assert not any(p.any() for p in model.parameters())
+    assert model.card is not None
+    assert model.card.license == "CC-BY-NC-4.0"
+    assert model.card.architecture == model.architecture
+
+    model, card = load_model("hiera_tiny_224.mae_in1k_ft_in1k", kind="classifier")
+    assert (card.name, card.num_classes) == ("hiera_tiny_224", 1000)
+    save_model(tmp_path / "w", model)
+    assert load_model(tmp_path / "w")[1] == card
+
+
+# Names of the first edition.
+
+
+def test_from_pretrained_and_save_pretrained(tmp_path: Path) -> None:
+    model = hiera_video.Hiera(**VIDEO)
+    with pytest.warns(DeprecationWarning, match=r"use hiera_video\.save_model"):
+        model.save_pretrained(tmp_path / "x", class_names=[*"abcde"], sampling_rate=4)
+    with pytest.warns(DeprecationWarning, match=r"use hiera_video\.load_model"):
+        again = hiera_video.Hiera.from_pretrained(tmp_path / "x")
+    assert isinstance(again.card, ModelCard)
+    assert again.card.class_names == ("a", "b", "c", "d", "e")
+    assert again.card.notes == {"sampling_rate": 4}
+    assert not again.training
+    with pytest.warns(DeprecationWarning, match="save_model"):
+        again.save_pretrained(tmp_path / "y", rate=1)
+    card = load_model(tmp_path / "y")[1]
+    assert card == again.card.model_copy(update={"notes": {"sampling_rate": 4, "rate": 1}})
+    with (
+        pytest.warns(DeprecationWarning, match="load_model"),
+        pytest.raises(ValueError, match=r"revision is 'v1', but .*x is no repository"),
+    ):
+        hiera_video.Hiera.from_pretrained(tmp_path / "x", revision="v1")

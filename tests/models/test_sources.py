@@ -1,0 +1,161 @@
+"""Where weights are found, the cards of published weights, and what there is no card for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.models.sources import find_weights, load_card, published_card, stated_card
+from hiera_video.models.variants import PUBLISHED, VARIANTS, paper_mask_ratio
+from hiera_video.settings.load import load_settings, to_dict
+from hiera_video.settings.training import FinetuneSettings, PretrainSettings
+
+CARDS = Path(__file__).parents[1] / "golden" / "cards"
+
+
+def weights(folder: Path, name: str = "classifier") -> Path:
+    """A weights folder without its tensors."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_bytes((CARDS / f"{name}.json").read_bytes())
+    return folder
+
+
+# Folders.
+
+
+def test_weights_run_and_checkpoint_folders(tmp_path: Path) -> None:
+    step = weights(tmp_path / "run" / "checkpoints" / "step_00000009" / "weights")
+    with pytest.raises(
+        WeightsNotFoundError, match=r"run that has not ended: take .*/step_00000009"
+    ):
+        load_card(tmp_path / "run")
+    end = weights(tmp_path / "run" / "weights")
+    for source, folder in (
+        (end, end),
+        (tmp_path / "run", end),
+        (step, step),
+        (step.parent, step),
+    ):
+        assert find_weights(source) == folder
+        assert load_card(str(source)).class_names == ("left", "right")
+
+
+def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    weights(tmp_path / "w")
+    assert load_card("~/w").kind == "classifier"
+
+
+def test_kind(tmp_path: Path) -> None:
+    folder = weights(tmp_path / "w", "autoencoder")
+    assert load_card(folder, "autoencoder").masking == {"kind": "tube", "mask_ratio": 0.75}
+    with pytest.raises(
+        WeightsError, match=rf"^{folder} is a masked autoencoder; needed is a class"
+    ):
+        load_card(folder, "classifier")
+
+
+def test_what_has_no_card(tmp_path: Path) -> None:
+    file = tmp_path / "x.pth"
+    file.touch()
+    foreign = weights(tmp_path / "foreign")
+    (foreign / "config.json").write_text('{"model_type": "hiera"}')
+    for source, what in ((file, "a file"), (foreign, "a folder of another project")):
+        assert stated_card(source) is None
+        with pytest.raises(WeightsError, match=f"is {what}.*`hiera-video convert` writes one"):
+            load_card(source)
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        load_card(tmp_path)
+    with pytest.raises(WeightsNotFoundError, match="no such file or folder"):
+        load_card(tmp_path / "nowhere")
+    with pytest.raises(WeightsNotFoundError, match=r"nearest are hiera_base_16x224\.mae_k400"):
+        load_card("hiera_bse_16x224.mae_k400")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds a list")])
+def test_damaged_cards_are_named(text: str, message: str, tmp_path: Path) -> None:
+    folder = weights(tmp_path / "w")
+    (folder / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=rf"w/config\.json {message}"):
+        load_card(folder)
+
+
+def test_a_card_is_read_without_torch() -> None:
+    code = "from hiera_video.models.sources import load_card; import sys\n"
+    code += "card = load_card('hiera_base_16x224.mae_k400_ft_k400', 'classifier')\n"
+    code += "assert 'torch' not in sys.modules; print(card.classes[0])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "abseiling\n"
+
+
+# Published weights.
+
+
+def recipe(name: str) -> dict[str, Any]:
+    """The recipe of configs/ that trains what was published."""
+    variant, tag = name.split(".")
+    size = variant.removeprefix("hiera_").removesuffix("_224").removesuffix("_16x224")
+    data = "kinetics400" if "k400" in tag else "imagenet1k"
+    config: Any
+    if "_ft_" in tag:
+        config = load_settings(FinetuneSettings, [f"{data}/hiera_{size}"], ["data.train=t"])
+    else:
+        config = load_settings(
+            PretrainSettings, [f"pretrain/{data}_hiera_{size}"], ["data.train=t"]
+        )
+    return to_dict(config)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_cards_are_those_of_the_recipes(name: str) -> None:
+    expected, card = recipe(name), published_card(name)
+    assert expected["model"]["name"] == card.name == name.split(".")[0]
+    assert card.clips == expected["clips"]
+    if card.kind == "classifier":
+        assert expected["model"]["init"] == name.split(".")[1].partition("_ft_")[0]
+        assert card.views is not None
+        assert card.views == {key: expected["views"][key] for key in card.views}
+        assert expected["views"].keys() - card.views.keys() == {"batch_size"}
+        assert card.num_classes == VARIANTS[card.name]["num_classes"]
+        return
+    assert card.autoencoder == {
+        key: expected["model"][key] for key in ("decoder_dim", "decoder_depth", "target")
+    }
+    assert card.masking == {
+        "kind": expected["masking"]["kind"],
+        "mask_ratio": paper_mask_ratio(card.architecture),
+    }
+    assert card.architecture["q_pool"] == 2
+
+
+def test_published_protocols() -> None:
+    """As docs/evaluation.md promises."""
+    video = load_card("hiera_base_16x224.mae_k400_ft_k400", "classifier")
+    assert video.clips is not None
+    assert video.views is not None
+    assert (video.clips["sampling_rate"], video.clips["target_fps"]) == (4, 30.0)
+    assert (video.views["num_clips"], video.views["num_crops"]) == (5, 3)
+    assert len(set(video.class_names)) == 400
+    image = load_card("hiera_base_224.mae_in1k_ft_in1k", "classifier")
+    assert image.views is not None
+    assert (image.views["num_clips"], image.views["num_crops"]) == (1, 1)
+    assert image.class_names == ()  # no list of them is shipped
+    assert len(image.classes) == 1000
+
+
+def test_origin_of_published_weights() -> None:
+    cards = {name: published_card(name) for name in PUBLISHED}
+    assert {card.license for card in cards.values()} == {"CC-BY-NC-4.0"}
+    base = "https://dl.fbaipublicfiles.com/hiera"
+    assert cards["hiera_large_16x224.mae_k400"].url == f"{base}/mae_hiera_large_16x224.pth"
+    assert cards["hiera_tiny_224.mae_in1k_ft_in1k"].url == f"{base}/hiera_tiny_224.pth"
+    assert json.dumps(cards["hiera_tiny_224.mae_in1k"].to_json())
