@@ -72,14 +72,14 @@ COMMANDS: dict[str, type[Settings]] = {
     "demo": DemoSettings,
     "demo ava": DemoAvaSettings,
 }
-MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
-CHECKPOINT_KINDS: dict[str, Kind] = {  # that commands with settings of a card need
+CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a checkpoint's card
     "evaluate": "classifier",
     "predict": "classifier",
     "detect evaluate": "detector",
     "detect predict": "detector",
     "visualize mae": "autoencoder",
 }
+MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -246,7 +246,7 @@ def configuration(
 
 
 def card_settings(cls: type[Settings], checkpoint: str, kind: Kind | None) -> dict[str, Any]:
-    """How weights were trained, or are to be evaluated, for the groups that the command has too."""
+    """How the weights were trained, for the groups of settings that the command has too."""
     groups = [key for key in ("clips", "views", "masking") if key in cls.model_fields]
     if not groups:
         return {}
@@ -254,4 +254,4 @@ def card_settings(cls: type[Settings], checkpoint: str, kind: Kind | None) -> di
         card = load_card(checkpoint, kind)
     except WeightsNotFoundError:
         return {}  # the command raises it again, once the other settings have been checked
-    return {key: getattr(card, key) for key in groups if getattr(card, key) is not None}
+    return {key: group.model_dump() for key in groups if (group := getattr(card, key)) is not None}

@@ -157,5 +157,5 @@ class DetectTrainTask(Task):
             model,
             label_map=dict(sorted(self.label_map.names.items())),
             groups=dict(sorted(self.label_map.groups.items())),
-            clips=self.settings.clips.model_dump(),
+            clips=self.settings.clips,
         )

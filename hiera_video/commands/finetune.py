@@ -168,8 +168,8 @@ class FinetuneTask(Task):
     def card(self, model: Hiera) -> ModelCard:
         return card_of(
             model,
-            class_names=tuple(self.class_names),
+            class_names=self.class_names,
             multi_label=self.settings.data.multi_label,
-            clips=self.settings.clips.model_dump(),
-            views=self.settings.views.model_dump(),
+            clips=self.settings.clips,
+            views=self.settings.views,
         )

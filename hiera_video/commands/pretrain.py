@@ -103,5 +103,5 @@ class PretrainTask(Task):
         return card_of(
             model,
             masking={"kind": masking.kind, "mask_ratio": masking.mask_ratio},
-            clips=self.settings.clips.model_dump(),
+            clips=self.settings.clips,
         )

@@ -1,11 +1,12 @@
-"""From decoded frames to the clip that a model sees: crops, flips, augmentation, normalisation.
+"""From decoded frames to the clip that a model sees: crops, flips, augmentation.
 
-Frames are uint8 `[T, H, W, 3]`, RGB, until they are on the device; `normalize` ends the way there.
-A training transform is a pure function of the frames and of its random generator, and treats all
-frames of a clip in the same way. The steps are those of SlowFast's masked_ssl recipes, which the
-Hiera paper follows: random resized crop, horizontal flip, RandAugment, random erasing. One order
-differs: SlowFast augments whole frames and crops afterwards; cropping first is much faster, and
-makes translations and shears relative to the crop.
+Frames are uint8 `[T, H, W, 3]`, RGB, until they are on the device, where
+`hiera_video.models.normalize.Normalize` makes the input of the model of them. A training transform
+is a pure function of the frames and of its random generator, and treats all frames of a clip in the
+same way. The steps are those of SlowFast's masked_ssl recipes, which the Hiera paper follows:
+random resized crop, horizontal flip, RandAugment, random erasing. One order differs: SlowFast
+augments whole frames and crops afterwards; cropping first is much faster, and makes translations
+and shears relative to the crop.
 
 The kernels are OpenCV's rather than torchvision.transforms.v2's, on uint8 both: from 16x256x340 to
 16x224x224 on one core, crop and flip take 2.4 to 2.8 ms instead of 8.5 to 9.6, the whole pipeline

@@ -21,7 +21,7 @@ from hiera_video.models import pretrained
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.normalize import Normalize
-from hiera_video.settings.video import Clips, Decoding, Views
+from hiera_video.settings.video import Clips, Decoding, KeyframeClips, Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 from hiera_video.video.reader import Cause, VideoError
@@ -47,8 +47,7 @@ class LoadedModel(NamedTuple):
             VideoError: the file cannot be read.
         """
         self.card.require("classifier", "this model")
-        clips = Clips.model_validate(self.card.clips or {})
-        views = Views.model_validate(self.card.views or {})
+        clips, views = self.card.clips or Clips(), self.card.views or Views()
         dataset = views_of([os.fspath(path)], self.model, clips, views, Decoding())
         sample = dataset[0]
         if isinstance(sample, Failure):
@@ -90,9 +89,9 @@ def model_transform(
         `card.views` (one centre crop where the card has no views).
     """
     _, height, width = card.architecture["input_size"]
-    num_crops = (card.views or {}).get("num_crops", 1)
-    given = (card.views or {}).get("short_side")
-    short_side = checked_short_side(given, (height, width), num_crops)
+    views = card.views or Views(num_crops=1)
+    num_crops = views.num_crops
+    short_side = checked_short_side(views.short_side, (height, width), num_crops)
     normalize = Normalize(card.mean, card.std)
 
     def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
@@ -105,7 +104,7 @@ def model_transform(
 
 
 def views_of(
-    paths: list[str], model: Any, clips: Clips, views: Views, decoding: Decoding
+    paths: list[str], model: Any, clips: KeyframeClips, views: Views, decoding: Decoding
 ) -> EvaluationViews:
     """The views of files whose labels are not known."""
     num_frames, height, width = encoder_of(model).input_size

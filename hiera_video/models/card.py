@@ -13,7 +13,6 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     ValidationError,
     field_validator,
     model_validator,
@@ -22,6 +21,9 @@ from pydantic_core import PydanticSerializationError
 
 from hiera_video.errors import WeightsError
 from hiera_video.models.variants import Statistics, as_tuple, input_statistics, variant_name
+from hiera_video.settings.base import Natural
+from hiera_video.settings.model import Masking
+from hiera_video.settings.video import Clips, KeyframeClips, Views
 
 Kind = Literal["classifier", "backbone", "autoencoder", "detector"]
 
@@ -68,16 +70,16 @@ class ModelCard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     architecture: dict[str, Any]
-    num_classes: NonNegativeInt | None
+    num_classes: Natural | None
     autoencoder: dict[str, Any] | None = None
     detector: dict[str, Any] | None = None
     class_names: tuple[str, ...] = ()
     mean: Statistics = Field(default=(), validate_default=True)
     std: Statistics = Field(default=(), validate_default=True)
     multi_label: bool = False
-    clips: dict[str, Any] | None = None
-    views: dict[str, Any] | None = None
-    masking: dict[str, Any] | None = None
+    clips: KeyframeClips | Clips | None = None
+    views: Views | None = None
+    masking: Masking | None = None
     label_map: dict[int, str] = {}
     groups: dict[int, str] = {}
     license: str | None = None
@@ -210,7 +212,8 @@ class ModelCard(BaseModel):
         try:
             return cls(**fields)
         except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            message = first["msg"].removeprefix("Value error, ")
+            # For `clips`, pydantic names each class that it tried, the more general one last.
+            mistake, classes = error.errors()[-1], {"KeyframeClips", "Clips"}
+            key = ".".join(str(part) for part in mistake["loc"] if part not in classes)
+            message = mistake["msg"].removeprefix("Value error, ")
             raise WeightsError(f"{source}: {key + ': ' if key else ''}{message}") from None

@@ -26,6 +26,8 @@ from hiera_video.models.variants import (
     is_image,
     paper_mask_ratio,
 )
+from hiera_video.settings.model import Masking
+from hiera_video.settings.video import Clips, Views
 
 Source = str | Path
 
@@ -133,13 +135,7 @@ def published_card(name: str) -> ModelCard:
     num_classes = architecture.pop("num_classes")
     image = is_image(architecture)
     origin: dict[str, Any] = {"url": PUBLISHED[name], "license": PUBLISHED_LICENSE}
-    clips = {
-        "sampling": "clip",
-        "sampling_rate": 1 if image else 4,
-        "spacing": "linspace",
-        "target_fps": None if image else 30.0,
-        "end_policy": "repeat_last",
-    }
+    clips = Clips(sampling_rate=1) if image else Clips(sampling_rate=4, target_fps=30.0)
     if "_ft_" not in tag:
         return ModelCard(
             architecture={**architecture, "q_pool": 2},
@@ -147,7 +143,7 @@ def published_card(name: str) -> ModelCard:
             # Nothing says how many heads the decoder has.
             autoencoder={"decoder_dim": 512, "decoder_depth": 8, "target": "pixels"},
             clips=clips,
-            masking={"kind": "random", "mask_ratio": paper_mask_ratio(architecture)},
+            masking=Masking(kind="random", mask_ratio=paper_mask_ratio(architecture)),
             **origin,
         )
     return ModelCard(
@@ -155,12 +151,7 @@ def published_card(name: str) -> ModelCard:
         num_classes=num_classes,
         class_names=() if image else class_names("kinetics400"),
         clips=clips,
-        views={
-            "num_clips": 1 if image else 5,
-            "num_crops": 1 if image else 3,
-            "clip_rule": "offset",
-            "short_side": None,
-        },
+        views=Views(num_clips=1, num_crops=1) if image else Views(num_clips=5, num_crops=3),
         **origin,
     )
 

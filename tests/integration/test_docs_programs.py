@@ -134,6 +134,7 @@ def test_export(commands, tmp_path, monkeypatch):
     assert found["logits"].shape == (1, 3)
     assert found["scores"].shape == (1, 4)
     assert found["model"].num_classes == 2
+    assert found["card"].class_names == ("walk", "run")
 
 
 def test_public_names_are_those_of_the_page():

@@ -10,7 +10,6 @@ import torch
 
 import hiera_video
 from hiera_video.errors import WeightsError
-from hiera_video.settings.video import Clips
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoError
 
@@ -34,8 +33,8 @@ def test_the_transform_and_the_views_give_the_same(commands, trained):
     model, card = loaded
     transform = hiera_video.model_transform(card)
     with hiera_video.open_video(path) as video:
-        sampler = ClipSampler.of(Clips(**card.clips), model.input_size[0])
-        clips = sampler.uniform_clips(video, card.views["num_clips"], card.views["clip_rule"])
+        sampler = ClipSampler.of(card.clips, model.input_size[0])
+        clips = sampler.uniform_clips(video, card.views.num_clips, card.views.clip_rule)
         inputs = torch.cat([transform(video.frames(clip)) for clip in clips])
     assert inputs.shape == (2 * 3, 3, 4, 32, 32)
     with torch.inference_mode():

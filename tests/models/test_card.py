@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.models.card import ModelCard
 from hiera_video.models.variants import VARIANTS
+from hiera_video.settings.video import Clips, KeyframeClips
 
 FIRST_EDITION = Path(__file__).parents[1] / "golden" / "cards"
 
@@ -58,10 +59,11 @@ def test_cards_do_not_change() -> None:
 
 
 def test_without_classes() -> None:
-    trained = card(class_names=("a", "b"), multi_label=True, clips={"sampling_rate": 2})
+    clips = Clips(sampling_rate=2)
+    trained = card(class_names=("a", "b"), multi_label=True, clips=clips)
     other = trained.without_classes()
     assert (other.class_names, other.multi_label) == ((), False)
-    assert other.clips == {"sampling_rate": 2}
+    assert other.clips == clips
     assert trained.class_names == ("a", "b")
 
 
@@ -86,6 +88,14 @@ def test_first_edition_of_a_bare_folder() -> None:
     assert (found.class_names, found.multi_label) == (("left", "right"), False)
     assert found.notes == {"sampling_rate": 4}
     assert json.loads(json.dumps(found.to_json())) == {**content, "multi_label": False}
+
+
+def test_settings_of_training_are_typed() -> None:
+    classifier = ModelCard.from_json(read("classifier"), "config.json")
+    assert classifier.clips == Clips(sampling_rate=2, target_fps=25.0)
+    detector = ModelCard.from_json(read("detector"), "config.json")
+    assert type(detector.clips) is KeyframeClips
+    assert detector.clips == KeyframeClips(sampling_rate=2)
 
 
 def test_names_and_ids_of_actions() -> None:
@@ -125,6 +135,12 @@ def test_round_trip(fields: dict[str, Any]) -> None:
         ({"class_names": ["a"]}, "^w/config.json: there are 1 class_names for 2 classes$"),
         ({"label_map": {"sit": 1}}, r"^w/config.json: label_map\.sit"),
         ({"clips": [1]}, "^w/config.json: clips: .* dictionary"),
+        ({"clips": {"sampling_rate": 0}}, r"^w/config.json: clips\.sampling_rate: "),
+        (
+            {"clips": {"sampling": "clip", "sampling_rate": 0}},
+            r"^w/config.json: clips\.sampling_rate: ",
+        ),
+        ({"views": {"clips": 1}}, r"^w/config.json: views\.clips: "),
     ],
 )
 def test_wrong_entries_are_named(change: dict[str, Any], message: str) -> None:

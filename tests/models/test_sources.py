@@ -13,8 +13,10 @@ import pytest
 from hiera_video.errors import WeightsError, WeightsNotFoundError
 from hiera_video.models.sources import find_weights, load_card, published_card, stated_card
 from hiera_video.models.variants import PUBLISHED, VARIANTS, paper_mask_ratio
-from hiera_video.settings.load import load_settings, to_dict
+from hiera_video.settings.load import load_for_print
+from hiera_video.settings.model import Masking
 from hiera_video.settings.training import FinetuneSettings, PretrainSettings
+from hiera_video.settings.video import Clips, Views
 
 CARDS = Path(__file__).parents[1] / "golden" / "cards"
 
@@ -54,7 +56,7 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kind(tmp_path: Path) -> None:
     folder = weights(tmp_path / "w", "autoencoder")
-    assert load_card(folder, "autoencoder").masking == {"kind": "tube", "mask_ratio": 0.75}
+    assert load_card(folder, "autoencoder").masking == Masking(kind="tube", mask_ratio=0.75)
     with pytest.raises(
         WeightsError, match=rf"^{folder} is a masked autoencoder; needed is a class"
     ):
@@ -105,49 +107,38 @@ def recipe(name: str) -> dict[str, Any]:
     variant, tag = name.split(".")
     size = variant.removeprefix("hiera_").removesuffix("_224").removesuffix("_16x224")
     data = "kinetics400" if "k400" in tag else "imagenet1k"
-    config: Any
     if "_ft_" in tag:
-        config = load_settings(FinetuneSettings, [f"{data}/hiera_{size}"], ["data.train=t"])
-    else:
-        config = load_settings(
-            PretrainSettings, [f"pretrain/{data}_hiera_{size}"], ["data.train=t"]
-        )
-    return to_dict(config)
+        return load_for_print(FinetuneSettings, [f"{data}/hiera_{size}"])
+    return load_for_print(PretrainSettings, [f"pretrain/{data}_hiera_{size}"])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_cards_are_those_of_the_recipes(name: str) -> None:
     expected, card = recipe(name), published_card(name)
     assert expected["model"]["name"] == card.name == name.split(".")[0]
-    assert card.clips == expected["clips"]
+    assert card.clips == Clips(**expected["clips"])
     if card.kind == "classifier":
         assert expected["model"]["init"] == name.split(".")[1].partition("_ft_")[0]
-        assert card.views is not None
-        assert card.views == {key: expected["views"][key] for key in card.views}
-        assert expected["views"].keys() - card.views.keys() == {"batch_size"}
+        assert card.views == Views(**expected["views"])
         assert card.num_classes == VARIANTS[card.name]["num_classes"]
         return
     assert card.autoencoder == {
         key: expected["model"][key] for key in ("decoder_dim", "decoder_depth", "target")
     }
-    assert card.masking == {
-        "kind": expected["masking"]["kind"],
-        "mask_ratio": paper_mask_ratio(card.architecture),
-    }
+    assert expected["masking"]["mask_ratio"] is None  # that of the paper
+    ratio = paper_mask_ratio(card.architecture)
+    assert card.masking == Masking(kind=expected["masking"]["kind"], mask_ratio=ratio)
     assert card.architecture["q_pool"] == 2
 
 
 def test_published_protocols() -> None:
     """As docs/evaluation.md promises."""
     video = load_card("hiera_base_16x224.mae_k400_ft_k400", "classifier")
-    assert video.clips is not None
-    assert video.views is not None
-    assert (video.clips["sampling_rate"], video.clips["target_fps"]) == (4, 30.0)
-    assert (video.views["num_clips"], video.views["num_crops"]) == (5, 3)
+    assert video.clips == Clips(sampling_rate=4, target_fps=30)
+    assert video.views == Views(num_clips=5, num_crops=3)
     assert len(set(video.class_names)) == 400
     image = load_card("hiera_base_224.mae_in1k_ft_in1k", "classifier")
-    assert image.views is not None
-    assert (image.views["num_clips"], image.views["num_crops"]) == (1, 1)
+    assert image.views == Views(num_clips=1, num_crops=1)
     assert image.class_names == ()  # no list of them is shipped
     assert len(image.classes) == 1000
 
