@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import ModelError
 from hiera_video.models.attention import attend
+from hiera_video.models.linear import Linear
 from hiera_video.models.patches import PatchEmbed
 from hiera_video.models.units import (
     Size3,
@@ -86,8 +87,8 @@ class MaskUnitAttention(nn.Module):
     def __init__(self, dim: int, dim_out: int, heads: int, pool: int, within_units: bool) -> None:
         super().__init__()
         self.heads, self.pool, self.within_units = heads, pool, within_units
-        self.qkv = nn.Linear(dim, 3 * dim_out)
-        self.proj = nn.Linear(dim_out, dim_out)
+        self.qkv = Linear(dim, 3 * dim_out)
+        self.proj = Linear(dim_out, dim_out)
 
     def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
         batch, units = x.shape[:2]
@@ -108,8 +109,8 @@ class MaskUnitAttention(nn.Module):
 class Mlp(nn.Module):
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
+        self.fc1 = Linear(dim, hidden)
+        self.fc2 = Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
@@ -143,7 +144,7 @@ class HieraBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
         self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
         self.drop_path = DropPath(drop_path)
-        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+        self.proj = Linear(dim, dim_out) if dim != dim_out else None
 
     def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
         y = self.norm1(x)

@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import ModelError
 from hiera_video.models.hiera import Hiera, HieraBlock
+from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
 from hiera_video.models.units import Size3
 
@@ -99,7 +100,7 @@ class MaskedAutoencoderHiera(nn.Module):
                 nn.Conv3d(dim, encoder.num_features, kernel, kernel)
             )
         tokens = encoder.num_units * math.prod(self.unit_shape)
-        self.decoder_embed = nn.Linear(encoder.num_features, decoder_dim)
+        self.decoder_embed = Linear(encoder.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
         self.decoder_pos_embed = nn.Parameter(torch.empty(1, tokens, decoder_dim))
         self.decoder_blocks = nn.ModuleList(
@@ -117,7 +118,7 @@ class MaskedAutoencoderHiera(nn.Module):
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         cells = h // HOG_CELL * (w // HOG_CELL)
         values = h * w if target == "pixels" else cells * HOG_BINS
-        self.decoder_pred = nn.Linear(decoder_dim, values * encoder.in_chans)
+        self.decoder_pred = Linear(decoder_dim, values * encoder.in_chans)
         self.init_weights()
 
     @torch.no_grad()

@@ -1,0 +1,41 @@
+"""A linear layer that is faster in float32 on a CPU.
+
+There torch multiplies matrices by MKL, which uses no AVX-512 on AMD's processors. A convolution of
+kernel 1 is the same product; torch computes it by oneDNN, which does. On a processor whose AVX-512
+units are twice as fast as its AVX2 ones (Zen 5), the forward pass of base 16x224 took 0.71 of the
+time, and a training step 0.73.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_WIDTH = 16  # of the images that the rows of x become, one pixel each
+MIN_WIDTH = 4  # below that, MKL is faster
+MIN_IMAGES = 16  # with one thread, torch computes fewer by other kernels
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`, on a CPU in float32 by oneDNN where MKL would compute it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.compiler.is_compiling() or not _uses_mkl(x):
+            return super().forward(x)
+        rows = math.prod(x.shape[:-1])
+        width = math.gcd(rows, MAX_WIDTH)
+        if width < MIN_WIDTH or rows < width * MIN_IMAGES:
+            return super().forward(x)
+        images = x.reshape(-1, 1, width, self.in_features).permute(0, 3, 1, 2)
+        product = F.conv2d(images, self.weight[:, :, None, None], self.bias)
+        return product.permute(0, 2, 3, 1).reshape(*x.shape[:-1], self.out_features)
+
+
+def _uses_mkl(x: Tensor) -> bool:
+    """Whether torch would multiply by MKL and has oneDNN, too."""
+    on_cpu = x.device.type == "cpu" and torch.backends.mkl.is_available()
+    float32 = x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    return on_cpu and float32 and torch.backends.mkldnn.is_available()
