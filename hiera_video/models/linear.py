@@ -23,7 +23,8 @@ class Linear(nn.Linear):
     """`torch.nn.Linear`, on a CPU in float32 by oneDNN where MKL would compute it."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.compiler.is_compiling() or not _uses_mkl(x):
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if traced or not _uses_mkl(x):
             return super().forward(x)
         rows = math.prod(x.shape[:-1])
         width = math.gcd(rows, MAX_WIDTH)
