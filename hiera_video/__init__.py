@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hiera_video.models.variants import list_models as list_models
     from hiera_video.video.open import open_video as open_video
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {
     "Features": "hiera_video.extraction.store",

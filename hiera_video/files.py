@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all.
+"""Files: written whole or not at all, and those that come with the package.
 
 `replacing` is the only place where a file or folder appears under its final name.
 """
@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 @contextmanager
@@ -78,6 +78,21 @@ def make_writable_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0")
+
+
+def shipped_folder(name: Literal["configs", "datasets"]) -> Path:
+    """The recipes, or what comes for each data set: in an installed package, or in a checkout."""
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def own_or_shipped(path: str | os.PathLike[str]) -> Path:
+    """The path; if nothing is there, of `datasets/...` the file that comes with the package."""
+    path = Path(path).expanduser()
+    if path.exists() or path.parts[:1] != ("datasets",):
+        return path
+    return shipped_folder("datasets").joinpath(*path.parts[1:])
 
 
 def _flush(path: Path) -> None:

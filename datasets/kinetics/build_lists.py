@@ -2,6 +2,8 @@
 
     python datasets/kinetics/build_lists.py ANNOTATIONS.csv LIST.csv VIDEO_FOLDER [VIDEO_FOLDER ...]
 
+In an installed package it is `python -m hiera_video.datasets.kinetics.build_lists`.
+
 ANNOTATIONS.csv has the columns label,youtube_id,time_start,time_end,split. The folders are searched
 at any depth for videos named YOUTUBE-ID_START_END (seconds, six digits) or YOUTUBE-ID only. Of
 several files the one in the folder given first is used, so a folder of replacements goes first.

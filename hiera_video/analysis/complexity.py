@@ -31,6 +31,11 @@ with warnings.catch_warnings():  # importing it compiles a loss by torch.jit.scr
 Model = Hiera | MaskedAutoencoderHiera | ActionDetector
 Handler = Callable[[Sequence[Any], Sequence[Any]], "Counter[str]"]  # of inputs and outputs
 
+LIBRARY = torch.library.Library("hiera_video", "FRAGMENT")
+LIBRARY.define(
+    "convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
+    " int[] dilation) -> Tensor"
+)
 PRODUCTS = ("convolution", "linear", "attention")
 
 
@@ -182,7 +187,7 @@ class _ScopesOfWeights(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in (F.linear, F.conv1d, F.conv2d, F.conv3d):
             return func(*args, **kwargs)
-        if func is not F.linear:
+        if func is not F.linear and args[0].is_meta:
             func = _convolution
         weights = [*args[1:3], kwargs.get("weight"), kwargs.get("bias")]
         owners = [self.owners[id(weight)] for weight in weights if id(weight) in self.owners]
@@ -205,18 +210,31 @@ def _convolution(
     dilation: int | Sequence[int] = 1,
     groups: int = 1,
 ) -> Tensor:
-    """A convolution as the operator that a trace records.
+    """A convolution on the meta device as an operator that a trace records.
 
-    F.conv3d is not one, and what computes its shape on the meta device fails in a trace.
+    torch's own, whose shape is computed in Python there, fails in a trace.
     """
     axes = weight.dim() - 2
     stride, padding, dilation = (
         [n] * axes if isinstance(n, int) else list(n) for n in (stride, padding, dilation)
     )
-    zeros, false = [0] * axes, (False,) * 4  # output padding; benchmark, deterministic, cudnn, tf32
-    return torch.ops.aten._convolution.default(
-        input, weight, bias, stride, padding, dilation, False, zeros, groups, *false
-    )
+    return torch.ops.hiera_video.convolution(input, weight, bias, stride, padding, dilation)
+
+
+@torch.library.impl(LIBRARY, "convolution", "Meta")
+def _(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+) -> Tensor:
+    sizes = []
+    for axis, (step, added, spread) in enumerate(zip(stride, padding, dilation, strict=True)):
+        size, kernel = int(input.shape[axis + 2]), int(weight.shape[axis + 2])
+        sizes.append((size + 2 * added - spread * (kernel - 1) - 1) // step + 1)
+    return input.new_empty(int(input.shape[0]), int(weight.shape[0]), *sizes)
 
 
 def _deepest_first(name: str) -> tuple[int, str]:
@@ -240,7 +258,7 @@ def _product(name: str, macs: int, output: Any) -> Counter[str]:
 
 def _convolutions(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
     """Each output, or of a transposed one each input, meets the weights of one channel."""
-    transposed = inputs[6].toIValue()
+    transposed = len(inputs) > 6 and inputs[6].toIValue()
     weight = _shape(inputs[1])  # [out, in / groups, *kernel]
     places = _elements(inputs[0] if transposed else outputs[0])
     return _product("convolution", places * math.prod(weight[1:]), outputs[0])
@@ -286,6 +304,7 @@ def _roi_align(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
 
 HANDLERS: dict[str, Handler] = {
     "aten::_convolution": _convolutions,
+    "hiera_video::convolution": _convolutions,
     "aten::linear": _linear,
     "aten::addmm": _addmm,
     "aten::mm": _linear,

@@ -5,7 +5,7 @@ once, and its head, which takes any number of boxes. What counts along the first
 clips or boxes, is free in the files.
 
 Exported are float32 weights on a CPU, in evaluation and without gradients. On that way attention is
-torch's own and the linear layer after GELU a plain one: no operator in the files is ours.
+torch's own: no operator in the files is ours.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.files import shipped_folder
 from hiera_video.models.card import FORMAT, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
@@ -158,7 +159,5 @@ def published_card(name: str) -> ModelCard:
 
 def class_names(dataset: str) -> tuple[str, ...]:
     """The class names of a data set of `datasets/`, in id order."""
-    package = Path(__file__).parents[1]
-    inside = package / "datasets"  # as installed, or beside the package in a checkout
-    folder = inside if inside.is_dir() else package.parent / "datasets"
-    return tuple((folder / dataset / "class_names.txt").read_text("utf-8").splitlines())
+    path = shipped_folder("datasets") / dataset / "class_names.txt"
+    return tuple(path.read_text("utf-8").splitlines())

@@ -62,7 +62,7 @@ def pool_tokens(x: Tensor, size: int) -> Tensor:
     return x.max(dim=2).values if torch.is_grad_enabled() else x.amax(dim=2)
 
 
-def unravel(index: Int[Tensor, ...], shape: Size3) -> tuple[Tensor, Tensor, Tensor]:
+def unravel(index: Int[Tensor, "*any"], shape: Size3) -> tuple[Tensor, Tensor, Tensor]:
     """Places along three axes of positions in the flattened `shape`."""
     _, h, w = shape
     return index // (h * w), index // w % h, index % w

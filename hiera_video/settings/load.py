@@ -15,6 +15,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hiera_video.errors import ConfigError
+from hiera_video.files import shipped_folder
 from hiera_video.settings.base import (
     Operand,
     RuleError,
@@ -336,9 +337,7 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
 
 def configs_folder() -> Path:
     """The folder of the recipes: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+    return shipped_folder("configs")
 
 
 def find_config(name: str) -> Path:

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
 
 from hiera_video.models import hiera
 from hiera_video.models.hiera import DropPath, Hiera, reroll, unroll
@@ -321,22 +323,63 @@ def test_initialisation_reaches_every_parameter() -> None:
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("frozen", [False, True])
+class Adapter(nn.Module):
+    """A layer in place of another one that it calls, with a random part of its own."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(base.in_features, 2)
+        self.up = nn.Linear(2, base.out_features)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base(x) + self.up(F.dropout(self.down(x), 0.5, self.training))
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gelu_linear_has_the_gradients_of_its_parts(dtype: torch.dtype, frozen: bool) -> None:
+@pytest.mark.parametrize("change", ["none", "frozen", "adapter"])
+def test_an_mlp_has_the_gradients_of_its_parts(
+    change: str, dtype: torch.dtype, checkpointed: bool
+) -> None:
     torch.manual_seed(0)
-    x = torch.randn(2, 3, 5, 8, dtype=dtype, requires_grad=True)
-    layer = nn.Linear(8, 4)
-    layer.weight.requires_grad_(not frozen)
-    target = torch.randn(2, 3, 5, 4)
-    inputs = [x, *(p for p in layer.parameters() if p.requires_grad)]
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        ours = hiera.GeluLinear.apply(x, layer.weight, layer.bias)
-        parts = layer(F.gelu(x))
-    assert ours.dtype == parts.dtype == dtype
-    tolerance = 1e-6 if dtype == torch.float32 else 0.02
-    torch.testing.assert_close(ours, parts, rtol=tolerance, atol=tolerance)
-    grads = [torch.autograd.grad((y.float() * target).sum(), inputs) for y in (ours, parts)]
-    for own, expected in zip(*grads, strict=True):
-        assert own.dtype == expected.dtype
-        torch.testing.assert_close(own, expected, rtol=tolerance, atol=3 * tolerance)
+    mlp = hiera.Mlp(8, 32)
+    if change == "frozen":
+        mlp.fc2.requires_grad_(False)
+    if change == "adapter":
+        mlp.fc2 = Adapter(mlp.fc2)
+    x, target = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(2, 3, 5, 8)
+    inputs = [x, *(p for p in mlp.parameters() if p.requires_grad)]
+
+    def run(function: Any) -> list[torch.Tensor]:
+        torch.manual_seed(1)  # of the dropout
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            out = checkpoint(function, x, use_reentrant=False) if checkpointed else function(x)
+        assert out.dtype == dtype
+        return [out, *torch.autograd.grad((out.float() * target).sum(), inputs)]
+
+    ours, parts = run(mlp), run(lambda x: mlp.fc2(F.gelu(mlp.fc1(x))))
+    assert all(torch.equal(a, b) for a, b in zip(ours, parts, strict=True))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_mlp_keeps_no_gelu_for_the_backward_pass(training: bool) -> None:
+    mlp = hiera.Mlp(8, 32).train(training)
+    inputs = []  # of fc2
+    mlp.fc2.register_forward_hook(
+        lambda module, args, out: inputs.append(StorageWeakRef(args[0].untyped_storage()))
+    )
+    out = mlp(torch.randn(3, 8))
+    assert [storage.expired() for storage in inputs] == [training]
+    out.sum().backward()
+    assert len(inputs) == 1
+
+
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("name", ["fc1", "fc2"])
+def test_forward_hooks_of_an_mlp_are_called(name: str, grad: bool) -> None:
+    mlp, x = hiera.Mlp(6, 8), torch.randn(3, 6)
+    before = mlp(x)
+    getattr(mlp, name).register_forward_hook(lambda module, args, out: out + 1)
+    with torch.set_grad_enabled(grad):
+        assert not torch.allclose(mlp(x), before)

@@ -22,7 +22,7 @@ import numpy as np
 from hiera_video.data.boxes.files import Kind, LastColumn, Problem, read_rows
 from hiera_video.data.videos.files import AnnotationError, load_json, read_text
 from hiera_video.data.videos.records import read_class_names
-from hiera_video.files import write_csv
+from hiera_video.files import own_or_shipped, write_csv
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
     Raises:
         AnnotationError: with the line.
     """
-    path = Path(path).expanduser()
+    path = own_or_shipped(path)
     text = read_text(path)
     if re.search(r"^\s*(item|label)\s*\{", text, re.MULTILINE):
         return _label_map_of_pbtxt(path, text)

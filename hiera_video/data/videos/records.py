@@ -33,6 +33,7 @@ from hiera_video.data.videos.files import (
     read_text,
 )
 from hiera_video.errors import did_you_mean, listing
+from hiera_video.files import own_or_shipped
 
 __all__ = [
     "AnnotationError",
@@ -137,7 +138,7 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
         AnnotationError: the file cannot be read, or names are missing or repeated.
     """
     if isinstance(source, (str, os.PathLike)):
-        path = Path(source).expanduser()
+        path = own_or_shipped(source)
         where, text = str(path), read_text(path).rstrip()
         if path.suffix.lower() == ".json":
             names = _names_of_json(load_json(text, where), where)
