@@ -1,6 +1,7 @@
-"""From decoded frames to the clip that a model sees: crops, flips, augmentation, normalisation.
+"""Transforms of decoded frames: crops, flips and augmentation.
 
-Frames are uint8 `[T, H, W, 3]`, RGB, until they are on the device; `normalize` ends the way there.
+Frames are uint8 `[T, H, W, 3]`, RGB. `hiera_video.models.normalize.Normalize` turns them into the
+input of a model on the device.
 A training transform is a pure function of the frames and of its random generator, and treats all
 frames of a clip in the same way. The steps are those of SlowFast's masked_ssl recipes, which the
 Hiera paper follows: random resized crop, horizontal flip, RandAugment, random erasing. One order
