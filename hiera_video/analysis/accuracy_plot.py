@@ -5,21 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-# The same model by several libraries has one accuracy and hardly another speed.
+from hiera_video.errors import MissingLibrary
+
+# Labels of the same model in several libraries would overlap: accuracy and speed are similar.
 LINES_BELOW = {"hiera": 1, "timm": 2}
 
 
 def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
-    """Writes a picture with a panel for each precision; returns whether there is anything to draw.
+    """Draws a picture with a panel for each precision; returns False if there is nothing to draw.
 
-    A model's speed is the best over executions and batch sizes, as in the paper. Models of one
-    library share a colour; ours are joined by a line.
+    Only inference of models with an accuracy is drawn. The speed of a model is the highest over
+    executions and batch sizes, as in the paper. Models of one library share a colour; those of this
+    package are joined by a line.
 
     Args:
-        report: `results` of `hiera-video benchmark`; inference counts, of models with an accuracy.
+        report: the report of `hiera-video benchmark`.
 
     Raises:
-        ImportError: matplotlib is not installed.
+        MissingLibrary: matplotlib is not installed.
     """
     best: dict[str, dict[str, dict[str, Any]]] = {}
     for row in report["results"]:
@@ -30,7 +33,7 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
                 models[row["model"]] = row
     if not best:
         return False
-    matplotlib = plotting()
+    matplotlib = import_matplotlib()
     plt = matplotlib.pyplot
     figure, axes = plt.subplots(
         1, len(best), figsize=(7 * len(best), 5), squeeze=False, layout="constrained", sharey=True
@@ -71,12 +74,16 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
     return True
 
 
-def plotting() -> Any:
-    """matplotlib, drawing to files, with pyplot and ticker."""
+def import_matplotlib() -> Any:
+    """matplotlib with pyplot and ticker, set up to draw into files.
+
+    Raises:
+        MissingLibrary: it is not installed.
+    """
     try:
         import matplotlib
     except ImportError:
-        raise ImportError("plots need matplotlib: pip install 'hiera-video[plot]'") from None
+        raise MissingLibrary("plots need matplotlib: pip install 'hiera-video[plot]'") from None
     matplotlib.use("agg")
     import matplotlib.pyplot
     import matplotlib.ticker

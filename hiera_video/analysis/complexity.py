@@ -1,9 +1,9 @@
-"""What a model costs: parameters, multiply-adds and activations, by module and by stage.
+"""Counting the parameters, multiply-adds and activations of a model, by module and by stage.
 
-Counted by fvcore from a trace of the forward pass, with handlers of our own: its defaults pass over
-attention without a word, 16 to 30 % of Hiera on video. Here an operator that is neither counted
-nor on the list of negligible ones is an error. The model and its input may lie on the meta device,
-where nothing is computed.
+fvcore counts them in a trace of the forward pass, with the handlers of this file: its default
+handlers silently ignore attention, 16 to 30 % of Hiera on video. Here an operator that is neither
+counted nor in `NEGLIGIBLE` is an error. The model and its input may be on the meta device, on which
+nothing is computed.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ PRODUCTS = ("convolution", "linear", "attention")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one forward pass through a model or a part of it.
+    """Cost of one forward pass through a model or a part of it.
 
-    `operations` are multiply-adds of "convolution", "linear" and "attention"; 5 for each element of
-    "layer_norm"; for "pooling" one, and for "interpolation" a multiply-add, for each value read.
+    `operations` are multiply-adds for "convolution", "linear" and "attention"; 5 per element for
+    "layer_norm"; 1 per value read for "pooling"; 1 multiply-add per value read for "interpolation".
     """
 
     parameters: int
@@ -64,7 +64,7 @@ class Cost:
 
     @property
     def paper_flops(self) -> int:
-        """What the tables of Hiera's paper call FLOPs: `macs`, and 5 an element of LayerNorm."""
+        """FLOPs in the tables of Hiera's paper: `macs` and 5 per element of LayerNorm."""
         return self.macs + self.operations.get("layer_norm", 0)
 
     def __add__(self, other: Cost) -> Cost:
@@ -87,13 +87,13 @@ class Cost:
 
 
 def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
-    """The cost of `model(*inputs)`, without gradients, by name of module; "" is the whole.
+    """Counts the cost of `model(*inputs)`, without gradients, by name of module; "" is the model.
 
-    A product belongs to the module whose weight or bias it takes, anything else to the one whose
-    `forward` runs.
+    A product belongs to the module whose weight or bias it uses, any other operator to the module
+    whose `forward` runs.
 
     Raises:
-        NotImplementedError: the model runs an operator of which nobody has said what it costs.
+        NotImplementedError: the model runs an operator without handler.
     """
     analysis = JitModelAnalysis(model, inputs)
     analysis.set_op_handle(**HANDLERS).set_op_handle(**dict.fromkeys(NEGLIGIBLE))
@@ -113,9 +113,9 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
             name: min((m for m in counts if analysis.unsupported_ops(m)[name]), key=_deepest_first)
             for name in sorted(unknown)
         }
-        said = ", ".join(f"{name} in {module or 'the model'}" for name, module in where.items())
+        names = ", ".join(f"{name} in {module or 'the model'}" for name, module in where.items())
         raise NotImplementedError(
-            f"not counted: {said}: add a handler, or the name to NEGLIGIBLE, in {__name__}"
+            f"not counted: {names}: add a handler, or the name to NEGLIGIBLE, in {__name__}"
         )
     costs = {}
     for name, module in model.named_modules():
@@ -127,17 +127,17 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
 
 
 def count_model(model: Model, *, num_kept: int | None = None) -> dict[str, Cost]:
-    """The cost of one clip: `count` with the input that the model takes.
+    """Counts the cost of one clip by `count`; a detector classifies one box.
 
     Args:
-        num_kept: mask units that a masked autoencoder sees. A detector classifies one box.
+        num_kept: number of visible mask units, of a masked autoencoder.
     """
     encoder = model if isinstance(model, Hiera) else model.encoder
     device = encoder.norm.weight.device
     clip = torch.empty(1, encoder.in_chans, *encoder.input_size, device=device)
     if isinstance(model, MaskedAutoencoderHiera):
         if num_kept is None:
-            raise ValueError("num_kept is None: a masked autoencoder's cost depends on it")
+            raise ValueError("num_kept is None: the cost of a masked autoencoder depends on it")
         return count(model, (clip, torch.arange(num_kept, device=device)[None]))
     if isinstance(model, ActionDetector):
         box = torch.tensor([[0.0, 0.0, 1.0, 1.0]], device=device)
@@ -146,9 +146,10 @@ def count_model(model: Model, *, num_kept: int | None = None) -> dict[str, Cost]
 
 
 def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
-    """`costs` in the order of the data; they add up to that of the whole.
+    """Sums `costs` by stage, in the order of the forward pass.
 
-    "rest" is what no module owns: position embeddings, the mask token, means over tokens, RoIAlign.
+    "rest" is the remainder of the whole model, which no module owns: position embeddings, the mask
+    token, means over tokens, RoIAlign.
     """
     encoder = model if isinstance(model, Hiera) else model.encoder
     prefix = "" if isinstance(model, Hiera) else "encoder."
@@ -171,7 +172,7 @@ def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
 
 
 class _ScopesOfWeights(TorchFunctionMode):
-    """Lets a trace see convolutions on the meta device, and whose weights a product takes."""
+    """Makes a trace record convolutions on the meta device, and the modules that own weights."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -241,7 +242,7 @@ def _deepest_first(name: str) -> tuple[int, str]:
     return -len(name.split(".")) if name else 0, name
 
 
-# The handlers. Each is given the inputs and outputs of a node of the trace.
+# Handlers: functions of the inputs and outputs of a node of the trace.
 
 
 def _shape(value: Any) -> list[int]:
@@ -273,7 +274,7 @@ def _addmm(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
 
 
 def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """q k' over the width of q, and its product with v over that of v; the softmax is left out."""
+    """The product q k' over the width of q, and its product with v; without the softmax."""
     q, k, v = map(_shape, inputs[:3])  # [..., V, d], [..., U, d], [..., U, e]
     return _product("attention", math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]), outputs[0])
 
@@ -294,7 +295,7 @@ def _interpolation(taps: int) -> Handler:
 
 
 def _roi_align(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Bilinear, as densely as for boxes that fill the map where the sampling ratio is 0."""
+    """Bilinear. Sampling ratio 0 counts as for boxes that fill the feature map."""
     height, width = _shape(inputs[0])[2:]
     rows, columns = _shape(outputs[0])[2:]
     ratio = inputs[5].toIValue()
@@ -333,11 +334,22 @@ HANDLERS: dict[str, Handler] = {
     "torchvision::roi_align": _roi_align,
 }
 
-# Sums, products and GELU of single elements, 0.1 % of the products of hiera_base_16x224 at one
-# operation each; else on sizes and indices, or no arithmetic at all. fvcore leaves out more of the
-# latter of itself.
+# Elementwise sums, products and GELU, 0.1 % of the products of hiera_base_16x224 at one operation
+# each, and operators on sizes and indices or without arithmetic; fvcore itself ignores more.
 NEGLIGIBLE = (
-    *("aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::mul_", "aten::gelu"),
-    *("aten::unflatten", "aten::unfold", "aten::pad", "aten::expand_as", "aten::embedding"),
-    *("aten::scatter", "aten::scatter_", "aten::argsort", "aten::lift_fresh"),
+    "aten::add",
+    "aten::argsort",
+    "aten::embedding",
+    "aten::expand_as",
+    "aten::gelu",
+    "aten::lift_fresh",
+    "aten::mul",
+    "aten::mul_",
+    "aten::pad",
+    "aten::rsub",
+    "aten::scatter",
+    "aten::scatter_",
+    "aten::sub",
+    "aten::unflatten",
+    "aten::unfold",
 )

@@ -1,7 +1,7 @@
-"""People's boxes, and what they do, drawn onto a video.
+"""Drawing the boxes and actions of people onto a video.
 
-Small frames are enlarged, since words would not fit beside the people in them. Labels keep off one
-another where there is space, and never leave the picture.
+Small frames are enlarged, so that labels fit. Labels avoid one another if there is space, and never
+leave the picture.
 """
 
 from __future__ import annotations
@@ -17,34 +17,41 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
+from hiera_video.data.boxes.table import common_area
 from hiera_video.video.reader import VideoReader
 from hiera_video.video.writer import write_video
 
 Picture = UInt8[np.ndarray, "H W 3"]
 Rectangle = tuple[float, float, float, float]  # x1 y1 x2 y2
 
-LEGIBLE_PX = 360  # shorter sides are enlarged to this or more, by a whole factor
-BACKING = (0, 0, 0, 170)  # behind words, RGBA
-INK = (255, 255, 255)
-COLOURS = (  # of people, told apart on light and dark ground
-    *((255, 196, 0), (0, 200, 255), (255, 90, 90), (120, 230, 80)),
-    *((255, 120, 230), (150, 150, 255), (255, 150, 50), (60, 230, 190)),
+LEGIBLE_PX = 360  # frames are enlarged by a whole factor to a short side of at least this
+BACKGROUND = (0, 0, 0, 170)  # of labels, RGBA
+TEXT_COLOUR = (255, 255, 255)
+COLOURS = (  # of people, visible on light and dark frames
+    (255, 196, 0),
+    (0, 200, 255),
+    (255, 90, 90),
+    (120, 230, 80),
+    (255, 120, 230),
+    (150, 150, 255),
+    (255, 150, 50),
+    (60, 230, 190),
 )
 
 
 @dataclass(frozen=True)
 class Person:
-    """A box and what is said beside it."""
+    """A box and its label."""
 
-    box: Rectangle  # fractions of the picture
-    actions: tuple[tuple[str, float], ...]  # names and scores, in the order shown
+    box: Rectangle  # fractions of the frame
+    actions: tuple[tuple[str, float], ...]  # names and scores, in the order of the label
 
 
 @dataclass(frozen=True)
 class KeyframePeople:
-    """The people of one key frame; their order decides their colours."""
+    """The people of one key frame, whose colours follow their order."""
 
-    time_sec: float  # from the video's first frame on
+    time_sec: float  # since the first frame of the video
     people: tuple[Person, ...]
 
 
@@ -55,16 +62,16 @@ def write_overlay(
     *,
     interval_sec: float,
 ) -> int:
-    """The whole video with people drawn onto it, as an mp4; how many frames it has.
+    """Writes the whole video with people drawn onto it as mp4; returns the number of frames.
 
     Memory does not grow with the length of the video.
 
     Args:
-        keyframes: ascending times.
-        interval_sec: between key frames; each is shown from half of it before to half after.
+        keyframes: in ascending order of time.
+        interval_sec: time between key frames; each is shown from half of it before to half after.
 
     Raises:
-        VideoError: a frame does not decode; no file is left.
+        VideoError: a frame does not decode; no file is written.
     """
     rate = Fraction(video.fps)
     frames = overlay_frames(video, keyframes, interval_sec=interval_sec)
@@ -85,7 +92,7 @@ def overlay_frames(
 def nearest_keyframes(
     times_sec: np.ndarray, keyframes_sec: Sequence[float], interval_sec: float
 ) -> np.ndarray:
-    """For each frame the index of the key frame within half an interval, -1 where there is none."""
+    """The index of the key frame within half an interval of each frame; -1 if there is none."""
     if not keyframes_sec:
         return np.full(len(times_sec), -1)
     centres = np.asarray(keyframes_sec)
@@ -95,9 +102,9 @@ def nearest_keyframes(
 
 
 def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
-    """The frame, enlarged if it is small, with boxes and labels; sides are even, as video needs.
+    """Draws boxes and labels onto a frame, which is enlarged if it is small.
 
-    An odd row or column more is cut off.
+    An odd last row or column is cut off, because video needs even sides.
     """
     factor = math.ceil(LEGIBLE_PX / min(frame.shape[:2]))
     if factor > 1:
@@ -129,12 +136,12 @@ def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
         block = (math.ceil(block_width), len(lines) * row_px + 2 * line_px)
         place = place_label(block, box, size, taken)
         taken.append(place)
-        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=BACKING)
+        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=BACKGROUND)
         colour = COLOURS[number % len(COLOURS)]
         draw.rectangle((place[0], place[1], place[0] + 2 * line_px - 1, place[3] - 1), fill=colour)
         for row, line in enumerate(lines):
             baseline = place[1] + line_px + row * row_px + font_px * 0.85
-            draw.text((place[0] + 3 * line_px, baseline), line, INK, font, anchor="ls")
+            draw.text((place[0] + 3 * line_px, baseline), line, TEXT_COLOUR, font, anchor="ls")
     return np.asarray(picture)
 
 
@@ -144,7 +151,7 @@ def fit_lines(
     size: tuple[int, int],
     line_px: int,
 ) -> list[str]:
-    """`name 0.87` for each action; what is too long or too many for the picture ends in "..."."""
+    """Formats each action as `name 0.87`; "..." replaces what does not fit into the picture."""
     width = size[0] - 5 * line_px
     lines = []
     for name, score in actions:
@@ -161,15 +168,20 @@ def fit_lines(
 def place_label(
     block: tuple[int, int], box: Rectangle, size: tuple[int, int], taken: Sequence[Rectangle]
 ) -> Rectangle:
-    """Where a label of (width, height) goes: above its box, else nearby, off the others.
+    """The rectangle of a label of size `block` (width, height) near its box, in pixels.
 
-    Places are tried in order; the first that meets no other label, else the one that covers least.
+    Of several places, the first above the box, the one that covers the least of other labels.
+
+    Args:
+        box: x1 y1 x2 y2, pixels.
+        size: (width, height) of the picture.
+        taken: rectangles of other labels.
     """
     width, height = block
     x1, y1, x2, y2 = box
     beside = [(x, y) for y in (y1, y2 - height) for x in (x2, x1 - width)]
     tried = [(x1, y1 - height), (x1, y2), *beside, (x1, y1), (x2 - width, y2 - height)]
-    # Then below and above the labels in the way.
+    # Then below and above the other labels.
     tried += [(x1, other[3]) for other in taken] + [(x1, other[1] - height) for other in taken]
     sides = np.array(block)
     corners = np.clip(tried, 0, np.array(size) - sides).round()
@@ -177,10 +189,3 @@ def place_label(
     covered = common_area(places, np.reshape(taken, (-1, 4))).sum(axis=1)
     x1, y1, x2, y2 = places[covered.argmin()].tolist()
     return x1, y1, x2, y2
-
-
-def common_area(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of rectangles [N, 4] with rectangles [M, 4]: [N, M]."""
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    return np.maximum(high - low, 0).prod(axis=2)

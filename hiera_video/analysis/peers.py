@@ -1,10 +1,10 @@
-"""The models that `hiera-video benchmark` measures: ours, and those of other libraries.
+"""The models that `hiera-video benchmark` measures: of this package, and of other libraries.
 
-Each takes the clip for which its authors publish its accuracy; a clip per second of one is not that
-of another, and the tables state the clip. Accuracies are top-1 of one model on Kinetics-400 or
-ImageNet-1k, published by its authors, with their own views and pretraining. For Hiera they are
-those of arXiv 2306.00989, tables 4 and 8; for torchvision those that its weights state; for
-pytorchvideo those of its docs/source/model_zoo.md, but for MViT-B, arXiv 2104.11227, table 4.
+The input of each is the clip for which its authors publish its accuracy. Clips per second of
+different clips are not comparable; the tables state the clip. Accuracies are top-1 on Kinetics-400
+or ImageNet-1k as published by the authors, with their views and pretraining: for Hiera in arXiv
+2306.00989, tables 4 and 8; for torchvision in the metadata of its weights; for pytorchvideo in its
+docs/source/model_zoo.md, except MViT-B: arXiv 2104.11227, table 4.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ HIERA_TOP1 = {
     "hiera_large_224": 86.1,
     "hiera_huge_224": 86.9,
 }
-# Clips of the accuracies that torchvision's weights state.
+# Clips for which torchvision's weights state accuracies.
 TORCHVISION_VIDEOS = {
     "mvit_v1_b": (3, 16, 224, 224),
     "mvit_v2_s": (3, 16, 224, 224),
@@ -61,19 +61,19 @@ class Subject:
     name: str
     library: str
     build: Callable[[], nn.Module]
-    """Builds it with random weights; it takes one tensor."""
+    """Builds the model with random weights; its input is one tensor."""
     clip: tuple[int, ...]
-    """Shape of its input, without the batch: (C, T, H, W), or (C, H, W)."""
+    """Shape of the input without batch: (C, T, H, W), or (C, H, W)."""
     top1: float | None = None
     """Published accuracy, percent."""
     variant: str | None = None
-    """Ours that it is another implementation of, and is counted and compared as."""
+    """Variant of this package of which it is another implementation; FLOPs are taken from it."""
     build_pretraining: Callable[[], nn.Module] | None = None
-    """The same as a masked autoencoder that turns a batch into its loss; None: there is none."""
+    """Builds the masked autoencoder of the model, from a batch to its loss. None: there is none."""
 
 
 class PretrainingStep(nn.Module):
-    """A masked autoencoder of ours as a function of the batch, at the paper's ratio."""
+    """A masked autoencoder of this package as a function of the batch, with the paper's ratio."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -86,13 +86,17 @@ class PretrainingStep(nn.Module):
         order = torch.rand(len(clips), self.num_units, device=clips.device).argsort(dim=1)
         kept = order[:, : self.num_visible].sort(dim=1).values
         prediction = self.model(clips, kept)
-        if clips.is_meta:  # to count: the loss, which multiplies nothing, does not run there
+        if clips.is_meta:  # for counting: the loss has no products and does not run on meta
             return prediction
         return reconstruction_losses(prediction, self.model.targets(clips, kept)).mean()
 
 
 def ours(name: str) -> Subject:
-    """A variant of `list_models()`; an unknown one is a ValueError with the nearest name."""
+    """The subject of a variant of `list_models()`.
+
+    Raises:
+        ValueError: an unknown variant; the message has the most similar name.
+    """
     if name not in VARIANTS:
         create_model(name)  # raises, and names the nearest
     channels, (frames, height, width) = 3, VARIANTS[name]["input_size"]
@@ -107,9 +111,11 @@ def ours(name: str) -> Subject:
 
 
 def peers(names: Sequence[str]) -> tuple[list[Subject], list[str]]:
-    """Models of other libraries for the data of ours of `names`; and what is not installed.
+    """Models of other libraries for the same data, video or images, as variants `names`.
 
-    The official code counts as installed where `hiera` can be imported.
+    Returns:
+        The subjects, and the packages that are not installed (the official code is installed if
+        `hiera` can be imported).
     """
     image = is_image(VARIANTS[names[0]])
     libraries = {"hiera": "hiera-transformer", "torchvision": "torchvision"}
@@ -148,7 +154,7 @@ class OfficialPretraining(nn.Module):
 
 def _official_models(names: Sequence[str]) -> Iterator[Subject]:
     for name in names:
-        if hasattr(importlib.import_module("hiera"), name):  # it has no tiny and small for video
+        if hasattr(importlib.import_module("hiera"), name):  # no tiny and small for video
             frames, *size = VARIANTS[name]["input_size"]
             yield Subject(
                 f"{name} (official)",
@@ -181,7 +187,7 @@ def _torchvision_models(image: bool) -> Iterator[Subject]:
 
 
 class TwoPathways(nn.Module):
-    """SlowFast as a function of the fast pathway's clip; the slow one sees every fourth frame."""
+    """SlowFast as a function of the fast pathway's clip; the slow pathway has every 4th frame."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
-"""Throughput and peak memory of models, beside one another in one run.
+"""Measuring throughput and peak memory of several models in one run.
 
-Models take turns within each round, so that a machine that slows down slows all of them; a figure
-is the median over rounds. A round is as many calls as take `MIN_ROUND_SEC`, with the device idle at
-both ends. Memory is the peak of a call above the loaded model: of the allocator on a GPU, of the
-resident set of a process of its own on a CPU.
+Models take turns within each round, so that changes in the speed of the machine affect all of them;
+results are medians over rounds. A round consists of calls that take at least `MIN_ROUND_SEC`
+together, with the device idle at both ends. Memory is the peak of a call above the loaded model: of
+the allocator on a GPU, of the resident set of a separate process on a CPU.
 
 Work is "inference" (forward, without gradients), "finetuning" (forward, cross entropy, backward) or
 "pretraining" (forward of a masked autoencoder, its loss, backward), without an optimizer.
@@ -36,7 +36,7 @@ from hiera_video.models.linear import Linear
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_ROUND_SEC = 0.5
 CLEAR_REFS = Path("/proc/self/clear_refs")
-# Dense TFLOP/s of the data sheets: of tensor cores in half precision, of the others in float32.
+# Dense TFLOP/s of the data sheets: of tensor cores in half precision, of CUDA cores in float32.
 PEAK_TFLOPS = {
     "A100": {"fp32": 19.5, "bf16": 312.0, "fp16": 312.0},
     "H100 80GB HBM3": {"fp32": 67.0, "bf16": 989.4, "fp16": 989.4},
@@ -47,7 +47,7 @@ PEAK_TFLOPS = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is done with each model."""
+    """The work of each model, and how it is done."""
 
     work: str
     precision: str
@@ -61,10 +61,10 @@ class Measurement:
     """One model in one setting."""
 
     subject: Subject
-    batch_size: int  # what fitted: at most the setting's
-    seconds: tuple[float, ...]  # of a call, one a round
-    peak_gib: float | None  # above the loaded model; None: this system does not tell
-    flops: int  # floating-point operations of products, of a call
+    batch_size: int  # at most the setting's; lower if that did not fit into memory
+    seconds: tuple[float, ...]  # of a call, for each round
+    peak_gib: float | None  # above the loaded model; None: cannot be measured
+    flops: int  # floating-point operations of the products of a call
 
     @property
     def clips_per_sec(self) -> float:
@@ -72,7 +72,7 @@ class Measurement:
 
     @property
     def tflops(self) -> float:
-        """Achieved, 1e12 a second: what the model needs, whatever the kernels recompute."""
+        """Achieved TFLOP/s, without operations that kernels recompute."""
         return self.flops / statistics.median(self.seconds) / 1e12
 
 
@@ -81,23 +81,27 @@ def measure(
     setting: Setting,
     *,
     rounds: int,
-    reduced: Callable[[Subject, int], None],
+    on_reduced: Callable[[Subject, int], None],
 ) -> tuple[list[Measurement], dict[str, str]]:
-    """Measures all subjects in one setting; those that failed, by name, with the cause.
+    """Measures all subjects in one setting.
 
     Args:
-        rounds: after one that warms up.
-        reduced: told a subject and the smaller batch, when a batch does not fit into memory.
+        rounds: number of rounds, after one that warms up.
+        on_reduced: called with a subject and the smaller batch size if a batch does not fit into
+            memory.
+
+    Returns:
+        The measurements, and the causes of failures by name of the subject.
     """
     calls, failed = {}, {}
-    torch.compiler.reset()  # it gives up on a function after eight versions of it
+    torch.compiler.reset()  # it stops compiling a function after eight versions
     for subject in subjects:
         if setting.work == "pretraining" and subject.build_pretraining is None:
             continue
         try:
             flops = flops_of_clip(subject, setting.work)
-            calls[subject] = (*fitting(subject, setting, reduced), flops)
-        except Exception as error:  # of any library: the others are measured
+            calls[subject] = (*fitting_call(subject, setting, on_reduced), flops)
+        except Exception as error:  # of any library; the other subjects are still measured
             failed[subject.name] = f"{type(error).__name__}: {error}"
     seconds: dict[Subject, list[float]] = {subject: [] for subject in calls}
     for _ in range(rounds):
@@ -114,13 +118,16 @@ def measure(
     return measured, failed
 
 
-def fitting(
-    subject: Subject, setting: Setting, reduced: Callable[[Subject, int], None]
+def fitting_call(
+    subject: Subject, setting: Setting, on_reduced: Callable[[Subject, int], None]
 ) -> tuple[Callable[[], Any], int, float | None]:
-    """A call, warmed up, with its batch and peak memory in GiB; a batch too large is halved.
+    """Prepares and warms up a call, and halves the batch size until it fits into memory.
+
+    Returns:
+        The call, its batch size, and its peak memory in GiB.
 
     Raises:
-        MemoryError: one clip is too much.
+        MemoryError: a single clip does not fit.
     """
     call = None
     while True:
@@ -141,11 +148,11 @@ def fitting(
         if setting.device == "cuda":
             torch.cuda.empty_cache()
         setting = replace(setting, batch_size=setting.batch_size // 2)
-        reduced(subject, setting.batch_size)
+        on_reduced(subject, setting.batch_size)
 
 
 def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
-    """One call of it does the work once."""
+    """Builds the model; each call of the result does the work once."""
     torch.manual_seed(0)
     pretraining = setting.work == "pretraining"
     build = subject.build_pretraining if pretraining else subject.build
@@ -172,12 +179,12 @@ def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
 
 
 def seconds_a_call(call: Callable[[], Any], device: str) -> float:
-    """Over as many calls as take `MIN_ROUND_SEC`."""
+    """Mean time of a call in seconds, over calls that take `MIN_ROUND_SEC` together."""
     count, elapsed = 0, 0.0
     synchronize(device)
     start = time.perf_counter()
     while elapsed < MIN_ROUND_SEC:
-        steps = max(1, count)  # doubled, so that a GPU is seldom waited for
+        steps = max(1, count)  # doubled, so that the device is seldom synchronized
         for _ in range(steps):
             call()
         synchronize(device)
@@ -193,7 +200,7 @@ def synchronize(device: str) -> None:
 
 @cache
 def flops_of_clip(subject: Subject, work: str) -> int:
-    """Of products, 2 for each multiply-add; a backward pass costs twice the forward pass."""
+    """FLOPs of products, 2 per multiply-add; a backward pass counts as two forward passes."""
     if subject.variant is not None:
         return flops_of_clip(ours(subject.variant), work)
     build = subject.build_pretraining if work == "pretraining" else subject.build
@@ -205,7 +212,7 @@ def flops_of_clip(subject: Subject, work: str) -> int:
 
 
 def peak_tflops(device: str, precision: str) -> tuple[float, str]:
-    """What the device reaches at most, 1e12 a second, and how that is known."""
+    """Peak TFLOP/s of the device, and their source."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
         for known, peaks in PEAK_TFLOPS.items():
@@ -222,7 +229,7 @@ def peak_tflops(device: str, precision: str) -> tuple[float, str]:
 
 
 def peak_on_gpu(call: Callable[[], Any]) -> float:
-    """GiB above what there was before a call that is not the first."""
+    """Peak memory in GiB of a call that is not the first, above the memory before it."""
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     call()
@@ -230,13 +237,13 @@ def peak_on_gpu(call: Callable[[], Any]) -> float:
 
 
 def peak_in_child(subject: Subject, setting: Setting) -> float | None:
-    """GiB above the loaded model, of a first call in a new process; None where nothing tells.
+    """Peak memory in GiB of a first call in a new process, above the loaded model.
 
-    Nothing does but on Linux, nor where a first call compiles.
+    None if it cannot be measured: on other systems than Linux, and if the first call compiles.
 
     Raises:
-        MemoryError: there is not enough; or the process was killed, as Linux does then.
-        RuntimeError: it ended otherwise.
+        MemoryError: memory is not sufficient, or the process was killed, as Linux does then.
+        RuntimeError: the process ended for another reason.
     """
     if not CLEAR_REFS.exists() or setting.execution == "compiled":
         return None
@@ -263,16 +270,16 @@ def peak_in_child(subject: Subject, setting: Setting) -> float | None:
 
 def _send_peak(sender: Connection, subject: Subject, setting: Setting, num_threads: int) -> None:
     torch.set_num_threads(num_threads)
-    Path("/proc/self/oom_score_adj").write_text("1000")  # this process before any other
+    Path("/proc/self/oom_score_adj").write_text("1000")  # so that Linux kills this process first
     try:
         with _memory_errors():
             call = prepare(subject, setting)
-            # The first call, since the allocator keeps what a call has freed. The mark starts anew.
-            CLEAR_REFS.write_text("5")
+            # The first call, because the allocator keeps memory that a call has freed.
+            CLEAR_REFS.write_text("5")  # resets the peak
             before = _memory_kib("VmRSS")
             call()
             sender.send((_memory_kib("VmHWM") - before) / 2**20)
-    except Exception as error:  # whatever it is, it is raised there
+    except Exception as error:  # raised by the parent process
         sender.send(error)
 
 
@@ -284,7 +291,7 @@ def _memory_kib(field: str) -> int:
 
 @contextmanager
 def _memory_errors() -> Iterator[None]:
-    """Whatever torch raises where memory runs out becomes a MemoryError."""
+    """Turns the errors that torch raises for insufficient memory into MemoryError."""
     try:
         yield
     except torch.OutOfMemoryError:

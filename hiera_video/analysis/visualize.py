@@ -1,18 +1,18 @@
-"""What a masked autoencoder sees and predicts, as pictures.
+"""Pictures of the input and the prediction of a masked autoencoder.
 
-A clip and its visible units -> `reconstruct` -> four rows of frames -> `contact_sheet` (one
-picture) and `movie_frames` (the rows beside one another, over time).
+`reconstruct` makes four rows of frames of a clip and its visible units; `contact_sheet` draws all
+of them in one picture, and `movie_frames` one picture for each time.
 
-The model predicts the first frame of each tubelet, every patch of it less its mean, over its
-standard deviation. What the patch's brightness and contrast were is not predicted, so that a
-picture needs them from somewhere; the mode says from where, and every picture states its mode:
+The model predicts the first frame of each tubelet, with each patch normalised by its mean and
+standard deviation. Its brightness and contrast are not predicted; their source is the mode, which
+is stated in every picture:
 
-  "normalised"               from nowhere: every patch is shown in its own normalised units, those
-                             of the input too. Nothing hidden reaches the prediction.
+  "normalised"               none: every patch, of the input too, is shown in its normalised units.
+                             The prediction contains nothing of hidden patches.
   "visible_statistics"       the average over the visible patches of the clip, the same for every
-                             predicted patch. Nothing hidden reaches the prediction.
-  "ground_truth_statistics"  of the patch that was hidden: what most published pictures show. It
-                             flatters the model, which has predicted neither.
+                             predicted patch. The prediction contains nothing of hidden patches.
+  "ground_truth_statistics"  the hidden patch itself, as in most published pictures. It makes the
+                             model look better than it is, because it has predicted neither.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from hiera_video.errors import ModelError
 from hiera_video.files import replacing
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
@@ -39,62 +40,71 @@ from hiera_video.video.writer import write_video
 Mode = Literal["normalised", "visible_statistics", "ground_truth_statistics"]
 Frames = UInt8[np.ndarray, "t H W 3"]
 Picture = UInt8[np.ndarray, "H W 3"]
+Colour = tuple[int, int, int]
 
 NORMALISED_RANGE = 2.5  # standard deviations from mid grey to black and to white
 HIDDEN_GREY = 90  # darker than mid grey, which is a flat patch in normalised units
 TILE_PX = 224  # smaller frames are enlarged to about this height
-COLUMNS = 8  # frames side by side in a contact sheet; more go on below
+COLUMNS = 8  # frames side by side in a contact sheet; more are below
 GAP_PX = 6
-INK, WARNING_INK, PAPER = (20, 20, 20), (190, 0, 0), (255, 255, 255)
+TEXT_COLOUR: Colour = (20, 20, 20)
+WARNING_COLOUR: Colour = (190, 0, 0)
+PAPER: Colour = (255, 255, 255)
 
 EXPLANATIONS: dict[Mode, str] = {
     "normalised": (
-        "Mode normalised: every patch less its mean, over its standard deviation; mid grey is 0, "
-        f"black -{NORMALISED_RANGE}, white +{NORMALISED_RANGE}. Nothing hidden reaches the "
-        "prediction."
+        "Mode normalised: every patch minus its mean, divided by its standard deviation; mid grey "
+        f"is 0, black -{NORMALISED_RANGE}, white +{NORMALISED_RANGE}. The prediction contains "
+        "nothing of hidden patches."
     ),
     "visible_statistics": (
-        "Mode visible_statistics: all predicted patches are given one brightness and contrast, the "
-        "average of the visible patches. Nothing hidden reaches the prediction."
+        "Mode visible_statistics: all predicted patches have the same brightness and contrast, the "
+        "average of the visible patches. The prediction contains nothing of hidden patches."
     ),
     "ground_truth_statistics": (
-        "Mode ground_truth_statistics: each predicted patch is GIVEN THE TRUE brightness and "
-        "contrast of what was hidden. This flatters the model, which predicts neither."
+        "Mode ground_truth_statistics: each predicted patch has the TRUE brightness and contrast "
+        "of the hidden patch, which the model has not predicted: it looks better than it is."
     ),
 }
 PREDICTION_LABELS: dict[Mode, str] = {
-    "normalised": "prediction,\nnormalised",
-    "visible_statistics": "prediction,\nvisible\nstatistics",
-    "ground_truth_statistics": "prediction\n+ TRUE\nstatistics",
+    "normalised": "prediction, normalised",
+    "visible_statistics": "prediction, visible statistics",
+    "ground_truth_statistics": "prediction + TRUE statistics",
 }
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Four rows of frames, one for each step in time of the predicted tokens."""
+    """Four rows of frames, with one frame for each time step of the predicted tokens."""
 
     mode: Mode
     input: Frames
-    visible: Frames  # of the input, on grey
-    prediction: Frames  # of the hidden units, on grey
-    paste_back: Frames  # the prediction where units are hidden, the input where they are visible
-    loss: float  # mean squared error over the hidden units, in normalised units whatever the mode
+    visible: Frames  # the visible units, on grey
+    prediction: Frames  # the predicted units, on grey
+    paste_back: Frames  # the predicted and the visible units
+    loss: float  # mean squared error over the hidden units, in normalised units in every mode
 
     @property
-    def rows(self) -> list[tuple[str, Frames]]:
-        """The label of each row, and its frames."""
+    def rows(self) -> list[tuple[str, Frames, Colour]]:
+        """Label, frames and text colour of each row."""
+        input_label = "input, normalised" if self.mode == "normalised" else "input"
         return [
-            ("input,\nnormalised" if self.mode == "normalised" else "input", self.input),
-            ("visible\nunits", self.visible),
-            (PREDICTION_LABELS[self.mode], self.prediction),
-            ("prediction\n+ visible\nunits", self.paste_back),
+            (input_label, self.input, TEXT_COLOUR),
+            ("visible units", self.visible, TEXT_COLOUR),
+            (PREDICTION_LABELS[self.mode], self.prediction, self.prediction_ink),
+            ("prediction + visible units", self.paste_back, self.prediction_ink),
         ]
+
+    @property
+    def prediction_ink(self) -> Colour:
+        """The colour of texts about predictions."""
+        return WARNING_COLOUR if self.mode == "ground_truth_statistics" else TEXT_COLOUR
 
 
 def require_pixels(model: MaskedAutoencoderHiera) -> None:
-    """Raises ValueError for a model whose predictions are no pixels."""
+    """Raises ModelError for a model that does not predict pixels."""
     if model.target != "pixels":
-        raise ValueError(
+        raise ModelError(
             f"the model predicts target={model.target!r}: only target='pixels' can be shown as a "
             "picture"
         )
@@ -109,17 +119,18 @@ def reconstruct(
     normalize: Normalize,
     mode: Mode = "normalised",
 ) -> Reconstruction:
-    """What the model predicts of one clip from its visible units, as rows of pictures.
+    """Predicts one clip from its visible units.
 
     Args:
         model: in evaluation mode, predicting pixels, with three colour channels.
         clip: normalised, on the model's device.
-        visible: the units to see, on the CPU.
-        normalize: what normalised the clip, on the model's device.
-        mode: where the brightness and contrast of predicted patches come from, see above.
+        visible: the visible units, on the CPU.
+        normalize: the normalisation of the clip, on the model's device.
+        mode: source of the brightness and contrast of predicted patches, see above.
 
     Raises:
-        ValueError: another mode, or a model whose predictions are no pixels.
+        ValueError: an unknown mode.
+        ModelError: the model does not predict pixels.
     """
     if mode not in get_args(Mode):
         raise ValueError(f"mode is {mode!r}: allowed are {', '.join(get_args(Mode))}")
@@ -182,7 +193,7 @@ def _orders(model: MaskedAutoencoderHiera) -> tuple[str, str, dict[str, int]]:
 
 
 def _to_picture(frames: Float[Tensor, "t H W 3"], mode: Mode, normalize: Normalize) -> Frames:
-    """Values as uint8 colours; black and white end what lies beyond."""
+    """Converts values to uint8 colours, clipped to black and white."""
     if mode == "normalised":
         colours = 0.5 + frames / (2 * NORMALISED_RANGE)
     else:
@@ -194,7 +205,7 @@ def _to_picture(frames: Float[Tensor, "t H W 3"], mode: Mode, normalize: Normali
 
 
 def describe(reconstruction: Reconstruction, masking: UnitMasking) -> str:
-    """The sentence on masking and loss that stands below a picture."""
+    """A caption that states the masking and the loss."""
     hidden, (t, h, w) = masking.num_units - masking.num_visible, masking.units
     return (
         f"{masking.kind.capitalize()} masking hides {100 * hidden / masking.num_units:.0f} %: "
@@ -206,133 +217,113 @@ def describe(reconstruction: Reconstruction, masking: UnitMasking) -> str:
 def contact_sheet(
     reconstruction: Reconstruction, times_sec: Sequence[float], caption: str
 ) -> Picture:
-    """The four rows below one another, labelled at the left, times along the top.
+    """All frames in one picture: the four rows of a reconstruction, with times above them.
 
     Args:
         times_sec: presentation time of each of the t frames.
-        caption: from `describe`; the explanation of the mode follows it.
+        caption: from `describe`; the explanation of the mode is added.
     """
-    rows = [(label, _enlarged(frames)) for label, frames in reconstruction.rows]
-    times = [f"{time_sec:.2f} s" for time_sec in times_sec]
-    num_frames, tile_height, tile_width = rows[0][1].shape[:3]
-    font, line_px = _font(tile_height)
-    label_px = max(_text_px(label, font) for label, _ in rows) + 3 * GAP_PX
-    column_px = max(tile_width, *(_text_px(time, font) for time in times)) + GAP_PX
-    columns = min(num_frames, COLUMNS)
-    blocks = range(0, num_frames, columns)
-    block_px = line_px + len(rows) * (tile_height + GAP_PX) + GAP_PX
-    width = max(label_px + columns * column_px, 2 * tile_height)  # space for words, at least
-    lines = _caption_lines(reconstruction.mode, caption, font, width - 3 * GAP_PX)
-    height = GAP_PX + len(blocks) * block_px + len(lines) * line_px + GAP_PX
-
-    sheet = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for block, start in enumerate(blocks):
-        top = GAP_PX + block * block_px
-        shown = range(start, min(start + columns, num_frames))
-        for column, frame in enumerate(shown):
-            x = label_px + column * column_px
-            draw.text((x + tile_width // 2, top), times[frame], INK, font, anchor="ma")
-        for row, (label, frames) in enumerate(rows):
-            y = top + line_px + row * (tile_height + GAP_PX)
-            ink = _ink(reconstruction.mode) if row >= 2 else INK
-            draw.multiline_text((2 * GAP_PX, y + tile_height // 2), label, ink, font, anchor="lm")
-            for column, frame in enumerate(shown):
-                sheet.paste(Image.fromarray(frames[frame]), (label_px + column * column_px, y))
-    _write_lines(draw, lines, 2 * GAP_PX, height - GAP_PX - len(lines) * line_px, font, line_px)
-    return np.asarray(sheet)
+    rows = [(label, _enlarged(frames), ink) for label, frames, ink in reconstruction.rows]
+    grid = []
+    for start in range(0, len(times_sec), COLUMNS):
+        shown = range(start, min(start + COLUMNS, len(times_sec)))
+        grid.append(_Row([(f"{times_sec[i]:.2f} s", None) for i in shown], TEXT_COLOUR))
+        for label, frames, ink in rows:
+            grid.append(_Row([(label if i == start else "", frames[i]) for i in shown], ink))
+    return _draw_grid(grid, _notes(reconstruction, caption))
 
 
 def movie_frames(
     reconstruction: Reconstruction, times_sec: Sequence[float], caption: str
 ) -> Iterator[Picture]:
-    """The four rows as two by two, one picture for each time; sides are even, as video needs.
+    """One picture for each time, with the frames of the four rows as two by two.
 
-    Args as those of `contact_sheet`.
+    For the arguments see `contact_sheet`.
     """
-    rows = [(" ".join(label.split()), _enlarged(frames)) for label, frames in reconstruction.rows]
-    tile_height, tile_width = rows[0][1].shape[1:3]
-    font, line_px = _font(tile_height)
-    width = GAP_PX + 2 * (max(tile_width, *(_text_px(label, font) for label, _ in rows)) + GAP_PX)
-    width += width % 2
-    cell_px = line_px + tile_height + GAP_PX
-    lines = _caption_lines(reconstruction.mode, caption, font, width - 2 * GAP_PX)
-    height = GAP_PX + 2 * cell_px + (1 + len(lines)) * line_px + GAP_PX
-    height += height % 2
+    rows = [(label, _enlarged(frames), ink) for label, frames, ink in reconstruction.rows]
+    for i, time_sec in enumerate(times_sec):
+        cells = [(label, frames[i]) for label, frames, _ in rows]
+        grid = [_Row(cells[:2], rows[0][2]), _Row(cells[2:], rows[2][2])]
+        time = (f"{time_sec:.2f} s", TEXT_COLOUR)
+        yield _draw_grid(grid, [time, *_notes(reconstruction, caption)])
 
-    ground = Image.new("RGB", (width, height), PAPER)
-    draw = ImageDraw.Draw(ground)
-    corners = [
-        (GAP_PX + (row % 2) * (width // 2 - GAP_PX // 2), GAP_PX + row // 2 * cell_px)
-        for row in range(len(rows))
+
+@dataclass(frozen=True)
+class _Row:
+    """Cells of a grid, each a label above a picture or a label alone."""
+
+    cells: Sequence[tuple[str, Picture | None]]
+    ink: Colour
+
+
+def _draw_grid(rows: Sequence[_Row], notes: Sequence[tuple[str, Colour]]) -> Picture:
+    """Draws rows of cells below one another, and notes below them; both sides are even.
+
+    All pictures have the same size. A label may extend over the next cells if these have none.
+    """
+    pictures = [picture for row in rows for _, picture in row.cells if picture is not None]
+    tile_height, tile_width = pictures[0].shape[:2]
+    size = max(16, tile_height // 12)
+    font, line_px = ImageFont.load_default(size=size), round(1.4 * size)
+    widths = {label: round(font.getlength(label)) for row in rows for label, _ in row.cells}
+    in_cell = [label for row in rows for label, _ in row.cells if all(c[0] for c in row.cells)]
+    column_px = max(tile_width, *(widths[label] for label in in_cell)) + GAP_PX
+    width = GAP_PX + max(
+        column_px * max(len(row.cells) for row in rows),
+        max(widths.values()) + GAP_PX,
+        2 * tile_height,  # for the notes
+    )
+    lines = [line for note in notes for line in _wrapped(note, font, width - 2 * GAP_PX)]
+    row_px = [
+        line_px + (tile_height + GAP_PX if row.cells[0][1] is not None else 0) for row in rows
     ]
-    for row, ((label, _), corner) in enumerate(zip(rows, corners, strict=True)):
-        draw.text(corner, label, _ink(reconstruction.mode) if row >= 2 else INK, font)
-    below = GAP_PX + 2 * cell_px
-    _write_lines(draw, lines, GAP_PX, below + line_px, font, line_px)
-    for frame, time_sec in enumerate(times_sec):
-        picture = ground.copy()
-        for (_, frames), (x, y) in zip(rows, corners, strict=True):
-            picture.paste(Image.fromarray(frames[frame]), (x, y + line_px))
-        ImageDraw.Draw(picture).text((GAP_PX, below), f"{time_sec:.2f} s", INK, font)
-        yield np.asarray(picture)
+    height = 3 * GAP_PX + sum(row_px) + len(lines) * line_px
+    sheet = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    top = GAP_PX
+    for row, height_px in zip(rows, row_px, strict=True):
+        for column, (label, picture) in enumerate(row.cells):
+            x = GAP_PX + column * column_px
+            draw.text((x, top), label, row.ink, font)
+            if picture is not None:
+                sheet.paste(Image.fromarray(picture), (x, top + line_px))
+        top += height_px
+    for number, (line, ink) in enumerate(lines):
+        draw.text((GAP_PX, top + GAP_PX + number * line_px), line, ink, font)
+    return np.asarray(sheet)
+
+
+def _notes(reconstruction: Reconstruction, caption: str) -> list[tuple[str, Colour]]:
+    explanation = EXPLANATIONS[reconstruction.mode]
+    return [(caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)]
+
+
+def _wrapped(
+    note: tuple[str, Colour], font: ImageFont.FreeTypeFont, width: int
+) -> list[tuple[str, Colour]]:
+    """Breaks a text into lines of at most `width` pixels."""
+    text, ink = note
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [(line, ink) for line in lines]
 
 
 def _enlarged(frames: Frames) -> Frames:
-    """Pixels repeated, so that frames of small models are not lost beside their labels."""
+    """Repeats the pixels of small frames, to a height of about `TILE_PX`."""
     factor = max(1, round(TILE_PX / frames.shape[1]))
     return repeat(frames, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
-
-
-def _font(tile_height: int) -> tuple[ImageFont.FreeTypeFont, int]:
-    """Pillow's own font, and the height of a line of it in pixels."""
-    size = max(16, tile_height // 12)
-    return ImageFont.load_default(size=size), round(1.4 * size)
-
-
-def _text_px(text: str, font: ImageFont.FreeTypeFont) -> int:
-    return max(round(font.getlength(line)) for line in text.split("\n"))
-
-
-def _ink(mode: Mode) -> tuple[int, int, int]:
-    """The colour of what is said about predictions."""
-    return WARNING_INK if mode == "ground_truth_statistics" else INK
-
-
-def _caption_lines(
-    mode: Mode, caption: str, font: ImageFont.FreeTypeFont, width: int
-) -> list[tuple[str, tuple[int, int, int]]]:
-    """Caption and explanation, broken into lines of at most `width` pixels, with their colours."""
-    lines = []
-    for text, ink in ((caption, INK), (EXPLANATIONS[mode], _ink(mode))):
-        line = ""
-        for word in text.split():
-            if line and font.getlength(f"{line} {word}") > width:
-                lines.append((line, ink))
-                line = word
-            else:
-                line = f"{line} {word}".strip()
-        lines.append((line, ink))
-    return lines
-
-
-def _write_lines(
-    draw: ImageDraw.ImageDraw,
-    lines: Sequence[tuple[str, tuple[int, int, int]]],
-    x: int,
-    y: int,
-    font: ImageFont.FreeTypeFont,
-    line_px: int,
-) -> None:
-    for number, (line, ink) in enumerate(lines):
-        draw.text((x, y + number * line_px), line, ink, font)
 
 
 # Files.
 
 
 def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
-    """The file appears under its name when it is complete; an older one is replaced then."""
+    """Writes a picture; an existing file is replaced when the new one is complete."""
     with replacing(path) as part:
         Image.fromarray(picture).save(part, format="png")
 
@@ -343,13 +334,13 @@ def write_movie(
     times_sec: Sequence[float],
     caption: str,
 ) -> None:
-    """The pictures of `movie_frames` as an mp4, as fast as the video itself."""
+    """Writes the pictures of `movie_frames` as mp4, at the speed of the video."""
     frames = movie_frames(reconstruction, times_sec, caption)
     write_video(path, frames, _frame_rate(times_sec), options={"crf": "18"})
 
 
 def _frame_rate(times_sec: Sequence[float]) -> Fraction:
-    """Frames per second; one, where all show the same moment."""
+    """Frames per second; 1 if all times are equal."""
     steps = np.diff(times_sec)
-    steps = steps[steps > 0]  # none at the end of a short video, whose last frame is repeated
+    steps = steps[steps > 0]  # 0 where the last frame of a short video is repeated
     return Fraction(1 / float(np.median(steps))) if steps.size else Fraction(1)

@@ -1,4 +1,4 @@
-"""`hiera-video benchmark`: speed and memory of models, beside those of other libraries."""
+"""`hiera-video benchmark`: speed and memory of models, and of those of other libraries."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ import logging
 import platform
 import re
 import time
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed, plotting
+from hiera_video.analysis.accuracy_plot import import_matplotlib, plot_accuracy_and_speed
 from hiera_video.analysis.peers import Subject, ours, peers
 from hiera_video.analysis.speed import Setting, measure, peak_tflops
-from hiera_video.analysis.speed_tables import heading, tell, tell_decoding, tell_report
+from hiera_video.analysis.speed_tables import (
+    format_decoding,
+    format_heading,
+    format_report,
+    format_rows,
+)
 from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.order import evaluation_loader, num_workers, readable
@@ -43,74 +49,51 @@ RESULTS = ("results.json", "results.md", "accuracy_speed.png")
 
 
 def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Measures and prints; returns the exit code."""
+    """Measures models and prints the results; returns the exit code."""
     setup_logging(quiet=as_json)
+    names = config.models or ["hiera_base_16x224"]
     with configured(), process_group(config.device) as process:
         device = process.device.type
-        names = config.models or ["hiera_base_16x224"]
         subjects = [ours(name) for name in names]
     if len({is_image(VARIANTS[name]) for name in names}) > 1:
         raise ConfigError(f"MODEL is {' '.join(names)}: all must be of video, or all of images")
     if device == "cpu" and "fp16" in config.precisions:
         raise ConfigError(
             f"precisions is {config.precisions}: processors have no fp16 products and take "
-            "minutes for one; take fp32 and bf16"
+            "minutes for one; use fp32 and bf16"
         )
     if config.peers:
-        others, missing = peers(names)
-        for package in missing:
-            logger.info("%s is not measured: pip install %s", package, package)
-        chosen = [peer for peer in others if config.only in peer.name]
-        if not chosen:
-            allowed = ", ".join(peer.name for peer in others)
-            raise ConfigError(
-                f"only is {config.only!r}, a part of none of these names: {allowed}; not "
-                f"installed: {', '.join(missing) or 'none'}"
-            )
-        subjects += chosen
+        subjects += chosen_peers(names, config.only)
     settings = [
         Setting(*choice, device=device)
         for choice in product(config.work, config.precisions, config.execution, config.batch_sizes)
     ]
-    videos = () if config.videos is None else videos_of(config.videos)
+    videos = () if config.videos is None else read_videos(config.videos)
     folder = checked_folder(config)
     if dry_run:
-        described = [vars(setting) for setting in settings]
         models = [subject.name for subject in subjects]
+        described = [vars(setting) for setting in settings]
         print(json.dumps({"models": models, "settings": described}, indent=2))
         return 0
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    if device == "cuda":  # float32 is float32 for all, and convolutions are tuned for all
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.benchmark = True
-    peaks: dict[str, tuple[float, str]] = {
-        precision: peak_tflops(device, precision) for precision in config.precisions
-    }
-    report: dict[str, Any] = {
-        "environment": environment(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else processor(),
-        "threads": torch.get_num_threads(),
-        "peaks": {key: {"tflops": peak, "source": how} for key, (peak, how) in peaks.items()},
-        "results": [],
-        "decoding": [],
-        "failed": [],
-    }
+    report = new_report(device, config.precisions)
     if not as_json:
-        print(heading(report))
+        print(format_heading(report))
     for setting in settings:
-        rows, failed = measured(subjects, setting, config.rounds, peaks[setting.precision][0])
+        peak = report["peaks"][setting.precision]["tflops"]
+        rows, failed = measured(subjects, setting, config.rounds, peak)
         report["results"] += rows
         report["failed"] += failed
         if not as_json:
-            print(f"\n{tell(rows)}", flush=True)
+            print(f"\n{format_rows(rows)}", flush=True)
         if folder is not None:
             write_results(folder, report)
     for name, setting in product(names if videos else (), settings):
         if setting.work == "inference" and setting.execution == "eager":
-            report["decoding"].append(decoded(name, setting, config, videos))
+            report["decoding"].append(measure_decoding(name, setting, config, videos))
     if videos and not as_json:
-        print(f"\n{tell_decoding(report['decoding'])}")
+        print(f"\n{format_decoding(report['decoding'])}")
     if folder is not None:
         write_results(folder, report)
         logger.info("results are in %s", folder)
@@ -119,36 +102,74 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
     return exit_code(done=len(report["results"]), failed=len(report["failed"]))
 
 
+def chosen_peers(names: Sequence[str], only: str) -> list[Subject]:
+    """Models of other libraries whose names contain `only`; logs libraries that are missing.
+
+    Raises:
+        ConfigError: no name contains it.
+    """
+    others, missing = peers(names)
+    for package in missing:
+        logger.info("%s is not measured: pip install %s", package, package)
+    chosen = [peer for peer in others if only in peer.name]
+    if not chosen:
+        allowed = ", ".join(peer.name for peer in others)
+        raise ConfigError(
+            f"only is {only!r}, which is contained in none of these names: {allowed}; not "
+            f"installed: {', '.join(missing) or 'none'}"
+        )
+    return chosen
+
+
 def checked_folder(config: BenchmarkSettings) -> Path | None:
-    """`output_dir`, which must not hold results that would be replaced."""
+    """`output_dir`, without results that would be replaced.
+
+    Raises:
+        UserError: it has results.
+        MissingLibrary: plots cannot be drawn.
+    """
     if config.output_dir is None:
         return None
     folder = Path(config.output_dir)
     refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
-    try:
-        plotting()  # to fail now, not after an hour
-    except ImportError as error:
-        raise ConfigError(str(error)) from None
+    import_matplotlib()  # fails before the measurements
     return folder
 
 
+def new_report(device: str, precisions: Sequence[str]) -> dict[str, Any]:
+    """A report without results; sets the same float32 arithmetic for all models."""
+    if device == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.benchmark = True
+    peaks = {precision: peak_tflops(device, precision) for precision in precisions}
+    return {
+        "environment": environment(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
+        "threads": torch.get_num_threads(),
+        "peaks": {key: {"tflops": peak, "source": source} for key, (peak, source) in peaks.items()},
+        "results": [],
+        "decoding": [],
+        "failed": [],
+    }
+
+
 def measured(
-    subjects: list[Subject], setting: Setting, rounds: int, peak: float
+    subjects: list[Subject], setting: Setting, rounds: int, peak_tflops: float
 ) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """What the report says of all subjects in one setting, and of those that failed."""
-    said = f"{setting.work}, {setting.precision}, {setting.execution}"
+    """Measures all subjects in one setting: rows for the report, and causes of failures."""
+    title = f"{setting.work}, {setting.precision}, {setting.execution}"
 
-    def tell_reduced(subject: Subject, batch_size: int) -> None:
-        logger.warning("%s, %s: out of memory, batch reduced to %d", subject.name, said, batch_size)
+    def warn_reduced(subject: Subject, batch_size: int) -> None:
+        message = "%s, %s: out of memory, batch reduced to %d"
+        logger.warning(message, subject.name, title, batch_size)
 
-    measurements, failed = measure(subjects, setting, rounds=rounds, reduced=tell_reduced)
+    measurements, failed = measure(subjects, setting, rounds=rounds, on_reduced=warn_reduced)
     for name, cause in failed.items():
-        logger.error("%s, %s: %s", name, said, cause)
+        logger.error("%s, %s: %s", name, title, cause)
     speeds = {m.subject.name: m.clips_per_sec for m in measurements}
-    first = subjects[0].name
     rows = []
     for m in measurements:
-        ours_per_sec = speeds.get(m.subject.variant or first)
+        ours_per_sec = speeds.get(m.subject.variant or subjects[0].name)
         rows.append(
             {
                 "model": m.subject.name,
@@ -163,27 +184,31 @@ def measured(
                 "seconds": list(m.seconds),
                 "peak_gib": m.peak_gib,
                 "flops": m.flops,
-                "model_flops_utilisation": m.tflops / peak,
+                "model_flops_utilisation": m.tflops / peak_tflops,
                 "ours_is": None if ours_per_sec is None else ours_per_sec / m.clips_per_sec,
             }
         )
-    causes = [{"model": name, "setting": said, "cause": cause} for name, cause in failed.items()]
+    causes = [{"model": name, "setting": title, "cause": cause} for name, cause in failed.items()]
     return rows, causes
 
 
-def videos_of(source: str) -> tuple[VideoRecord, ...]:
-    """A file, or those of a folder or list."""
+def read_videos(source: str) -> tuple[VideoRecord, ...]:
+    """A single video, or the videos of a folder or list."""
     if Path(source).is_file() and is_media(source):
         return (VideoRecord(source, (), source),)
     return read_video_list(source).records
 
 
-def decoded(
+def measure_decoding(
     name: str, setting: Setting, config: BenchmarkSettings, records: tuple[VideoRecord, ...]
 ) -> dict[str, Any]:
-    """Clips a second of one of ours from files: one clip and crop of each video, over and over."""
+    """Measures inference of a variant with decoding: one view of each video, repeatedly.
+
+    Raises:
+        UserError: a video cannot be read.
+    """
     workers = num_workers(config.data, 1)
-    # Workers run ahead by two clips each, before the clock starts: that must not count for much.
+    # Workers decode two clips each before the measurement starts, which must have little effect.
     ahead = 2 * max(1, workers)
     first = max(setting.batch_size, ahead)
     count = max(config.rounds * setting.batch_size, 8 * ahead)
@@ -219,14 +244,14 @@ def decoded(
 
 
 def write_results(folder: Path, report: dict[str, Any]) -> None:
-    """results.json, results.md and, where anything can be drawn, accuracy_speed.png."""
+    """Writes results.json, results.md and, if there are accuracies, accuracy_speed.png."""
     write_json(folder / "results.json", report)
-    write_text(folder / "results.md", tell_report(report))
+    write_text(folder / "results.md", format_report(report))
     plot_accuracy_and_speed(report, folder / "accuracy_speed.png")
 
 
-def processor() -> str:
-    """Its name, as the system gives it."""
+def processor_name() -> str:
+    """The name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
-    told = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return told[1] if told is not None else platform.processor() or platform.machine()
+    match = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
+    return match[1] if match is not None else platform.processor() or platform.machine()

@@ -184,7 +184,7 @@ def tell(report: dict[str, Any], folder: Path) -> str:
         f"{report['excluded_keyframes']} on the list of excluded ones do not",
         f"clips: {report['num_frames']}x{report['sampling_rate']} frames, centre crops of "
         f"{height} x {width} px; {report['boxes_outside_of_the_crop']} boxes outside of them",
-        *ava_report.tell(report["protocols"], num_excluded=0),
+        *ava_report.format_results(report["protocols"], num_excluded=0),
     ]
     if count := report["keyframes_without_ground_truth"]:
         lines.append(
@@ -193,7 +193,7 @@ def tell(report: dict[str, Any], folder: Path) -> str:
             "without --keyframes)"
         )
     for protocol, result in report.get("protocols_without_failed", {}).items():
-        mean = ava_report.percent(result["mean_ap"])
+        mean = ava_report.format_percent(result["mean_ap"])
         lines.append(f"{protocol}, without key frames that failed: {mean}")
     lines += [f"failed: {failure['message']}" for failure in report["failed"]]
     lines.append(f"results are in {folder}")

@@ -1,4 +1,4 @@
-"""`hiera-video detect score`: frame mAP of action detections, from csv files alone."""
+"""`hiera-video detect score`: computes frame mAP of action detections from csv files."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from collections import Counter
 from typing import Any
 
 from hiera_video.data.boxes.table import (
+    BoxTable,
     read_detections,
     read_ground_truth,
     read_keyframes,
     read_label_map,
 )
 from hiera_video.errors import did_you_mean
-from hiera_video.evaluation import ava_report as results
+from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.evaluation import DetectScoreSettings
 
 
 def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Scores and prints; 1 where no mAP is defined."""
+    """Computes and prints frame mAP; returns 1 if it is not defined."""
     setup_logging()
     labels = read_label_map(config.label_map)
     truth = read_ground_truth(config.ground_truth, labels, strict=False)
@@ -46,22 +47,13 @@ def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = F
         for protocol in protocols
     ]
     unknown = sorted(set(detections.videos) - set(truth.videos))
-    oddities = {
-        table.source: Counter(problem.kind for problem in table.problems)
-        for table in (truth, detections)
-    }
     report: dict[str, Any] = {
-        "ground_truth": {"file": truth.source, "rows": len(truth), **oddities[truth.source]},
-        "detections": {
-            "file": detections.source,
-            "rows": len(detections),
-            "videos_without_ground_truth": unknown,
-            **oddities[detections.source],
-        },
+        "ground_truth": describe(truth),
+        "detections": {"videos_without_ground_truth": unknown, **describe(detections)},
         "excluded_keyframes": len(excluded),
-        "protocols": {r.protocol: results.as_dict(r, labels.names) for r in scored},
+        "protocols": {r.protocol: ava_report.as_dict(r, labels.names) for r in scored},
     }
-    print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, truth.videos))
+    print(json.dumps(report, ensure_ascii=False) if as_json else format_report(report, truth))
     if all(math.isnan(result.mean_ap) for result in scored):
         print(
             f"hiera-video detect score: {truth.source}: no box of an evaluated class at a key "
@@ -72,21 +64,29 @@ def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = F
     return 0
 
 
-def tell(report: dict[str, Any], videos: tuple[str, ...]) -> str:
-    """The report for a person."""
+def describe(table: BoxTable) -> dict[str, Any]:
+    """File and number of rows, and numbers of problems by kind."""
+    kinds = Counter[str](problem.kind for problem in table.problems)
+    return {"file": table.source, "rows": len(table), **kinds}
+
+
+def format_report(report: dict[str, Any], truth: BoxTable) -> str:
+    """The report as text."""
     lines = []
     for name in ("ground_truth", "detections"):
         part = report[name]
         lines.append(f"{name.replace('_', ' ')}: {part['rows']} rows of {part['file']}")
         for kind, text in (
             ("box", "rows with a box outside 0..1 or without area"),
-            ("duplicate", "rows that stand there twice, and count twice"),
+            ("duplicate", "rows that repeat an earlier row; all rows count"),
         ):
             if part.get(kind):
                 lines.append(f"  {part[kind]} {text}")
     unknown = report["detections"]["videos_without_ground_truth"]
     if unknown:
-        near = did_you_mean(unknown[0], videos)
-        lines.append(f"  {len(unknown)} videos without ground truth, such as {unknown[0]!r}{near}")
-    lines += results.tell(report["protocols"], num_excluded=report["excluded_keyframes"])
+        hint = did_you_mean(unknown[0], truth.videos)
+        lines.append(f"  {len(unknown)} videos without ground truth, such as {unknown[0]!r}{hint}")
+    lines += ava_report.format_results(
+        report["protocols"], num_excluded=report["excluded_keyframes"]
+    )
     return "\n".join(lines)

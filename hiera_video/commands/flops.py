@@ -1,4 +1,4 @@
-"""`hiera-video flops`: what a model costs, by stage, a view and a video; and the paper's table."""
+"""`hiera-video flops`: the cost of a model by stage, view and video, and the paper's table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from hiera_video.analysis.complexity import PRODUCTS, Cost, Model, by_stage, count_model
+from hiera_video.analysis.tables import format_table
 from hiera_video.errors import configured
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
@@ -16,18 +17,22 @@ from hiera_video.models.pretrained import create_autoencoder, create_detector, c
 from hiera_video.models.variants import PUBLISHED, is_image, list_models, paper_mask_ratio
 from hiera_video.settings.tools import FlopsSettings
 
-TABLE = (  # arXiv 2306.00989, tables 4 and 5, 6, and 8: variants, and frames where they differ
-    *((f"hiera_{size}_16x224", None) for size in ("base", "base_plus", "large", "huge")),
+# Variants in tables 4 and 5, 6, and 8 of arXiv 2306.00989, and numbers of frames (None: default).
+TABLE: list[tuple[str, int | None]] = [
+    ("hiera_base_16x224", None),
+    ("hiera_base_plus_16x224", None),
+    ("hiera_large_16x224", None),
+    ("hiera_huge_16x224", None),
     ("hiera_large_16x224", 32),
-    *((name, None) for name in list_models("*_224")),
-)
+]
+TABLE += [(name, None) for name in list_models("*_224")]
 
 
 def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Counts and prints; returns the exit code."""
+    """Counts and prints the cost of a model; returns the exit code."""
     if config.table:
         rows = [] if dry_run else [table_row(name, frames) for name, frames in TABLE]
-        print(json.dumps(rows) if as_json or dry_run else tell_table(rows))
+        print(json.dumps(rows) if as_json or dry_run else format_paper_table(rows))
         return 0
     with configured(), torch.device("meta"):
         model = build(config)
@@ -61,15 +66,15 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
             for name, cost in costs.items()
             if name and (cost.parameters or cost.macs)
         }
-    print(json.dumps(report) if as_json else tell(report))
+    print(json.dumps(report) if as_json else format_report(report))
     return 0
 
 
 def build(config: FlopsSettings) -> Model:
-    """The model of the configuration."""
+    """Builds the model of the settings."""
     name = config.model
     assert name is not None  # the settings require it without `table`
-    name = name.split(".")[0] if name in PUBLISHED else name  # its weights cost nothing
+    name = name.split(".")[0] if name in PUBLISHED else name
     size: dict[str, Any] = {
         "num_frames": config.num_frames,
         "image_size": config.image_size,
@@ -78,7 +83,7 @@ def build(config: FlopsSettings) -> Model:
     if config.task == "pretraining":
         return create_autoencoder(
             name,
-            decoder_heads=1,  # as many heads as there are cost the same
+            decoder_heads=1,  # the number of heads does not change the cost
             decoder_dim=config.decoder_dim,
             decoder_depth=config.decoder_depth,
             target=config.target,
@@ -91,7 +96,7 @@ def build(config: FlopsSettings) -> Model:
 
 
 def masking_of(config: FlopsSettings, model: Model) -> UnitMasking | None:
-    """Which units a masked autoencoder sees."""
+    """The masking of a masked autoencoder; None for other models."""
     if not isinstance(model, MaskedAutoencoderHiera):
         return None
     ratio = config.masking.mask_ratio
@@ -101,7 +106,7 @@ def masking_of(config: FlopsSettings, model: Model) -> UnitMasking | None:
 
 
 def views(config: FlopsSettings, encoder: Hiera) -> tuple[int, int]:
-    """Clips of a video, and crops of a clip."""
+    """Numbers of clips of a video and of crops of a clip."""
     many = config.task in (None, "classification") and not is_image(encoder.architecture)
     num_clips = (5 if many else 1) if config.num_clips is None else config.num_clips
     num_crops = (3 if many else 1) if config.num_crops is None else config.num_crops
@@ -109,6 +114,7 @@ def views(config: FlopsSettings, encoder: Hiera) -> tuple[int, int]:
 
 
 def describe(cost: Cost) -> dict[str, Any]:
+    """A cost as JSON data."""
     return {
         "parameters": cost.parameters,
         "macs": cost.macs,
@@ -120,55 +126,56 @@ def describe(cost: Cost) -> dict[str, Any]:
 
 
 def table_row(name: str, num_frames: int | None) -> dict[str, Any]:
-    """One row of the paper's tables."""
+    """The cost of a variant for the paper's table."""
     with torch.device("meta"):
         model = create_model(name, num_frames=num_frames)
     return {"model": name, "input": list(model.input_size), **describe(count_model(model)[""])}
 
 
-def tell(report: dict[str, Any]) -> str:
-    """The report for a person."""
-    channels, frames, *size = report["input"]
-    height, width = size
+def format_report(report: dict[str, Any]) -> str:
+    """The report as text."""
+    channels, frames, height, width = report["input"]
     lines = [
         f"{report['model']}, {report['task']}: {frames} x {height} x {width}, {channels} channels"
     ]
     if report["task"] == "pretraining":
-        lines.append(f"{report['kept_units']} of {report['mask_units']} mask units are seen")
-    rows = report["stages"] | {"a view": report["view"]} | report.get("modules", {})
-    lines += tell_costs(rows)
+        lines.append(f"{report['kept_units']} of {report['mask_units']} mask units are visible")
+    lines.append(
+        format_costs(report["stages"] | {"a view": report["view"]} | report.get("modules", {}))
+    )
     num_clips, num_crops = report["num_clips"], report["num_crops"]
     macs, flops = report["video"]["macs"] / 1e9, report["video"]["flops"] / 1e9
     paper = report["view"]["paper_flops"] / 1e9
     lines += [
         f"{num_clips} clips x {num_crops} crops: {macs:.1f} GMACs, {flops:.1f} GFLOPs",
-        f"as Hiera's paper counts: {paper:.0f}x{num_crops}x{num_clips} G ({paper:.2f}: GMACs and 5 "
-        "for each element of a LayerNorm)",
+        f"as counted in Hiera's paper: {paper:.0f}x{num_crops}x{num_clips} G ({paper:.2f}: GMACs "
+        "and 5 per element of LayerNorm)",
     ]
     return "\n".join(lines)
 
 
-def tell_costs(costs: dict[str, dict[str, Any]]) -> list[str]:
-    """A table, with a line for each name."""
-    parts = [f"{sign} {product}" for sign, product in zip("=++", PRODUCTS, strict=True)]
-    table = [["", "params (M)", "activations (M)", "GFLOPs", "GMACs", *parts]]
+def format_costs(costs: dict[str, dict[str, Any]]) -> str:
+    """A table with a row for each named cost."""
+    headers = ["", "params (M)", "activations (M)", "GFLOPs", "GMACs"]
+    headers += [f"{sign} {product}" for sign, product in zip("=++", PRODUCTS, strict=True)]
+    rows = []
     for name, cost in costs.items():
         products = [cost["operations"].get(product, 0) for product in PRODUCTS]
         millions = [f"{cost[key] / 1e6:.3f}" for key in ("parameters", "activations")]
         giga = [f"{count / 1e9:.3f}" for count in (cost["flops"], cost["macs"], *products)]
-        table.append([name, *millions, *giga])
-    first, *widths = (max(map(len, column)) for column in zip(*table, strict=True))
-    return [
-        "  ".join([name.ljust(first), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
-        for name, *cells in table
+        rows.append([name, *millions, *giga])
+    return format_table(headers, rows, "plain")
+
+
+def format_paper_table(rows: list[dict[str, Any]]) -> str:
+    """The columns of the paper's table, counted and rounded as in the paper."""
+    cells = [
+        [
+            row["model"],
+            "x".join(str(n) for n in row["input"]),
+            f"{row['paper_flops'] / 1e9:.0f}",
+            f"{row['parameters'] / 1e6:.0f} M",
+        ]
+        for row in rows
     ]
-
-
-def tell_table(rows: list[dict[str, Any]]) -> str:
-    """The paper's columns: as it counts and rounds."""
-    lines = [f"{'model':<22}{'input':>14}{'FLOPs (G)':>12}{'parameters':>12}"]
-    for row in rows:
-        clip = "x".join(str(n) for n in row["input"])
-        flops, parameters = f"{row['paper_flops'] / 1e9:.0f}", f"{row['parameters'] / 1e6:.0f} M"
-        lines.append(f"{row['model']:<22}{clip:>14}{flops:>12}{parameters:>12}")
-    return "\n".join(lines)
+    return format_table(["model", "input", "FLOPs (G)", "parameters"], cells, "plain")

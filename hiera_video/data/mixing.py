@@ -1,4 +1,4 @@
-"""Mixup and cutmix of whole clips, and their soft targets.
+"""Targets of classification, and mixup and cutmix of whole clips.
 
 All clips of a batch share one draw and are paired with the batch in reverse order, as in the
 "batch" mode of timm's `Mixup`. Cutmix exchanges the same box in all frames. The recipe of the Hiera
@@ -8,6 +8,7 @@ paper (arXiv 2306.00989, Tab. 11b): mixup 0.8, cutmix 1.0, label smoothing 0.1.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -32,6 +33,14 @@ def soft_targets(
     off = smoothing / num_classes
     targets = torch.full((len(labels), num_classes), off, device=labels.device)
     return targets.scatter_(1, labels.long()[:, None], 1 - smoothing + off)
+
+
+def multi_hot(labels: Sequence[tuple[int, ...]], num_classes: int) -> Float[Tensor, "B K"]:
+    """Targets with 1 for each class of a clip, of which it may have several or none."""
+    targets = torch.zeros(len(labels), num_classes)
+    for row, classes in zip(targets, labels, strict=True):
+        row[list(classes)] = 1.0
+    return targets
 
 
 def mix(

@@ -1,23 +1,22 @@
-"""Frame mAP of action detection at IoU 0.5, in the two protocols that published figures come from.
+"""Frame mAP of action detection at IoU 0.5, in the two protocols of published figures.
 
-Both go through the key frames and, in each, through the detections of a class in turn. A detection
-is compared with the one ground-truth box of that class which it overlaps most (the first, where
-several are equal): it is right where their IoU is at least 0.5 and no earlier detection took that
-box. AP is the area below precision over recall, precision made non-increasing, all points (PASCAL
-VOC 2010). The mean runs over the classes that have ground truth. A class with ground truth and
-without detections has AP 0.
+In each key frame, the detections of a class are processed in turn. A detection is compared with the
+ground-truth box of that class that it overlaps most (the first of several equal ones). It is right
+if their IoU is at least 0.5 and no earlier detection has matched that box. AP is the area below
+precision over recall, with precision made non-increasing and all points used (PASCAL VOC 2010). The
+mean is over the classes with ground truth. A class with ground truth but no detections has AP 0.
 
-`PROTOCOLS` says in which four points they differ.
+`PROTOCOLS` lists the four differences between the protocols.
 
-Ties. Detections of one class with equal scores are ranked by `np.argsort(scores)[::-1]`, as both
-official programs do, over the key frames in the order in which the detections first name them.
-That sort is not stable and its treatment of ties differs between processors (numpy has one for
-AVX-512, one for AVX2, one for the rest), so the official figures themselves differ in the third
-digit where scores have three decimals. The same call is made here, because only so the figures are
-those of the official program on the same machine; `FrameAP.tie_range` is the span of mAP over all
-orders of equal scores, the same everywhere. Within a key frame, equal scores stay in the order of
-the file (`activitynet` has the order of a heap there, which only matters where two boxes of one
-class with the same score compete for one person).
+Ties. Detections of one class with equal scores are ranked by `np.argsort(scores)[::-1]`, as in both
+official programs, over the key frames in the order in which the detections first name them. That
+sort is not stable and orders ties differently on different processors (numpy has one for AVX-512,
+one for AVX2, one for the rest), so that the official figures themselves differ in the third digit
+if scores have three decimals. The same call is used here, because this is the only way to obtain
+the figures of the official program on the same machine. `FrameAP.tie_range` is the range of mAP
+over all orders of equal scores, which is the same everywhere. Within a key frame, equal scores stay
+in the order of the file (`activitynet` has the order of a heap, which only matters if two boxes of
+one class with the same score compete for one person).
 """
 
 from __future__ import annotations
@@ -34,24 +33,24 @@ MATCHING_IOU = 0.5
 
 @dataclass(frozen=True)
 class Protocol:
-    """What the two protocols do differently."""
+    """The differences between the two protocols."""
 
     most_per_keyframe: int | None
-    """Detections kept in a key frame, the best of all classes together. None: all."""
+    """Number of detections kept in a key frame, the best of all classes together. None: all."""
     best_first: bool
-    """Whether detections of a key frame take their boxes by descending score, or as listed."""
+    """Detections of a key frame match boxes by descending score; else in the order of the file."""
     beyond_ground_truth: bool
-    """Whether detections count (as wrong) in key frames that the ground truth does not name."""
+    """Detections in key frames that the ground truth does not name count as wrong."""
     uses_exclusions: bool
-    """Whether excluded key frames are left out, of ground truth and detections."""
+    """Excluded key frames are left out of ground truth and detections."""
 
 
 PROTOCOLS = {
-    # The challenge's scorer (activitynet/ActivityNet, get_ava_performance.py).
+    # The scorer of the challenge (activitynet/ActivityNet, get_ava_performance.py).
     "activitynet": Protocol(
         most_per_keyframe=50, best_first=True, beyond_ground_truth=False, uses_exclusions=False
     ),
-    # SlowFast's driver of the same AP code, behind most figures in papers.
+    # SlowFast's use of the same AP code, behind most figures in papers.
     "slowfast": Protocol(
         most_per_keyframe=None, best_first=False, beyond_ground_truth=True, uses_exclusions=True
     ),
@@ -60,21 +59,21 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class FrameAP:
-    """AP of each class, and what it was made from."""
+    """AP of each class, and the numbers of rows behind it."""
 
     protocol: str
     classes: np.ndarray  # int64 [C], ids, ascending
     ap: np.ndarray  # float64 [C], NaN for a class without ground truth
     num_ground_truth: np.ndarray  # int64 [C], boxes
-    num_detections: np.ndarray  # int64 [C], those that counted
-    mean_ap: float  # over the classes with ground truth; NaN where there is none
-    tie_range: tuple[float, float]  # mean_ap with equal scores ranked worst, and best
-    groups: dict[str, float]  # mean of each group; one without ground truth is NaN
-    counts: dict[str, int]  # key frames, and rows left out, by reason
+    num_detections: np.ndarray  # int64 [C], evaluated detections
+    mean_ap: float  # over the classes with ground truth; NaN if there are none
+    tie_range: tuple[float, float]  # mean_ap with equal scores in the worst and the best order
+    groups: dict[str, float]  # mean AP of each group; NaN without ground truth
+    counts: dict[str, int]  # numbers of key frames, and of rows that are left out, by reason
 
     @property
     def without_ground_truth(self) -> list[int]:
-        """Ids of the classes that the mean leaves out."""
+        """Ids of the classes that are not in the mean."""
         return [int(c) for c in self.classes[np.isnan(self.ap)]]
 
 
@@ -91,18 +90,18 @@ def frame_ap(
     """Frame mAP at IoU 0.5.
 
     Args:
-        ground_truth: rows with NaN boxes mark key frames that were looked at and are empty.
-        detections: rows with NaN boxes are none.
-        classes: ids that are evaluated; rows of others are left out and counted.
+        ground_truth: boxes with actions; rows without box mark annotated, empty key frames.
+        detections: boxes with actions and scores; rows without box are ignored.
+        classes: ids to evaluate; rows of other classes are left out and counted.
         protocol: "activitynet" or "slowfast".
-        excluded: (video, second) of key frames to leave out; "activitynet" has no such list.
-        keyframes: (video, second) of all that should be evaluated. Rows elsewhere are left out and
-            counted, and detections at these count in both protocols, ground truth or not. None:
-            as the protocol has it.
+        excluded: (video, second) of key frames to leave out; not used by "activitynet".
+        keyframes: (video, second) of all key frames to evaluate. Rows elsewhere are left out and
+            counted, and detections in these key frames count in both protocols, with or without
+            ground truth. None: according to the protocol.
         groups: name of the group of a class id.
 
     Raises:
-        ValueError: an unknown protocol, no classes, or detections whose scores miss or are NaN.
+        ValueError: an unknown protocol, no classes, or detections without scores.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: known are {', '.join(PROTOCOLS)}")
@@ -110,109 +109,174 @@ def frame_ap(
     class_ids = np.unique(np.asarray(classes, dtype=np.int64))
     if not len(class_ids):
         raise ValueError("classes: none given; needed are the ids to evaluate")
-    is_detection = ~np.isnan(detections.boxes).any(axis=1)
-    if detections.score is None or np.isnan(detections.score[is_detection]).any():
-        raise ValueError("detections: every box needs a score that is a number")
     score = detections.score
+    if score is None or np.isnan(score[detections.is_box]).any():
+        raise ValueError("detections: every box needs a score that is a number")
     codes = _VideoCodes()
-    truth_frame = codes.keyframes(ground_truth.videos, ground_truth.video, ground_truth.second)
-    frame = codes.keyframes(detections.videos, detections.video, detections.second)
-    named = truth_frame if keyframes is None else codes.pairs(keyframes)
-    dropped = codes.pairs(excluded if rules.uses_exclusions else ())
-
-    # ---- which rows count
-    counts: dict[str, int] = {}
-    truth_kept = np.ones(len(truth_frame), dtype=bool)
-    kept = is_detection.copy()
-
-    def leave_out(rows: np.ndarray, where: np.ndarray, reason: str) -> None:
-        counts[reason] = int((rows & where).sum())
-        rows &= ~where
-
-    truth_kept &= ~np.isnan(ground_truth.boxes).any(axis=1)
-    truth_class = _positions(class_ids, ground_truth.action)
-    class_index = _positions(class_ids, detections.action)
-    leave_out(truth_kept, truth_class < 0, "ground_truth_of_other_classes")
-    leave_out(truth_kept, np.isin(truth_frame, dropped), "ground_truth_excluded")
-    leave_out(kept, class_index < 0, "detections_of_other_classes")
-    leave_out(kept, np.isin(frame, dropped), "detections_excluded")
-    if keyframes is not None:
-        leave_out(truth_kept, ~np.isin(truth_frame, named), "ground_truth_beyond_keyframes")
-    in_named = np.isin(frame, named)
-    counts["keyframes_with_ground_truth"] = len(np.unique(truth_frame[truth_kept]))
-    counts["keyframes_with_detections"] = len(np.unique(frame[kept]))
-    beyond = kept & ~in_named
-    counts["keyframes_beyond"] = len(np.unique(frame[beyond]))
-    if keyframes is not None or not rules.beyond_ground_truth:
-        leave_out(kept, ~in_named, "detections_beyond_keyframes")
-        counts["detections_beyond_counted_as_wrong"] = 0
-    else:
-        counts["detections_beyond_keyframes"] = 0
-        counts["detections_beyond_counted_as_wrong"] = int(beyond.sum())
-
-    # ---- in which order
-    rows = np.flatnonzero(kept)
-    rows = rows[_order(frame[rows], score[rows], best_first=rules.best_first)]
-    over = np.zeros(len(rows), dtype=bool)
-    if rules.most_per_keyframe is not None:
-        over = _beyond_the_best(
-            frame[rows],
-            score[rows],
-            np.column_stack([detections.action, detections.boxes[:, [1, 0, 3, 2]]])[rows],
-            file_order=rows,
-            most=rules.most_per_keyframe,
-        )
-    counts["detections_beyond_the_best"] = int(over.sum())
-    rows = rows[~over]
-    boxes = detections.boxes[rows]
-    valid = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    counts["detections_with_invalid_boxes"] = int((~valid).sum())
-    rows, boxes = rows[valid], boxes[valid]
-
-    # ---- which are right
-    num_classes = len(class_ids)
-    truth_rows = np.flatnonzero(truth_kept)
+    truth, found = (_Rows.of(table, class_ids, codes) for table in (ground_truth, detections))
+    counts = _leave_out(
+        truth,
+        found,
+        rules,
+        named=truth.frame if keyframes is None else codes.pairs(keyframes),
+        excluded=codes.pairs(excluded if rules.uses_exclusions else ()),
+        only_named=keyframes is not None,
+    )
+    rows = _ordered_rows(detections, score, found, rules, counts)
+    truth_rows = np.flatnonzero(truth.kept)
     right = _match(
         *_joint_keys(
-            truth_frame[truth_rows], truth_class[truth_rows], frame[rows], class_index[rows]
+            truth.frame[truth_rows],
+            truth.class_index[truth_rows],
+            found.frame[rows],
+            found.class_index[rows],
         ),
         ground_truth.boxes[truth_rows],
-        boxes,
+        detections.boxes[rows],
     )
     counts["detections_evaluated"] = len(rows)
     counts["detections_right"] = int(right.sum())
-
-    # ---- AP
-    num_truth = np.bincount(truth_class[truth_rows], minlength=num_classes)
-    by_class = np.argsort(class_index[rows], kind="stable")
-    sizes = np.bincount(class_index[rows], minlength=num_classes)
-    ap = np.full((3, num_classes), np.nan)
-    for c, members in enumerate(np.split(by_class, np.cumsum(sizes)[:-1])):
-        if num_truth[c]:
-            ranked, hits = score[rows[members]], right[members]
-            orders = (
-                np.argsort(ranked)[::-1],
-                np.lexsort((hits, -ranked)),
-                np.lexsort((~hits, -ranked)),
-            )
-            ap[:, c] = [average_precision(hits[order], num_truth[c]) for order in orders]
+    num_truth = np.bincount(truth.class_index[truth_rows], minlength=len(class_ids))
+    num_detections = np.bincount(found.class_index[rows], minlength=len(class_ids))
+    ap = _ap_by_class(found.class_index[rows], score[rows], right, num_truth, num_detections)
     mean, worst, best = (_mean(row) for row in ap)
     names = {} if groups is None else groups
-    member_of = np.array([names.get(int(c), "") for c in class_ids])
+    group_of = np.array([names.get(int(c), "") for c in class_ids])
     return FrameAP(
         protocol=protocol,
         classes=class_ids,
         ap=ap[0],
         num_ground_truth=num_truth,
-        num_detections=sizes,
+        num_detections=num_detections,
         mean_ap=mean,
         tie_range=(worst, best),
-        groups={g: _mean(ap[0, member_of == g]) for g in dict.fromkeys(member_of.tolist()) if g},
+        groups={g: _mean(ap[0, group_of == g]) for g in dict.fromkeys(group_of.tolist()) if g},
         counts=counts,
     )
 
 
-def average_precision(hits: np.ndarray, num_ground_truth: int) -> float:
+@dataclass
+class _Rows:
+    """The rows of a table that are evaluated."""
+
+    frame: np.ndarray  # int64 [R], code of the key frame
+    class_index: np.ndarray  # int64 [R], position among the evaluated classes; -1: none
+    kept: np.ndarray  # bool [R]
+
+    @classmethod
+    def of(cls, table: BoxTable, class_ids: np.ndarray, codes: _VideoCodes) -> _Rows:
+        """All boxes of a table."""
+        place = np.minimum(np.searchsorted(class_ids, table.action), len(class_ids) - 1)
+        class_index = np.where(class_ids[place] == table.action, place, -1)
+        frame = codes.keyframes(table.videos, table.video, table.second)
+        return cls(frame, class_index, table.is_box)
+
+    def leave_out(self, rows: np.ndarray) -> int:
+        """Removes rows, bool [R], and returns the number of those that were still kept."""
+        removed = int((self.kept & rows).sum())
+        self.kept &= ~rows
+        return removed
+
+    def num_frames(self, rows: np.ndarray | None = None) -> int:
+        """Number of key frames of the rows, bool [R]. None: of the kept rows."""
+        return len(np.unique(self.frame[self.kept if rows is None else rows]))
+
+
+def _leave_out(
+    truth: _Rows,
+    found: _Rows,
+    rules: Protocol,
+    *,
+    named: np.ndarray,
+    excluded: np.ndarray,
+    only_named: bool,
+) -> dict[str, int]:
+    """Removes rows of ground truth and detections that are not evaluated; returns their numbers.
+
+    Args:
+        named: codes of the key frames that are evaluated.
+        excluded: codes of key frames that are left out.
+        only_named: whether rows beyond the named key frames are left out in both protocols.
+    """
+    counts = {
+        "ground_truth_of_other_classes": truth.leave_out(truth.class_index < 0),
+        "ground_truth_excluded": truth.leave_out(np.isin(truth.frame, excluded)),
+        "detections_of_other_classes": found.leave_out(found.class_index < 0),
+        "detections_excluded": found.leave_out(np.isin(found.frame, excluded)),
+    }
+    if only_named:
+        counts["ground_truth_beyond_keyframes"] = truth.leave_out(~np.isin(truth.frame, named))
+    beyond = found.kept & ~np.isin(found.frame, named)
+    counts |= {
+        "keyframes_with_ground_truth": truth.num_frames(),
+        "keyframes_with_detections": found.num_frames(),
+        "keyframes_beyond": found.num_frames(beyond),
+        "detections_beyond_keyframes": 0,
+        "detections_beyond_counted_as_wrong": 0,
+    }
+    if only_named or not rules.beyond_ground_truth:
+        counts["detections_beyond_keyframes"] = found.leave_out(beyond)
+    else:
+        counts["detections_beyond_counted_as_wrong"] = int(beyond.sum())
+    return counts
+
+
+def _ordered_rows(
+    detections: BoxTable, score: np.ndarray, found: _Rows, rules: Protocol, counts: dict[str, int]
+) -> np.ndarray:
+    """Indices of the evaluated detections, in the order in which they match boxes.
+
+    Adds the numbers of those that are left out to `counts`.
+    """
+    rows = np.flatnonzero(found.kept)
+    rows = rows[_order(found.frame[rows], score[rows], best_first=rules.best_first)]
+    surplus = np.zeros(len(rows), dtype=bool)
+    if rules.most_per_keyframe is not None:
+        surplus = _beyond_the_best(
+            found.frame[rows],
+            score[rows],
+            np.column_stack([detections.action, detections.boxes[:, [1, 0, 3, 2]]])[rows],
+            file_order=rows,
+            most=rules.most_per_keyframe,
+        )
+    rows = rows[~surplus]
+    boxes = detections.boxes[rows]
+    is_valid = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
+    counts["detections_beyond_the_best"] = int(surplus.sum())
+    counts["detections_with_invalid_boxes"] = int((~is_valid).sum())
+    return rows[is_valid]
+
+
+def _ap_by_class(
+    class_index: np.ndarray,
+    score: np.ndarray,
+    right: np.ndarray,
+    num_truth: np.ndarray,
+    num_detections: np.ndarray,
+) -> np.ndarray:
+    """AP float64 [3, C]: with ties as in the official programs, in the worst, and the best order.
+
+    NaN for classes without ground truth.
+
+    Args:
+        class_index, score, right: [N], of each detection.
+        num_truth, num_detections: [C].
+    """
+    ap = np.full((3, len(num_truth)), np.nan)
+    by_class = np.argsort(class_index, kind="stable")
+    for c, members in enumerate(np.split(by_class, np.cumsum(num_detections)[:-1])):
+        if num_truth[c]:
+            ranked, hits = score[members], right[members]
+            orders = (
+                np.argsort(ranked)[::-1],
+                np.lexsort((hits, -ranked)),
+                np.lexsort((~hits, -ranked)),
+            )
+            ap[:, c] = [interpolated_average_precision(hits[o], num_truth[c]) for o in orders]
+    return ap
+
+
+def interpolated_average_precision(hits: np.ndarray, num_ground_truth: int) -> float:
     """Area below the monotone precision-recall curve of ranked detections, bool [N]."""
     precision = hits.cumsum() / np.arange(1, len(hits) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
@@ -220,10 +284,10 @@ def average_precision(hits: np.ndarray, num_ground_truth: int) -> float:
 
 
 def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU float64 [N] of boxes [N, 4] with boxes [N, 4]; NaN where both have no area.
+    """IoU [N] of boxes [N, 4] with boxes [N, 4]; NaN where both have no area.
 
-    Sums and products in the order of the official scorers, since with three decimals an IoU of
-    exactly 0.5 does occur.
+    Sums and products are in the order of the official scorers, because an IoU of exactly 0.5 occurs
+    in coordinates of three decimals.
     """
     high, low = np.minimum(a[:, 2:], b[:, 2:]), np.maximum(a[:, :2], b[:, :2])
     shared = np.maximum(high - low, 0).prod(axis=1)
@@ -233,7 +297,7 @@ def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class _VideoCodes:
-    """Key frames as int64: the number of the video in the upper bits, microseconds in the lower."""
+    """Encodes key frames as int64: the number of the video above 40 bits of microseconds."""
 
     def __init__(self) -> None:
         self._number: dict[str, int] = {}
@@ -251,31 +315,25 @@ class _VideoCodes:
         return self.keyframes(names, np.arange(len(names)), seconds)
 
 
-def _positions(class_ids: np.ndarray, action: np.ndarray) -> np.ndarray:
-    """Position of each action among the ids [C], ascending; -1 where it is not among them."""
-    place = np.minimum(np.searchsorted(class_ids, action), len(class_ids) - 1)
-    return np.where(class_ids[place] == action, place, -1)
-
-
 def _order(frame: np.ndarray, score: np.ndarray, *, best_first: bool) -> np.ndarray:
-    """Key frame by key frame as first met; within each as listed, or by descending score."""
+    """Sorts rows by the first row of their key frame, and then by row or descending score."""
     _, first, group = np.unique(frame, return_index=True, return_inverse=True)
-    met = first[group]
-    return np.lexsort((-score, met)) if best_first else np.argsort(met, kind="stable")
+    first = first[group]
+    return np.lexsort((-score, first)) if best_first else np.argsort(first, kind="stable")
 
 
 def _beyond_the_best(
     frame: np.ndarray, score: np.ndarray, values: np.ndarray, file_order: np.ndarray, most: int
 ) -> np.ndarray:
-    """Bool [N]: rows, grouped by frame and best first, that are not among the `most` of theirs.
+    """Bool [N]: rows, grouped by frame and best first, beyond the best `most` of their frame.
 
-    Equal scores at the cut, as in the official scorer: those come into question that are among
-    the first `most` rows in the file of at least that score, and of these the ones with the
-    greatest `values` (action, y1, x1, y2, x2) stay.
+    Equal scores at the limit are treated as in the official scorer: candidates are the rows that
+    are among the first `most` rows in the file of at least that score, and the candidates with the
+    greatest `values` (action, y1, x1, y2, x2) are kept.
     """
     starts = np.flatnonzero(np.diff(frame, prepend=-1))
     sizes = np.diff(np.append(starts, len(frame)))
-    over = np.arange(len(frame)) - np.repeat(starts, sizes) >= most
+    surplus = np.arange(len(frame)) - np.repeat(starts, sizes) >= most
     for start, size in zip(starts[sizes > most], sizes[sizes > most], strict=True):
         cut = score[start + most - 1]
         if score[start + most] != cut:
@@ -286,15 +344,15 @@ def _beyond_the_best(
         candidates = candidates[score[candidates] == cut]
         greatest = candidates[np.lexsort(values[candidates].T[::-1])][::-1]
         num_above = int((score[members] > cut).sum())
-        over[reaching[num_above:]] = True
-        over[greatest[: most - num_above]] = False
-    return over
+        surplus[reaching[num_above:]] = True
+        surplus[greatest[: most - num_above]] = False
+    return surplus
 
 
 def _joint_keys(
     truth_frame: np.ndarray, truth_class: np.ndarray, frame: np.ndarray, class_index: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One number for each pair of key frame and class, of ground truth [G] and detections [N]."""
+    """Encodes pairs of key frame and class as int64 [G] and [N]; -1: frame without ground truth."""
     frames = np.unique(truth_frame)
     num_classes = max(truth_class.max(initial=0), class_index.max(initial=0)) + 1
     truth = np.searchsorted(frames, truth_frame) * num_classes + truth_class
@@ -307,7 +365,7 @@ def _joint_keys(
 def _match(
     truth_key: np.ndarray, key: np.ndarray, truth_boxes: np.ndarray, boxes: np.ndarray
 ) -> np.ndarray:
-    """Bool [N]: the detections that are right, taking ground truth of the same key in turn."""
+    """Bool [N]: detections that match ground truth of the same key, each of which matches once."""
     order = np.argsort(truth_key, kind="stable")
     sorted_key = truth_key[order]
     first = np.searchsorted(sorted_key, key)
@@ -316,7 +374,7 @@ def _match(
     rows = np.flatnonzero(num_rivals)
     if not len(rows):
         return right
-    # One pair for each detection and each ground-truth box of its key.
+    # Pairs of a detection and a ground-truth box of its key.
     num_pairs = num_rivals[rows]
     starts = np.cumsum(num_pairs) - num_pairs
     rival = np.arange(num_pairs.sum()) + np.repeat(first[rows] - starts, num_pairs)

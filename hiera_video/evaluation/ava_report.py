@@ -1,4 +1,4 @@
-"""Results of `frame_ap` as data for machines and as lines for people."""
+"""Results of `frame_ap` as plain data and as text."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from hiera_video.evaluation.ava import MATCHING_IOU, PROTOCOLS, FrameAP
 COUNTS = {
     "ground_truth_of_other_classes": "ground-truth rows of classes that are not evaluated",
     "ground_truth_excluded": "ground-truth rows at excluded key frames",
-    "ground_truth_beyond_keyframes": "ground-truth rows at key frames that are not to be evaluated",
+    "ground_truth_beyond_keyframes": "ground-truth rows at key frames that are not evaluated",
     "detections_of_other_classes": "detections of classes that are not evaluated",
     "detections_excluded": "detections at excluded key frames",
-    "detections_beyond_keyframes": "detections at key frames that do not count here",
+    "detections_beyond_keyframes": "detections at key frames that are not evaluated",
     "detections_beyond_the_best": "detections beyond the 50 best of their key frame",
     "detections_with_invalid_boxes": "detections whose boxes have no area",
 }
 
 
 def as_dict(result: FrameAP, names: Mapping[int, str]) -> dict[str, Any]:
-    """A result as plain data; what is not defined is null. `names` are those of the class ids."""
+    """A result as JSON data, with None for NaN.
+
+    Args:
+        names: names of the class ids.
+    """
     return {
-        "mean_ap": _known(result.mean_ap),
+        "mean_ap": _none_for_nan(result.mean_ap),
         "iou": MATCHING_IOU,
-        "mean_ap_over_orders_of_equal_scores": [_known(value) for value in result.tie_range],
-        "groups": {name: _known(value) for name, value in result.groups.items()},
+        "mean_ap_over_orders_of_equal_scores": [_none_for_nan(ap) for ap in result.tie_range],
+        "groups": {name: _none_for_nan(ap) for name, ap in result.groups.items()},
         "classes": [
             {
                 "id": class_id,
                 "name": names[class_id],
-                "ap": _known(ap),
+                "ap": _none_for_nan(ap),
                 "ground_truth": num_truth,
                 "detections": num_detections,
             }
@@ -48,30 +52,29 @@ def as_dict(result: FrameAP, names: Mapping[int, str]) -> dict[str, Any]:
     }
 
 
-def tell(results: Mapping[str, Any], *, num_excluded: int) -> list[str]:
-    """Lines for a person, of the results of `as_dict` by protocol.
+def format_results(results: Mapping[str, Any], *, num_excluded: int) -> list[str]:
+    """Lines of text that describe the results of `as_dict` by protocol.
 
     Args:
-        num_excluded: key frames on the list of those to leave out.
+        num_excluded: number of excluded key frames, which only one protocol uses.
     """
     lines = []
     for protocol, result in results.items():
         low, high = result["mean_ap_over_orders_of_equal_scores"]
         counts = result["counts"]
         lines += ["", f"protocol {protocol}: frame mAP at IoU {result['iou']}"]
-        lines.append(f"  mAP {percent(result['mean_ap'])}")
+        lines.append(f"  mAP {format_percent(result['mean_ap'])}")
         if low != high:
-            lines.append(f"    {percent(low, 3)} to {percent(high, 3)}, as equal scores are ranked")
-        lines += [f"  {name}: {percent(value)}" for name, value in result["groups"].items()]
+            extremes = f"{format_percent(low, 3)} to {format_percent(high, 3)}"
+            lines.append(f"    {extremes}, depending on the order of equal scores")
+        lines += [f"  {name}: {format_percent(value)}" for name, value in result["groups"].items()]
         lines.append(
             f"  key frames: {counts['keyframes_with_ground_truth']} with ground truth, "
             f"{counts['keyframes_with_detections']} with detections, "
-            f"{counts['keyframes_beyond']} of these not named by what is evaluated"
+            f"{counts['keyframes_beyond']} of these not among the evaluated ones"
         )
         if num_excluded and not PROTOCOLS[protocol].uses_exclusions:
-            lines.append(
-                "  the excluded time stamps are not applied: this protocol has no such list"
-            )
+            lines.append("  excluded time stamps are not used by this protocol")
         lines += [f"  left out: {counts[k]} {text}" for k, text in COUNTS.items() if counts.get(k)]
         wrong = counts["detections_beyond_counted_as_wrong"]
         if wrong:
@@ -87,16 +90,16 @@ def tell(results: Mapping[str, Any], *, num_excluded: int) -> list[str]:
             )
     lines += ["", "AP of each class: " + ", ".join(results)]
     for rows in zip(*(result["classes"] for result in results.values()), strict=True):
-        values = " ".join(f"{percent(row['ap']):>8s}" for row in rows)
+        values = " ".join(f"{format_percent(row['ap']):>8s}" for row in rows)
         truth = max(row["ground_truth"] for row in rows)
         lines.append(f"{values}  {rows[0]['id']:3d} {rows[0]['name']} ({truth} boxes)")
     return lines
 
 
-def _known(value: float) -> float | None:
+def _none_for_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-    """A fraction in percent; a dash where it is not defined."""
+def format_percent(value: float | None, digits: int = 2) -> str:
+    """A fraction in percent, or a dash for None."""
     return "-" if value is None else f"{100 * value:.{digits}f} %"

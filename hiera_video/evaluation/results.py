@@ -1,10 +1,10 @@
-"""Files that an evaluation leaves: scores to average again, and predictions to read."""
+"""Files that an evaluation writes: scores of all views, predictions and confusion counts."""
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from hiera_video.data.batches import Failure
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.accuracy import VideoScores, confusion
 from hiera_video.evaluation.views import average_views
-from hiera_video.files import replacing
+from hiera_video.files import replacing, write_csv
 
 
 def write_scores(
@@ -21,9 +21,10 @@ def write_scores(
     records: Sequence[VideoRecord],
     class_names: Sequence[str],
 ) -> None:
-    """`names` [N], `labels` [N] (ids joined by ';'), `scores` float32 [N, V, L], `class_names` [L].
+    """Writes the scores of all views as npz.
 
-    The mean of `scores` over axis 1 is the prediction.
+    It contains `names` [N], `labels` [N] (class ids joined by ';'), `scores` float32 [N, V, L] and
+    `class_names` [L]. The mean of `scores` over axis 1 is the prediction.
     """
     with replacing(path) as part, open(part, "wb") as file:
         np.savez_compressed(
@@ -43,42 +44,39 @@ def write_predictions(
     class_names: Sequence[str],
     top_k: int = 5,
 ) -> None:
-    """One row a video, in the order of the list: its classes, and the likeliest with probabilities.
+    """Writes a csv with a row for each video, in the order of the list.
 
-    A video that could not be read has its reason in the last column and nothing in between.
+    The columns are the video, its labels, the `top_k` most probable classes with their
+    probabilities, and the reason if the video could not be read.
     """
     scored = {video.index: video for video in videos}
     reasons = {failure.name: failure.message for failure in failures}
     top_k = min(top_k, len(class_names))
-    ranks = range(1, top_k + 1)
-    header = ["video", "label", *(f"{what}{k}" for k in ranks for what in ("class", "probability"))]
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, "failure"])
-        for index, record in enumerate(records):
-            label = ";".join(class_names[c] for c in record.labels)
-            row = [record.name, label]
-            if index in scored:
-                for c, p in top_classes(average_views(scored[index].views), top_k):
-                    row += [class_names[c], f"{p:.6f}"]
-                writer.writerow([*row, ""])
-            else:
-                writer.writerow([*row, *[""] * (2 * top_k), reasons[record.name]])
+    header = ["video", "label"]
+    for k in range(1, top_k + 1):
+        header += [f"class{k}", f"probability{k}"]
+    rows: list[list[str]] = [[*header, "failure"]]
+    for index, record in enumerate(records):
+        row = [record.name, ";".join(class_names[c] for c in record.labels)]
+        if index in scored:
+            for c, p in top_classes(average_views(scored[index].views), top_k):
+                row += [class_names[c], f"{p:.6f}"]
+            rows.append([*row, ""])
+        else:
+            rows.append([*row, *[""] * (2 * top_k), reasons[record.name]])
+    write_csv(path, rows, line_end="\r\n")
 
 
 def write_confusion(path: Path, videos: Sequence[VideoScores], class_names: Sequence[str]) -> None:
-    """One row a class and one column a predicted class: how many of its videos went there."""
+    """Writes a csv with the number of videos by class (row) and predicted class (column)."""
     scores = np.stack([average_views(video.views) for video in videos])
     counts = confusion(scores, np.array([video.labels[0] for video in videos]))
-    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", *class_names])
-        writer.writerows(
-            [name, *row] for name, row in zip(class_names, counts.tolist(), strict=True)
-        )
+    rows: list[list[Any]] = [["class", *class_names]]
+    rows += [[name, *row] for name, row in zip(class_names, counts.tolist(), strict=True)]
+    write_csv(path, rows, line_end="\r\n")
 
 
 def top_classes(scores: np.ndarray, top_k: int) -> list[tuple[int, float]]:
-    """The `top_k` likeliest classes of scores [L], with their scores, best first."""
+    """The `top_k` most probable classes of scores [L], with their scores, best first."""
     best = np.argsort(-scores, kind="stable")[:top_k]
     return [(int(c), float(scores[c])) for c in best]

@@ -1,7 +1,7 @@
-"""Views of videos to one prediction a video.
+"""Scores of the views of videos, and their average.
 
-Softmax per view in float32, then the mean over views, as SlowFast's TestMeter and VideoMAE's merge
-do. Views of several videos share a forward pass.
+Softmax per view in float32, then the mean over views, as in SlowFast's TestMeter and VideoMAE's
+merge. Views of several videos share a forward pass.
 """
 
 from __future__ import annotations
@@ -37,10 +37,8 @@ def score_views(
         multi_label: sigmoid instead of softmax.
     """
     model.eval()
-    waiting: deque[tuple[ViewSample, list[Tensor]]] = (
-        deque()
-    )  # with the scores that are there already
-    batch: list[tuple[list[Tensor], Tensor]] = []  # where the score goes, and the view's pixels
+    waiting: deque[tuple[ViewSample, list[Tensor]]] = deque()  # with the scores so far
+    batch: list[tuple[list[Tensor], Tensor]] = []  # the video's scores, and the view's pixels
 
     def run() -> None:
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
@@ -70,5 +68,5 @@ def score_views(
 
 
 def average_views(scores: np.ndarray) -> np.ndarray:
-    """Probabilities of the views [V, L] to those of the video [L]: their mean."""
+    """The mean over views of probabilities [V, L]: float32 [L]."""
     return scores.mean(axis=0, dtype=np.float64).astype(np.float32)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch
-from hiera_video.data.mixing import mix, soft_targets
+from hiera_video.data.mixing import mix, multi_hot, soft_targets
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
 from hiera_video.models.normalize import Normalize
@@ -130,14 +130,6 @@ class DetectionLoss:
         targets = multi_hot(columns, self.num_classes).to(device, non_blocking=True)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return losses.sum() / self.num_classes
-
-
-def multi_hot(classes: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:
-    """Float [N, L]: 1 in the columns that each entry names."""
-    targets = torch.zeros(len(classes), num_classes)
-    for row, columns in zip(targets, classes, strict=True):
-        row[list(columns)] = 1.0
-    return targets
 
 
 def balanced_class_weights(labels: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from hiera_video.analysis import overlay
 from hiera_video.analysis.overlay import (
     COLOURS,
     KeyframePeople,
@@ -18,6 +17,7 @@ from hiera_video.analysis.overlay import (
     place_label,
     write_overlay,
 )
+from hiera_video.data.boxes.table import common_area
 from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 
@@ -74,7 +74,7 @@ def test_labels_keep_off_one_another_and_inside():
             assert 0 <= place[1] < place[3] <= 480
             assert (place[2] - place[0], place[3] - place[1]) == (120, 36)
             taken.append(place)
-        shared = overlay.common_area(np.array(taken), np.array(taken))
+        shared = common_area(np.array(taken), np.array(taken))
         assert np.count_nonzero(shared) == len(taken)  # each with itself
 
 

@@ -57,11 +57,11 @@ def subject(name, build, **options):
 
 
 def measured(subjects, setting=CPU, rounds=2):
-    told = []
+    reduced = []
     results, failed = measure(
-        subjects, setting, rounds=rounds, reduced=lambda s, n: told.append((s.name, n))
+        subjects, setting, rounds=rounds, on_reduced=lambda s, n: reduced.append((s.name, n))
     )
-    return {m.subject.name: m for m in results}, failed, told
+    return {m.subject.name: m for m in results}, failed, reduced
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_clips_per_second_and_utilisation():
     assert m.tflops == 2
 
 
-def test_what_fails_in_a_later_round_costs_itself_alone(quick):
+def test_a_failure_in_a_later_round_affects_no_other_subject(quick):
     class Tires(Sleeper):
         calls = 0
 
@@ -121,12 +121,12 @@ def test_models_take_turns(quick):
         MemoryError(),
     ],
 )
-def test_a_batch_that_does_not_fit_is_halved_and_said(quick, error):
+def test_a_batch_that_does_not_fit_is_halved_and_reported(quick, error):
     subjects = [subject("small", partial(Hungry, 1, error)), subject("large", Sleeper)]
-    results, failed, told = measured(subjects)
+    results, failed, reduced = measured(subjects)
     assert {name: m.batch_size for name, m in results.items()} == {"small": 1, "large": 4}
     assert results["small"].flops == 2 * 6 * 5
-    assert told == [("small", 2), ("small", 1)]
+    assert reduced == [("small", 2), ("small", 1)]
     assert not failed
 
 
@@ -166,7 +166,7 @@ def test_a_subject_without_pretraining_is_left_out(quick):
 
 def test_peak_memory_is_that_of_one_call():
     if not benchmark.CLEAR_REFS.exists():
-        pytest.skip("Linux alone tells")
+        pytest.skip("only Linux has it")
     assert benchmark.peak_in_child(subject("a", Sleeper), CPU) < 0.05
     assert 0.18 < benchmark.peak_in_child(subject("b", Tall), CPU) < 0.3
 

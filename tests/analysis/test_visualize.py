@@ -19,7 +19,7 @@ from hiera_video.analysis.visualize import (
     COLUMNS,
     HIDDEN_GREY,
     NORMALISED_RANGE,
-    WARNING_INK,
+    WARNING_COLOUR,
     Mode,
     Reconstruction,
     contact_sheet,
@@ -119,7 +119,7 @@ def test_shapes_and_what_is_copied(arguments: dict[str, Any], mode: Mode) -> Non
     seen = first_frames(model, by_pixel(model, visible))
     assert seen.any()
     assert not seen.all()
-    for _, row in shown.rows:
+    for _, row, _ in shown.rows:
         assert row.dtype == np.uint8
         assert row.shape == (*seen.shape, 3)
     if mode != "normalised":
@@ -264,7 +264,7 @@ def test_every_frame_is_on_the_sheet_in_order(num_frames: int) -> None:
     shown = random_rows(num_frames, width=32)
     sheet = contact_sheet(shown, list(range(num_frames)), "caption")
     places = np.empty((num_frames, 4, 2), dtype=int)
-    for row, (_, frames) in enumerate(shown.rows):
+    for row, (_, frames, _) in enumerate(shown.rows):
         for frame in range(num_frames):
             places[frame, row] = place(sheet, frames[frame])
     blocks = np.split(places, range(COLUMNS, num_frames, COLUMNS))
@@ -287,7 +287,7 @@ def test_the_mode_stands_on_the_pictures() -> None:
     movies = [next(movie_frames(version, [0.0, 0.1], "caption")) for version in versions]
     for pictures in (sheets, movies):
         assert len({picture.tobytes() for picture in pictures}) == len(MODES)
-        warned = [bool((picture == WARNING_INK).all(-1).any()) for picture in pictures]
+        warned = [bool((picture == WARNING_COLOUR).all(-1).any()) for picture in pictures]
         assert warned == [mode == "ground_truth_statistics" for mode in MODES]
     captions = [contact_sheet(shown, [0.0, 0.1], text) for text in ("caption", "another")]
     assert not np.array_equal(*captions)
@@ -333,7 +333,7 @@ def test_movie_round_trip(tmp_path: Path, height: int, width: int) -> None:
     assert len(decoded) == 5
     for frame, picture in enumerate(decoded):
         corners = []
-        for _, frames in shown.rows:
+        for _, frames, _ in shown.rows:
             corner, difference = nearest_place(picture, frames[frame])
             assert difference < 500  # chroma at half the resolution; another frame: above 10,000
             corners.append(corner)

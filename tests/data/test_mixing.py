@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiera_video.data.mixing import blend, cut_and_paste, cutmix_box, mix, soft_targets
+from hiera_video.data.mixing import blend, cut_and_paste, cutmix_box, mix, multi_hot, soft_targets
 
 B, C, T, H, W, K = 4, 3, 5, 12, 18, 7
 
@@ -53,6 +53,12 @@ def test_cutmix_is_that_of_timm(box, timm_mixup):
     ours = cut_and_paste(clips, soft_targets(labels, K, 0.1), box)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other)
+
+
+def test_multi_hot():
+    expected = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    assert multi_hot([(0, 2), (), (1,)], 3).tolist() == expected
+    assert multi_hot([], 3).shape == (0, 3)
 
 
 def test_multi_hot_targets_are_mixed_as_timm_mixes_them(timm_mixup):

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from hiera_video.evaluation.accuracy import (
     VideoScores,
-    average_precision,
+    average_precision_by_class,
     confusion,
     summarize,
     top_k_correct,
@@ -21,7 +21,7 @@ def test_top_k():
 
 
 def test_equal_scores_do_not_all_count_as_right():
-    """A model that says the same for all classes is right for one class only."""
+    """Equal scores for all classes are right for one class only."""
     scores, labels = np.full((4, 4), 0.25), np.arange(4)
     assert top_k_correct(scores, labels, 1).tolist() == [True, False, False, False]
 
@@ -42,13 +42,13 @@ def test_average_precision_by_hand():
     # ranks: positive, negative, positive -> (1/1 + 2/3) / 2
     scores = np.array([[0.9], [0.8], [0.7]])
     targets = np.array([[True], [False], [True]])
-    assert average_precision(scores, targets)[0] == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision_by_class(scores, targets)[0] == pytest.approx((1 + 2 / 3) / 2)
 
 
 def test_average_precision_without_positives_is_nan_and_ties_share():
     scores = np.array([[0.5, 0.1], [0.5, 0.2]])
     targets = np.array([[True, False], [False, False]])
-    result = average_precision(scores, targets)
+    result = average_precision_by_class(scores, targets)
     assert result[0] == pytest.approx(0.5)  # both of the tied videos are retrieved together
     assert np.isnan(result[1])
 

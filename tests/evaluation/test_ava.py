@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,36 +12,35 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hiera_video.data.boxes.table import (
+    BoxTable,
     read_detections,
     read_ground_truth,
     read_keyframes,
     read_label_map,
 )
-from hiera_video.evaluation.ava import PROTOCOLS, average_precision, frame_ap, paired_iou
+from hiera_video.evaluation.ava import (
+    PROTOCOLS,
+    frame_ap,
+    interpolated_average_precision,
+    paired_iou,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ava"
-
-
-@dataclass(frozen=True)
-class Table:
-    videos: tuple[str, ...]
-    video: np.ndarray
-    second: np.ndarray
-    boxes: np.ndarray
-    action: np.ndarray
-    score: np.ndarray | None = None
 
 
 def table(rows, scored=False):
     """Rows (video, second, box or None, action[, score])."""
     names = tuple(dict.fromkeys(row[0] for row in rows))
-    return Table(
-        names,
-        np.array([names.index(row[0]) for row in rows], dtype=np.int32),
-        np.array([row[1] for row in rows], dtype=np.float64),
-        np.array([row[2] or [np.nan] * 4 for row in rows], dtype=np.float64).reshape(-1, 4),
-        np.array([row[3] for row in rows], dtype=np.int32),
-        np.array([row[4] for row in rows], dtype=np.float64) if scored else None,
+    return BoxTable(
+        source="rows",
+        videos=names,
+        video=np.array([names.index(row[0]) for row in rows], dtype=np.int32),
+        second=np.array([row[1] for row in rows], dtype=np.float64),
+        boxes=np.array([row[2] or [np.nan] * 4 for row in rows], dtype=np.float64).reshape(-1, 4),
+        action=np.array([row[3] for row in rows], dtype=np.int32),
+        person=np.full(len(rows), -1, dtype=np.int32),
+        score=np.array([row[4] for row in rows], dtype=np.float64) if scored else None,
+        lines=np.arange(1, len(rows) + 1),
     )
 
 
@@ -270,7 +269,9 @@ def test_refuses():
 
 
 def test_average_precision_and_iou():
-    assert average_precision(np.array([True, False, True]), 4) == pytest.approx((1 + 2 / 3) / 4)
-    assert average_precision(np.empty(0, dtype=bool), 4) == 0
+    assert interpolated_average_precision(np.array([True, False, True]), 4) == pytest.approx(
+        (1 + 2 / 3) / 4
+    )
+    assert interpolated_average_precision(np.empty(0, dtype=bool), 4) == 0
     a, b = np.array([[0, 0, 0.4, 0.4]]), np.array([[0, 0, 0.4, 0.2]])
     assert paired_iou(a, b) == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""`benchmark` end to end: tables, files, decoding, and mistakes in one line."""
+"""`benchmark` end to end: tables, files, decoding, and errors in one line."""
 
 import json
 
@@ -84,13 +84,13 @@ def _refuse():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["hiera_tiny_225"], "nearest is 'hiera_tiny_224'"),
         (["hiera_tiny_224", "hiera_tiny_16x224"], "all must be of video, or all of images"),
         (["precisions=[fp16]", "device=cpu"], "fp32 and bf16"),
         (["precisions=[fp8]"], "precisions"),
-        (["work=[training]"], "inference, finetuning, pretraining"),
+        (["work=[training]"], "inference, finetuning or pretraining"),
         (["batch_sizes=[0]"], "batch_sizes"),
         (["batch_size=4"], "batch_sizes"),
         (["rounds=0"], "rounds"),
@@ -101,20 +101,20 @@ def _refuse():
         (["hiera_tiny_224", "--peers", "only=resnet_50"], "resnet50"),
     ],
 )
-def test_mistakes_end_with_2(run, arguments, said):
+def test_mistakes_end_with_2(run, arguments, message):
     code, out, err = run(*arguments)
     assert code == 2
-    assert said in err
+    assert message in err
     assert not out
 
 
-def test_dry_run_says_what_would_be_measured(run, tmp_path):
+def test_dry_run_lists_what_would_be_measured(run, tmp_path):
     line = ("hiera_tiny_224", "--dry-run", "work=[inference]", "batch_sizes=[1,8]")
     code, out, _ = run(*line, "--output-dir", tmp_path / "b")
     assert not (tmp_path / "b").exists()
     assert code == 0
-    told = json.loads(out)
-    assert told["models"] == ["hiera_tiny_224"]
-    assert [setting["batch_size"] for setting in told["settings"]] == [1, 8, 1, 8]
+    listed = json.loads(out)
+    assert listed["models"] == ["hiera_tiny_224"]
+    assert [setting["batch_size"] for setting in listed["settings"]] == [1, 8, 1, 8]
     code, out, _ = run("hiera_tiny_224", "--dry-run", "--peers", "--only", "resn")
     assert json.loads(out)["models"] == ["hiera_tiny_224", "resnet50"]

@@ -22,9 +22,12 @@ def files(tmp_path):
 
 def score(files, *more):
     return (
-        *("detect", "score", "--ground-truth", str(files / "truth.csv")),
-        *("--detections", str(files / "detections.csv")),
-        *("--label-map", str(files / "labels.txt"), *more),
+        "detect",
+        "score",
+        f"ground_truth={files / 'truth.csv'}",
+        f"detections={files / 'detections.csv'}",
+        f"label_map={files / 'labels.txt'}",
+        *more,
     )
 
 
@@ -46,10 +49,15 @@ def test_score_of_both_protocols(commands, files):
 
 def test_score_of_the_golden_files(commands):
     result = commands.run(
-        *("detect", "score", "--ground-truth", str(GOLDEN / "gt.csv"), "--json"),
-        *("--detections", str(GOLDEN / "detections.csv"), "--protocol", "slowfast"),
-        *("--label-map", str(GOLDEN / "ava_action_list.pbtxt")),
-        *("--excluded", str(GOLDEN / "excluded.csv")),
+        "detect",
+        "score",
+        f"ground_truth={GOLDEN / 'gt.csv'}",
+        f"detections={GOLDEN / 'detections.csv'}",
+        f"label_map={GOLDEN / 'ava_action_list.pbtxt'}",
+        f"excluded={GOLDEN / 'excluded.csv'}",
+        "--protocol",
+        "slowfast",
+        "--json",
     )
     report = json.loads(result.out)["protocols"]["slowfast"]
     assert report["mean_ap"] == pytest.approx(0.4534, abs=1e-3)
@@ -73,11 +81,11 @@ def test_empty_key_frames_in_detections(commands, files):
     assert report["protocols"]["slowfast"]["mean_ap"] == 0.25
 
 
-def test_rows_of_other_classes_are_told_once(commands, files):
+def test_rows_of_other_classes_are_reported_once(commands, files):
     (files / "truth.csv").write_text(TRUTH + "a,0002,0.1,0.1,0.5,0.5,9,0\n" * 2)
     text = commands.run(*score(files, "--protocol", "slowfast")).out
     assert "left out: 2 ground-truth rows of classes that are not evaluated" in text
-    assert "1 rows that stand there twice" in text
+    assert "1 rows that repeat an earlier row" in text
     assert "label map" not in text
 
 
@@ -101,8 +109,12 @@ def test_mistakes_are_one_line(commands, files):
 
 def check(files, *more):
     return (
-        *("data", "check-ava", "--ground-truth", str(files / "truth.csv"), "--json"),
-        *("--label-map", str(files / "labels.txt"), *more),
+        "data",
+        "check-ava",
+        "--json",
+        f"ground_truth={files / 'truth.csv'}",
+        f"label_map={files / 'labels.txt'}",
+        *more,
     )
 
 
@@ -113,9 +125,7 @@ def test_check_ava(commands, files):
         "a,0002,0.1,0.1,0.5,0.5,,0.9\na,0003,0.1,0.1,0.5,0.5,,0.7\nb,0002,0,0,1,1,,0.9\n"
     )
     arguments = check(
-        files,
-        *("--proposals", str(files / "proposals.csv")),
-        *("--excluded", str(files / "excluded.csv")),
+        files, f"proposals={files / 'proposals.csv'}", f"excluded={files / 'excluded.csv'}"
     )
     result = commands.run(*arguments)
     assert result.code == 0
@@ -132,7 +142,7 @@ def test_check_ava(commands, files):
     assert report["problems"] == []
 
 
-def test_check_ava_tells_all_problems(commands, files):
+def test_check_ava_lists_all_problems(commands, files):
     lines = ["a,0002,0.5,0.1,0.4,0.5,1,0", "a,0002,0.1,0.1,1.5,0.5,9,0", "a,x,0,0,1,1,1,1"]
     (files / "truth.csv").write_text(TRUTH + "\n".join(lines) + "\n" + TRUTH.split("\n")[0])
     (files / "videos").mkdir()
@@ -140,17 +150,21 @@ def test_check_ava_tells_all_problems(commands, files):
     result = commands.run(*check(files, "--videos", str(files / "videos"), "--expected-fps", "50"))
     assert result.code == 3
     problems = "\n".join(json.loads(result.out)["problems"])
-    for said in (
-        *("truth.csv:4: box 0.5,0.1,0.4,0.5 has no area", "truth.csv:5: box 0.1,0.1,1.5,0.5"),
-        *("truth.csv:5: action 9 is not in the label map", "truth.csv:6: second is 'x'"),
-        *("truth.csv:7: repeats an earlier row", "video 'b' is missing", "key frames lie outside"),
+    for text in (
+        "truth.csv:4: box 0.5,0.1,0.4,0.5 has no area",
+        "truth.csv:5: box 0.1,0.1,1.5,0.5",
+        "truth.csv:5: action 9 is not in the label map",
+        "truth.csv:6: second is 'x'",
+        "truth.csv:7: repeats an earlier row",
+        "video 'b' is missing",
+        "key frames lie outside",
         "frames per second; expected is 50",
     ):
-        assert said in problems
+        assert text in problems
     assert commands.run("data", "check-ava").code == 2
 
 
-def test_check_ava_tells_proposals_of_other_files(commands, files):
+def test_check_ava_finds_proposals_of_other_files(commands, files):
     (files / "proposals.csv").write_text("a,0002,0.1,0.1,0.5,0.5,1,7\nabc,0002,0,0,1,1,,1\n")
     result = commands.run(*check(files, "--proposals", str(files / "proposals.csv")))
     assert result.code == 3

@@ -7,7 +7,7 @@ from torch import nn
 
 from hiera_video.data.batches import DetectionBatch
 from hiera_video.models.normalize import Normalize
-from hiera_video.training.losses import DetectionLoss, multi_hot
+from hiera_video.training.losses import DetectionLoss
 
 
 class Logits(nn.Module):
@@ -60,9 +60,3 @@ def test_no_boxes_give_no_loss_but_gradients():
 def test_the_loss_is_float32_whatever_the_logits_are():
     model = Logits(2.0, 0.0, -1.0).bfloat16()
     assert loss_of(model, batch((1,))).dtype == torch.float32
-
-
-def test_multi_hot():
-    expected = [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-    assert multi_hot([(0, 2), (), (1,)], 3).tolist() == expected
-    assert multi_hot([], 3).shape == (0, 3)
