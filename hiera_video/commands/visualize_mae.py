@@ -1,4 +1,4 @@
-"""`hiera-video visualize mae FILE...`: what a masked autoencoder sees and predicts, as pictures."""
+"""`hiera-video visualize mae FILE...`: pictures of the predictions of a masked autoencoder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
         config.checkpoint, kind="autoencoder", decoder_heads=config.decoder_heads
     )
     require_pixels(model)
-    mask_ratio = config.masking.mask_ratio  # by default that of the pretraining
+    mask_ratio = config.masking.mask_ratio
     if mask_ratio is None:
         mask_ratio = paper_mask_ratio(model.encoder.architecture)
     with configured():
@@ -63,7 +63,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
                 frames, times_sec = centre_clip(path, config, model)
             except VideoError as error:
                 failed += 1
-                tell_failure(path, error, as_json)
+                print_failure(path, error, as_json)
                 continue
             clips = torch.from_numpy(frames)[None].to(process.device)
             visible = masking(np.random.default_rng([config.seed, index]))
@@ -79,12 +79,12 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
             write_png(files[0], contact_sheet(reconstruction, shown_sec, caption))
             for movie in files[1:]:
                 write_movie(movie, reconstruction, shown_sec, caption)
-            tell(path, files, reconstruction.loss, as_json)
+            print_result(path, files, reconstruction.loss, as_json)
     return exit_code(done=len(config.inputs) - failed, failed=failed)
 
 
 def output_files(config: VisualizeSettings, *, moving: bool) -> list[list[Path]]:
-    """For each input the png, and if `moving` the mp4."""
+    """The png of each input, and the mp4 if `moving`."""
     suffixes = ("png", "mp4") if moving else ("png",)
     return [
         [Path(config.output_dir, f"{name}_{config.mode}.{suffix}") for suffix in suffixes]
@@ -95,7 +95,10 @@ def output_files(config: VisualizeSettings, *, moving: bool) -> list[list[Path]]
 def centre_clip(
     path: str, config: VisualizeSettings, model: MaskedAutoencoderHiera
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The one view that evaluation with one clip and one crop takes: uint8 [T, H, W, 3], seconds.
+    """Reads the view of evaluation with one clip and one crop.
+
+    Returns:
+        Frames uint8 [T, H, W, 3], and their presentation times in seconds, float64 [T].
 
     Raises:
         VideoError: the file cannot be read.
@@ -110,7 +113,7 @@ def centre_clip(
     return frames[:, top : top + height, left : left + width], times_sec
 
 
-def tell(path: str, files: list[Path], loss: float, as_json: bool) -> None:
+def print_result(path: str, files: list[Path], loss: float, as_json: bool) -> None:
     if as_json:
         written = {file.suffix[1:]: str(file) for file in files}
         finite = loss if math.isfinite(loss) else None  # JSON has no NaN
@@ -121,7 +124,7 @@ def tell(path: str, files: list[Path], loss: float, as_json: bool) -> None:
         print(f"  {file}", flush=True)
 
 
-def tell_failure(path: str, error: VideoError, as_json: bool) -> None:
+def print_failure(path: str, error: VideoError, as_json: bool) -> None:
     if as_json:
         record = {"path": path, "cause": error.cause, "error": str(error)}
         print(json.dumps(record, ensure_ascii=False), flush=True)

@@ -1,17 +1,17 @@
-"""The generated demo data set: bright figures over dark textures; only motion tells the classes.
+"""The generated demo data set: bright figures over dark textures, whose classes are motions.
 
-Every scene (background, figures, frame size, frame rate, length, speed) is filmed once for each
-class, so that nothing but the motion differs, and the first picture is the same in all of them. Nor
-does a later one tell: the picture is a torus, on which a figure that leaves on one side enters on
-the other, and sizes run in a cycle too. A position that starts uniform on the torus is uniform at
-any time, whatever the motion, and so is the place in the cycle of sizes.
+Every scene (background, figures, frame size, frame rate, length, speed) is rendered once for each
+class, so that only the motion differs, and the first picture is the same for all classes. Later
+single pictures do not identify the class either: the picture is a torus, on which a figure that
+leaves on one side enters on the other, and sizes are cyclic too. Positions and phases of the size
+are uniform at the start, and therefore at any time and for any motion.
 
-`demo_ava` films the same figures, each with a motion of its own.
+`hiera_video.demo.actions` renders the same figures, each with its own motion.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import product
@@ -54,15 +54,15 @@ FRAME_SIZES = (
 FRAME_RATES = (Fraction(25, 2), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 DURATION_SEC = (1.5, 4.0)
 NUM_FIGURES = (2, 4)
-# Lengths are fractions of the short side; speed: short sides, turns or cycles of sizes a second.
+# Lengths are fractions of the short side; speed: short sides, turns or cycles of sizes per second.
 SPEED = (0.35, 0.6)
 RADIUS = (0.08, 0.24)
 ORBIT_RADIUS = 0.12
-TURNS = 1.6  # for each unit of speed; on its orbit a figure is then about as fast as on a line
+TURNS = 1.6  # per unit of speed, so that a circling figure is about as fast as a moving one
 SPLITS = ("train", "val")
 
-SUBPIXEL_BITS = 4  # of the coordinates that OpenCV draws at
-# Slower presets use x264's macroblock tree, with which the same pictures gave several files.
+SUBPIXEL_BITS = 4  # fractional bits of the coordinates that OpenCV draws
+# Slower presets use x264's macroblock tree, with which the same pictures give different files.
 ENCODER = {"crf": "16", "preset": "superfast", "threads": "1"}
 
 
@@ -71,28 +71,28 @@ class Figure:
     """One figure at time 0."""
 
     position_px: Float[np.ndarray, 2]  # x, y
-    size_phase: float  # 0..1, place in the cycle of sizes
-    orbit_phase: float  # 0..1, where on its circle it is, if it circles
+    size_phase: float  # 0..1, in the cycle of sizes
+    orbit_phase: float  # 0..1, on the circle of a circling figure
     outline: Float[np.ndarray, "corners 2"]  # around (0, 0), within a radius of 1
     colour: tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """All that the videos of one scene share; only the motion is left to the class."""
+    """The content of a video, except for the motion of its figures."""
 
     background: UInt8[np.ndarray, "H W 3"]
     figures: tuple[Figure, ...]
     fps: Fraction
     num_frames: int
     speed: float
-    turning: int  # 1 or -1: clockwise or not, for the class that circles
-    margin_px: int = 0  # by which the torus is larger than the picture, on each side
+    turning: int  # 1 or -1: clockwise or anticlockwise, for circling figures
+    margin_px: int = 0  # by which the torus is larger than the picture on each side
 
 
 @dataclass(frozen=True)
-class DemoData:
-    """Where the parts of a data set lie."""
+class DemoLists:
+    """Paths of the lists of a generated data set."""
 
     folder: Path
 
@@ -103,6 +103,10 @@ class DemoData:
     @property
     def val(self) -> Path:
         return self.folder / "val.csv"
+
+
+class DemoData(DemoLists):
+    """Paths of the parts of the data set."""
 
     @property
     def class_names(self) -> Path:
@@ -115,34 +119,46 @@ class DemoData:
 
 
 def generate(data: DemoData, *, seed: int, train_scenes: int = 48, val_scenes: int = 12) -> None:
-    """Writes lists of `path label`, class names and H.264 videos; a function of the seed.
+    """Writes lists of `path label`, class names and H.264 videos, which depend on the seed only.
 
-    Videos that are there already are kept, so that it goes on where it stopped.
+    Existing videos are kept, so that an interrupted call can be resumed.
     """
-    scenes = {"train": train_scenes, "val": val_scenes}
-    for motion in CLASSES:
-        (data.folder / "videos" / motion).mkdir(parents=True, exist_ok=True)
-    with tqdm(total=sum(scenes.values()) * len(CLASSES), unit="video", disable=None) as bar:
-        for split in SPLITS:
-            for number in range(scenes[split]):
-                scene = draw_scene(seed, split, number)
-                for motion in CLASSES:
-                    path = data.folder / _video_name(split, motion, number)
-                    if not path.exists():
-                        write_video(path, render(scene, motion), scene.fps, options=ENCODER)
-                    bar.update()
-    write_text(data.class_names, "".join(f"{name}\n" for name in CLASSES))
-    for split in SPLITS:
-        lines = (
-            f"{_video_name(split, motion, number)} {label}\n"
-            for number in range(scenes[split])
+    scenes = [("train", number) for number in range(train_scenes)]
+    scenes += [("val", number) for number in range(val_scenes)]
+    with tqdm(total=len(scenes) * len(CLASSES), unit="video", disable=None) as bar:
+        for split, number in scenes:
+            scene = draw_scene(seed, split, number)
+            for motion in CLASSES:
+                path = data.folder / _video_name(split, motion, number)
+                write_missing_video(path, render(scene, motion), scene.fps)
+                bar.update()
+    write_lines(data.class_names, CLASSES)
+    for path, chosen in ((data.train, "train"), (data.val, "val")):
+        lines = [
+            f"{_video_name(split, motion, number)} {label}"
+            for split, number in scenes
             for label, motion in enumerate(CLASSES)
-        )
-        write_text(data.folder / f"{split}.csv", "".join(lines))
+            if split == chosen
+        ]
+        write_lines(path, lines)
+
+
+def write_missing_video(
+    path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], fps: Fraction
+) -> None:
+    """Writes a video unless it exists."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_video(path, frames, fps, options=ENCODER)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Replaces a file by lines of text."""
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def draw_scene(seed: int, split: str, number: int) -> Scene:
-    """Scene `number` of a split, at random."""
+    """Draws scene `number` of a split."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     height, width = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     fps = FRAME_RATES[rng.integers(len(FRAME_RATES))]
@@ -160,17 +176,18 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
 
 
 def place(scene: Scene, figure: Figure, motion: str, time_sec: float) -> tuple[np.ndarray, float]:
-    """Position (x, y) and radius of a figure at a time, in pixels of the picture."""
+    """Position (x, y) and radius of a figure at a time, in pixels."""
     height, width = scene.background.shape[:2]
     short_side = min(height, width)
-    way = scene.speed * time_sec
-    position = figure.position_px + short_side * way * np.array(DIRECTIONS.get(motion, (0, 0)))
+    distance = scene.speed * time_sec
+    direction = np.array(DIRECTIONS.get(motion, (0, 0)))
+    position = figure.position_px + short_side * distance * direction
     if motion == "circling":
         start = 2 * np.pi * figure.orbit_phase
-        angle = start + 2 * np.pi * scene.turning * TURNS * way
+        angle = start + 2 * np.pi * scene.turning * TURNS * distance
         moved = np.array([np.cos(angle) - np.cos(start), np.sin(angle) - np.sin(start)])
         position = position + short_side * ORBIT_RADIUS * moved
-    phase = (figure.size_phase + GROWTH.get(motion, 0) * way) % 1
+    phase = (figure.size_phase + GROWTH.get(motion, 0) * distance) % 1
     smallest, largest = RADIUS
     radius = short_side * smallest * (largest / smallest) ** phase
     margin = scene.margin_px
@@ -179,7 +196,7 @@ def place(scene: Scene, figure: Figure, motion: str, time_sec: float) -> tuple[n
 
 
 def render(scene: Scene, motion: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The pictures of a scene in which the figures move as the class says."""
+    """Renders the frames of a scene whose figures have one motion."""
     for index in range(scene.num_frames):
         picture = scene.background.copy()
         for figure in scene.figures:
@@ -195,7 +212,7 @@ def paint(
     time_sec: float,
     colour: Sequence[int],
 ) -> None:
-    """Draws a figure where it is at a time, and again beyond each seam of the torus."""
+    """Draws a figure at a time, also where it crosses the edges of the torus."""
     height, width = (side + 2 * scene.margin_px for side in scene.background.shape[:2])
     position, radius = place(scene, figure, motion, time_sec)
     corners = radius * figure.outline + position
@@ -208,7 +225,7 @@ def fill(
     corners: Float[np.ndarray, "corners 2"],
     colour: Sequence[int],
 ) -> None:
-    """Draws a polygon whose corners (x, y) may lie between pixels."""
+    """Draws a polygon with corners (x, y) in fractions of pixels."""
     points = np.rint(corners * 2**SUBPIXEL_BITS).astype(np.int32)
     cv2.fillPoly(picture, [points], colour, cv2.LINE_AA, SUBPIXEL_BITS)
 
@@ -216,7 +233,7 @@ def fill(
 def draw_background(
     height: int, width: int, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A dark gradient under blotches of random grain."""
+    """A dark gradient with random blotches."""
     y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     direction = rng.uniform(0, 2 * np.pi)
     ramp = 0.5 + (np.cos(direction) * x + np.sin(direction) * y)[..., None] / 2**1.5
@@ -229,7 +246,7 @@ def draw_background(
 
 
 def draw_figure(height: int, width: int, rng: np.random.Generator, *, margin_px: int = 0) -> Figure:
-    """A bright figure: a polygon from triangle to nearly a disc, or a star, turned at random."""
+    """A bright, randomly rotated figure: a triangle, a square, a star, or nearly a disc."""
     corners = int(rng.choice([3, 4, 5, 24]))
     is_star = corners == 5
     angles = rng.uniform(0, 2 * np.pi) + np.linspace(
@@ -248,5 +265,5 @@ def draw_figure(height: int, width: int, rng: np.random.Generator, *, margin_px:
 
 
 def _video_name(split: str, motion: str, number: int) -> str:
-    """Path of a video, as written in the lists."""
+    """Path of a video in the lists."""
     return f"videos/{motion}/{split}_{number:03d}.mp4"

@@ -1,4 +1,4 @@
-"""The demo data set in AVA's form: exact boxes, and actions that no single picture tells."""
+"""The demo data set for detection: exact boxes, and actions that need several frames."""
 
 from __future__ import annotations
 
@@ -103,13 +103,13 @@ def test_a_key_frame_of_a_file_shows_its_play(data):
     assert play.key_seconds[-1] <= play.scene.num_frames / play.scene.fps - 1
 
 
-def test_is_a_function_of_the_seed_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_depends_on_the_seed_only_and_can_be_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(demo_ava, "DURATION_SEC", (2.0, 2.2))
     first, again, other = (demo_ava.DemoAvaData(tmp_path / n) for n in ("first", "again", "other"))
     demo_ava.generate(first, seed=1, train_videos=2, val_videos=2)
     demo_ava.generate(other, seed=2, train_videos=2, val_videos=2)
 
-    write, written = demo_ava.write_video, []
+    write, written = demo.write_video, []
 
     def interrupted(path, *args, **kwargs):
         if len(written) == 3:
@@ -117,12 +117,12 @@ def test_is_a_function_of_the_seed_and_goes_on_where_it_stopped(tmp_path, monkey
         written.append(path)
         write(path, *args, **kwargs)
 
-    monkeypatch.setattr(demo_ava, "write_video", interrupted)
+    monkeypatch.setattr(demo, "write_video", interrupted)
     with pytest.raises(KeyboardInterrupt):
         demo_ava.generate(again, seed=1, train_videos=2, val_videos=2)
     assert not again.train.exists()
     times = {path: path.stat().st_mtime_ns for path in written}
-    monkeypatch.setattr(demo_ava, "write_video", write)
+    monkeypatch.setattr(demo, "write_video", write)
     demo_ava.generate(again, seed=1, train_videos=2, val_videos=2)
     assert files(again.folder) == files(first.folder)
     assert {path: path.stat().st_mtime_ns for path in written} == times
@@ -130,8 +130,8 @@ def test_is_a_function_of_the_seed_and_goes_on_where_it_stopped(tmp_path, monkey
     assert all(files(first.folder)[name] != files(other.folder)[name] for name in videos)
 
 
-def test_boxes_enclose_what_is_seen_and_nothing_else(plays):
-    """A picture with the actor in it against one without it: the pixels that differ."""
+def test_boxes_enclose_the_visible_part_exactly(plays):
+    """The pixels that differ between pictures with and without the actor."""
     checked = 0
     for play in plays[:40]:
         height, width = play.scene.background.shape[:2]
@@ -152,21 +152,21 @@ def test_boxes_enclose_what_is_seen_and_nothing_else(plays):
     assert checked > 50
 
 
-def test_an_actor_seen_by_less_than_half_has_no_box(plays):
+def test_an_actor_that_is_mostly_hidden_has_no_box(plays):
     seen: dict[bool, list[float]] = {True: [], False: []}
     for play in plays[:100]:
         boxes = demo_ava.boxes_at(play, 1.0)
         covers = [demo_ava.coverage(play, person, 1.0) for person in range(len(play.actors))]
         for person, cover in enumerate(covers):
             hidden = sum((other == 1 for other in covers[person + 1 :]), np.zeros_like(cover)) > 0
-            share = cover[~hidden].sum() / demo_ava.area_px(play, person, 1.0)
-            seen[person in boxes].append(share)
-    assert min(seen[True]) > demo_ava.SEEN_FRAC >= max(seen[False])
+            visible_frac = cover[~hidden].sum() / demo_ava.area_px(play, person, 1.0)
+            seen[person in boxes].append(visible_frac)
+    assert min(seen[True]) > demo_ava.VISIBLE_FRAC >= max(seen[False])
     assert max(seen[True]) == pytest.approx(1)
 
 
 def looks(plays: list[demo_ava.Play], second: int) -> Iterator[tuple[tuple[int, ...], list[float]]]:
-    """Of every box: its actions, and centre, area and brightness."""
+    """Actions of every box, and its centre, area and brightness."""
     for play in plays:
         for person, (x1, y1, x2, y2) in demo_ava.boxes_at(play, second).items():
             actor = play.actors[person]
@@ -175,7 +175,7 @@ def looks(plays: list[demo_ava.Play], second: int) -> Iterator[tuple[tuple[int, 
 
 
 @pytest.mark.parametrize("second", [1, 2, 3])
-def test_boxes_look_alike_whatever_the_action(plays, second):
+def test_boxes_do_not_depend_on_the_action(plays, second):
     """Kolmogorov-Smirnov between boxes with and without each action, at the 0.02 % level."""
     actions, values = zip(*looks(plays, second), strict=True)
     values = np.array(values)
@@ -192,7 +192,7 @@ def test_boxes_look_alike_whatever_the_action(plays, second):
             assert distance < bound, (demo_ava.ACTIONS[action - 1], column)
 
 
-def test_one_that_blinks_changes_its_brightness_and_others_never_do(plays):
+def test_only_blinking_actors_change_their_brightness(plays):
     times = np.arange(0, 1.2, 0.02)
     for play in plays[:50]:
         for actor in play.actors:

@@ -1,4 +1,4 @@
-"""The demo data set: readable, balanced, and told by nothing but motion."""
+"""The demo data set: readable, balanced, and classified by motion only."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_file_shows_its_scene(data):
     assert np.abs(read.astype(int) - drawn).mean() < 6
 
 
-def test_is_a_function_of_the_seed_and_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_depends_on_the_seed_only_and_can_be_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "DURATION_SEC", (0.2, 0.4))
     first, again, other = (demo.DemoData(tmp_path / name) for name in ("first", "again", "other"))
     demo.generate(first, seed=1, train_scenes=2, val_scenes=1)
@@ -122,7 +122,7 @@ def scenes() -> list[demo.Scene]:
 
 
 @pytest.mark.parametrize("time_sec", [0.0, 0.7, 1.9, 3.3])
-def test_places_and_sizes_are_spread_alike_at_any_time(scenes, time_sec):
+def test_positions_and_sizes_are_uniform_at_any_time(scenes, time_sec):
     """Kolmogorov-Smirnov against the uniform distribution, for every class, at the 0.1 % level."""
     values: dict[str, list[tuple[float, float, float]]] = {motion: [] for motion in demo.CLASSES}
     smallest, largest = demo.RADIUS
@@ -141,7 +141,7 @@ def test_places_and_sizes_are_spread_alike_at_any_time(scenes, time_sec):
         assert (distance < 1.95 / n**0.5).all(), (motion, distance * n**0.5)
 
 
-def test_motions_are_what_their_names_say():
+def test_motions_match_their_names():
     scene = dataclasses.replace(
         demo.draw_scene(0, "train", 0),
         background=np.zeros((100, 100, 3), np.uint8),
@@ -167,12 +167,12 @@ def test_motions_are_what_their_names_say():
     assert all(sizes[motion] == 0 for motion in demo.CLASSES if "ing_" in motion)
 
 
-def test_one_picture_does_not_tell_the_class_but_a_difference_of_two_does(data):
-    """A single-frame Hiera stays within three standard deviations of chance; two frames beat it.
+def test_the_class_needs_two_pictures(data):
+    """A single-frame Hiera is within three standard deviations of chance, one of two frames above.
 
-    Were it blind, the number of videos it has right would be at most as spread as a binomial count
-    (it is less: each scene has one video of each class). The second model has the same size and
-    training, and sees the difference of two frames in place of one.
+    By chance, the number of correct videos would have at most the variance of a binomial count (it
+    has less: each scene has one video of each class). The second model has the same size and
+    training, and the difference of two frames as input.
     """
     torch.set_num_threads(1)
     num_videos = VAL_SCENES * len(demo.CLASSES)
@@ -199,7 +199,7 @@ def still_pairs(data: demo.DemoData, path: Path) -> list[tuple[np.ndarray, int]]
 
 
 def accuracy_of_one_frame(train, val, *, difference: bool) -> float:
-    """Share of the videos of which the mean over 6 pictures is right, after training on `train`."""
+    """Top-1 of the mean over 6 pictures of each video, after training on `train`."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = Hiera(

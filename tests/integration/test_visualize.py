@@ -67,7 +67,7 @@ def test_pictures_of_every_file(commands, pretrained, tmp_path):
     assert len(list(out.iterdir())) == 6
 
 
-def test_the_checkpoint_says_how(commands, pretrained, tmp_path):
+def test_settings_come_from_the_checkpoint(commands, pretrained, tmp_path):
     result = visualize(commands, pretrained, tmp_path, commands.toy / "val_0.mp4", "--print-config")
     assert result.code == 0
     assert "kind: tube" in result.out
@@ -123,8 +123,8 @@ def test_what_is_refused(commands, pretrained, tmp_path):
     result = visualize(commands, pretrained, out, video, "masking.mask_ratio=0.99")
     assert result.code == 2
     result.told("masking.mask_ratio is 0.99, which keeps nothing")
-    for arguments, told in (
-        (("visualize", "mae", f"checkpoint={pretrained}"), "one video or image"),
+    for arguments, message in (
+        (("visualize", "mae", f"checkpoint={pretrained}"), "FILE is not set"),
         (("visualize", "mae", video), "a run, checkpoint or weights folder"),
         (("visualize", "mae", video, "mode=raw"), "mode"),
         (
@@ -134,4 +134,4 @@ def test_what_is_refused(commands, pretrained, tmp_path):
     ):
         result = commands.run(*arguments)
         assert result.code == 2
-        result.told(told)
+        result.told(message)
