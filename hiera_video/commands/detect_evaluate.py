@@ -101,7 +101,9 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
                 kept = [keyframe for keyframe in val.keyframes if keyframe not in lost]
                 report["protocols_without_failed"] = evaluate(kept)
             write_json(folder / "report.json", report)
-            print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
+            print(
+                json.dumps(report, ensure_ascii=False) if as_json else format_report(report, folder)
+            )
         return exit_code(done=any_process(bool(scored)), failed=any_process(bool(failures)))
 
 
@@ -137,7 +139,7 @@ def evaluated_actions(config: DetectEvaluateSettings, known: LabelMap) -> LabelM
 def results(
     val: KeyframeEvaluation, detections: Any, label_map: LabelMap, keyframes: list[Keyframe]
 ) -> dict[str, Any]:
-    """Of both protocols, over these key frames."""
+    """Frame mAP by both protocols over these key frames."""
     return {
         protocol: ava_report.as_dict(
             frame_ap(
@@ -158,7 +160,7 @@ def results(
 def describe_protocol(
     config: DetectEvaluateSettings, val: KeyframeEvaluation, clips: KeyframeClips
 ) -> dict[str, Any]:
-    """What the figures were obtained with, as the report states it."""
+    """Everything that the figures depend on beside weights and data."""
     return {
         "boxes": val.boxes,
         "proposal_score": config.data.proposal_score if val.boxes == "proposals" else None,
@@ -173,7 +175,7 @@ def describe_protocol(
     }
 
 
-def tell(report: dict[str, Any], folder: Path) -> str:
+def format_report(report: dict[str, Any], folder: Path) -> str:
     """The report for a person."""
     height, width = report["crop_size"]
     lines = [

@@ -60,7 +60,7 @@ class Outputs:
 
 
 def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Writes detections and overlays, tells in one line why a file has none; the exit code."""
+    """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
     setup_logging()
     model, card = load_model(config.checkpoint, kind="detector")
     label_map = LabelMap(card.actions, {})
@@ -95,20 +95,20 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                     records = given_boxes(path, table, config, length_sec)
                     interval_sec = shortest_gap(records, config.every_sec)
                 scores = action_scores(models[size], card, records, config, process)
-                said = [
+                described = [
                     people_of(record, of_boxes, label_map, config)
                     for record, of_boxes in zip(records, scores, strict=True)
                 ]
                 with open_video(path) as video:
-                    shown = [keyframe for keyframe, _ in said]
+                    shown = [keyframe for keyframe, _ in described]
                     write_overlay(files.overlay, video, shown, interval_sec=interval_sec)
             except (VideoError, NoResult) as error:
                 failed += 1
-                tell_failure(path, error, as_json)
+                print_failure(path, error, as_json)
                 continue
             write_detections(files.csv, detections_of(records, dict(enumerate(scores)), label_map))
-            write_json(files.json, {"path": path, "keyframes": [entry for _, entry in said]})
-            tell(path, files, records, as_json)
+            write_json(files.json, {"path": path, "keyframes": [entry for _, entry in described]})
+            print_files(path, files, records, as_json)
     return exit_code(done=len(config.inputs) - failed, failed=failed)
 
 
@@ -266,10 +266,12 @@ def people_of(
     return KeyframePeople(record.second, tuple(people)), {"second": record.second, "boxes": entries}
 
 
-# What is written and told.
+# Output.
 
 
-def tell(path: str, files: Outputs, records: Sequence[KeyframeRecord], as_json: bool) -> None:
+def print_files(
+    path: str, files: Outputs, records: Sequence[KeyframeRecord], as_json: bool
+) -> None:
     boxes = sum(len(record.boxes) for record in records)
     if as_json:
         written = {name: str(file) for name, file in vars(files).items()}
@@ -281,7 +283,7 @@ def tell(path: str, files: Outputs, records: Sequence[KeyframeRecord], as_json: 
         print(f"  {file}", flush=True)
 
 
-def tell_failure(path: str, error: Exception, as_json: bool) -> None:
+def print_failure(path: str, error: Exception, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"path": path, "error": str(error)}, ensure_ascii=False), flush=True)
     else:

@@ -88,12 +88,14 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             if videos and not card.multi_label:
                 write_confusion(folder / "confusion.csv", videos, val.class_names)
             write_json(folder / "report.json", report)
-            print(json.dumps(report, ensure_ascii=False) if as_json else tell(report, folder))
+            print(
+                json.dumps(report, ensure_ascii=False) if as_json else format_report(report, folder)
+            )
         return exit_code(done=any_process(bool(videos)), failed=any_process(bool(failures)))
 
 
 def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[str, Any]:
-    """What the figures were obtained with, as the report states it."""
+    """Everything that the figures depend on beside weights and data."""
     return {
         "views": {"num_clips": config.views.num_clips, "num_crops": config.views.num_crops},
         "clip_rule": config.views.clip_rule,
@@ -107,7 +109,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
     }
 
 
-def tell(report: dict[str, Any], folder: Path) -> str:
+def format_report(report: dict[str, Any], folder: Path) -> str:
     """The report for a person."""
     views = f"{report['views']['num_clips']} clips x {report['views']['num_crops']} crops"
     lines = [

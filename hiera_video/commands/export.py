@@ -76,7 +76,7 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
 def description(
     model: Hiera | ActionDetector, parts: list[Part], card: ModelCard
 ) -> dict[str, Any]:
-    """What who runs the files must know."""
+    """Metadata that is needed to run the exported files."""
     saved = card.to_json()
     encoder = model if isinstance(model, Hiera) else model.encoder
     return {

@@ -39,7 +39,7 @@ BARRIER_TIMEOUT = timedelta(days=30)  # one process may have the long videos
 
 
 def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Extracts what is not there yet, writes the tables, tells; returns the exit code."""
+    """Extracts the features that are missing and writes the tables; returns the exit code."""
     with process_group(config.device, BARRIER_TIMEOUT) as process:
         setup_logging(quiet=not process.is_main)
         if config.engine == "local" and not dry_run:
@@ -177,7 +177,7 @@ def finish(
     summary: Summary,
     as_json: bool,
 ) -> int:
-    """Writes the tables of all videos of the list, tells, and returns the exit code."""
+    """Writes the tables of all videos of the list and prints a summary; returns the exit code."""
     rows = store.write_tables(video.name for video in videos)
     failed = [row for row in rows if row["status"] == "failed"]
     damaged = [row for row in rows if row["status"] == "done" and row.get("damage") is not None]

@@ -125,7 +125,7 @@ def score_keyframes(
 def _gathered(
     scored: list[Scores], failures: list[Failure], names: Sequence[str]
 ) -> tuple[list[Scores], list[Failure]]:
-    """Those of all processes on the main one, its own on any other, in the order of `names`."""
+    """Results of all processes on the main one, its own on any other, in the order of `names`."""
     gathered = gather_on_main((scored, failures)) or [(scored, failures)]
     place = {name: i for i, name in enumerate(names)}
     return (

@@ -1,7 +1,7 @@
 """Weights of a checkpoint into a model, with a report of what became of each tensor.
 
 Patch kernels and position embeddings of another clip size are adapted. A parameter that the
-checkpoint lacks is an error; only a classifier and a decoder may start afresh.
+checkpoint lacks is an error; only a classifier and a decoder may start with random values.
 """
 
 from __future__ import annotations
@@ -81,10 +81,10 @@ def load_weights(
 
     The model then has the card of the weights, as far as it still describes it: `model.card`.
     Patch kernels and position embeddings of another clip size are adapted, so that image weights
-    fit a video model too. A classifier for another number of classes, or none as in
-    a masked autoencoder, starts afresh; so does the head of an action detector. So does the decoder
-    of an autoencoder where the checkpoint has none or that of images for a video model, and its
-    position embedding at another clip size.
+    fit a video model too. These parts start with random values: a classifier for another number of
+    classes, or where the checkpoint has none; the head of an action detector for other actions;
+    the decoder of an autoencoder where the checkpoint has none, or has that of images for a video
+    model; and the decoder's position embedding at another clip size.
 
     Args:
         source: as for `read_checkpoint`.

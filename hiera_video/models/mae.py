@@ -44,7 +44,7 @@ class MaskedAutoencoderHiera(nn.Module):
         encoder: with `num_classes=0`; pools twice in the released models (q_pool=2), once less
             than the classifier that it becomes.
         decoder_heads: 8 in the paper's video recipes (Tab. 11 and 12), 16 in its image recipes
-            (Tab. 14) and in all public builders. No tensor's shape tells them apart, so that the
+            (Tab. 14) and in all public builders. No tensor's shape shows the number, so that the
             wrong one loads without an error: there is no default.
         decoder_dim, decoder_depth: width and blocks of the decoder, 512 and 8 in the paper.
         target: what is predicted, see `targets`.

@@ -78,7 +78,7 @@ class UnitMasking:
 
     @property
     def _num_drawn(self) -> int:
-        """Of how many things (units, places or time steps) some are drawn."""
+        """Number of things (units, places or time steps) of which some are drawn."""
         t, h, w = self.units
         return {"tube": h * w, "frame": t}.get(self.kind, t * h * w)
 

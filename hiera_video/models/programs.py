@@ -76,7 +76,7 @@ class Comparison:
 
 
 class Backbone(nn.Module):
-    """Of a detector: clips to feature maps."""
+    """The part of a detector from clips to feature maps."""
 
     def __init__(self, detector: ActionDetector) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Backbone(nn.Module):
 
 
 class BoxHead(nn.Module):
-    """Of a detector: feature maps and boxes to logits."""
+    """The part of a detector from feature maps and boxes to logits."""
 
     def __init__(self, detector: ActionDetector) -> None:
         super().__init__()

@@ -110,7 +110,7 @@ class Crop(Settings):
     crop_aspect: Annotated[tuple[Positive, Positive], Ascending] = (0.75, 1.3333)
     """Width over height of the crop."""
     flip: bool = True
-    """Flip half of the clips horizontally. Off for SSv2, whose labels tell left from right."""
+    """Flip half of the clips horizontally. Off for SSv2: its labels distinguish left and right."""
 
 
 class Augment(Crop):

@@ -1,6 +1,6 @@
 """The one training step that pretraining, fine-tuning and detection share.
 
-Everything random in a step is seeded by (seed, step, rank): a resumed run goes on to the bit.
+Everything random in a step is seeded by (seed, step, rank): a resumed run is the same to the bit.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class StopSignal:
 
 @dataclass(frozen=True)
 class StepReport:
-    """What one step did. Counts and the loss are over all processes, names and failures are not."""
+    """The result of one step: counts and the loss of all processes, names and failures of this."""
 
     step: int  # steps done, this one included
     loss: float  # mean over the targets of the step (clips, boxes), NaN without any

@@ -1,4 +1,4 @@
-"""The run folder and what is told while training.
+"""The run folder and the messages of training.
 
 runs/NAME/
     config.yaml       the whole configuration
