@@ -35,6 +35,10 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
     """No weights of that name."""
 
 
+class OutputExistsError(UserError, FileExistsError):
+    """Something that must not be replaced stands where the output goes."""
+
+
 class FetchError(UserError, ConnectionError):
     """Something that cannot be fetched from, or sent to, another machine."""
 

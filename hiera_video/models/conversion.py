@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from hiera_video.errors import OutputExistsError
 from hiera_video.files import replacing, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import read_checkpoint
@@ -32,12 +33,12 @@ def convert(model: Hiera, card: ModelCard, to: Layout, output: Path) -> int:
 
     Raises:
         WeightsError: the layout has no such models.
-        FileExistsError: `output` exists.
+        OutputExistsError: `output` exists.
         RuntimeError: the tensors that were read differ from the model's; nothing is left behind.
     """
     check_writable(to, model.architecture)
     if output.exists():
-        raise FileExistsError(f"{output} exists: choose another name")
+        raise OutputExistsError(f"{output} exists: choose another name")
     card = card_of(model, card)
     if lost := [key for key in card.entries() if key not in CARRIED.get(to, card.entries())]:
         logger.info("the %s layout has no place for %s", to, ", ".join(lost))

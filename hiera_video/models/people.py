@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from hiera_video.errors import WeightsError, WeightsNotFoundError
 from hiera_video.models.download import fetch_file
 
 if TYPE_CHECKING:
@@ -38,28 +39,28 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
 
     Raises:
         ConnectionError: they cannot be fetched; says which file to put where by hand.
-        FileNotFoundError: there is no such file.
-        ValueError: the file holds something else.
+        WeightsNotFoundError: there is no such file.
+        WeightsError: the file holds something else.
     """
     from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
 
     path = fetch_file(URL, LICENSE) if weights is None else Path(weights)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise WeightsNotFoundError(f"{path}: there is no such file")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler raises whatever the bytes lead it to
-        raise ValueError(f"{path} is damaged or not a file of weights") from error
+        raise WeightsError(f"{path} is damaged or not a file of weights") from error
     model = fasterrcnn_resnet50_fpn_v2(
         weights=None, weights_backbone=None, num_classes=NUM_CLASSES, box_score_thresh=0.0
     )
     expected = model.state_dict()
     if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise ValueError(f"{path} holds no state dict")
+        raise WeightsError(f"{path} holds no state dict")
     wrong = sorted(expected.keys() ^ state.keys())
     wrong += [k for k in expected if k in state and expected[k].shape != state[k].shape]
     if wrong:
-        raise ValueError(
+        raise WeightsError(
             f"{path} is not a fasterrcnn_resnet50_fpn_v2 of {NUM_CLASSES} classes: {len(wrong)} "
             f"tensors are missing, unknown or of another shape, the first is {wrong[0]}"
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 
-from hiera_video.errors import ModelError, WeightsError
+from hiera_video.errors import ModelError, OutputExistsError, WeightsError
 from hiera_video.files import replacing, write_json
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.checkpoint import Checkpoint, read_checkpoint, with_card
@@ -354,7 +354,7 @@ def save_model(
     Raises:
         ModelError: an unknown entry.
         WeightsError: a wrong entry, or a model that is not what its card describes.
-        FileExistsError: `folder` is something else than a weights folder.
+        OutputExistsError: `folder` is something else than a weights folder.
         FetchError: the folder is written, but cannot be uploaded.
     """
     folder = Path(folder).expanduser()
@@ -362,7 +362,7 @@ def save_model(
     _check_described(model, card)
     replaces = (folder / "config.json").is_file()
     if folder.exists() and not replaces:
-        raise FileExistsError(f"{folder} exists and is not a weights folder")
+        raise OutputExistsError(f"{folder} exists and is not a weights folder")
     if replaces:
         logger.info("replacing the weights in %s", folder)
     from safetensors.torch import save_file  # not needed to build a model

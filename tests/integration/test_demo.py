@@ -74,7 +74,6 @@ def test_dry_run_lists_commands_that_can_be_typed_and_does_nothing(tmp_path, mon
     ]
     settings = [word for word in commands[0][3:] if not word.startswith("--")]
     config = load_settings(FinetuneSettings, ["demo/finetune"], settings)
-    config.check()
     assert config.run_dir == "some where/run"
     assert config.augment.flip is False  # left and right are classes
     assert list(tmp_path.iterdir()) == []

@@ -384,7 +384,7 @@ def test_lists_with_nothing_to_do(commands, ava, trained, tmp_path):
     for override in (f"data.val_proposals={empty}", "data.keyframe_range_sec=[50,60]"):
         result = commands.run(*evaluation(ava, trained, tmp_path / "out", override))
         assert result.code == 1
-        result.told("no box in any of the", "key frames that count")
+        result.told("no box in any of the", "evaluated key frames")
     assert not (tmp_path / "out").exists()
 
 

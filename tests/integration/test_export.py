@@ -91,7 +91,7 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     monkeypatch.setitem(export_module.NEEDED, "onnx", ("onnx", "a_library_that_is_not_there"))
     result = commands.run("export", f"checkpoint={weights}")
     assert result.code == 2
-    needed = ("to is both", "a_library_that_is_not_there", "pip install 'hiera-video[onnx]'")
+    needed = ("format is both", "a_library_that_is_not_there", "pip install 'hiera-video[onnx]'")
     result.told(*needed, "format=pt2")
 
 

@@ -16,6 +16,7 @@ import torch
 from hiera_video import create_autoencoder, create_model
 from hiera_video.models.loading import load_weights
 from hiera_video.models.pretrained import load_model, save_model
+from hiera_video.settings.model import Masking
 
 SHAPE = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
 
@@ -211,7 +212,7 @@ def test_weights_of_an_autoencoder_and_back(tmp_path):
     save_model(tmp_path / "w", model, masking={"kind": "tube", "mask_ratio": 0.75})
     again, card = load_model(tmp_path / "w", kind="autoencoder")
     assert again.decoder_architecture == model.decoder_architecture
-    assert card.masking == {"kind": "tube", "mask_ratio": 0.75}
+    assert card.masking == Masking(kind="tube", mask_ratio=0.75)
     ours, theirs = model.state_dict(), again.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
