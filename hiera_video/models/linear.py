@@ -1,9 +1,8 @@
 """A linear layer that is faster in float32 on a CPU.
 
 There torch multiplies matrices by MKL, which uses no AVX-512 on AMD's processors. A convolution of
-kernel 1 is the same product; torch computes it by oneDNN, which does. On a processor whose AVX-512
-units are twice as fast as its AVX2 ones (Zen 5), the forward pass of base 16x224 took 0.71 of the
-time, and a training step 0.73.
+kernel 1 is the same product; torch computes it by oneDNN, which does. On an AMD EPYC with AVX-512
+the forward pass of base 16x224 took 0.71 of the time, and a training step 0.73.
 """
 
 from __future__ import annotations
