@@ -91,8 +91,7 @@ def imported(path: Path, *, typing: bool = True, at_the_top: bool = False) -> fr
 def arrows(typing: bool) -> dict[str, set[str]]:
     """For each module the modules of the package that it imports, inside functions too."""
     return {
-        module: imported(path, typing=typing) & MODULES.keys()
-        for module, path in MODULES.items()
+        module: imported(path, typing=typing) & MODULES.keys() for module, path in MODULES.items()
     }
 
 
