@@ -26,13 +26,12 @@ class Failure:
     path: str
     cause: str  # one of the causes of `VideoError`, or "crashed", "hung", "error", "not_finite"
     message: str
-    seconds: float = field(default=0.0, compare=False)  # until it failed
 
     @classmethod
     def of_death(cls, record: Any, death: Death) -> Failure:
         """The failure of a record (with `name` and `path`) whose process died or hung."""
         sentence = f"{record.path}: {death.sentence}"
-        return cls(record.name, record.path, death.cause, sentence, death.seconds)
+        return cls(record.name, record.path, death.cause, sentence)
 
 
 @dataclass(frozen=True)

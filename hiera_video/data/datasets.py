@@ -6,7 +6,6 @@ A sample is a pure function of (seed, epoch, index). A video that cannot be read
 
 from __future__ import annotations
 
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -60,13 +59,11 @@ class RecordDataset(ABC, Dataset[Any]):
 
     def read(self, record: Any, key: Any) -> Any:
         """The sample of a record, or a `Failure` if its video cannot be read."""
-        start = time.monotonic()
         try:
             with self.open_video(record.path) as video:
                 return self.sample(video, record, key)
         except VideoError as error:
-            seconds = time.monotonic() - start
-            return Failure(record.name, record.path, error.cause, str(error), seconds)
+            return Failure(record.name, record.path, error.cause, str(error))
 
     @abstractmethod
     def sample(self, video: VideoReader, record: Any, key: Any) -> Any:

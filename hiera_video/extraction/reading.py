@@ -49,7 +49,15 @@ class Read:
     transform_sec: float
 
 
-End = Read | Failure
+@dataclass(frozen=True)
+class Failed:
+    """The end of a video that could not be read, maybe after some windows."""
+
+    failure: Failure
+    seconds: float  # until it failed
+
+
+End = Read | Failed
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ class ReadWindows:
     def __call__(self, items: Sequence[Video], deaths: Mapping[int, Death], report: Report) -> End:
         (video,) = items
         if deaths:
-            return Failure.of_death(video, deaths[0])
+            return Failed(Failure.of_death(video, deaths[0]), deaths[0].seconds)
         begin = time.monotonic()
         try:
             return self._read(video, report)
@@ -82,7 +90,8 @@ class ReadWindows:
             logger.error("%s: %s", video.path, traceback.format_exc())
             cause = "error"
             message = f"{video.path}: reading failed with {type(error).__name__}: {error}"
-        return Failure(video.name, video.path, cause, message, time.monotonic() - begin)
+        failure = Failure(video.name, video.path, cause, message)
+        return Failed(failure, time.monotonic() - begin)
 
     def _read(self, video: Video, report: Report) -> Read:
         transform_sec = sent_sec = 0.0

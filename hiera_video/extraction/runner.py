@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from hiera_video.data.batches import Failure
 from hiera_video.extraction.features import FeatureExtractor
-from hiera_video.extraction.reading import End, Read, ReadWindows, Video, Window
+from hiera_video.extraction.reading import End, Failed, Read, ReadWindows, Video, Window
 from hiera_video.extraction.store import FeatureStore, Rows
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.workers import Workers
@@ -93,7 +93,8 @@ class Assembly:
                 if features.dtype != torch.float16:
                     advice = "look at the weights, and try precision=fp32"
                 message = f"{video.path}: feature {n} is not finite; {advice}"
-                self.end(index, Failure(video.name, video.path, "not_finite", message))
+                failure = Failure(video.name, video.path, "not_finite", message)
+                self.end(index, Failed(failure, 0.0))
                 continue
             if index not in self._rows:
                 self._rows[index] = Rows(self.store.folder)
@@ -112,11 +113,16 @@ class Assembly:
             return
         self._failed.add(index)
         self._drop(index)
+        failed = end.failure
         self.store.fail(
-            end.name, end.path, cause=end.cause, message=end.message, seconds=end.seconds
+            failed.name,
+            failed.path,
+            cause=failed.cause,
+            message=failed.message,
+            seconds=end.seconds,
         )
         with tqdm.external_write_mode():
-            logger.warning("failed: %s", end.message)
+            logger.warning("failed: %s", failed.message)
         self.summary.failed += 1
         self._show_progress()
 

@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from hiera_video.data.batches import Failure
-from hiera_video.extraction.reading import Read, ReadWindows, Video, Window
+from hiera_video.extraction.reading import Failed, Read, ReadWindows, Video, Window
 from hiera_video.extraction.windows import Crops, DenseWindows
 from hiera_video.runtime import workers
 from hiera_video.runtime.workers import Workers
@@ -82,10 +81,11 @@ def test_a_bad_video_costs_itself_alone(folder, monkeypatch, name, cause, messag
     good = [folder / f"good{i}.mp4" for i in range(4)]
     windows, ends = gather([good[0], good[1], folder / name, good[2], good[3]], num_workers)
     bad = ends.pop(2)
-    assert isinstance(bad, Failure)
-    assert (bad.name, bad.cause) == (name, cause)
-    assert message in bad.message
-    assert str(folder / name) in bad.message
+    assert isinstance(bad, Failed)
+    assert 0 <= bad.seconds < 60
+    assert (bad.failure.name, bad.failure.cause) == (name, cause)
+    assert message in bad.failure.message
+    assert str(folder / name) in bad.failure.message
     assert all(isinstance(end, Read) for end in ends.values())
     assert [len(windows[i]) for i in (0, 1, 3, 4)] == [5, 7, 9, 10]
 
