@@ -225,7 +225,7 @@ def _never():
 
 
 def test_unknown_variants_name_the_nearest():
-    with pytest.raises(ValueError, match=r"nearest is 'hiera_base_16x224'"):
+    with pytest.raises(ValueError, match=r"did you mean 'hiera_base_16x224'"):
         ours("hiera_bas_16x224")
 
 
