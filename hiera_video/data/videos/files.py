@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 PATH_COLUMNS = ("path", "video", "filename")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name")
+EXAMPLE = '{"path": ..., "label": ...}'
 KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
 
 Entry = tuple[str, dict[str, Any]]  # "FILE:LINE", and the fields by column name
@@ -179,7 +180,9 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
         case ".json":
             return _rows_of_table(_json_entries(file, text), file, root, known)
         case ".jsonl" | ".ndjson":
-            return _rows_of_table(_json_lines(file, text), file, root, known)
+            lines = json_lines(file, text, EXAMPLE)
+            entries = ((f"{file}:{number}", fields) for number, fields in lines)
+            return _rows_of_table(entries, file, root, known)
     delimiter = _header_delimiter(text)
     if delimiter in ("\t", ","):
         return _rows_of_table(_csv_entries(file, text, delimiter), file, root, known)
@@ -267,11 +270,19 @@ def _csv_entries(file: Path, text: str, delimiter: str) -> Iterator[Entry]:
         raise AnnotationError(f"{file}:{reader.line_num}: {error}; check the quotes") from None
 
 
-def _json_lines(file: Path, text: str) -> Iterator[Entry]:
+def json_lines(file: Path, text: str, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the number of each line that is not blank, and its fields by names in lower case.
+
+    Args:
+        example: of a line, for the message.
+
+    Raises:
+        AnnotationError: a line is not a JSON object.
+    """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{file}:{number}"
-            yield where, _json_object(load_json(line, where), where)
+            yield number, _json_object(load_json(line, where), where, example)
 
 
 def _json_entries(file: Path, text: str) -> Iterator[Entry]:
@@ -285,9 +296,9 @@ def _json_entries(file: Path, text: str) -> Iterator[Entry]:
         yield where, _json_object(entry, where)
 
 
-def _json_object(entry: Any, where: str) -> dict[str, Any]:
+def _json_object(entry: Any, where: str, example: str = EXAMPLE) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise AnnotationError(f'{where}: expected an object such as {{"path": ..., "label": ...}}')
+        raise AnnotationError(f"{where}: expected an object such as {example}")
     return {key.strip().lower(): value for key, value in entry.items()}
 
 
