@@ -225,7 +225,7 @@ GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
         ("a,0902,nan,0.2,0.3,0.4,1,0.5", "x1 is 'nan'; needed is a finite number"),
         ("a,0902,0.1,0.2,,0.4,1,0.5", "x2 is empty"),
         ("a,0902,0.1,0.2,0.3,0.4,1,nan", "score is 'nan'; needed is a finite number"),
-        ("a,0902,0.1,0.2,0.3,0.4,1,", "no score; each detection needs one"),
+        ("a,0902,0.1,0.2,0.3,0.5,1,", "no score; each detection needs one"),
         ("a,0902,0.1,0.2,0.3,0.4,jump,0.5", "action is 'jump'"),
         ("a,0902,0.1,0.2,0.3,0.4,1.5,0.5", "needed is a whole number"),
         ("a,0902,0.1,0.2,0.3,0.4,0,0.5", "action is '0'; needed is a whole number from 1"),

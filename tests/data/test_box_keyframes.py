@@ -137,12 +137,12 @@ def test_boxes_that_proposals_reach(files):
     """A box of several actions counts once."""
     truth = keyframe_records(read_ground_truth(files / "truth.csv"), {"a": "", "b": ""})
     assert num_boxes(truth) == 4
-    half = [0.1, 0.2, 0.4, 0.5]  # of the left box of a at second 2
+    part = [0.1, 0.2, 0.4, 0.56]  # 0.6 of the left box of a at second 2
     for proposed, min_iou, reached in (
-        ([record(2, half)], 0.5, 1),
-        ([record(2, half)], 0.51, 0),
-        ([record(2, half, corners(RIGHT)), record(3, corners(LEFT), video="b")], 0.5, 3),
-        ([record(2, half, video="b")], 0.5, 0),
+        ([record(2, part)], 0.59, 1),
+        ([record(2, part)], 0.61, 0),
+        ([record(2, part, corners(RIGHT)), record(3, corners(LEFT), video="b")], 0.5, 3),
+        ([record(2, part, video="b")], 0.5, 0),
         ([], 0.5, 0),
     ):
         assert num_reached(truth, proposed, min_iou) == reached
