@@ -10,13 +10,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    inspect_boxes,
-    proposal_recall,
-    read_keyframes,
-    read_label_map,
-)
+from hiera_video.data.boxes.files import inspect_boxes, read_keyframes
+from hiera_video.data.boxes.keyframes import keyframe_records, num_boxes, num_reached
+from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.data.videos.files import locate_videos
 from hiera_video.errors import ConfigError, did_you_mean, listing
 from hiera_video.evaluation.ava_report import format_percent
@@ -47,17 +43,22 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
     if config.proposals is not None:
         proposals = inspect_boxes(config.proposals, "proposals", None)
         problems += problems_of(proposals) + problems_of_videos(proposals, truth)
-        recall = proposal_recall(truth, proposals, excluded=excluded)
-        used = proposal_recall(truth, proposals, min_score=config.proposal_score, excluded=excluded)
+        paths = dict.fromkeys((*truth.videos, *proposals.videos), "")
+        boxes = keyframe_records(truth, paths, excluded=excluded)
+        total = num_boxes(boxes)
+        reached, used = (
+            num_reached(boxes, keyframe_records(proposals, paths, min_score=score), min_iou=0.5)
+            for score in (None, config.proposal_score)
+        )
         report["proposals"] = {
             "file": proposals.source,
             **describe(proposals),
-            "ground_truth_boxes": recall.total,
-            "reached_at_iou_0.5": recall.reached,
-            "share": recall.fraction if recall.total else None,
+            "ground_truth_boxes": total,
+            "reached_at_iou_0.5": reached,
+            "share": reached / total if total else None,
             "proposal_score": config.proposal_score,
-            "reached_with_proposal_score": used.reached,
-            "share_with_proposal_score": used.fraction if used.total else None,
+            "reached_with_proposal_score": used,
+            "share_with_proposal_score": used / total if total else None,
         }
     if config.videos is not None:
         found, missing = locate_videos(truth.videos, config.videos)

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from hiera_video.data.boxes.files import read_ground_truth, read_keyframes
 from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
-from hiera_video.data.boxes.table import read_ground_truth, read_keyframes, read_label_map
+from hiera_video.data.boxes.table import read_label_map
 from hiera_video.demo import actions as demo_ava
 from hiera_video.demo import motions as demo
 from hiera_video.errors import UserError

@@ -12,18 +12,14 @@ from typing import Any
 import numpy as np
 
 from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
+from hiera_video.data.boxes.files import read_proposals
 from hiera_video.data.boxes.keyframes import (
     KeyframeRecord,
     detections_of,
     keyframe_records,
     named_keyframes,
 )
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    LabelMap,
-    read_proposals,
-    write_detections,
-)
+from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
 from hiera_video.data.datasets import KeyframeClips
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import score_keyframes

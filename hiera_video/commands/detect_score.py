@@ -8,13 +8,8 @@ import sys
 from collections import Counter
 from typing import Any
 
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    read_detections,
-    read_ground_truth,
-    read_keyframes,
-    read_label_map,
-)
+from hiera_video.data.boxes.files import read_detections, read_ground_truth, read_keyframes
+from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
