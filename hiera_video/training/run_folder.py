@@ -1,14 +1,4 @@
-"""The run folder and the messages of training.
-
-runs/NAME/
-    config.yaml       the whole configuration
-    run.json          the data, and for each start versions, command and machine
-    train.log         what the console shows
-    metrics.jsonl     one line a step or evaluation
-    tb/               the same for TensorBoard, where it is installed
-    failures.jsonl    videos that could not be read
-    checkpoints/  weights/  eval/
-"""
+"""The run folder, whose files docs/README.md lists, and the messages of training."""
 
 from __future__ import annotations
 
@@ -17,6 +7,7 @@ import json
 import logging
 import math
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -91,20 +82,12 @@ class RunReport:
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
-        if done.skipped and done.names and not done.num_targets:
-            logger.warning(
-                "step %d skipped: no box in any of its clips: %s",
-                done.step,
-                ", ".join(dict.fromkeys(done.names)),
-            )
-        elif done.skipped:
-            logger.warning(
-                "step %d skipped: loss %g, gradient norm %g; its videos: %s",
-                done.step,
-                done.loss,
-                done.grad_norm,
-                ", ".join(dict.fromkeys(done.names)) or "none could be read",
-            )
+        if done.skipped:
+            reason = f"loss {done.loss:g}, gradient norm {done.grad_norm:g}; its videos"
+            if done.names and not done.num_targets:
+                reason = "no box in any of its clips"
+            names = ", ".join(dict.fromkeys(done.names)) or "none could be read"
+            logger.warning("step %d skipped: %s: %s", done.step, reason, names)
 
     def failures(self, failures: list[Failure], step: int) -> None:
         """Appends to failures.jsonl; every process writes its own."""
@@ -134,27 +117,26 @@ class ConsoleLine:
 
     def __init__(self, end_step: int, device: torch.device) -> None:
         self.end_step, self.device = end_step, device
-        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
+        self._steps: list[StepReport] = []
 
     def add(self, done: StepReport) -> None:
-        self._steps += 1
-        self._seconds += done.step_sec
-        self._waited += done.data_sec
-        self._clips += done.num_clips
+        self._steps.append(done)
 
-    def take(self, done: StepReport) -> str:
+    def take(self) -> str:
         """The line for the steps since the last one; loss and gradient are those of the last."""
-        seconds = self._seconds / self._steps
-        left = (self.end_step - done.step) * seconds
+        last, seconds = self._steps[-1], sum(done.step_sec for done in self._steps)
+        clips = sum(done.num_clips for done in self._steps)
+        waited = sum(done.data_sec for done in self._steps)
+        left = (self.end_step - last.step) * seconds / len(self._steps)
         line = (
-            f"step {done.step}/{self.end_step}  loss {done.loss:.4f}  lr {done.lr:.2e}  "
-            f"grad {done.grad_norm:.2f}  "
-            f"{seconds:.2f} s/step  {self._clips / self._seconds:.1f} clips/s  "
-            f"data {100 * self._waited / self._seconds:.0f}%  eta {_clock(left)}"
+            f"step {last.step}/{self.end_step}  loss {last.loss:.4f}  lr {last.lr:.2e}  "
+            f"grad {last.grad_norm:.2f}  "
+            f"{seconds / len(self._steps):.2f} s/step  {clips / seconds:.1f} clips/s  "
+            f"data {waited / seconds:.0%}  eta {timedelta(seconds=round(left))}"
         )
         if self.device.type == "cuda":
             line += f"  mem {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"
-        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
+        self._steps.clear()
         return line
 
 
@@ -251,9 +233,3 @@ def _drop_beyond(path: Path, step: int) -> None:
         except json.JSONDecodeError:
             logger.warning("dropped an incomplete line of %s", path)
     write_text(path, "".join(kept))
-
-
-def _clock(seconds: float) -> str:
-    minutes, secs = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{secs:02}"

@@ -70,12 +70,12 @@ def test_console_line():
     console = ConsoleLine(100, torch.device("cpu"))
     console.add(done(9))
     console.add(done(10))
-    line = console.take(done(10))
+    line = console.take()
     for part in ("step 10/100", "loss 0.5000", "0.40 s/step", "20.0 clips/s", "data 25%"):
         assert part in line
     assert "eta 0:00:36" in line
     console.add(done(11, step_sec=0.1, data_sec=0.0))
-    assert "80.0 clips/s  data 0%  eta 0:00:09" in console.take(done(11))  # counted afresh
+    assert "80.0 clips/s  data 0%  eta 0:00:09" in console.take()  # counted afresh
 
 
 def test_the_failure_limit_waits_for_a_hundred_videos():
