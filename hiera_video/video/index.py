@@ -88,7 +88,7 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
     """
     try:
         # An absolute path, because libav would take "clip:1.mp4" for a protocol.
-        return av.open(os.path.abspath(path), timeout=deadline_sec, metadata_errors="replace")
+        return av.open(os.path.abspath(path), timeout=deadline_sec, **_metadata_options())
     except av.error.ExitError as error:
         raise VideoError(
             path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"
@@ -104,6 +104,11 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
             raise VideoError(path, "truncated", sentence) from error
         sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
         raise VideoError(path, "not_a_video", sentence) from error
+
+
+def _metadata_options() -> dict[str, str]:
+    """Makes PyAV before 19 open files whose metadata is not UTF-8; PyAV 19 has no such argument."""
+    return {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
