@@ -53,11 +53,9 @@ class VideoIndex:
     @property
     def has_leading_frames(self) -> bool:
         """Whether a frame is presented before a key frame that is decoded earlier (open GOP)."""
-        keys = np.array([self.packet_of[position] for position in self.key_positions])
-        if len(keys) == 0:
-            return False
-        latest = np.searchsorted(keys, self.packet_of, side="right") - 1
-        return bool(np.any(keys[np.maximum(latest, 0)] > self.start_of))
+        keys = self.packet_of[self.key_positions]
+        start, own = (np.searchsorted(keys, n, "right") for n in (self.start_of, self.packet_of))
+        return bool(np.any(start < own))  # a key frame lies between the start and the frame
 
     def number_of(self, stamp: int | None) -> int | None:
         """The number of the packet with a time stamp; None if there is none."""

@@ -431,7 +431,7 @@ def test_crops_lie_inside(height, width, size, num_crops):
         (segment_indices, (10, 0, None), "num_frames=0"),
         (segment_clips_indices, (10, 4, 3), "num_clips=3 must be 1 or 2"),
         (segment_clips_indices, (10, 4, 0), "num_clips=0 must be 1 or 2"),
-        (keyframe_indices, (10, 16, 4, 10), "keyframe_index=10 must be at most 9"),
+        (keyframe_indices, (10, 16, 4, 10), "keyframe_index=10 must be 0 to 9"),
         (keyframe_indices, (-1, 16, 4, 10), "keyframe_index=-1"),
         (resized_shape, (0, 10, 224), "height=0"),
         (resized_shape, (10, 10, 0), "short_side=0"),

@@ -55,9 +55,7 @@ class FrameFolderReader(VideoReader):
             picture = cv2.imread(file, cv2.IMREAD_COLOR)
             if picture is None:
                 raise VideoError(file, "truncated", "does not decode as a picture; replace it")
-            if self._shape is None:
-                self._shape = picture.shape[:2]
-            if picture.shape[:2] != self._shape:
+            if self._shape is not None and picture.shape[:2] != self._shape:
                 size, others = (f"{h} x {w}" for h, w in (picture.shape[:2], self._shape))
                 raise VideoError(file, "truncated", f"is {size}, others are {others}; replace it")
             yield position, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

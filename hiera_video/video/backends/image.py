@@ -28,7 +28,6 @@ class ImageReader(VideoReader):
             raise VideoError(
                 path, "not_a_video", f"does not decode as an image ({error}); replace the file"
             ) from error
-        self._shape = self._frame.shape[:2]
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:

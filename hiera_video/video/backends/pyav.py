@@ -205,10 +205,7 @@ class PyavReader(VideoReader):
         """The rotated frame, uint8 [H, W, 3], scaled to the size of the first frame."""
         if self._stored_size is None:  # only a decoded frame has the display matrix
             self._stored_size = frame.width, frame.height
-            self._quarter_turns = round(frame.rotation / 90) % 4
-            self._shape = (frame.height, frame.width)
-            if self._quarter_turns % 2:
-                self._shape = (frame.width, frame.height)
+            self._quarter_turns = round(frame.rotation / 90)
         width, height = self._stored_size
         try:
             rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
