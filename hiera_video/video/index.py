@@ -57,11 +57,6 @@ class VideoIndex:
         start, own = (np.searchsorted(keys, n, "right") for n in (self.start_of, self.packet_of))
         return bool(np.any(start < own))  # a key frame lies between the start and the frame
 
-    def number_of(self, stamp: int | None) -> int | None:
-        """The number of the packet with a time stamp; None if there is none."""
-        found = [] if stamp is None else np.flatnonzero(self.stamps == stamp).tolist()
-        return found[0] if found else None
-
 
 _cache: dict[tuple[str, int, int], VideoIndex] = {}  # the most recently used last
 

@@ -45,9 +45,6 @@ class FrameFolderReader(VideoReader):
         self.frame_times_sec = np.arange(len(numbered)) / fps
         self.end_sec = len(numbered) / fps
 
-    def close(self) -> None:
-        pass
-
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
             deadline.check()

@@ -32,6 +32,3 @@ class ImageReader(VideoReader):
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
             yield position, self._frame.copy()
-
-    def close(self) -> None:
-        pass

@@ -99,8 +99,7 @@ class PyavReader(VideoReader):
             for packet_number, frame in self._decode(start, run[done:], from_start, deadline):
                 held[packet_number] = frame
                 while done < len(run) and (packet := int(self.index.packet_of[run[done]])) in held:
-                    frame = held.pop(packet)
-                    yield run[done], self._to_rgb(frame)
+                    yield run[done], self._to_rgb(held.pop(packet))
                     done += 1
                 if len(held) > MAX_HELD_FRAMES:
                     break
@@ -152,9 +151,7 @@ class PyavReader(VideoReader):
         """
         if self._container is None:
             raise ValueError(f"the reader of {self.path} is closed")
-        packets: Iterator[tuple[int, av.Packet]] | None = None
-        if not from_start:
-            packets = self._seek(first, self._container)
+        packets = None if from_start else self._seek(first, self._container)
         if packets is None:
             packets = enumerate(filled_packets(self.path, self._open(), self._stream))
         self._current_read = packets
@@ -192,9 +189,10 @@ class PyavReader(VideoReader):
         for packet in packets:
             stamp = getattr(packet, self.index.stamp_name or "pts")
             if number is None:
-                number = self.index.number_of(stamp)
-                if number is None:
+                found = np.flatnonzero(stamps == stamp)
+                if not len(found):
                     continue  # the rest of a packet in whose middle a transport stream was entered
+                number = int(found[0])
             else:
                 number += 1
                 if number == len(stamps) or stamps[number] != stamp:
