@@ -99,8 +99,7 @@ class VideoReader(ABC):
         Raises VideoError if one of the frames does not decode.
         """
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - readers of pictures hold nothing open
         """Closes the file and frees the decoder. Closing twice has no effect."""
 
     def __len__(self) -> int:

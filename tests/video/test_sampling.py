@@ -87,22 +87,9 @@ def test_resampled_frames_are_those_on_screen(gaps, first, fps):
         assert index == len(times) - 1 or times[index + 1] > now
 
 
-@pytest.mark.parametrize(
-    ("times", "end", "fps", "message"),
-    [
-        ([], 1, 30, "frame_times_sec"),
-        ([[0.0]], 1, 30, "frame_times_sec"),
-        ([0, float("nan")], 1, 30, "finite"),
-        ([0, 1, 0.5], 2, 30, "ascending"),
-        ([0, 1], 0.5, 30, "end_sec=0.5"),
-        ([0, 1], 2, 0, "target_fps=0"),
-        ([0, 1], 2, float("inf"), "target_fps=inf"),
-        ([0, 1e9], 2e9, 30, "look broken"),
-    ],
-)
-def test_resampling_refuses(times, end, fps, message):
-    with pytest.raises(ValueError, match=message):
-        resample_indices(np.array(times, float), end, fps)
+def test_resampling_refuses_broken_time_stamps():
+    with pytest.raises(ValueError, match="look broken"):
+        resample_indices(np.array([0, 1e9]), 2e9, 30)
 
 
 # ---- clips
