@@ -40,13 +40,13 @@ from hiera_video.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from hiera_video.training.loop import Batch, LossFunction, noting_sigterm, train_steps
+from hiera_video.training.loop import Batch, LossFunction, StepReport, noting_sigterm, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
-    ConsoleLine,
     FailureLimit,
     RunReport,
     check_same_config,
+    console_line,
     start_run,
 )
 from hiera_video.training.task import Evaluate, Model, Task
@@ -244,7 +244,7 @@ class Run:
         if self.process.world_size > 1:
             wrapped = DistributedDataParallel(self.model)
         checkpoint_steps = self.schedule.every(loop.checkpoint_every)
-        console = ConsoleLine(end_step, self.process.device)
+        since_line: list[StepReport] = []
         limit = FailureLimit(settings.data.max_failed_frac)
         num_nonfinite = 0
 
@@ -270,7 +270,7 @@ class Run:
         ):
             step, is_last = done.step, done.step == end_step
             report.step(done)
-            console.add(done)
+            since_line.append(done)
             limit.add(done, loop.num_repeats)
             num_nonfinite = num_nonfinite + 1 if done.skipped and done.num_targets else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
@@ -279,7 +279,8 @@ class Run:
                     "train with train.precision=fp32"
                 )
             if is_last or step % loop.log_every == 0 or step == start_step + 1:
-                logger.info(console.take())
+                logger.info(console_line(since_line, end_step, self.process.device))
+                since_line.clear()
             if is_last or done.stop or step % checkpoint_steps == 0:
                 self.save(step)
             if done.stop and not is_last:

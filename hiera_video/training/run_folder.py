@@ -6,6 +6,7 @@ import importlib.util
 import json
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -112,32 +113,24 @@ class RunReport:
             self._tensorboard.close()
 
 
-class ConsoleLine:
-    """The training line: loss, rate, speed, share of waiting for data, time left, memory."""
+def console_line(steps: Sequence[StepReport], end_step: int, device: torch.device) -> str:
+    """Loss, rate, gradient, speed, share of waiting for data, time left, memory.
 
-    def __init__(self, end_step: int, device: torch.device) -> None:
-        self.end_step, self.device = end_step, device
-        self._steps: list[StepReport] = []
-
-    def add(self, done: StepReport) -> None:
-        self._steps.append(done)
-
-    def take(self) -> str:
-        """The line for the steps since the last one; loss and gradient are those of the last."""
-        last, seconds = self._steps[-1], sum(done.step_sec for done in self._steps)
-        clips = sum(done.num_clips for done in self._steps)
-        waited = sum(done.data_sec for done in self._steps)
-        left = (self.end_step - last.step) * seconds / len(self._steps)
-        line = (
-            f"step {last.step}/{self.end_step}  loss {last.loss:.4f}  lr {last.lr:.2e}  "
-            f"grad {last.grad_norm:.2f}  "
-            f"{seconds / len(self._steps):.2f} s/step  {clips / seconds:.1f} clips/s  "
-            f"data {waited / seconds:.0%}  eta {timedelta(seconds=round(left))}"
-        )
-        if self.device.type == "cuda":
-            line += f"  mem {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"
-        self._steps.clear()
-        return line
+    Args:
+        steps: those since the last line. Loss, rate and gradient are those of the last step.
+    """
+    last, seconds = steps[-1], sum(done.step_sec for done in steps)
+    clips = sum(done.num_clips for done in steps)
+    waited = sum(done.data_sec for done in steps)
+    left = timedelta(seconds=round((end_step - last.step) * seconds / len(steps)))
+    line = (
+        f"step {last.step}/{end_step}  loss {last.loss:.4f}  lr {last.lr:.2e}  "
+        f"grad {last.grad_norm:.2f}  {seconds / len(steps):.2f} s/step  "
+        f"{clips / seconds:.1f} clips/s  data {waited / seconds:.0%}  eta {left}"
+    )
+    if device.type == "cuda":
+        line += f"  mem {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    return line
 
 
 class FailureLimit:
