@@ -76,11 +76,10 @@ def summarize(
         Top-k accuracies, or mean average precision with several labels per video, as fractions
         0..1, under "video" (views averaged), "clip" (each view alone) and "video_failed_as_wrong".
     """
-    counts = {"expected": len(expected), "decoded": len(videos)}
+    result: dict[str, Any] = {"expected": len(expected), "decoded": len(videos)}
     if not videos:
-        return counts
+        return result
     averaged = np.stack([v.views.mean(axis=0, dtype=np.float64) for v in videos])
-    result: dict[str, Any] = dict(counts)
     if multi_label:
         video_labels = [video.labels for video in videos]
         view_labels = [video.labels for video in videos for _ in video.views]
