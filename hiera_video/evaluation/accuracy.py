@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.mixing import multi_hot
+from hiera_video.evaluation.ava import mean_of_known
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def summarize(
         ):
             targets = multi_hot(labels, scores.shape[1]).numpy().astype(bool)
             by_class = average_precision_by_class(scores, targets)
-            result[level] = {"mean_average_precision": _nanmean(by_class)}
+            result[level] = {"mean_average_precision": mean_of_known(by_class)}
         present = {label for labels in video_labels for label in labels}
         result["classes_without_positives"] = averaged.shape[1] - len(present)
         return result
@@ -109,8 +110,3 @@ def summarize(
     read_frac = len(videos) / len(expected)
     result["video_failed_as_wrong"] = {k: v * read_frac for k, v in result["video"].items()}
     return result
-
-
-def _nanmean(values: np.ndarray) -> float:
-    """`np.nanmean`, without a warning if all values are NaN."""
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")

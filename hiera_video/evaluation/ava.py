@@ -26,14 +26,10 @@ MATCHING_IOU = 0.5
 class Protocol:
     """The differences between the two protocols."""
 
-    most_per_keyframe: int | None
-    """Number of detections kept in a key frame, the best of all classes together. None: all."""
-    best_first: bool
-    """Detections of a key frame match boxes by descending score; else in the order of the file."""
-    beyond_ground_truth: bool
-    """Detections in key frames that the ground truth does not name count as wrong."""
-    uses_exclusions: bool
-    """Excluded key frames are left out of ground truth and detections."""
+    most_per_keyframe: int | None  # detections that count, the best of all classes; None: all
+    best_first: bool  # detections match boxes by descending score, not in the order of the file
+    beyond_ground_truth: bool  # detections in key frames that it does not name count as wrong
+    uses_exclusions: bool  # excluded key frames are left out of ground truth and detections
 
 
 PROTOCOLS = {
@@ -153,7 +149,7 @@ def frame_ap(
     num_truth = np.bincount(truth.class_index[truth_rows], minlength=len(class_ids))
     num_detections = np.bincount(found.class_index[rows], minlength=len(class_ids))
     ap = _ap_by_class(found.class_index[rows], score[rows], right, num_truth, num_detections)
-    mean, worst, best = (_mean(row) for row in ap)
+    mean, worst, best = (mean_of_known(row) for row in ap)
     group_of = np.array([(groups or {}).get(int(c), "") for c in class_ids])
     return FrameAP(
         protocol=protocol,
@@ -163,7 +159,9 @@ def frame_ap(
         num_detections=num_detections,
         mean_ap=mean,
         tie_range=(worst, best),
-        groups={g: _mean(ap[0, group_of == g]) for g in dict.fromkeys(group_of.tolist()) if g},
+        groups={
+            g: mean_of_known(ap[0, group_of == g]) for g in dict.fromkeys(group_of.tolist()) if g
+        },
         counts=counts,
     )
 
@@ -317,6 +315,7 @@ def _match(
     return right
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN; NaN without any."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

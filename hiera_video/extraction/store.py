@@ -195,7 +195,7 @@ class FeatureStore:
             if not overwrite:
                 raise
             return True
-        if row is not None and row["status"] == "failed":  # maybe another video of this name
+        if row is not None and row["status"] == "failed":  # this or another video of the name
             return retry_failed or row["path"] != _printable(path)
         return row is None
 

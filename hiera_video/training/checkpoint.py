@@ -1,10 +1,7 @@
 """Checkpoints: everything that resuming needs, written whole or not at all.
 
-    checkpoints/step_00001200/    a torch.distributed.checkpoint: model, optimizer, average, step;
-        weights/                  the model alone, to evaluate or to start other runs from
-    checkpoints/.step_00001200.PID.part being written, or left by a killed run; never read
-
-N processes write their parts; M processes may read them.
+`step_00001200/` is a torch.distributed.checkpoint of model, optimizer, average and step, which any
+number of processes write or read. Its `weights/` is the model alone, to evaluate or to start from.
 """
 
 from __future__ import annotations

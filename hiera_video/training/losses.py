@@ -41,7 +41,7 @@ class ClassificationLoss(_Loss):
 
     Args:
         augment: its mixup, cutmix and label smoothing are used.
-        class_weights: [L], factor on the loss of each class; None for none.
+        class_weights: [L], factor on the loss of each class; None: 1.
     """
 
     augment: Augment

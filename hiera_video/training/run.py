@@ -133,11 +133,11 @@ def find_run(folder: Path, settings: RunSettings) -> Path | None:
 def build_model(task: Task, process: Process, latest: Path | None) -> Model:
     """The model with the weights it starts from, on the device.
 
-    The weights of the checkpoint to resume from stand in for `model.init`, which may have been
-    deleted since the run began.
+    A checkpoint to resume from replaces `model.init`, which may have been deleted since the run
+    began.
     """
     with configured(), torch.device("meta"):
-        task.create(None)  # do the settings fit, whatever the weights?
+        task.create(None)  # checks the settings without the weights
     torch.manual_seed(task.settings.train.seed)
     source = latest or task.settings.model.init
     with first_process_first(process):
@@ -173,11 +173,7 @@ class Schedule:
         return max(1, round(passes * self.pass_steps))
 
     def order(self, process: Process, start_step: int, weights: np.ndarray | None) -> TrainingOrder:
-        """Which videos this process reads in each step from `start_step` on.
-
-        Raises:
-            ValueError: the batch does not divide into equal parts.
-        """
+        """Which videos this process reads in each step from `start_step` on."""
         return TrainingOrder(
             self.num_videos,
             global_batch_size=self.loop.global_batch_size,

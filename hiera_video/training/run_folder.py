@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -133,6 +133,7 @@ def console_line(steps: Sequence[StepReport], end_step: int, device: torch.devic
     return line
 
 
+@dataclass
 class FailureLimit:
     """Stops training when too many videos, or key frames, cannot be read.
 
@@ -140,9 +141,9 @@ class FailureLimit:
         max_failed_frac: of the reads since the start, once there are 100 of them.
     """
 
-    def __init__(self, max_failed_frac: float) -> None:
-        self.max_failed_frac = max_failed_frac
-        self.num_read, self.num_failed = 0, 0
+    max_failed_frac: float
+    num_read: int = 0
+    num_failed: int = 0
 
     def add(self, done: StepReport, num_repeats: int) -> None:
         """Counts the reads of a step, over all processes.

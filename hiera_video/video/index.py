@@ -36,8 +36,8 @@ class VideoIndex:
     container: str  # libavformat's name, e.g. "avi"
     stream_index: int
     num_streams: int  # real video streams in the file
-    order_from: Literal["timestamps", "decoder"]  # source of the order of presentation
-    stamp_name: Literal["pts", "dts"] | None  # the time stamp that identifies a packet after a seek
+    # The time stamp that identifies a packet after a seek: "pts" if these order the frames too.
+    stamp_name: Literal["pts", "dts"] | None
     stamps: np.ndarray  # int64, packet number -> that time stamp, in the stream's time base
     packet_of: np.ndarray  # int64 [F], the packet of each frame
     start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
@@ -173,9 +173,8 @@ def scan(
         raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
     stamps: list[int | None] = []
     stamp_name: Literal["pts", "dts"] | None = None
-    order_from: Literal["timestamps", "decoder"] = "decoder"
     if _has_ordered_timestamps(packets, container, stream):
-        order_from, stamp_name, stamps = "timestamps", "pts", packets.pts
+        stamp_name, stamps = "pts", packets.pts
         by_time = np.argsort(np.array(packets.pts, np.int64))
     else:
         if _all_differ(packets.dts):
@@ -197,7 +196,6 @@ def scan(
         container=container.format.name,
         stream_index=stream.index,
         num_streams=len(video_streams(container)),
-        order_from=order_from,
         stamp_name=stamp_name,
         stamps=np.array(stamps, np.int64),
         packet_of=order,

@@ -44,7 +44,7 @@ class CheckedReader(VideoReader):
 
     def __init__(self, exact: PyavReader) -> None:
         library = self._import_library()
-        if exact.index.order_from != "timestamps":
+        if exact.index.stamp_name != "pts":
             raise BackendRefusal("its timestamps do not determine the order of its frames")
         with self._refusing("open"):
             self._video: Any = self._open(library, exact)
