@@ -240,7 +240,7 @@ class Run:
         if self.process.world_size > 1:
             wrapped = DistributedDataParallel(self.model)
         checkpoint_steps = self.schedule.every(loop.checkpoint_every)
-        since_line: list[StepReport] = []
+        recent: list[StepReport] = []
         limit = FailureLimit(settings.data.max_failed_frac)
         num_nonfinite = 0
 
@@ -266,7 +266,7 @@ class Run:
         ):
             step, is_last = done.step, done.step == end_step
             report.step(done)
-            since_line.append(done)
+            recent.append(done)
             limit.add(done, loop.num_repeats)
             num_nonfinite = num_nonfinite + 1 if done.skipped and done.num_targets else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
@@ -275,8 +275,8 @@ class Run:
                     "train with train.precision=fp32"
                 )
             if is_last or step % loop.log_every == 0 or step == start_step + 1:
-                logger.info(console_line(since_line, end_step, self.process.device))
-                since_line.clear()
+                logger.info(console_line(recent, end_step, self.process.device))
+                recent.clear()
             if is_last or done.stop or step % checkpoint_steps == 0:
                 self.save(step)
             if done.stop and not is_last:

@@ -83,14 +83,15 @@ class VideoReader(ABC):
             can be read. None if no damage is known.
     """
 
-    path: str
     backend: str
     frame_times_sec: np.ndarray
     end_sec: float
     damage: str | None = None
-    deadline_sec: float
     source_file: IO[bytes] | None = None  # a temporary copy that `path` names
     _shape: tuple[int, ...] | None = None  # (height, width), once a frame has been decoded
+
+    def __init__(self, path: str, deadline_sec: float) -> None:
+        self.path, self.deadline_sec = path, deadline_sec
 
     @abstractmethod
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:

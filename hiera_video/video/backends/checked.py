@@ -43,14 +43,13 @@ class CheckedReader(VideoReader):
     errors: tuple[type[Exception], ...]
 
     def __init__(self, exact: PyavReader) -> None:
+        super().__init__(exact.path, exact.deadline_sec)
         library = self._import_library()
         if exact.index.stamp_name != "pts":
             raise BackendRefusal("its timestamps do not determine the order of its frames")
         with self._refusing("open"):
             self._video: Any = self._open(library, exact)
         self._exact = exact
-        self.path = exact.path
-        self.deadline_sec = exact.deadline_sec
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
         self.damage = exact.damage

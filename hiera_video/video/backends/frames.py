@@ -23,8 +23,7 @@ class FrameFolderReader(VideoReader):
     def __init__(self, path: str, deadline_sec: float, fps: float) -> None:
         if not fps > 0:
             raise ValueError(f"frames_fps={fps} must be positive")
-        self.path = path
-        self.deadline_sec = deadline_sec
+        super().__init__(path, deadline_sec)
         numbered = {}
         for entry in os.scandir(path):
             stem, suffix = os.path.splitext(entry.name)

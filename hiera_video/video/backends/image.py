@@ -17,8 +17,7 @@ class ImageReader(VideoReader):
     def __init__(self, path: str, deadline_sec: float) -> None:
         from PIL import Image, ImageOps
 
-        self.path = path
-        self.deadline_sec = deadline_sec
+        super().__init__(path, deadline_sec)
         self.frame_times_sec = np.zeros(1)
         self.end_sec = IMAGE_DURATION_SEC
         try:

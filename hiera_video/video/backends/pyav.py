@@ -33,8 +33,7 @@ class PyavReader(VideoReader):
     backend = "pyav"
 
     def __init__(self, path: str, deadline_sec: float) -> None:
-        self.path = path
-        self.deadline_sec = deadline_sec
+        super().__init__(path, deadline_sec)
         self._container: InputContainer | None = None
         self._current_read: Iterator[tuple[int, av.Packet]] | None = None
         self._reformatter = VideoReformatter()
