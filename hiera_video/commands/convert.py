@@ -10,13 +10,11 @@ from hiera_video.models.conversion import convert
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import check_source
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.tools import ConvertSettings
 
 
 def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the file or folder, and says what came back; returns the exit code."""
-    setup_logging()
     with configured():
         check_source(config.checkpoint)
     model, card = load_model(config.checkpoint, kind="backbone")

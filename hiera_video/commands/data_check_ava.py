@@ -20,7 +20,6 @@ from hiera_video.data.boxes.table import (
 from hiera_video.data.videos.files import locate_videos
 from hiera_video.errors import ConfigError, did_you_mean, listing
 from hiera_video.evaluation.ava_report import format_percent
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.evaluation import CheckAvaSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
@@ -31,7 +30,6 @@ FPS_TOLERANCE = 0.001  # distinguishes 29.97 from 30
 
 def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Checks the files and prints a report; returns 3 if there are problems."""
-    setup_logging()
     labels = None if config.label_map is None else read_label_map(config.label_map)
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
     if dry_run:

@@ -30,7 +30,6 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import evaluation_folder, exit_code, refuse_existing
 from hiera_video.settings.evaluation import DetectEvaluateSettings
 from hiera_video.video.clips import ClipSampler
@@ -45,7 +44,6 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
     """Evaluates and writes the results; returns the exit code."""
     data = config.data
     with process_group(config.device) as process:
-        setup_logging(quiet=not process.is_main)
         model, card = load_model(config.checkpoint, kind="detector")
         known = known_actions(config, card)
         label_map = evaluated_actions(config, known)

@@ -18,13 +18,11 @@ from hiera_video.data.boxes.table import (
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.evaluation import DetectScoreSettings
 
 
 def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Computes and prints frame mAP; returns 1 if it is not defined."""
-    setup_logging()
     labels = read_label_map(config.label_map)
     truth = read_ground_truth(config.ground_truth, labels, strict=False)
     detections = read_detections(config.detections, labels)

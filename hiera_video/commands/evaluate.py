@@ -20,7 +20,6 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import evaluation_folder, exit_code, refuse_existing
 from hiera_video.settings.evaluation import EvaluateSettings
 from hiera_video.video.clips import ClipSampler
@@ -34,7 +33,6 @@ RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
     with process_group(config.device) as process:
-        setup_logging(quiet=not process.is_main)
         model, card = load_model(config.checkpoint, kind="classifier")
         val = read_video_list(
             config.data.val,

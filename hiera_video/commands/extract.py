@@ -27,7 +27,6 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import load_card
 from hiera_video.runtime.distributed import barrier, from_main, process_group
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
@@ -41,7 +40,6 @@ BARRIER_TIMEOUT = timedelta(days=30)  # one process may have the long videos
 def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Extracts the features that are missing and writes the tables; returns the exit code."""
     with process_group(config.device, BARRIER_TIMEOUT) as process:
-        setup_logging(quiet=not process.is_main)
         if config.engine == "local" and not dry_run:
             start_fork_server()
         videos = find_videos(config.inputs, config.data.root)

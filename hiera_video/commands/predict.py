@@ -11,14 +11,12 @@ from hiera_video.data.videos.files import is_media
 from hiera_video.errors import UserError
 from hiera_video.evaluation.prediction import Classes, classify, load_model, views_of
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code
 from hiera_video.settings.evaluation import PredictSettings
 
 
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
-    setup_logging()
     model, card = load_model(config.checkpoint, kind="classifier")
     paths = files(config.inputs)
     views = views_of(paths, model, config.clips, config.views, config.data)

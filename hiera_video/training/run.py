@@ -32,7 +32,6 @@ from hiera_video.runtime.distributed import (
     process_group,
     sum_over_processes,
 )
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
@@ -72,7 +71,6 @@ def train(
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
         stop = stack.enter_context(StopSignal())
-        setup_logging(quiet=not process.is_main)
         task = make_task(settings)
         folder = Path(settings.run_dir)
         latest = find_run(folder, settings)
