@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from hiera_video.data.boxes.table import (
 from hiera_video.data.videos.files import locate_videos
 from hiera_video.errors import ConfigError, did_you_mean, listing
 from hiera_video.evaluation.ava_report import format_percent
+from hiera_video.runtime.results import print_result
 from hiera_video.settings.evaluation import CheckAvaSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
@@ -65,7 +65,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
                 problems += check_video(found[name], truth.second[truth.video == number], config)
         report["videos"] = {"expected": len(truth.videos), "found": len(found)}
     report["problems"] = problems
-    print(json.dumps(report, ensure_ascii=False) if as_json else format_report(report))
+    print_result(report, format_report(report), as_json=as_json)
     return 3 if problems else 0
 
 

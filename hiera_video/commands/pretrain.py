@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,6 @@ from hiera_video.training.run import train
 from hiera_video.training.task import Task
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
-
-
-def run(settings: PretrainSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Trains to the end, or until stopped; returns the exit code."""
-    return train(PretrainTask, settings, dry_run=dry_run, as_json=as_json)
 
 
 class PretrainTask(Task):
@@ -80,11 +76,10 @@ class PretrainTask(Task):
         ]
 
     def dataset(self, model: MaskedAutoencoderHiera) -> TrainingClips:
-        num_frames, *size = model.encoder.input_size
         return TrainingClips(
             self.train.records,
-            ClipSampler.of(self.settings.clips, num_frames),
-            PretrainTransform((size[0], size[1]), self.settings.augment),
+            ClipSampler.of(self.settings.clips, model.encoder.input_size[0]),
+            PretrainTransform(model.encoder.input_size[1:], self.settings.augment),
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             masking=self.masking(model),
@@ -105,3 +100,6 @@ class PretrainTask(Task):
             masking={"kind": masking.kind, "mask_ratio": masking.mask_ratio},
             clips=self.settings.clips,
         )
+
+
+run = partial(train, PretrainTask)

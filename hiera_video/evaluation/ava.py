@@ -21,12 +21,12 @@ one class with the same score compete for one person).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hiera_video.data.boxes.table import BoxTable
+from hiera_video.data.boxes.table import BoxTable, LabelMap
 
 MATCHING_IOU = 0.5
 
@@ -153,6 +153,30 @@ def frame_ap(
         groups={g: _mean(ap[0, group_of == g]) for g in dict.fromkeys(group_of.tolist()) if g},
         counts=counts,
     )
+
+
+def frame_aps(
+    ground_truth: BoxTable,
+    detections: BoxTable,
+    labels: LabelMap,
+    *,
+    protocols: Iterable[str] = PROTOCOLS,
+    excluded: Sequence[tuple[str, float]] = (),
+    keyframes: Sequence[tuple[str, float]] | None = None,
+) -> dict[str, FrameAP]:
+    """`frame_ap` of the actions of a label map, by protocol."""
+    return {
+        protocol: frame_ap(
+            ground_truth,
+            detections,
+            classes=list(labels.names),
+            protocol=protocol,
+            excluded=excluded,
+            keyframes=keyframes,
+            groups=labels.groups,
+        )
+        for protocol in protocols
+    }
 
 
 @dataclass
