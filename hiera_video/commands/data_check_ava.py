@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -155,10 +155,8 @@ def format_report(report: dict[str, Any]) -> str:
     if "videos" in report:
         lines.append("videos: {found} of {expected} found".format(**report["videos"]))
     problems = report["problems"]
-    by_source: dict[str, list[str]] = defaultdict(list)
-    for problem in problems:
-        by_source[problem.partition(":")[0]].append(problem)
-    for source, texts in by_source.items():
+    for source, group in groupby(problems, lambda problem: problem.partition(":")[0]):
+        texts = list(group)
         lines += texts[:MAX_PRINTED]
         if len(texts) > MAX_PRINTED:
             lines.append(f"{source}: and {len(texts) - MAX_PRINTED} more; --json lists all")

@@ -52,8 +52,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
     data = config.data
     with process_group(config.device) as process:
         model, card = load_model(config.checkpoint, kind="detector")
-        known = known_actions(config, card)
-        label_map = evaluated_actions(config, known)
+        known, label_map = actions(config, card)
         val = read_evaluation(data, known)
         folder = evaluation_folder(config.output_dir, config.checkpoint)
         refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
@@ -109,25 +108,20 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         return exit_code(done=any_process(bool(scored)), failed=any_process(bool(failures)))
 
 
-def known_actions(config: DetectEvaluateSettings, card: ModelCard) -> LabelMap:
-    """The actions that the model was trained on.
+def actions(config: DetectEvaluateSettings, card: ModelCard) -> tuple[LabelMap, LabelMap]:
+    """The actions that the model knows, and those to evaluate: of `data.label_map`, else all.
 
-    Where the card has no names, they are those of `data.label_map`, else the ids.
-    """
-    if not card.label_map and config.data.label_map is not None:
-        return read_label_map(config.data.label_map)
-    return LabelMap(card.actions, card.groups)
-
-
-def evaluated_actions(config: DetectEvaluateSettings, known: LabelMap) -> LabelMap:
-    """The actions of `data.label_map`, else all that the model knows.
+    Where the card has no names, the model knows those of `data.label_map`, else the ids.
 
     Raises:
         UserError: actions that the model does not know.
     """
+    known = LabelMap(card.actions, card.groups)
     if config.data.label_map is None:
-        return known
+        return known, known
     chosen = read_label_map(config.data.label_map)
+    if not card.label_map:
+        return chosen, chosen
     for id, name in chosen.names.items():
         if known.names.get(id) != name:
             raise UserError(
@@ -135,7 +129,7 @@ def evaluated_actions(config: DetectEvaluateSettings, known: LabelMap) -> LabelM
                 f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of "
                 "its own"
             )
-    return chosen
+    return known, chosen
 
 
 def results(

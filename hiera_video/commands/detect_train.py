@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from hiera_video.data.boxes.keyframes import detections_of, read_evaluation, read_training
+from hiera_video.data.boxes.keyframes import (
+    TrainingKeyframeList,
+    detections_of,
+    read_evaluation,
+    read_training,
+)
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.data.datasets import KeyframeClips, TrainingKeyframes
 from hiera_video.data.order import num_workers
@@ -38,19 +42,13 @@ class DetectTrainTask(Task):
 
     unit = "key frames"
     settings: DetectTrainSettings
+    train: TrainingKeyframeList
 
     def __init__(self, settings: DetectTrainSettings) -> None:
-        self.settings = settings
         data = settings.data
         self.label_map = read_label_map(data.label_map)
-        self.train = read_training(data, self.label_map)
+        super().__init__(settings, read_training(data, self.label_map))
         self.val = None if data.val is None else read_evaluation(data, self.label_map)
-        self.num_records = len(self.train.records)
-        self.data: dict[str, Any] = {
-            "train": self.train.source,
-            "keyframes": self.num_records,
-            "fingerprint": self.train.fingerprint,
-        }
         self.open_video = opener(data, data.frames_fps)
         self.evaluate_every = settings.train.evaluate_every
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hiera_video.data.datasets import TrainingClips, checked_short_side
 from hiera_video.data.order import balanced_weights, num_workers
 from hiera_video.data.transforms import FinetuneTransform
-from hiera_video.data.videos.records import read_splits
+from hiera_video.data.videos.records import VideoList, read_splits
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.scoring import validate
@@ -39,27 +38,21 @@ class FinetuneTask(Task):
     """Fine-tuning of a classifier."""
 
     settings: FinetuneSettings
+    train: VideoList
 
     def __init__(self, settings: FinetuneSettings) -> None:
-        self.settings = settings
         data = settings.data
-        self.train, self.val = read_splits(
+        train, self.val = read_splits(
             data.train,
             data.val,
             root=data.root,
             class_names=data.class_names,
             multi_label=data.multi_label,
         )
-        self.class_names = list(self.train.class_names)
-        self.labels = [record.labels for record in self.train.records]
-        self.num_records = len(self.train.records)
-        self.data: dict[str, Any] = {
-            "train": self.train.source,
-            "videos": self.num_records,
-            "classes": len(self.class_names),
-            "fingerprint": self.train.fingerprint,
-        }
-        self.record_weights = None
+        super().__init__(settings, train)
+        self.class_names = list(train.class_names)
+        self.data["classes"] = len(self.class_names)
+        self.labels = [record.labels for record in train.records]
         if data.balanced:
             self.record_weights = balanced_weights(self.labels, len(self.class_names))
         self.ema_decay = settings.train.ema_decay

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.transforms import PretrainTransform
-from hiera_video.data.videos.records import read_video_list
+from hiera_video.data.videos.records import VideoList, read_video_list
 from hiera_video.errors import configured
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import card_of
@@ -32,16 +31,11 @@ class PretrainTask(Task):
     """Pretraining of a masked autoencoder."""
 
     settings: PretrainSettings
+    train: VideoList
 
     def __init__(self, settings: PretrainSettings) -> None:
-        self.settings = settings
-        self.train = read_video_list(settings.data.train, root=settings.data.root, labelled=False)
-        self.num_records = len(self.train.records)
-        self.data: dict[str, Any] = {
-            "train": self.train.source,
-            "videos": self.num_records,
-            "fingerprint": self.train.fingerprint,
-        }
+        data = settings.data
+        super().__init__(settings, read_video_list(data.train, root=data.root, labelled=False))
 
     def create(self, checkpoint: str | Path | None) -> MaskedAutoencoderHiera:
         model = self.settings.model

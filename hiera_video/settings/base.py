@@ -44,10 +44,6 @@ class Settings(BaseModel):
         if not condition:
             raise RuleError(key, attrgetter(key)(self), allowed)
 
-    def replaced(self, **changes: Any) -> Self:
-        """A copy with other values, checked."""
-        return type(self).model_validate({**dict(self), **changes})
-
 
 class RuleError(ValueError):
     """A value that is not allowed beside the others."""
@@ -114,11 +110,9 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         if len(arguments) == 2 and Ascending in metadata:
             return f"[low, high] with low <= high, each {allowed_values(arguments[0])}"
         if arguments[-1] is Ellipsis:
-            return f"a list, each entry {allowed_values(arguments[0])}"
+            at_least = "at least one, " if any(isinstance(m, MinLen) for m in metadata) else ""
+            return f"a list, {at_least}each entry {allowed_values(arguments[0])}"
         return f"a list of {len(arguments)}, each {allowed_values(arguments[0])}"
-    if origin is list:
-        at_least = "at least one, " if any(isinstance(m, MinLen) for m in metadata) else ""
-        return f"a list, {at_least}each entry {allowed_values(arguments[0])}"
     if annotation is bool:
         return "true or false"
     names = {int: "a whole number", float: "a number", str: "text"}

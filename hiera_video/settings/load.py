@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,9 +58,10 @@ def load_settings(
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        is_unset = all(_is_unset(cls, mistake) for mistake in error.errors())
-        message = explain(cls, error, values, sources)
-        raise (UnsetError if is_unset else ConfigError)(message) from None
+        mistakes = [_mistake(cls, mistake, values) for mistake in error.errors()]
+        is_unset, key, sentence = min(mistakes, key=itemgetter(0))  # the first of the others
+        source = f"{sources[key]}: " if sources.get(key) else ""
+        raise (UnsetError if is_unset else ConfigError)(source + sentence) from None
 
 
 def merged(
@@ -217,32 +219,31 @@ def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def explain(
-    cls: type[Settings], error: ValidationError, values: dict[str, Any], sources: dict[str, str]
-) -> str:
-    """The first mistake as a sentence: key, value, what is allowed; and the file it is in."""
-    errors = error.errors()
-    first = next((e for e in errors if not _is_unset(cls, e)), errors[0])
-    names = [str(part) for part in first["loc"]]
+def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[bool, str, str]:
+    """An error of pydantic's: whether a required setting is only not set, its key, and a sentence
+    with key, value and what is allowed."""
+    names = [str(part) for part in error["loc"]]
     section, path = _field(cls, names)
-    rule = first.get("ctx", {}).get("error")
-    value: Any = values
-    if first["type"] == "extra_forbidden":
+    rule = error.get("ctx", {}).get("error")
+    if error["type"] == "extra_forbidden":
         key = ".".join(names)
         known = f"; known here are {', '.join(section.model_fields)}"
-        sentence = f"{key} is unknown{did_you_mean(names[-1], section.model_fields) or known}"
+        near = did_you_mean(names[-1], section.model_fields)
+        return False, key, f"{key} is unknown{near or known}"
+    value: Any = values
+    if isinstance(rule, RuleError):
+        key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
+        is_required = True
     else:
-        if isinstance(rule, RuleError):
-            key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
-        else:
-            key, field = ".".join(path), section.model_fields[path[-1]]
-            for name in path:
-                value = value.get(name) if isinstance(value, dict) else value
-            allowed = allowed_values(field.annotation, field.metadata)
-            if (group := section_of(field)) is not None:
-                allowed = f"a group with {', '.join(group.model_fields)}"
-        sentence = f"{shown_key(cls, key)} is {shown(value)}: needed is {allowed}"
-    return f"{sources[key]}: {sentence}" if sources.get(key) else sentence
+        key, field = ".".join(path), section.model_fields[path[-1]]
+        for name in path:
+            value = value.get(name) if isinstance(value, dict) else value
+        allowed = allowed_values(field.annotation, field.metadata)
+        if group := section_of(field):
+            allowed = f"a group with {', '.join(group.model_fields)}"
+        is_required = field.is_required()
+    sentence = f"{shown_key(cls, key)} is {shown(value)}: needed is {allowed}"
+    return value is None and is_required, key, sentence
 
 
 def _field(cls: type[Settings], names: Sequence[str]) -> tuple[type[Settings], list[str]]:
@@ -257,18 +258,6 @@ def _field(cls: type[Settings], names: Sequence[str]) -> tuple[type[Settings], l
             break
         section = inner
     return section, path
-
-
-def _is_unset(cls: type[Settings], error: Any) -> bool:
-    """Whether a mistake is only that a required setting is not set."""
-    rule = error.get("ctx", {}).get("error")
-    if isinstance(rule, RuleError):
-        return rule.value is None
-    names = [str(part) for part in error["loc"]]
-    section, path = _field(cls, names)
-    if path != names or not section.model_fields[path[-1]].is_required():
-        return False
-    return error["type"] == "missing" or error["input"] is None
 
 
 def to_yaml(values: Settings | dict[str, Any]) -> str:

@@ -218,7 +218,7 @@ class RunSettings(Settings):
 
     data: TrainingData
     model: Backbone
-    optim: Optim
+    optim: Optim = Optim()
     train: Loop
     run_dir: Path
     device: Device = "auto"
@@ -233,7 +233,6 @@ class FinetuneSettings(MultiView, RunSettings):
     data: ClassificationData
     model: Classifier = Classifier()
     augment: Augment = Augment()
-    optim: Optim = Optim()
     train: Train = Train()
     run_dir: Path = "runs/finetune"
     """Folder of the run; a run found there is resumed."""
