@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.transforms import PretrainTransform
-from hiera_video.data.videos.records import read_video_list
+from hiera_video.data.videos.records import VideoList, read_video_list
 from hiera_video.errors import configured
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import card_of
@@ -27,25 +27,15 @@ from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 
 
-def run(settings: PretrainSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Trains to the end, or until stopped; returns the exit code."""
-    return train(PretrainTask, settings, dry_run=dry_run, as_json=as_json)
-
-
 class PretrainTask(Task):
     """Pretraining of a masked autoencoder."""
 
     settings: PretrainSettings
+    train: VideoList
 
     def __init__(self, settings: PretrainSettings) -> None:
-        self.settings = settings
-        self.train = read_video_list(settings.data.train, root=settings.data.root, labelled=False)
-        self.num_records = len(self.train.records)
-        self.data: dict[str, Any] = {
-            "train": self.train.source,
-            "videos": self.num_records,
-            "fingerprint": self.train.fingerprint,
-        }
+        data = settings.data
+        super().__init__(settings, read_video_list(data.train, root=data.root, labelled=False))
 
     def create(self, checkpoint: str | Path | None) -> MaskedAutoencoderHiera:
         model = self.settings.model
@@ -80,11 +70,10 @@ class PretrainTask(Task):
         ]
 
     def dataset(self, model: MaskedAutoencoderHiera) -> TrainingClips:
-        num_frames, *size = model.encoder.input_size
         return TrainingClips(
             self.train.records,
-            ClipSampler.of(self.settings.clips, num_frames),
-            PretrainTransform((size[0], size[1]), self.settings.augment),
+            ClipSampler.of(self.settings.clips, model.encoder.input_size[0]),
+            PretrainTransform(model.encoder.input_size[1:], self.settings.augment),
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             masking=self.masking(model),
@@ -105,3 +94,6 @@ class PretrainTask(Task):
             masking={"kind": masking.kind, "mask_ratio": masking.mask_ratio},
             clips=self.settings.clips,
         )
+
+
+run = partial(train, PretrainTask)

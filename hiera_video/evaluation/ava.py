@@ -12,12 +12,12 @@ the order of the file (`activitynet` has the order of a heap).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hiera_video.data.boxes.table import BoxTable
+from hiera_video.data.boxes.table import BoxTable, LabelMap
 
 MATCHING_IOU = 0.5
 
@@ -164,6 +164,30 @@ def frame_ap(
         },
         counts=counts,
     )
+
+
+def frame_aps(
+    ground_truth: BoxTable,
+    detections: BoxTable,
+    labels: LabelMap,
+    *,
+    protocols: Iterable[str] = PROTOCOLS,
+    excluded: Sequence[tuple[str, float]] = (),
+    keyframes: Sequence[tuple[str, float]] | None = None,
+) -> dict[str, FrameAP]:
+    """`frame_ap` of the actions of a label map, by protocol."""
+    return {
+        protocol: frame_ap(
+            ground_truth,
+            detections,
+            classes=list(labels.names),
+            protocol=protocol,
+            excluded=excluded,
+            keyframes=keyframes,
+            groups=labels.groups,
+        )
+        for protocol in protocols
+    }
 
 
 @dataclass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -48,7 +48,8 @@ class LoadedModel(NamedTuple):
         """
         self.card.require("classifier", "this model")
         clips, views = self.card.clips or Clips(), self.card.views or Views()
-        dataset = views_of([os.fspath(path)], self.model, clips, views, Decoding())
+        record = VideoRecord(os.fspath(path), (), os.fspath(path))
+        dataset = views_of([record], self.model, clips, views, Decoding())
         sample = dataset[0]
         if isinstance(sample, Failure):
             sentence = sample.message.removeprefix(f"{sample.path}: ")
@@ -104,12 +105,16 @@ def model_transform(
 
 
 def views_of(
-    paths: list[str], model: Any, clips: KeyframeClips, views: Views, decoding: Decoding
+    records: Sequence[VideoRecord],
+    model: Any,
+    clips: KeyframeClips,
+    views: Views,
+    decoding: Decoding,
 ) -> EvaluationViews:
-    """The views of files whose labels are not known."""
+    """The views of videos for a model."""
     num_frames, height, width = encoder_of(model).input_size
     return EvaluationViews(
-        [VideoRecord(path, (), path) for path in paths],
+        records,
         ClipSampler.of(clips, num_frames),
         crop_size=(height, width),
         views=views,

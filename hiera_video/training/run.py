@@ -33,7 +33,6 @@ from hiera_video.runtime.distributed import (
     from_main,
     process_group,
 )
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
@@ -73,7 +72,6 @@ def train(
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
         stop_requested = stack.enter_context(noting_sigterm())
-        setup_logging(quiet=not process.is_main)
         task = make_task(settings)
         folder = Path(settings.run_dir)
         latest = find_run(folder, settings)

@@ -20,7 +20,7 @@ from hiera_video.files import append_jsonl, write_json, write_text
 from hiera_video.runtime.distributed import Process, barrier
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
-from hiera_video.settings.load import differences, load_settings, to_dict, to_yaml
+from hiera_video.settings.load import differences, load_settings, to_yaml
 from hiera_video.settings.training import RunSettings
 from hiera_video.training.loop import StepReport
 
@@ -173,7 +173,7 @@ def check_same_config(saved: Path, settings: RunSettings) -> None:
     earlier = load_settings(type(settings), [str(saved)])
     changed = [
         line
-        for line in differences(to_dict(earlier), to_dict(settings))
+        for line in differences(earlier.model_dump(mode="json"), settings.model_dump(mode="json"))
         if line.split(":")[0] not in FREE_TO_CHANGE
     ]
     if changed:
@@ -211,7 +211,7 @@ def start_run(
         started = {**environment(), "processes": process.world_size, "device": str(process.device)}
         run["starts"] = [*run["starts"], started]
         write_json(path, run)
-    setup_logging(folder / "train.log", quiet=not process.is_main)
+    setup_logging(folder / "train.log")
     barrier()
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from hiera_video.cli import main as cli
-from hiera_video.settings.load import configs_folder, load_flops_settings
+from hiera_video.files import shipped_folder
+from hiera_video.settings.load import load_flops_settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8")
-CONFIGS = configs_folder()
+CONFIGS = shipped_folder("configs")
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
 
 
