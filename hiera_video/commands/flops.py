@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from hiera_video.analysis.complexity import PRODUCTS, Cost, Model, by_stage, count_model
+from hiera_video.analysis.complexity import PRODUCTS, Cost, by_stage, count_model
 from hiera_video.analysis.tables import format_table
 from hiera_video.errors import configured
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
@@ -37,7 +38,7 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
     with configured(), torch.device("meta"):
         model = build(config)
         masking = masking_of(config, model)
-    encoder = model if isinstance(model, Hiera) else model.encoder
+    encoder = encoder_of(model)
     report: dict[str, Any] = {
         "model": config.model,
         "task": config.task or "classification",
