@@ -200,8 +200,8 @@ def movie_frames(
     For the arguments see `contact_sheet`.
     """
     for i, time_sec in enumerate(times_sec):
-        rows = [((label, frames[i]), ink) for label, frames, ink in reconstruction.rows]
-        grid: list[Row] = [([a, b], ink) for (a, ink), (b, _) in (rows[:2], rows[2:])]
+        cells = [(label, frames[i]) for label, frames, _ in reconstruction.rows]
+        grid: list[Row] = [(cells[:2], TEXT_COLOUR), (cells[2:], reconstruction.prediction_ink)]
         time = (f"{time_sec:.2f} s", TEXT_COLOUR)
         yield _draw_grid(grid, [time, *_notes(reconstruction, caption)])
 
