@@ -25,7 +25,7 @@ from hiera_video.analysis.tables import (
     format_rows,
 )
 from hiera_video.data.batches import Failure
-from hiera_video.data.order import evaluation_loader, num_workers, readable
+from hiera_video.data.loader import evaluation_loader, num_workers, readable
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.errors import ConfigError, MissingLibrary, UserError, configured
@@ -166,7 +166,7 @@ def measure_decoding(
     failures: list[Failure] = []
     scored = score_views(
         model,
-        readable(evaluation_loader(views, num_workers=workers), failures),
+        readable(evaluation_loader(views, config.data), failures),
         Normalize(*input_statistics(VARIANTS[name])).to(setting.device),
         crop_size=views.crop_size,
         batch_size=setting.batch_size,

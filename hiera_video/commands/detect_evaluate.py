@@ -19,7 +19,6 @@ from hiera_video.data.boxes.keyframes import (
 )
 from hiera_video.data.boxes.table import LabelMap, read_label_map, write_detections, write_keyframes
 from hiera_video.data.datasets import KeyframeClips
-from hiera_video.data.order import num_workers
 from hiera_video.errors import UserError
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
@@ -71,7 +70,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             process,
             normalize=Normalize(card.mean, card.std),
             batch_size=config.batch_size,
-            num_workers=num_workers(data, process.local_world_size),
+            decoding=data,
             bf16=config.precision == "bf16",
             progress=process.is_main,
         )

@@ -25,7 +25,6 @@ from hiera_video.data.boxes.table import (
     write_detections,
 )
 from hiera_video.data.datasets import KeyframeClips
-from hiera_video.data.order import num_workers
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import write_json
@@ -233,8 +232,7 @@ def action_scores(
         process,
         normalize=Normalize(card.mean, card.std),
         batch_size=config.batch_size,
-        # A process that decodes ahead pays for itself from the second clip on.
-        num_workers=min(num_workers(config.data, 1), len(records) - 1),
+        decoding=config.data,
         bf16=config.precision == "bf16",
     )
     if failures:

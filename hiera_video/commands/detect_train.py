@@ -12,7 +12,6 @@ import torch
 from hiera_video.data.boxes.keyframes import detections_of, read_evaluation, read_training
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.data.datasets import KeyframeClips, TrainingKeyframes
-from hiera_video.data.order import num_workers
 from hiera_video.data.transforms import DetectionTransform
 from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
 from hiera_video.evaluation.scoring import score_keyframes
@@ -122,7 +121,7 @@ class DetectTrainTask(Task):
             process=process,
             normalize=Normalize(*input_statistics(model.encoder.architecture)),
             batch_size=self.settings.batch_size,
-            num_workers=num_workers(self.settings.data, process.local_world_size),
+            decoding=self.settings.data,
             bf16=self.settings.train.precision == "bf16",
         )
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.datasets import EvaluationViews
-from hiera_video.data.order import num_workers
 from hiera_video.data.videos.records import read_video_list, require_labels
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
@@ -64,7 +63,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             process,
             normalize=Normalize(card.mean, card.std),
             batch_size=config.views.batch_size,
-            num_workers=num_workers(config.data, process.local_world_size),
+            decoding=config.data,
             bf16=config.precision == "bf16",
             multi_label=card.multi_label,
             progress=process.is_main,

@@ -12,15 +12,16 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.datasets import checked_short_side
-from hiera_video.data.order import num_workers
+from hiera_video.data.loader import num_workers
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.errors import UserError
+from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
-from hiera_video.extraction.runner import Summary, Video, extract
+from hiera_video.extraction.reading import ReadWindows, Video
+from hiera_video.extraction.runner import Summary, extract
 from hiera_video.extraction.store import FeatureStore, output_names
 from hiera_video.extraction.windows import Crops, DenseWindows, ViewWindows, WindowSampler
-from hiera_video.extraction.workers import Plan, start_fork_server
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
@@ -29,6 +30,7 @@ from hiera_video.models.sources import load_card
 from hiera_video.runtime.distributed import barrier, from_main, process_group
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code
+from hiera_video.runtime.workers import start_fork_server
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -43,7 +45,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
     with process_group(config.device, BARRIER_TIMEOUT) as process:
         setup_logging(quiet=not process.is_main)
         if config.engine == "local" and not dry_run:
-            start_fork_server()
+            start_fork_server(reading.__name__)
         videos = find_videos(config.inputs, config.data.root)
         is_autoencoder = load_card(config.checkpoint).kind == "autoencoder"
         model, card = load_model(
@@ -66,7 +68,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             bf16=config.precision == "bf16",
             dtype=config.dtype,
         )
-        plan, settings = make_plan(config, model, card)
+        work, settings = make_work(config, model, card)
         store = FeatureStore(
             Path(config.output_dir),
             "npz" if config.format == "parquet" else config.format,
@@ -99,9 +101,9 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         if config.engine == "ray":
             from hiera_video.extraction.ray import extract_with_ray
 
-            summary = extract_with_ray(to_do, plan, make_extractor, model, store, **how)
+            summary = extract_with_ray(to_do, work, make_extractor, model, store, **how)
         else:
-            summary = extract(to_do, plan, extractor, store, **how)
+            summary = extract(to_do, work, extractor, store, **how)
         barrier()
         code = finish(config, store, videos, summary, as_json) if process.is_main else None
         # Together: torchrun ends all processes when one has left with another code than 0.
@@ -128,9 +130,9 @@ def find_videos(inputs: list[str], root: str | None) -> list[Video]:
     return [Video(name, path) for name, path in zip(names, paths, strict=True)]
 
 
-def make_plan(
+def make_work(
     config: ExtractSettings, model: Hiera, card: ModelCard
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[ReadWindows, dict[str, Any]]:
     """What to read of each video, and all settings that decide on its features."""
     num_frames, height, width = model.input_size
     how = config.windows
@@ -167,7 +169,7 @@ def make_plan(
         "std": list(card.std),
     }
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
-    return Plan(windows, crops, num_frames, open_video, deadline_sec), settings
+    return ReadWindows(windows, crops, num_frames, open_video, deadline_sec), settings
 
 
 def finish(

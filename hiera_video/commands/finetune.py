@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from hiera_video.data.datasets import EvaluationViews, TrainingClips, checked_short_side
-from hiera_video.data.order import balanced_weights, num_workers
+from hiera_video.data.order import balanced_weights
 from hiera_video.data.transforms import FinetuneTransform
 from hiera_video.data.videos.records import read_splits
 from hiera_video.evaluation.accuracy import summarize
@@ -142,7 +142,7 @@ class FinetuneTask(Task):
             process=process,
             normalize=Normalize(*input_statistics(model.architecture)),
             batch_size=views.batch_size,
-            num_workers=num_workers(self.settings.data, process.local_world_size),
+            decoding=self.settings.data,
             bf16=self.settings.train.precision == "bf16",
             multi_label=self.settings.data.multi_label,
         )

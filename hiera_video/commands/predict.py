@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from hiera_video.data.batches import Failure
-from hiera_video.data.order import evaluation_loader, num_workers, readable
+from hiera_video.data.loader import evaluation_loader, readable
 from hiera_video.data.videos.files import is_media
 from hiera_video.errors import UserError
 from hiera_video.evaluation.prediction import Classes, classify, load_model, views_of
@@ -25,14 +25,12 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
     if dry_run:
         print("\n".join(paths))
         return 0
-    # A process that decodes ahead pays for itself from the second file on.
-    workers = min(num_workers(config.data, 1), len(paths) - 1)
     failures: list[Failure] = []
     with process_group(config.device) as process:
         classified = classify(
             model,
             card,
-            readable(evaluation_loader(views, num_workers=workers), failures),
+            readable(evaluation_loader(views, config.data), failures),
             batch_size=config.views.batch_size,
             device=process.device,
             bf16=config.precision == "bf16",

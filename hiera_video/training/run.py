@@ -6,8 +6,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hiera_video.data.order import TrainingOrder, num_workers, steps_per_epoch, training_loader
+from hiera_video.data.loader import training_loader
+from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import encoder_of
@@ -89,13 +90,15 @@ def train(
             print(line) if dry_run else logger.info(line)
 
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
-        batches = training_loader(
+        loader = training_loader(
             task.dataset(model),
             schedule.order(process, start_step, task.record_weights),
             clip_shape=(*encoder_of(model).input_size, 3),
-            num_workers=num_workers(settings.data, process.local_world_size),
+            decoding=settings.data,
+            processes=process.local_world_size,
             pin_memory=process.device.type == "cuda",
         )
+        batches = stack.enter_context(closing(iter(loader)))
         run = Run(
             folder=folder,
             settings=settings,
@@ -241,7 +244,7 @@ class Run:
 
     def take_steps(
         self,
-        batches: Iterable[Batch],
+        batches: Iterator[Batch],
         loss: LossFunction,
         report: RunReport,
         start_step: int,
@@ -274,7 +277,7 @@ class Run:
             wrapped,
             loss,
             self.optimizer,
-            iter(batches),
+            batches,
             start_step=start_step,
             end_step=end_step,
             accumulation_steps=loop.accumulation_steps,
