@@ -17,7 +17,7 @@ from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import create_autoencoder
-from hiera_video.models.variants import input_statistics, paper_mask_ratio
+from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import PretrainSettings
 from hiera_video.training.losses import ReconstructionLoss
@@ -49,10 +49,8 @@ class PretrainTask(Task):
 
     def masking(self, model: MaskedAutoencoderHiera) -> UnitMasking:
         """What draws the visible units."""
-        masking = self.settings.masking
-        mask_ratio = masking.mask_ratio or paper_mask_ratio(model.encoder.architecture)
         with configured():
-            return UnitMasking(model.encoder.units_shape, mask_ratio, masking.kind)
+            return UnitMasking.of(model.encoder, self.settings.masking)
 
     def describe(self, model: MaskedAutoencoderHiera) -> list[str]:
         encoder, decoder, masking = model.encoder, model.decoder_architecture, self.masking(model)
