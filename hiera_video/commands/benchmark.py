@@ -27,7 +27,7 @@ from hiera_video.analysis.tables import (
 from hiera_video.data.batches import Failure
 from hiera_video.data.loader import evaluation_loader, num_workers, readable
 from hiera_video.data.videos.files import is_media
-from hiera_video.data.videos.records import read_video_list
+from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, MissingLibrary, UserError, configured
 from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.views import score_views
@@ -161,8 +161,8 @@ def measure_decoding(
     first = max(setting.batch_size, ahead)
     count = max(config.rounds * setting.batch_size, 8 * ahead)
     model = create_model(name).to(setting.device)
-    repeated = list(islice(cycle(paths), first + count))
-    views = views_of(repeated, model, Clips(), Views(num_clips=1, num_crops=1), config.data)
+    records = [VideoRecord(path, (), path) for path in islice(cycle(paths), first + count)]
+    views = views_of(records, model, Clips(), Views(num_clips=1, num_crops=1), config.data)
     failures: list[Failure] = []
     scored = score_views(
         model,
