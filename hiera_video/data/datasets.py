@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,7 @@ class RecordDataset(ABC, Dataset[Any]):
         """The sample of an open video."""
 
 
+@dataclass
 class TrainingClips(RecordDataset):
     """Random clips of videos: a `ClipSample` for each key.
 
@@ -77,20 +79,14 @@ class TrainingClips(RecordDataset):
         masking: draws the visible mask units of a clip, bool [M], for pretraining.
     """
 
-    def __init__(
-        self,
-        records: Sequence[VideoRecord],
-        sampler: ClipSampler,
-        transform: Transform,
-        *,
-        num_repeats: int,
-        seed: int,
-        masking: Masking | None = None,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.transform = records, sampler, transform
-        self.num_repeats, self.seed, self.masking = num_repeats, seed, masking
-        self.open_video = open_video
+    records: Sequence[VideoRecord]
+    sampler: ClipSampler
+    transform: Transform
+    _: KW_ONLY
+    num_repeats: int  # clips of each video
+    seed: int
+    masking: Masking | None = None
+    open_video: OpenVideo = open_video
 
     def sample(
         self, video: VideoReader, record: VideoRecord, key: tuple[int, int, int]
@@ -105,6 +101,7 @@ class TrainingClips(RecordDataset):
         return ClipSample(record.name, record.labels, clips, visible)
 
 
+@dataclass
 class EvaluationViews(RecordDataset):
     """All views of videos for evaluation: a `ViewSample` for each, decoded in one pass.
 
@@ -116,18 +113,17 @@ class EvaluationViews(RecordDataset):
         ConfigError: crops are larger than the short side.
     """
 
-    def __init__(
-        self,
-        records: Sequence[VideoRecord],
-        sampler: ClipSampler,
-        *,
-        crop_size: tuple[int, int],
-        views: Views,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.views = records, sampler, views
-        self.crop_size, self.open_video = crop_size, open_video
-        self.short_side = checked_short_side(views.short_side, crop_size, views.num_crops)
+    records: Sequence[VideoRecord]
+    sampler: ClipSampler
+    _: KW_ONLY
+    crop_size: tuple[int, int]
+    views: Views
+    open_video: OpenVideo = open_video
+
+    def __post_init__(self) -> None:
+        self.short_side = checked_short_side(
+            self.views.short_side, self.crop_size, self.views.num_crops
+        )
 
     def sample(self, video: VideoReader, record: VideoRecord, key: int) -> ViewSample:
         views = self.views
@@ -139,6 +135,7 @@ class EvaluationViews(RecordDataset):
         return ViewSample(key, torch.from_numpy(frames), positions, offsets, video.backend)
 
 
+@dataclass
 class TrainingKeyframes(RecordDataset):
     """Clips around key frames, with boxes, for training: a `DetectionSample` for each key.
 
@@ -147,20 +144,14 @@ class TrainingKeyframes(RecordDataset):
         start_sec: second of the annotations at which the files begin. None: 0.
     """
 
-    def __init__(
-        self,
-        records: Sequence[KeyframeRecord],
-        sampler: ClipSampler,
-        transform: BoxTransform,
-        *,
-        num_repeats: int,
-        seed: int,
-        start_sec: float | None = None,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.transform = records, sampler, transform
-        self.num_repeats, self.seed, self.start_sec = num_repeats, seed, start_sec
-        self.open_video = open_video
+    records: Sequence[KeyframeRecord]
+    sampler: ClipSampler
+    transform: BoxTransform
+    _: KW_ONLY
+    num_repeats: int
+    seed: int
+    start_sec: float | None = None
+    open_video: OpenVideo = open_video
 
     def sample(
         self, video: VideoReader, record: KeyframeRecord, key: tuple[int, int, int]
@@ -178,6 +169,7 @@ class TrainingKeyframes(RecordDataset):
         return DetectionSample(record.name, clips)
 
 
+@dataclass
 class KeyframeClips(RecordDataset):
     """Centre crops of the clips around key frames, with their boxes: a `KeyframeSample` for each.
 
@@ -188,17 +180,12 @@ class KeyframeClips(RecordDataset):
         start_sec: second of the annotations at which the files begin. None: 0.
     """
 
-    def __init__(
-        self,
-        records: Sequence[KeyframeRecord],
-        sampler: ClipSampler,
-        *,
-        size: tuple[int, int],
-        start_sec: float | None = None,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.size = records, sampler, size
-        self.start_sec, self.open_video = start_sec, open_video
+    records: Sequence[KeyframeRecord]
+    sampler: ClipSampler
+    _: KW_ONLY
+    size: tuple[int, int]
+    start_sec: float | None = None
+    open_video: OpenVideo = open_video
 
     def sample(self, video: VideoReader, record: KeyframeRecord, key: int) -> KeyframeSample:
         frames = read_keyframe_clip(video, self.sampler, record, self.start_sec)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hiera_video.data.batches import Failure, ViewSample
+from hiera_video.data.batches import ViewSample
 from hiera_video.data.datasets import EvaluationViews, checked_short_side
 from hiera_video.data.transforms import resize_short_side
 from hiera_video.data.videos.records import VideoRecord
@@ -24,7 +24,6 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.settings.video import Clips, Decoding, KeyframeClips, Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
-from hiera_video.video.reader import Cause, VideoError
 from hiera_video.video.sampling import crop_offsets
 
 Classes = list[tuple[str, float]]
@@ -50,10 +49,8 @@ class LoadedModel(NamedTuple):
         clips, views = self.card.clips or Clips(), self.card.views or Views()
         record = VideoRecord(os.fspath(path), (), os.fspath(path))
         dataset = views_of([record], self.model, clips, views, Decoding())
-        sample = dataset[0]
-        if isinstance(sample, Failure):
-            sentence = sample.message.removeprefix(f"{sample.path}: ")
-            raise VideoError(sample.path, cast(Cause, sample.cause), sentence)
+        with dataset.open_video(record.path) as video:
+            sample = dataset.sample(video, record, 0)
         device = next(self.model.parameters()).device
         ((_, classes),) = classify(
             self.model, self.card, [sample], batch_size=views.batch_size, device=device, top_k=top_k
