@@ -42,7 +42,8 @@ class RecordDataset(ABC, Dataset[Any]):
     """Samples of records, indexed by the key of a sample.
 
     A key is the index of a record; in training it is (epoch, index of the record, number of the
-    draw), where the number is 0 unless balanced classes repeat a record in an epoch.
+    draw), where the number is 0 unless balanced classes repeat a record in an epoch. Decoding
+    processes call `read` and have no `records`.
     """
 
     records: Sequence[Any]

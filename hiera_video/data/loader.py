@@ -112,6 +112,7 @@ class _ReadBatch:
                 samples.append(Failure.of_death(record, deaths[i]))
             else:
                 samples.append(self.dataset.read(record, key))
+        report.working(len(items))
         return self.collate(samples)
 
 

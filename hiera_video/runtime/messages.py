@@ -1,13 +1,13 @@
-"""Messages between processes, with arrays passed as memory.
+"""Messages between processes, passed as memory.
 
-A message is pickled without the bytes of its arrays and CPU tensors. These are written into an
-anonymous file in memory, whose descriptor accompanies the message, and the receiver maps that file.
-The file has no name: it is freed with the last process or array that uses it, whoever was killed,
-and the size of /dev/shm does not limit it.
+A message and its arrays are written into an anonymous file in memory, whose descriptor is sent, and
+the receiver maps that file. It has no name: it is freed with the last process or array that uses
+it, whichever process was killed, and the size of /dev/shm does not limit it.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import mmap
 import os
@@ -15,13 +15,18 @@ import pickle
 import socket
 import struct
 import tempfile
+from collections import deque
 from typing import Any
 
 import torch
 from torch import Tensor
 
-HEADER = struct.Struct("=Q?")  # bytes of the pickled message; whether a descriptor comes with it
+HEADER = struct.Struct("=Q")  # where the index of the file begins
 ALIGNMENT = 64  # of each array, bytes
+SMALL_BYTES = 1 << 14  # smaller arrays are copied: one that is kept must not hold all the memory
+
+# Where files in memory do not exist (macOS), a descriptor that is closed early may not arrive.
+_sent: deque[io.BufferedRandom] = deque(maxlen=64)
 
 
 class _Pickler(pickle.Pickler):
@@ -32,30 +37,32 @@ class _Pickler(pickle.Pickler):
 
 
 def send(connection: socket.socket, message: Any) -> None:
-    """Sends a message; waits while the connection is full.
+    """Sends a message of arrays, CPU tensors and anything else that can be pickled.
 
     Raises:
-        OSError: the other side is closed.
+        ConnectionError: the other side is closed.
     """
-    buffers: list[pickle.PickleBuffer] = []
-    pickled = io.BytesIO()
-    _Pickler(pickled, protocol=5, buffer_callback=buffers.append).dump(message)
-    if not buffers:
-        body = pickle.dumps((pickled.getvalue(), []))
-        connection.sendall(HEADER.pack(len(body), False) + body)
-        return
-    spans: list[tuple[int, int]] = []
-    with _anonymous_file() as file:
-        for buffer in buffers:
-            with buffer.raw() as bytes_:
-                start = -(-file.tell() // ALIGNMENT) * ALIGNMENT
-                file.seek(start)
-                file.write(bytes_)
-                spans.append((start, len(bytes_)))
-        file.truncate(max(file.tell(), 1))  # an empty file cannot be mapped
-        body = pickle.dumps((pickled.getvalue(), spans))
-        socket.send_fds(connection, [HEADER.pack(len(body), True)], [file.fileno()])
-    connection.sendall(body)
+    pickled, arrays = io.BytesIO(), list[memoryview]()
+
+    def stays(buffer: pickle.PickleBuffer) -> bool:
+        """Whether the array is part of the pickled message."""
+        if buffer.raw().nbytes > SMALL_BYTES:
+            arrays.append(buffer.raw())
+        return buffer.raw().nbytes <= SMALL_BYTES
+
+    _Pickler(pickled, protocol=5, buffer_callback=stays).dump(message)
+    file, spans = _anonymous_file(), []
+    for part in (pickled.getbuffer(), *arrays):
+        file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
+        spans.append((file.tell(), file.write(part)))
+    header = HEADER.pack(file.tell())
+    pickle.dump(spans, file)
+    file.flush()
+    socket.send_fds(connection, [header], [file.fileno()])
+    if hasattr(os, "memfd_create"):
+        file.close()
+    else:
+        _sent.append(file)
 
 
 def receive(connection: socket.socket) -> Any:
@@ -63,32 +70,27 @@ def receive(connection: socket.socket) -> Any:
 
     Raises:
         EOFError: the other side was closed, or died.
-        OSError: the connection failed.
+        ConnectionError: the connection failed.
+        OSError: too many files are open, or memory is short.
     """
     header, descriptors, _, _ = socket.recv_fds(connection, HEADER.size, 1)
-    header += _receive(connection, HEADER.size - len(header)) if header else b""
-    if not header:
+    if len(header) < HEADER.size:
         raise EOFError
-    length, has_memory = HEADER.unpack(header)
-    memory = None
-    if has_memory:
-        (descriptor,) = descriptors
-        memory = memoryview(mmap.mmap(descriptor, 0))
-        os.close(descriptor)
-    pickled, spans = pickle.loads(_receive(connection, length))
-    buffers = [memory[start : start + size] for start, size in spans] if memory else []
-    return pickle.loads(pickled, buffers=buffers)
-
-
-def _receive(connection: socket.socket, size: int) -> bytes:
-    parts = []
-    while size:
-        part = connection.recv(min(size, 2**20))
-        if not part:
-            raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    if not descriptors:
+        raise OSError(
+            errno.EMFILE,
+            "too many open files: each batch that is kept holds one; copy what is kept, or raise "
+            "`ulimit -n`",
+        )
+    try:
+        memory = memoryview(mmap.mmap(descriptors[0], 0))
+    finally:
+        os.close(descriptors[0])
+    (index,) = HEADER.unpack(header)
+    pickled, *arrays = [
+        memory[start : start + size] for start, size in pickle.loads(memory[index:])
+    ]
+    return pickle.loads(pickled, buffers=arrays)
 
 
 def _anonymous_file() -> io.BufferedRandom:

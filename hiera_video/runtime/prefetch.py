@@ -56,4 +56,5 @@ def prefetch(values: Generator[T | None, None, None], number: int) -> Generator[
             yield item
     finally:
         stop.set()
-        thread.join()
+        if thread is not threading.current_thread():  # as in garbage collection it may be
+            thread.join()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import socket
 import threading
 from pathlib import Path
@@ -67,6 +68,42 @@ def test_messages_outlive_their_sender(pair):
     assert receive(ours) == "last"
     with pytest.raises(EOFError):
         receive(ours)
+
+
+def test_a_small_array_that_is_kept_does_not_hold_the_others(pair):
+    ours, theirs = pair
+
+    def mapped():
+        return Path("/proc/self/maps").read_text().count("memfd:hiera_video")
+
+    send(theirs, (np.zeros(1_000_000), np.arange(10)))
+    large, small = receive(ours)
+    assert mapped() == 1
+    del large
+    assert mapped() == 0
+    small[0] = 5  # it may be written to
+    assert small.tolist() == [5, *range(1, 10)]
+
+
+def test_too_many_open_files_are_no_lost_message(pair):
+    ours, theirs = pair
+    send(theirs, "x")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.dup(0)  # the next descriptor
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(OSError, match="too many open files"):
+            receive(ours)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_without_files_in_memory(pair, monkeypatch):
+    monkeypatch.delattr(os, "memfd_create")
+    ours, theirs = pair
+    send(theirs, np.arange(100_000))
+    assert receive(ours).sum() == 4_999_950_000
 
 
 def test_half_a_message_is_the_end(pair):

@@ -15,6 +15,11 @@ from hiera_video.runtime import workers
 from hiera_video.runtime.workers import Workers
 
 
+class Unpicklable(Exception):
+    def __init__(self, what, why):
+        super().__init__(f"{what} {why}")
+
+
 @dataclass(frozen=True)
 class Double:
     """Sends each item, then returns all of them doubled; some items are fatal."""
@@ -36,8 +41,16 @@ class Double:
                 time.sleep(1.5)
             if item == "raise":
                 raise ValueError("an item of no use")
+            if item == "raise what cannot be pickled":
+                raise Unpicklable("an item", "of no use")
+            if item == "big":
+                done.append("x" * 500_000)
+                continue
             report.value(item)
             done.append(item * 2)
+        report.working(len(items))
+        if "exit at the end" in items:
+            os._exit(7)
         return done
 
 
@@ -78,21 +91,61 @@ def test_a_process_that_hangs_is_killed_and_one_that_is_slow_is_not(monkeypatch)
     assert ends == {0: [2, "hung", 4], 1: ["slowslow"] * 2, 2: [6]}
 
 
-def test_a_receiver_that_is_late_does_not_make_a_process_hang(monkeypatch):
+@pytest.mark.parametrize("pauses", [{1}, {1, 2, 3}])
+def test_a_receiver_that_is_late_does_not_make_a_process_hang(monkeypatch, pauses):
     monkeypatch.setattr(workers, "GRACE_SEC", 0.5)
     received = []
     with Workers(Double(), 1, limit_sec=0.0) as pool:
         for result in pool.results([list(range(10))]):
             if result is not None:
                 received.append(result[1])
-                time.sleep(0.7 if len(received) < 3 else 0)
+                time.sleep(1.5 if len(received) in pauses else 0)
     assert received == [*range(10), [2 * i for i in range(10)]]
+
+
+def test_processes_that_were_all_stopped_do_not_hang(monkeypatch):
+    monkeypatch.setattr(workers, "GRACE_SEC", 0.5)
+    monkeypatch.setattr(workers, "POLL_SEC", 0.3)
+    with Workers(Double(), 1, limit_sec=2.0) as pool:
+        results = pool.results([["slow", "slow"]])
+        next(results)
+        (worker,) = pool._workers
+        wait = workers.wait
+
+        def stopped(connections, timeout):
+            """As after Ctrl-Z and `fg`."""
+            monkeypatch.setattr(workers, "wait", wait)
+            os.kill(worker.process.pid, signal.SIGSTOP)
+            time.sleep(3.5)
+            os.kill(worker.process.pid, signal.SIGCONT)
+            return []
+
+        monkeypatch.setattr(workers, "wait", stopped)
+        ends = [value for _, value in filter(None, results) if isinstance(value, list)]
+    assert ends == [["slowslow", "slowslow"]]
 
 
 def test_what_work_raises_is_raised_with_its_trace():
     with pytest.raises(ValueError, match="an item of no use") as caught:
         gather([[1], ["raise"]])
     assert "__call__" in caught.value.__notes__[0]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_a_death_that_no_item_explains_is_an_error(num_workers):
+    jobs = [[1], [2, "exit at the end"], [3]]
+    with pytest.raises(RuntimeError, match="3 decoding processes in a row died with exit code 7"):
+        gather(jobs, num_workers)
+
+
+def test_an_error_that_cannot_be_pickled():
+    with pytest.raises(RuntimeError, match="Unpicklable: an item of no use"):
+        gather([["raise what cannot be pickled"]])
+
+
+def test_large_jobs_and_large_results():
+    ends, _ = gather([["big", "x" * 300_000] for _ in range(6)], 1)
+    assert {len(end[0]) for end in ends.values()} == {500_000}
 
 
 def test_a_job_may_wait_for_another():
