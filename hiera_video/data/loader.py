@@ -123,7 +123,7 @@ def training_loader(
     clip_shape: tuple[int, int, int, int],
     decoding: Decoding,
     processes: int = 1,
-    pin_memory: bool,
+    pin_memory: bool = False,
 ) -> Loader:
     """Batches of `order`: `ClipBatch` or `DetectionBatch`; `clip_shape` is [T, H, W, C]."""
     collate: Any = collate_clips if isinstance(dataset, TrainingClips) else collate_boxed_clips

@@ -196,7 +196,8 @@ class ModelCard(BaseModel):
             return cls(**fields)
         except ValidationError as error:
             # For `clips`, pydantic names each class that it tried, the more general one last.
-            mistake, classes = error.errors()[-1], {"KeyframeClips", "Clips"}
-            key = ".".join(str(part) for part in mistake["loc"] if part not in classes)
+            mistake = error.errors()[-1]
+            keys = [part for part in map(str, mistake["loc"]) if part == part.lower()]
+            key = ".".join(keys)
             message = mistake["msg"].removeprefix("Value error, ")
             raise WeightsError(f"{source}: {key + ': ' if key else ''}{message}") from None

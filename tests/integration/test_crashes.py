@@ -10,9 +10,7 @@ import pytest
 from hiera_video.commands import (
     detect_evaluate,
     detect_train,
-    evaluate,
     finetune,
-    predict,
     pretrain,
 )
 from hiera_video.evaluation import prediction
@@ -26,7 +24,7 @@ WORKERS = ("data.num_workers=2", "data.deadline_sec=0.5")
 
 @pytest.fixture(autouse=True)
 def _dying_decoder(monkeypatch):
-    for module in (detect_evaluate, detect_train, evaluate, finetune, prediction, pretrain):
+    for module in (detect_evaluate, detect_train, finetune, prediction, pretrain):
         monkeypatch.setattr(module, "opener", lambda *_: open_or_die)
     monkeypatch.setattr(workers, "GRACE_SEC", 0.5)
 
@@ -89,7 +87,3 @@ def test_prediction(commands, videos, trained, tmp_path):
     assert result.code == 3, result.err
     assert "its decoding process died with exit code 7" in result.out
     assert result.out.count(" %  ") == 4
-
-
-def test_the_module_that_predicts_is_the_one_that_is_patched():
-    assert predict.views_of is prediction.views_of
