@@ -164,7 +164,7 @@ def test_import_is_fast() -> None:
 
 
 def test_building_a_model_needs_torch_numpy_and_einops() -> None:
-    heavy = {"torchvision", "cv2", "av", "safetensors", "PIL", *OPTIONAL}
+    heavy = {"torchvision", "cv2", "av", "safetensors", "fvcore", "PIL", *OPTIONAL}
     code = "import torch; torch.set_default_device('meta')"
     code += "; import hiera_video; hiera_video.create_model('hiera_tiny_16x224')"
     assert not loaded_by(code) & heavy
