@@ -46,7 +46,7 @@ augment:
 optim: {lr: 1.0e-2}
 train:
   {epochs: 3, warmup_epochs: 0, global_batch_size: 4, num_repeats: 1, precision: fp32,
-   evaluate_every: null, log_every: 100}
+   evaluate_every: null, checkpoint_every: 3, log_every: 100}
 views: {num_clips: 2, num_crops: 3, batch_size: 5}
 device: cpu
 """
