@@ -1,10 +1,12 @@
 """`benchmark` end to end: tables, files, decoding, and errors in one line."""
 
-import functools
 import json
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 
+from hiera_video.analysis import peers
 from hiera_video.analysis import speed as measuring
 from hiera_video.analysis.peers import Subject
 from hiera_video.cli import main as cli
@@ -15,7 +17,15 @@ pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # faster; FLOPs are co
 SMALL = ("hiera_tiny_224", "rounds=1", "device=cpu", "precisions=[fp32]")
 
 
-peak_tflops = functools.cache(command.peak_tflops)  # measured once, not for each test
+SIDE = 64
+peak_tflops = cache(command.peak_tflops)  # measured once, not for each test
+
+
+def small(name):
+    """A variant for smaller clips."""
+    subject = peers.ours(name)
+    build = partial(subject.build, image_size=SIDE)
+    return replace(subject, build=build, clip=(*subject.clip[:2], SIDE, SIDE))
 
 
 @pytest.fixture
@@ -24,6 +34,9 @@ def run(capsys, monkeypatch):
     monkeypatch.setattr(measuring, "MIN_ROUND_SEC", 0.0001)
     monkeypatch.setattr(measuring, "peak_in_child", lambda *_: None)
     monkeypatch.setattr(command, "peak_tflops", peak_tflops)
+    monkeypatch.setattr(command, "ours", small)
+    autoencoder = partial(peers.create_autoencoder, image_size=SIDE)
+    monkeypatch.setattr(peers, "create_autoencoder", autoencoder)
 
     def call(*arguments):
         code = cli.main(["benchmark", *map(str, arguments)])
