@@ -6,7 +6,7 @@ import ast
 import functools
 import subprocess
 import sys
-from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,7 +52,8 @@ OPTIONAL = {
 }
 
 
-def imported(path: Path, *, typing: bool = True, at_the_top: bool = False) -> Iterator[str]:
+@cache
+def imported(path: Path, *, typing: bool = True, at_the_top: bool = False) -> frozenset[str]:
     """Names of modules, for `from a import b` both a and a.b.
 
     Args:
@@ -72,26 +73,27 @@ def imported(path: Path, *, typing: bool = True, at_the_top: bool = False) -> It
         if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         for node in ast.walk(function)
     }
+    names: set[str] = set()
     for node in ast.walk(tree):
         if id(node) in typing_only and (at_the_top or not typing):
             continue
         if id(node) in inside and at_the_top:
             continue
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: imports are absolute"
             assert node.module
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return frozenset(names)
 
 
 @functools.cache
 def arrows(typing: bool) -> dict[str, set[str]]:
     """For each module the modules of the package that it imports, inside functions too."""
     return {
-        module: set(imported(path, typing=typing)) & MODULES.keys()
-        for module, path in MODULES.items()
+        module: imported(path, typing=typing) & MODULES.keys() for module, path in MODULES.items()
     }
 
 
@@ -118,7 +120,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def test_sampling_is_arithmetic_only() -> None:
-    names = set(imported(MODULES["hiera_video.video.sampling"]))
+    names = imported(MODULES["hiera_video.video.sampling"])
     assert not {n.split(".")[0] for n in names} & {"torch", "av", "cv2", "os", "pathlib", "io"}
     ours = {name for name in names if name in MODULES}
     assert ours == {"hiera_video.settings.video"}  # the names of the rules
@@ -146,7 +148,7 @@ def test_the_ground_floor_needs_no_arrays(part: str) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_optional_libraries_are_imported_where_they_are_used(module: str) -> None:
-    top = set(imported(MODULES[module], at_the_top=True))
+    top = imported(MODULES[module], at_the_top=True)
     assert not {name for name in top if name.split(".")[0] in OPTIONAL}
     assert "torch.utils.tensorboard" not in top
 
@@ -164,7 +166,7 @@ def test_import_is_fast() -> None:
 
 
 def test_building_a_model_needs_torch_numpy_and_einops() -> None:
-    heavy = {"torchvision", "cv2", "av", "safetensors", "fvcore", "PIL", *OPTIONAL}
+    heavy = {"torchvision", "cv2", "av", "safetensors", "PIL", *OPTIONAL}
     code = "import torch; torch.set_default_device('meta')"
     code += "; import hiera_video; hiera_video.create_model('hiera_tiny_16x224')"
     assert not loaded_by(code) & heavy

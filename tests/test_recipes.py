@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from hiera_video.cli import main as cli
+from hiera_video.files import shipped_folder
 from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
 from hiera_video.models.variants import PUBLISHED
 from hiera_video.settings.base import defaults
@@ -20,10 +21,10 @@ from hiera_video.settings.evaluation import (
     EvaluateSettings,
     ExtractSettings,
 )
-from hiera_video.settings.load import configs_folder, load_settings, read_yaml
+from hiera_video.settings.load import load_settings, read_yaml
 from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 
-CONFIGS = configs_folder()
+CONFIGS = shipped_folder("configs")
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
 EXTRACT = [name for name in RECIPES if name.startswith("extract/")]
 PAPER = [name for name in RECIPES if not name.startswith(("demo/", "extract/"))]

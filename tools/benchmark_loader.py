@@ -1,4 +1,5 @@
-"""The training loader, compared with torchcodec and decord with torchvision's transforms.
+"""The training loader, compared with torch's DataLoader around the same data set, and with
+torchcodec and decord with torchvision's transforms.
 
     python tools/benchmark_loader.py VIDEO [VIDEO ...] [--workers 2] [--clips 96] [--rounds 3]
 
@@ -24,9 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from hiera_video.data.batches import collate_clips
 from hiera_video.data.datasets import TrainingClips
-from hiera_video.data.randaugment import RandAugment
+from hiera_video.data.loader import Loader
 from hiera_video.data.transforms import FinetuneTransform
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.settings.training import Augment
+from hiera_video.settings.video import Decoding
 from hiera_video.video.clips import ClipSampler
 
 SIZE, NUM_FRAMES, SAMPLING_RATE, BATCH = 224, 16, 4, 4
@@ -76,7 +79,7 @@ class Peer(Dataset[torch.Tensor]):
 
 def our_data(videos: list[str], num_repeats: int) -> TrainingClips:
     records = [VideoRecord(path, (0,), path) for path in videos]
-    transform = FinetuneTransform(SIZE, mean=MEAN, std=STD, rand_augment=RandAugment(MEAN))
+    transform = FinetuneTransform(SIZE, Augment(), mean=MEAN, std=STD)
     sampler = ClipSampler(num_frames=NUM_FRAMES, sampling_rate=SAMPLING_RATE)
     return TrainingClips(records, sampler, transform, num_repeats=num_repeats, seed=0)
 
@@ -87,20 +90,24 @@ def one_thread(_: int) -> None:
 
 
 def clips_per_second(
-    dataset: Dataset[Any], args: argparse.Namespace, num_repeats: int = 1
+    dataset: Dataset[Any], args: argparse.Namespace, num_repeats: int, by_torch: bool
 ) -> float:
     videos = args.clips // num_repeats
     keys = [(epoch, epoch % len(args.videos), 0) for epoch in range(videos)]
     per_batch = max(1, BATCH // num_repeats)
     batches = [keys[i : i + per_batch] for i in range(0, len(keys), per_batch)]
     collate = partial(collate_clips, clip_shape=(NUM_FRAMES, SIZE, SIZE, 3))
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_sampler=batches,
-        num_workers=args.workers,
-        worker_init_fn=one_thread,
-        collate_fn=collate if isinstance(dataset, TrainingClips) else None,
-    )
+    loader: Any
+    if isinstance(dataset, TrainingClips) and not by_torch:
+        loader = Loader(dataset, batches, collate, decoding=Decoding(num_workers=args.workers))
+    else:
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            num_workers=args.workers,
+            worker_init_fn=one_thread,
+            collate_fn=collate if isinstance(dataset, TrainingClips) else None,
+        )
     iterator = iter(loader)
     next(iterator)
     start, batches_seen = time.perf_counter(), 0
@@ -118,23 +125,25 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=96)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    loaders: dict[str, tuple[Dataset[Any], int]] = {
-        "ours": (our_data(args.videos, 1), 1),
-        "ours, 4 clips a video": (our_data(args.videos, 4), 4),
+    loaders: dict[str, tuple[Dataset[Any], int, bool]] = {
+        "ours": (our_data(args.videos, 1), 1, False),
+        "ours, by torch's DataLoader": (our_data(args.videos, 1), 1, True),
+        "ours, 4 clips a video": (our_data(args.videos, 4), 4, False),
     }
     for backend in ("torchcodec", "decord"):
         if importlib.util.find_spec(backend) is None:
             print(f"{backend} is not installed: left out")
             continue
-        loaders[f"{backend} + torchvision"] = (Peer(args.videos, backend), 1)
+        loaders[f"{backend} + torchvision"] = (Peer(args.videos, backend), 1, True)
     rates: dict[str, list[float]] = {name: [] for name in loaders}
     for _ in range(args.rounds):
-        for name, (dataset, num_repeats) in loaders.items():
-            rates[name].append(clips_per_second(dataset, args, num_repeats))
+        for name, settings in loaders.items():
+            dataset, num_repeats, by_torch = settings
+            rates[name].append(clips_per_second(dataset, args, num_repeats, by_torch))
     ours = statistics.median(rates["ours"])
     for name, values in rates.items():
         rate = statistics.median(values)
-        print(f"{name:26} {rate:7.1f} clips/s   ours is {ours / rate:.2f}x")
+        print(f"{name:28} {rate:7.1f} clips/s   ours is {ours / rate:.2f}x")
     four = statistics.median(rates["ours, 4 clips a video"])
     print(f"4 clips of one video cost {ours / four:.2f} of 4 videos, transforms included")
 

@@ -28,7 +28,8 @@ TARGET = 30
 OURS = """
 import json, sys, time
 import pyarrow.csv
-from hiera_video.data.boxes.table import read_detections, read_ground_truth, read_label_map
+from hiera_video.data.boxes.files import read_detections, read_ground_truth
+from hiera_video.data.boxes.table import read_label_map
 from hiera_video.evaluation.ava import frame_ap
 begin = time.perf_counter()
 labels = read_label_map(sys.argv[3])

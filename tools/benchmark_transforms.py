@@ -27,6 +27,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from hiera_video.data.randaugment import OPERATIONS, RandAugment, apply_operation
 from hiera_video.data.transforms import FinetuneTransform, PretrainTransform
+from hiera_video.settings.training import Augment, Crop
 
 MEAN, STD = (0.45,) * 3, (0.225,) * 3
 FILL = [115, 115, 115]
@@ -161,11 +162,11 @@ def pipelines(args: argparse.Namespace) -> None:
     flip = v2.RandomHorizontalFlip()
     peers = {
         "pretrain": (
-            PretrainTransform(size),
+            PretrainTransform(size, Crop()),
             v2.Compose([v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=False), flip]),
         ),
         "finetune": (
-            FinetuneTransform(size, mean=MEAN, std=STD, rand_augment=RandAugment(MEAN)),
+            FinetuneTransform(size, Augment(), mean=MEAN, std=STD),
             v2.Compose(
                 [
                     v2.RandomResizedCrop(size, scale=(0.08, 1.0), antialias=False),

@@ -26,6 +26,7 @@ import numpy as np
 from hiera_video.data.batches import ViewSample
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.settings.video import Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.sampling import (
     clip_indices,
@@ -43,8 +44,7 @@ def ours(path: str) -> list[np.ndarray]:
         [VideoRecord(path, (), path)],
         ClipSampler(num_frames=NUM_FRAMES, sampling_rate=SAMPLING_RATE),
         crop_size=(SIZE, SIZE),
-        num_clips=NUM_CLIPS,
-        num_crops=NUM_CROPS,
+        views=Views(num_clips=NUM_CLIPS, num_crops=NUM_CROPS),
     )
     sample = views[0]
     assert isinstance(sample, ViewSample), sample
@@ -129,9 +129,11 @@ def main() -> None:
         ms = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
         for name in ways:
             ratios[name].append(ms[name] / ms["ours"])
-        told = [f"{ms[n]:7.0f} ({ratios[n][-1]:.1f}x)" for n in list(ways)[1:]]
+        others = [f"{ms[n]:7.0f} ({ratios[n][-1]:.1f}x)" for n in list(ways)[1:]]
         name = path.rpartition("/")[2]
-        print(f"{name:32} {ms['ours']:8.0f} {told[0]:>14} {told[1]:>16}  {'yes' if same else 'NO'}")
+        print(
+            f"{name:32} {ms['ours']:8.0f} {others[0]:>14} {others[1]:>16} {'yes' if same else 'no'}"
+        )
     for name in list(ways)[1:]:
         print(f"median over videos: {statistics.median(ratios[name]):.1f}x faster than {name}")
 

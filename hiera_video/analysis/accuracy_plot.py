@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import MissingLibrary
-
 # Labels of the same model in several libraries would overlap: accuracy and speed are similar.
 LINES_BELOW = {"hiera": 1, "timm": 2}
 
@@ -20,10 +18,10 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
 
     Args:
         report: the report of `hiera-video benchmark`.
-
-    Raises:
-        MissingLibrary: matplotlib is not installed.
     """
+    import matplotlib.figure
+    import matplotlib.ticker
+
     best: dict[str, dict[str, dict[str, Any]]] = {}
     for row in report["results"]:
         if row["work"] == "inference" and row["top1"] is not None:
@@ -33,11 +31,8 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
                 models[row["model"]] = row
     if not best:
         return False
-    matplotlib = import_matplotlib()
-    plt = matplotlib.pyplot
-    figure, axes = plt.subplots(
-        1, len(best), figsize=(7 * len(best), 5), squeeze=False, layout="constrained", sharey=True
-    )
+    figure = matplotlib.figure.Figure(figsize=(7 * len(best), 5), layout="constrained")
+    axes = figure.subplots(1, len(best), squeeze=False, sharey=True)
     libraries = list(dict.fromkeys(row["library"] for row in report["results"]))
     for axis, (precision, models) in zip(axes[0], best.items(), strict=True):
         for library in libraries:
@@ -70,22 +65,4 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
     axes[0, 0].legend()
     figure.suptitle(f"Inference on {report['device']}, {report['threads']} threads, as measured")
     figure.savefig(path, dpi=150)
-    plt.close(figure)
     return True
-
-
-def import_matplotlib() -> Any:
-    """matplotlib with pyplot and ticker, set up to draw into files.
-
-    Raises:
-        MissingLibrary: it is not installed.
-    """
-    try:
-        import matplotlib
-    except ImportError:
-        raise MissingLibrary("plots need matplotlib: pip install 'hiera-video[plot]'") from None
-    matplotlib.use("agg")
-    import matplotlib.pyplot
-    import matplotlib.ticker
-
-    return matplotlib

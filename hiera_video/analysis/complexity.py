@@ -1,41 +1,32 @@
 """Counting the parameters, multiply-adds and activations of a model, by module and by stage.
 
-fvcore counts them in a trace of the forward pass, with the handlers of this file: its default
-handlers silently ignore attention, 16 to 30 % of Hiera on video. Here an operator that is neither
-counted nor in `NEGLIGIBLE` is an error. The model and its input may be on the meta device, on which
-nothing is computed.
+torch reports each operator that the model calls, and `HANDLERS` has a rule for each kind. Counters
+that skip operators without a rule miss attention, 16 to 30 % of Hiera on video; here an operator
+that has no rule and is not negligible is an error. The model and its input may be on the meta
+device, on which nothing is computed.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 
-with warnings.catch_warnings():  # importing it compiles a loss by torch.jit.script, deprecated
-    warnings.simplefilter("ignore")
-    from fvcore.nn.jit_analysis import JitModelAnalysis
-
-Model = Hiera | MaskedAutoencoderHiera | ActionDetector
-Handler = Callable[[Sequence[Any], Sequence[Any]], "Counter[str]"]  # of inputs and outputs
-
-LIBRARY = torch.library.Library("hiera_video", "FRAGMENT")
-LIBRARY.define(
-    "convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
-    " int[] dilation) -> Tensor"
-)
 PRODUCTS = ("convolution", "linear", "attention")
 
 
@@ -48,14 +39,14 @@ class Cost:
     """
 
     parameters: int
-    operations: dict[str, int]
+    operations: Counter[str]
     activations: int
     """Elements that convolutions, linear layers and attention write."""
 
     @property
     def macs(self) -> int:
         """Multiply-adds of products."""
-        return sum(self.operations.get(name, 0) for name in PRODUCTS)
+        return sum(self.operations[name] for name in PRODUCTS)
 
     @property
     def flops(self) -> int:
@@ -65,24 +56,20 @@ class Cost:
     @property
     def paper_flops(self) -> int:
         """FLOPs in the tables of Hiera's paper: `macs` and 5 per element of LayerNorm."""
-        return self.macs + self.operations.get("layer_norm", 0)
+        return self.macs + self.operations["layer_norm"]
 
     def __add__(self, other: Cost) -> Cost:
-        return self._combine(other, 1)
+        return Cost(
+            self.parameters + other.parameters,
+            self.operations + other.operations,
+            self.activations + other.activations,
+        )
 
     def __sub__(self, other: Cost) -> Cost:
-        return self._combine(other, -1)
-
-    def _combine(self, other: Cost, sign: int) -> Cost:
-        names = self.operations | other.operations
-        operations = {
-            name: self.operations.get(name, 0) + sign * other.operations.get(name, 0)
-            for name in names
-        }
         return Cost(
-            self.parameters + sign * other.parameters,
-            {name: count for name, count in operations.items() if count},
-            self.activations + sign * other.activations,
+            self.parameters - other.parameters,
+            self.operations - other.operations,
+            self.activations - other.activations,
         )
 
 
@@ -95,34 +82,32 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
     Raises:
         NotImplementedError: the model runs an operator without handler.
     """
-    analysis = JitModelAnalysis(model, inputs)
-    analysis.set_op_handle(**HANDLERS).set_op_handle(**dict.fromkeys(NEGLIGIBLE))
-    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    analysis.tracer_warnings("none")
-    trained = {name: module.training for name, module in model.named_modules()}
+    counter = _Counter(model)
+    trained = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad(), _ScopesOfWeights(model):
-            counts = analysis.by_module_and_operator()
+        with (
+            torch.inference_mode(),  # in which torch reports attention before it is decomposed
+            register_module_forward_pre_hook(counter.enter),
+            register_module_forward_hook(counter.leave),
+            counter,
+        ):
+            model(*inputs)
     finally:
-        for name, module in model.named_modules():
-            module.training = trained[name]
-    unknown = analysis.unsupported_ops()
-    if unknown:
-        where = {
-            name: min((m for m in counts if analysis.unsupported_ops(m)[name]), key=_deepest_first)
-            for name in sorted(unknown)
-        }
-        names = ", ".join(f"{name} in {module or 'the model'}" for name, module in where.items())
+        for module, training in trained.items():
+            module.training = training
+    if counter.unknown:
+        where = (f"{name} in {module or 'the model'}" for name, module in counter.unknown.items())
         raise NotImplementedError(
-            f"not counted: {names}: add a handler, or the name to NEGLIGIBLE, in {__name__}"
+            f"not counted: {', '.join(where)}: add a handler, or the name to NEGLIGIBLE, in "
+            f"{__name__}"
         )
     costs = {}
     for name, module in model.named_modules():
-        operations = Counter(counts[name])
+        operations = counter.counts[name]
         activations = operations.pop("activations", 0)
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        costs[name] = Cost(parameters, dict(operations), activations)
+        costs[name] = Cost(parameters, operations, activations)
     return costs
 
 
@@ -132,7 +117,7 @@ def count_model(model: Model, *, num_kept: int | None = None) -> dict[str, Cost]
     Args:
         num_kept: number of visible mask units, of a masked autoencoder.
     """
-    encoder = model if isinstance(model, Hiera) else model.encoder
+    encoder = encoder_of(model)
     device = encoder.norm.weight.device
     clip = torch.empty(1, encoder.in_chans, *encoder.input_size, device=device)
     if isinstance(model, MaskedAutoencoderHiera):
@@ -151,205 +136,138 @@ def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
     "rest" is the remainder of the whole model, which no module owns: position embeddings, the mask
     token, means over tokens, RoIAlign.
     """
-    encoder = model if isinstance(model, Hiera) else model.encoder
     prefix = "" if isinstance(model, Hiera) else "encoder."
     parts = {"patches": [f"{prefix}patch_embed"]}
     first = 0
-    for stage, last in enumerate(encoder.stage_ends, start=1):
+    for stage, last in enumerate(encoder_of(model).stage_ends, start=1):
         parts[f"stage {stage}"] = [f"{prefix}blocks.{i}" for i in range(first, last + 1)]
         first = last + 1
     if isinstance(model, MaskedAutoencoderHiera):
         parts["fusion"] = ["multi_scale_fusion_heads", "encoder.norm"]
-        names = ("decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred")
-        parts["decoder"] = list(names)
+        parts["decoder"] = ["decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred"]
     else:
         head = "head" if isinstance(model, Hiera) else "roi_head"
         parts["head"] = [f"{prefix}norm", head]
-    nothing = Cost(0, {}, 0)
+    nothing = Cost(0, Counter(), 0)
     stages = {part: sum((costs[name] for name in names), nothing) for part, names in parts.items()}
     stages["rest"] = costs[""] - sum(stages.values(), nothing)
     return stages
 
 
-class _ScopesOfWeights(TorchFunctionMode):
-    """Makes a trace record convolutions on the meta device, and the modules that own weights."""
+class _Counter(TorchDispatchMode):
+    """Counts operators while entered, for the module of each and all modules that contain it."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.owners = {
-            id(parameter): name
-            for name, module in model.named_modules()
-            for parameter in module.parameters(recurse=False)
-        }
+        self.names = {module: name for name, module in model.named_modules()}
+        self.owners = {id(p): m for m in self.names for p in m.parameters(recurse=False)}
+        self.counts: dict[str, Counter[str]] = {name: Counter() for name in self.names.values()}
+        self.unknown: dict[str, str] = {}  # operators without rule, and a module that runs each
+        self.running = [model]  # the modules whose `forward` runs, the innermost last
 
-    def __torch_function__(
+    def enter(self, module: nn.Module, inputs: Any) -> None:
+        self.running.append(module if module in self.names else self.running[-1])
+
+    def leave(self, module: nn.Module, inputs: Any, outputs: Any) -> None:
+        self.running.pop()
+
+    def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
-        if func not in (F.linear, F.conv1d, F.conv2d, F.conv3d):
+        kwargs, operator = kwargs or {}, func._schema.name
+        if operator not in HANDLERS:
+            with self:
+                output = func.decompose(*args, **kwargs)
+            if output is not NotImplemented:
+                return output
+            if not (func.is_view or torch.Tag.pointwise in func.tags or operator in NEGLIGIBLE):
+                self.unknown.setdefault(operator, self.names[self.running[-1]])
             return func(*args, **kwargs)
-        if func is not F.linear and args[0].is_meta:
-            func = _convolution
-        weights = [*args[1:3], kwargs.get("weight"), kwargs.get("bias")]
-        owners = [self.owners[id(weight)] for weight in weights if id(weight) in self.owners]
-        trace = torch._C._get_tracing_state()
-        if not owners or trace is None:
-            return func(*args, **kwargs)
-        trace.push_scope(owners[0])
-        try:
-            return func(*args, **kwargs)
-        finally:
-            trace.pop_scope()
+        output = func(*args, **kwargs)
+        module = next((self.owners[id(x)] for x in args if id(x) in self.owners), self.running[-1])
+        kind, factor, rule = HANDLERS[operator]
+        if isinstance(module, nn.Linear):
+            kind = "linear"  # also where `hiera_video.models.linear` convolves
+        counted = Counter({kind: factor * rule(output, *args)})
+        if kind in PRODUCTS:
+            counted["activations"] = output.numel()
+        name = self.names[module]
+        self.counts[""].update(counted)
+        while name:
+            self.counts[name].update(counted)
+            name = name.rpartition(".")[0]
+        return output
 
 
-def _convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """A convolution on the meta device as an operator that a trace records.
-
-    torch's own, whose shape is computed in Python there, fails in a trace.
-    """
-    axes = weight.dim() - 2
-    stride, padding, dilation = (
-        [n] * axes if isinstance(n, int) else list(n) for n in (stride, padding, dilation)
-    )
-    return torch.ops.hiera_video.convolution(input, weight, bias, stride, padding, dilation)
+# Rules: functions of the output and the inputs of an operator.
 
 
-@torch.library.impl(LIBRARY, "convolution", "Meta")
-def _(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
-    sizes = []
-    for axis, (step, added, spread) in enumerate(zip(stride, padding, dilation, strict=True)):
-        size, kernel = int(input.shape[axis + 2]), int(weight.shape[axis + 2])
-        sizes.append((size + 2 * added - spread * (kernel - 1) - 1) // step + 1)
-    return input.new_empty(int(input.shape[0]), int(weight.shape[0]), *sizes)
-
-
-def _deepest_first(name: str) -> tuple[int, str]:
-    return -len(name.split(".")) if name else 0, name
-
-
-# Handlers: functions of the inputs and outputs of a node of the trace.
-
-
-def _shape(value: Any) -> list[int]:
-    return value.type().sizes()
-
-
-def _elements(value: Any) -> int:
-    return math.prod(_shape(value))
-
-
-def _product(name: str, macs: int, output: Any) -> Counter[str]:
-    return Counter({name: macs, "activations": _elements(output)})
-
-
-def _convolutions(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+def _convolution(output: Tensor, x: Tensor, weight: Tensor, *settings: Any) -> int:
     """Each output, or of a transposed one each input, meets the weights of one channel."""
-    transposed = len(inputs) > 6 and inputs[6].toIValue()
-    weight = _shape(inputs[1])  # [out, in / groups, *kernel]
-    places = _elements(inputs[0] if transposed else outputs[0])
-    return _product("convolution", places * math.prod(weight[1:]), outputs[0])
+    transposed = settings[4]
+    places = (x if transposed else output).numel()
+    return places * math.prod(weight.shape[1:])  # [out, in / groups, *kernel]
 
 
-def _linear(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return _product("linear", _elements(outputs[0]) * _shape(inputs[0])[-1], outputs[0])
+def _linear(output: Tensor, x: Tensor, *_: Any) -> int:
+    return output.numel() * x.shape[-1]
 
 
-def _addmm(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return _linear(inputs[1:], outputs)
+def _addmm(output: Tensor, bias: Tensor, x: Tensor, *_: Any) -> int:
+    return _linear(output, x)
 
 
-def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+def _attention(output: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> int:
     """The product q k' over the width of q, and its product with v; without the softmax."""
-    q, k, v = map(_shape, inputs[:3])  # [..., V, d], [..., U, d], [..., U, e]
-    return _product("attention", math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]), outputs[0])
+    return math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
 
 
-def _layer_norm(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return Counter({"layer_norm": 5 * _elements(inputs[0])})
+def _read(output: Any, x: Tensor, *_: Any) -> int:
+    return x.numel()
 
 
-def _pooling(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return Counter({"pooling": _elements(inputs[0])})
+def _written(output: Tensor, *_: Any) -> int:
+    return output.numel()
 
 
-def _interpolation(taps: int) -> Handler:
-    def handler(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-        return Counter({"interpolation": taps * _elements(outputs[0])})
-
-    return handler
-
-
-def _roi_align(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Bilinear. Sampling ratio 0 counts as for boxes that fill the feature map."""
-    height, width = _shape(inputs[0])[2:]
-    rows, columns = _shape(outputs[0])[2:]
-    ratio = inputs[5].toIValue()
+def _roi_align(output: Tensor, x: Tensor, *settings: Any) -> int:
+    """Samples. Sampling ratio 0 counts as for boxes that fill the feature map."""
+    ratio = settings[4]
+    (height, width), (rows, columns) = x.shape[2:], output.shape[2:]
     samples = ratio**2 if ratio > 0 else -(-height // rows) * -(-width // columns)
-    return Counter({"interpolation": 4 * samples * _elements(outputs[0])})
+    return samples * output.numel()
 
 
-HANDLERS: dict[str, Handler] = {
-    "aten::_convolution": _convolutions,
-    "hiera_video::convolution": _convolutions,
-    "aten::linear": _linear,
-    "aten::addmm": _addmm,
-    "aten::mm": _linear,
-    "aten::bmm": _linear,
-    "aten::matmul": _linear,
-    "aten::scaled_dot_product_attention": _attention,
-    "aten::_scaled_dot_product_attention_math": _attention,
-    "aten::_scaled_dot_product_attention_math_for_mps": _attention,
-    "aten::_scaled_dot_product_cudnn_attention": _attention,
-    "aten::_scaled_dot_product_efficient_attention": _attention,
-    "aten::_scaled_dot_product_flash_attention": _attention,
-    "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
-    "aten::_scaled_dot_product_fused_attention_overrideable": _attention,
-    "hiera_video::panel_attention": _attention,
-    "aten::layer_norm": _layer_norm,
-    "aten::max": _pooling,
-    "aten::amax": _pooling,
-    "aten::mean": _pooling,
-    "aten::adaptive_avg_pool1d": _pooling,
-    "aten::adaptive_avg_pool2d": _pooling,
-    "aten::adaptive_avg_pool3d": _pooling,
-    "aten::upsample_linear1d": _interpolation(2),
-    "aten::upsample_bilinear2d": _interpolation(4),
-    "aten::upsample_trilinear3d": _interpolation(8),
-    "aten::upsample_bicubic2d": _interpolation(16),
-    "torchvision::roi_align": _roi_align,
+# The kind of operation, how many of them for what the function counts, and the function.
+HANDLERS: dict[str, tuple[str, int, Callable[..., int]]] = {
+    "aten::convolution": ("convolution", 1, _convolution),
+    "aten::linear": ("linear", 1, _linear),
+    "aten::addmm": ("linear", 1, _addmm),
+    "aten::mm": ("linear", 1, _linear),
+    "aten::bmm": ("linear", 1, _linear),
+    "aten::scaled_dot_product_attention": ("attention", 1, _attention),
+    "hiera_video::panel_attention": ("attention", 1, _attention),
+    "aten::layer_norm": ("layer_norm", 5, _read),
+    "aten::max": ("pooling", 1, _read),
+    "aten::amax": ("pooling", 1, _read),
+    "aten::mean": ("pooling", 1, _read),
+    "aten::_adaptive_avg_pool2d": ("pooling", 1, _read),
+    "aten::_adaptive_avg_pool3d": ("pooling", 1, _read),
+    "aten::upsample_linear1d": ("interpolation", 2, _written),
+    "aten::upsample_bilinear2d": ("interpolation", 4, _written),
+    "aten::upsample_trilinear3d": ("interpolation", 8, _written),
+    "aten::upsample_bicubic2d": ("interpolation", 16, _written),
+    "torchvision::roi_align": ("interpolation", 4, _roi_align),
 }
 
-# Elementwise sums, products and GELU, 0.1 % of the products of hiera_base_16x224 at one operation
-# each, and operators on sizes and indices or without arithmetic; fvcore itself ignores more.
-NEGLIGIBLE = (
-    "aten::add",
-    "aten::argsort",
-    "aten::embedding",
-    "aten::expand_as",
-    "aten::gelu",
-    "aten::lift_fresh",
-    "aten::mul",
-    "aten::mul_",
-    "aten::pad",
-    "aten::rsub",
-    "aten::scatter",
-    "aten::scatter_",
-    "aten::sub",
-    "aten::unflatten",
-    "aten::unfold",
-)
+# Operators without arithmetic. Negligible are also views, and elementwise operators: 0.1 % of the
+# products of hiera_base_16x224 at one operation each.
+NEGLIGIBLE = {
+    *("aten::arange", "aten::empty", "aten::full", "aten::full_like", "aten::lift_fresh"),
+    *("aten::new_empty", "aten::new_full", "aten::new_zeros", "aten::ones", "aten::zeros"),
+    *("aten::zeros_like", "aten::_to_copy", "aten::_unsafe_view", "aten::copy_"),
+    *("aten::unsqueeze_", "aten::cat", "aten::constant_pad_nd", "aten::roll", "aten::stack"),
+    *("aten::embedding", "aten::gather", "aten::index", "aten::index_put_", "aten::masked_fill"),
+    *("aten::nonzero", "aten::scatter", "aten::scatter_", "aten::sort"),
+    *("aten::floor_divide", "aten::rsub"),  # elementwise, not marked so by torch
+}

@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 import cv2
 import numpy as np
@@ -73,9 +72,8 @@ def write_overlay(
     Raises:
         VideoError: a frame does not decode; no file is written.
     """
-    rate = Fraction(video.fps)
     frames = overlay_frames(video, keyframes, interval_sec=interval_sec)
-    return write_video(path, frames, rate, options={"crf": "20"})
+    return write_video(path, frames, video.fps, options={"crf": "20"})
 
 
 def overlay_frames(
@@ -118,10 +116,8 @@ def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
     font_px = max(14, min(size) // 32)
     font = ImageFont.load_default(size=font_px)
     line_px = max(2, font_px // 7)
-    boxes: list[Rectangle] = []
-    for person in people:
-        x1, y1, x2, y2 = person.box
-        boxes.append((x1 * full_width, y1 * full_height, x2 * full_width, y2 * full_height))
+    fractions = np.array([person.box for person in people])
+    boxes = (fractions * (full_width, full_height, full_width, full_height)).tolist()
     for number, (x1, y1, x2, y2) in enumerate(boxes):
         right, bottom = min(x2, size[0]) - 1, min(y2, size[1]) - 1
         outline = (x1, y1, max(x1, right), max(y1, bottom))

@@ -14,14 +14,16 @@ import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hiera_video.models.mae import reconstruction_losses
+from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.pretrained import create_autoencoder, create_model
-from hiera_video.models.variants import VARIANTS, is_image, paper_mask_ratio
+from hiera_video.models.variants import VARIANTS, check_known, is_image, paper_mask_ratio
+from hiera_video.settings.model import Masking
 
 HIERA_TOP1 = {
     "hiera_base_16x224": 84.0,
@@ -51,6 +53,12 @@ TORCHVISION_IMAGES = {
     "convnext_base": (3, 224, 224),
     "resnet50": (3, 224, 224),
 }
+PYTORCHVIDEO = {  # clip, accuracy
+    "mvit_base_16x4": ((3, 16, 224, 224), 78.4),
+    "slowfast_r50": ((3, 32, 256, 256), 76.94),
+    "x3d_s": ((3, 13, 182, 182), 73.33),
+    "x3d_m": ((3, 16, 256, 256), 75.94),
+}
 DECODER_HEADS = 16  # as in the official builders
 
 
@@ -72,23 +80,31 @@ class Subject:
     """Builds the masked autoencoder of the model, from a batch to its loss. None: there is none."""
 
 
-class PretrainingStep(nn.Module):
-    """A masked autoencoder of this package as a function of the batch, with the paper's ratio."""
+class Adapted(nn.Module):
+    """A model as a function of the batch, by `call(model, clips)`."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, model: nn.Module, call: Callable[[Any, Tensor], Tensor]) -> None:
         super().__init__()
-        self.model = create_autoencoder(name, decoder_heads=DECODER_HEADS)
-        encoder, ratio = self.model.encoder, paper_mask_ratio(VARIANTS[name])
-        self.num_units = encoder.num_units
-        self.num_visible = UnitMasking(encoder.units_shape, ratio).num_visible
+        self.model, self.call = model, call
 
     def forward(self, clips: Tensor) -> Tensor:
-        order = torch.rand(len(clips), self.num_units, device=clips.device).argsort(dim=1)
-        kept = order[:, : self.num_visible].sort(dim=1).values
-        prediction = self.model(clips, kept)
+        return self.call(self.model, clips)
+
+
+def _pretraining(name: str) -> nn.Module:
+    """The loss of a masked autoencoder of this package, with the paper's ratio."""
+    autoencoder = create_autoencoder(name, decoder_heads=DECODER_HEADS)
+    masking = UnitMasking.of(autoencoder.encoder, Masking())
+
+    def loss(model: MaskedAutoencoderHiera, clips: Tensor) -> Tensor:
+        order = torch.rand(len(clips), masking.num_units, device=clips.device).argsort(dim=1)
+        kept = order[:, : masking.num_visible].sort(dim=1).values
+        prediction = model(clips, kept)
         if clips.is_meta:  # for counting: the loss has no products and does not run on meta
             return prediction
-        return reconstruction_losses(prediction, self.model.targets(clips, kept)).mean()
+        return reconstruction_losses(prediction, model.targets(clips, kept)).mean()
+
+    return Adapted(autoencoder, loss)
 
 
 def ours(name: str) -> Subject:
@@ -97,16 +113,14 @@ def ours(name: str) -> Subject:
     Raises:
         ValueError: an unknown variant; the message has the most similar name.
     """
-    if name not in VARIANTS:
-        create_model(name)  # raises, and names the nearest
-    channels, (frames, height, width) = 3, VARIANTS[name]["input_size"]
+    check_known(name, VARIANTS, "The variants")
     return Subject(
         name,
         "hiera_video",
         partial(create_model, name),
-        (channels, frames, height, width),
+        (3, *VARIANTS[name]["input_size"]),
         HIERA_TOP1.get(name),
-        build_pretraining=partial(PretrainingStep, name),
+        build_pretraining=partial(_pretraining, name),
     )
 
 
@@ -117,22 +131,16 @@ def peers(names: Sequence[str]) -> tuple[list[Subject], list[str]]:
         The subjects, and the packages that are not installed (the official code is installed if
         `hiera` can be imported).
     """
-    image = is_image(VARIANTS[names[0]])
-    libraries = {"hiera": "hiera-transformer", "torchvision": "torchvision"}
-    libraries |= {"timm": "timm"} if image else {"pytorchvideo": "pytorchvideo"}
     found: list[Subject] = []
     missing = []
-    for module, package in libraries.items():
+    libraries = {"hiera": _official_models, "torchvision": _torchvision_models}
+    image = is_image(VARIANTS[names[0]])
+    libraries |= {"timm": _timm_models} if image else {"pytorchvideo": _pytorchvideo_models}
+    for module, models in libraries.items():
         if importlib.util.find_spec(module) is None:
-            missing.append(package)
-        elif module == "hiera":
-            found += _official_models(names)
-        elif module == "timm":
-            found += _timm_models(names)
-        elif module == "pytorchvideo":
-            found += PYTORCHVIDEO
+            missing.append("hiera-transformer" if module == "hiera" else module)
         else:
-            found += _torchvision_models(image)
+            found += models(names)
     return found, missing
 
 
@@ -140,16 +148,10 @@ def _official(name: str) -> nn.Module:
     return getattr(importlib.import_module("hiera"), name)(pretrained=False)
 
 
-class OfficialPretraining(nn.Module):
-    """The official masked autoencoder as a function of the batch; its first output is the loss."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.model = _official(f"mae_{name}")
-        self.mask_ratio = paper_mask_ratio(VARIANTS[name])
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.model(clips, mask_ratio=self.mask_ratio)[0]
+def _official_pretraining(name: str) -> nn.Module:
+    ratio = paper_mask_ratio(VARIANTS[name])
+    # The loss is the first output.
+    return Adapted(_official(f"mae_{name}"), lambda model, x: model(x, mask_ratio=ratio)[0])
 
 
 def _official_models(names: Sequence[str]) -> Iterator[Subject]:
@@ -163,7 +165,7 @@ def _official_models(names: Sequence[str]) -> Iterator[Subject]:
                 (3, *size) if frames == 1 else (3, frames, *size),
                 HIERA_TOP1.get(name),
                 name,
-                partial(OfficialPretraining, name),
+                partial(_official_pretraining, name),
             )
 
 
@@ -177,38 +179,24 @@ def _timm_models(names: Sequence[str]) -> Iterator[Subject]:
             yield Subject(f"{name} (timm)", "timm", build, clip, HIERA_TOP1.get(name), name)
 
 
-def _torchvision_models(image: bool) -> Iterator[Subject]:
+def _torchvision_models(names: Sequence[str]) -> Iterator[Subject]:
     from torchvision import models
 
+    image = is_image(VARIANTS[names[0]])
     data = "ImageNet-1K" if image else "Kinetics-400"
     for name, clip in (TORCHVISION_IMAGES if image else TORCHVISION_VIDEOS).items():
         top1 = models.get_model_weights(name).DEFAULT.meta["_metrics"][data]["acc@1"]
         yield Subject(name, "torchvision", partial(models.get_model, name), clip, top1)
 
 
-class TwoPathways(nn.Module):
-    """SlowFast as a function of the fast pathway's clip; the slow pathway has every 4th frame."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, clips: Tensor) -> Tensor:
-        return self.model([clips[:, :, ::4], clips])
-
-
 def _pytorchvideo(name: str) -> nn.Module:
-    hub = importlib.import_module("pytorchvideo.models.hub")
-    model = getattr(hub, name)(pretrained=False)
-    return TwoPathways(model) if name.startswith("slowfast") else model
+    model = getattr(importlib.import_module("pytorchvideo.models.hub"), name)(pretrained=False)
+    if not name.startswith("slowfast"):
+        return model
+    # The slow pathway has every 4th frame of the fast one.
+    return Adapted(model, lambda model, clips: model([clips[:, :, ::4], clips]))
 
 
-PYTORCHVIDEO = [
-    Subject(name, "pytorchvideo", partial(_pytorchvideo, name), clip, top1)
-    for name, clip, top1 in (
-        ("mvit_base_16x4", (3, 16, 224, 224), 78.4),
-        ("slowfast_r50", (3, 32, 256, 256), 76.94),
-        ("x3d_s", (3, 13, 182, 182), 73.33),
-        ("x3d_m", (3, 16, 256, 256), 75.94),
-    )
-]
+def _pytorchvideo_models(names: Sequence[str]) -> Iterator[Subject]:
+    for name, (clip, top1) in PYTORCHVIDEO.items():
+        yield Subject(name, "pytorchvideo", partial(_pytorchvideo, name), clip, top1)

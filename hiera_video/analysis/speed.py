@@ -12,6 +12,7 @@ Work is "inference" (forward, without gradients), "finetuning" (forward, cross e
 from __future__ import annotations
 
 import gc
+import logging
 import multiprocessing
 import re
 import signal
@@ -32,6 +33,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video.analysis.peers import Subject, ours
 from hiera_video.models.linear import Linear
+
+logger = logging.getLogger(__name__)
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 MIN_ROUND_SEC = 0.5
@@ -55,76 +58,79 @@ class Setting:
     batch_size: int
     device: str
 
-
-@dataclass(frozen=True)
-class Measurement:
-    """One model in one setting."""
-
-    subject: Subject
-    batch_size: int  # at most the setting's; lower if that did not fit into memory
-    seconds: tuple[float, ...]  # of a call, for each round
-    peak_gib: float | None  # above the loaded model; None: cannot be measured
-    flops: int  # floating-point operations of the products of a call
-
-    @property
-    def clips_per_sec(self) -> float:
-        return self.batch_size / statistics.median(self.seconds)
-
-    @property
-    def tflops(self) -> float:
-        """Achieved TFLOP/s, without operations that kernels recompute."""
-        return self.flops / statistics.median(self.seconds) / 1e12
+    def __str__(self) -> str:
+        return f"{self.work}, {self.precision}, {self.execution}"
 
 
 def measure(
-    subjects: Sequence[Subject],
-    setting: Setting,
-    *,
-    rounds: int,
-    on_reduced: Callable[[Subject, int], None],
-) -> tuple[list[Measurement], dict[str, str]]:
+    subjects: Sequence[Subject], setting: Setting, *, rounds: int, peak_tflops: float
+) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
     """Measures all subjects in one setting.
 
     Args:
         rounds: number of rounds, after one that warms up.
-        on_reduced: called with a subject and the smaller batch size if a batch does not fit into
-            memory.
+        peak_tflops: peak of the device, TFLOP/s.
 
     Returns:
-        The measurements, and the causes of failures by name of the subject.
+        Rows and failures of the report. A row has the `seconds` of a call in each round; `peak_gib`
+        above the loaded model, None if it cannot be measured; the `flops` of the products of a
+        call, without those that kernels recompute; and as `ours_is` the speed of the same variant
+        of this package, or of the first subject, relative to its own.
     """
-    calls, failed = {}, {}
+    calls: dict[Subject, Callable[[], Any]] = {}
+    rows: dict[Subject, dict[str, Any]] = {}
+    failed = []
+
+    def fail(subject: Subject, error: Exception) -> None:  # of any library; others are measured
+        cause = f"{type(error).__name__}: {error}"
+        logger.error("%s, %s: %s", subject.name, setting, cause)
+        failed.append({"model": subject.name, "setting": str(setting), "cause": cause})
+
     torch.compiler.reset()  # it stops compiling a function after eight versions
     for subject in subjects:
         if setting.work == "pretraining" and subject.build_pretraining is None:
             continue
         try:
             flops = flops_of_clip(subject, setting.work)
-            calls[subject] = (*fitting_call(subject, setting, on_reduced), flops)
-        except Exception as error:  # of any library; the other subjects are still measured
-            failed[subject.name] = f"{type(error).__name__}: {error}"
-    seconds: dict[Subject, list[float]] = {subject: [] for subject in calls}
+            calls[subject], fits, peak_gib = fitting_call(subject, setting)
+        except Exception as error:
+            fail(subject, error)
+            continue
+        rows[subject] = {
+            "model": subject.name,
+            "library": subject.library,
+            "clip": list(subject.clip),
+            "top1": subject.top1,
+            **vars(fits),
+            "flops": fits.batch_size * flops,
+            "peak_gib": peak_gib,
+            "seconds": [],
+        }
     for _ in range(rounds):
-        for subject, (call, *_) in list(calls.items()):
+        for subject, call in list(calls.items()):
             try:
-                seconds[subject].append(seconds_a_call(call, setting.device))
+                rows[subject]["seconds"].append(seconds_a_call(call, setting.device))
             except Exception as error:
-                failed[subject.name] = f"{type(error).__name__}: {error}"
-                del calls[subject]
-    measured = [
-        Measurement(subject, batch_size, tuple(seconds[subject]), peak_gib, batch_size * flops)
-        for subject, (_, batch_size, peak_gib, flops) in calls.items()
-    ]
-    return measured, failed
+                fail(subject, error)
+                del calls[subject], rows[subject]
+    for row in rows.values():
+        median_sec = statistics.median(row["seconds"])
+        row["clips_per_sec"] = row["batch_size"] / median_sec
+        row["model_flops_utilisation"] = row["flops"] / median_sec / 1e12 / peak_tflops
+    speeds = {row["model"]: row["clips_per_sec"] for row in rows.values()}
+    for subject, row in rows.items():
+        ours_per_sec = speeds.get(subject.variant or subjects[0].name)
+        row["ours_is"] = None if ours_per_sec is None else ours_per_sec / row["clips_per_sec"]
+    return list(rows.values()), failed
 
 
 def fitting_call(
-    subject: Subject, setting: Setting, on_reduced: Callable[[Subject, int], None]
-) -> tuple[Callable[[], Any], int, float | None]:
+    subject: Subject, setting: Setting
+) -> tuple[Callable[[], Any], Setting, float | None]:
     """Prepares and warms up a call, and halves the batch size until it fits into memory.
 
     Returns:
-        The call, its batch size, and its peak memory in GiB.
+        The call, the setting with its batch size, and its peak memory in GiB.
 
     Raises:
         MemoryError: a single clip does not fit.
@@ -138,17 +144,17 @@ def fitting_call(
                 call()
                 if setting.device == "cuda":
                     peak_gib = peak_on_gpu(call)
-            return call, setting.batch_size, peak_gib
+            return call, setting, peak_gib
         except MemoryError:
             if setting.batch_size == 1:
                 raise MemoryError("one clip does not fit into the memory") from None
-        del call
         call = None
         gc.collect()
         if setting.device == "cuda":
             torch.cuda.empty_cache()
         setting = replace(setting, batch_size=setting.batch_size // 2)
-        on_reduced(subject, setting.batch_size)
+        message = "%s, %s: out of memory, batch reduced to %d"
+        logger.warning(message, subject.name, setting, setting.batch_size)
 
 
 def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
@@ -211,13 +217,13 @@ def flops_of_clip(subject: Subject, work: str) -> int:
     return counter.get_total_flops() * (1 if work == "inference" else 3)
 
 
-def peak_tflops(device: str, precision: str) -> tuple[float, str]:
-    """Peak TFLOP/s of the device, and their source."""
+def peak_tflops(device: str, precision: str) -> dict[str, Any]:
+    """Peak `tflops`, TFLOP/s, of the device, and their `source`."""
     if device == "cuda":
         name = torch.cuda.get_device_name()
         for known, peaks in PEAK_TFLOPS.items():
             if known in name and "MIG" not in name and "NVL" not in name:  # those are slower
-                return peaks[precision], f"data sheet of {known}"
+                return {"tflops": peaks[precision], "source": f"data sheet of {known}"}
     dtype = AUTOCAST[precision] or torch.float32
     size = 2048 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -225,7 +231,8 @@ def peak_tflops(device: str, precision: str) -> tuple[float, str]:
         layer = Linear(size, size, bias=False, device=device, dtype=dtype)
         products = (lambda: a @ b, lambda: layer(a))  # MKL and oneDNN, in float32 on a CPU
         seconds = min(seconds_a_call(call, device) for _ in range(3) for call in products)
-    return 2 * size**3 / seconds / 1e12, f"measured, product of {size}x{size} matrices"
+    source = f"measured, product of {size}x{size} matrices"
+    return {"tflops": 2 * size**3 / seconds / 1e12, "source": source}
 
 
 def peak_on_gpu(call: Callable[[], Any]) -> float:
@@ -249,22 +256,21 @@ def peak_in_child(subject: Subject, setting: Setting) -> float | None:
         return None
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(
-        target=_send_peak, args=(sender, subject, setting, torch.get_num_threads())
-    )
+    arguments = (sender, subject, setting, torch.get_num_threads())
+    child = context.Process(target=_send_peak, args=arguments)
     child.start()
     sender.close()
     try:
         answer = receiver.recv()
     except EOFError:
-        answer = None
+        child.join()
+        if child.exitcode == -signal.SIGKILL:
+            raise MemoryError from None
+        message = f"the process that measures its memory ended with {child.exitcode}"
+        raise RuntimeError(message) from None
     child.join()
     if isinstance(answer, Exception):
         raise answer
-    if answer is None and child.exitcode == -signal.SIGKILL:
-        raise MemoryError
-    if answer is None:
-        raise RuntimeError(f"the process that measures its memory ended with {child.exitcode}")
     return answer
 
 
@@ -294,9 +300,7 @@ def _memory_errors() -> Iterator[None]:
     """Turns the errors that torch raises for insufficient memory into MemoryError."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise MemoryError from None
     except RuntimeError as error:
-        if "can't allocate memory" not in str(error) and "out of memory" not in str(error):
-            raise
-        raise MemoryError from None
+        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+            raise MemoryError from None
+        raise

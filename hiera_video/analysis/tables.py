@@ -1,9 +1,12 @@
-"""Tables of text."""
+"""Tables of text, and the results of `hiera-video benchmark` in such tables."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from typing import Literal
+from itertools import groupby
+from operator import itemgetter
+from typing import Any, Literal
 
 from tabulate import tabulate
 
@@ -18,3 +21,65 @@ def format_table(
     """
     alignment = ["left"] + ["right"] * (len(headers) - 1)
     return tabulate(rows, headers, tablefmt=style, colalign=alignment, disable_numparse=True)
+
+
+def format_report(report: dict[str, Any]) -> str:
+    """All results, for a file."""
+    key = itemgetter("work", "precision", "execution")
+    parts = [format_heading(report)]
+    parts += [format_rows(list(rows)) for _, rows in groupby(report["results"], key)]
+    if report["decoding"]:
+        parts.append(format_decoding(report["decoding"]))
+    parts += [f"not measured: {f['model']}, {f['setting']}: {f['cause']}" for f in report["failed"]]
+    return "\n\n".join(parts) + "\n"
+
+
+def format_heading(report: dict[str, Any]) -> str:
+    """Device, versions and command."""
+    environment = report["environment"]
+    peaks = ", ".join(
+        f"{precision} {peak['tflops']:.3g} TFLOP/s ({peak['source']})"
+        for precision, peak in report["peaks"].items()
+    )
+    return (
+        f"{report['device']}, {report['threads']} threads, torch {environment['torch']}, commit "
+        f"{environment['git_commit']}: {' '.join(environment['command'][1:])}\n\n"
+        f"MFU is relative to the peaks: {peaks}"
+    )
+
+
+def format_rows(rows: list[dict[str, Any]]) -> str:
+    """The results of one setting.
+
+    "+-" is half the difference between the slowest and the fastest round.
+    """
+    if not rows:
+        return "nothing was measured"
+    first = rows[0]
+    headers = ["model", "clip", "batch", "clips/s", "+-", "peak GiB", "GFLOPs", "MFU", "ours is"]
+    cells = []
+    for row in rows:
+        spread = (max(row["seconds"]) - min(row["seconds"])) / 2 / statistics.median(row["seconds"])
+        cells.append(
+            [
+                row["model"],
+                "x".join(str(n) for n in row["clip"]),
+                str(row["batch_size"]),
+                f"{row['clips_per_sec']:.3g}",
+                f"{spread:.0%}",
+                "unknown" if row["peak_gib"] is None else f"{row['peak_gib']:.2f}",
+                f"{row['flops'] / row['batch_size'] / 1e9:.0f}",
+                f"{row['model_flops_utilisation']:.0%}",
+                "" if row["ours_is"] is None else f"{row['ours_is']:.2f}x",
+            ]
+        )
+    title = f"{first['work']}, {first['precision']}, {first['execution']}"
+    return f"{title}\n\n{format_table(headers, cells, 'pipe')}"
+
+
+def format_decoding(rows: list[dict[str, Any]]) -> str:
+    """The results of inference with decoding."""
+    headers = ["model", "precision", "batch", "decoding processes", "clips", "clips/s"]
+    keys = ["model", "precision", "batch_size", "num_workers", "clips"]
+    cells = [[*(str(row[key]) for key in keys), f"{row['clips_per_sec']:.3g}"] for row in rows]
+    return f"inference from files, eager\n\n{format_table(headers, cells, 'pipe')}"

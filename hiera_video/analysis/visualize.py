@@ -4,15 +4,8 @@
 of them in one picture, and `movie_frames` one picture for each time.
 
 The model predicts the first frame of each tubelet, with each patch normalised by its mean and
-standard deviation. Its brightness and contrast are not predicted; their source is the mode, which
-is stated in every picture:
-
-  "normalised"               none: every patch, of the input too, is shown in its normalised units.
-                             The prediction contains nothing of hidden patches.
-  "visible_statistics"       the average over the visible patches of the clip, the same for every
-                             predicted patch. The prediction contains nothing of hidden patches.
-  "ground_truth_statistics"  the hidden patch itself, as in most published pictures. It makes the
-                             model look better than it is, because it has predicted neither.
+standard deviation. Its brightness and contrast are not predicted; the mode decides where they come
+from, and every picture states it, as in `MODES`. Most published pictures show the true ones.
 """
 
 from __future__ import annotations
@@ -20,17 +13,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
-from hiera_video.errors import ModelError
 from hiera_video.files import replacing
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
@@ -51,26 +43,26 @@ TEXT_COLOUR: Colour = (20, 20, 20)
 WARNING_COLOUR: Colour = (190, 0, 0)
 PAPER: Colour = (255, 255, 255)
 
-EXPLANATIONS: dict[Mode, str] = {
+MODES: dict[Mode, tuple[str, str]] = {  # label of predictions, explanation
     "normalised": (
+        "prediction, normalised",
         "Mode normalised: every patch minus its mean, divided by its standard deviation; mid grey "
         f"is 0, black -{NORMALISED_RANGE}, white +{NORMALISED_RANGE}. The prediction contains "
-        "nothing of hidden patches."
+        "nothing of hidden patches.",
     ),
     "visible_statistics": (
+        "prediction, visible statistics",
         "Mode visible_statistics: all predicted patches have the same brightness and contrast, the "
-        "average of the visible patches. The prediction contains nothing of hidden patches."
+        "average of the visible patches. The prediction contains nothing of hidden patches.",
     ),
     "ground_truth_statistics": (
+        "prediction + TRUE statistics",
         "Mode ground_truth_statistics: each predicted patch has the TRUE brightness and contrast "
-        "of the hidden patch, which the model has not predicted: it looks better than it is."
+        "of the hidden patch, which the model has not predicted: it looks better than it is.",
     ),
 }
-PREDICTION_LABELS: dict[Mode, str] = {
-    "normalised": "prediction, normalised",
-    "visible_statistics": "prediction, visible statistics",
-    "ground_truth_statistics": "prediction + TRUE statistics",
-}
+Row = tuple[list[tuple[str, Picture | None]], Colour]
+"""Cells, each a label above a picture or a label alone, and the colour of the labels."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ class Reconstruction:
         return [
             (input_label, self.input, TEXT_COLOUR),
             ("visible units", self.visible, TEXT_COLOUR),
-            (PREDICTION_LABELS[self.mode], self.prediction, self.prediction_ink),
+            (MODES[self.mode][0], self.prediction, self.prediction_ink),
             ("prediction + visible units", self.paste_back, self.prediction_ink),
         ]
 
@@ -99,15 +91,6 @@ class Reconstruction:
     def prediction_ink(self) -> Colour:
         """The colour of texts about predictions."""
         return WARNING_COLOUR if self.mode == "ground_truth_statistics" else TEXT_COLOUR
-
-
-def require_pixels(model: MaskedAutoencoderHiera) -> None:
-    """Raises ModelError for a model that does not predict pixels."""
-    if model.target != "pixels":
-        raise ModelError(
-            f"the model predicts target={model.target!r}: only target='pixels' can be shown as a "
-            "picture"
-        )
 
 
 @torch.inference_mode()
@@ -126,22 +109,24 @@ def reconstruct(
         clip: normalised, on the model's device.
         visible: the visible units, on the CPU.
         normalize: the normalisation of the clip, on the model's device.
-        mode: source of the brightness and contrast of predicted patches, see above.
-
-    Raises:
-        ValueError: an unknown mode.
-        ModelError: the model does not predict pixels.
+        mode: source of the brightness and contrast of predicted patches.
     """
-    if mode not in get_args(Mode):
-        raise ValueError(f"mode is {mode!r}: allowed are {', '.join(get_args(Mode))}")
-    require_pixels(model)
     kept = kept_units(visible).to(clip.device)
     predicted = model(clip, kept).float()  # [1, H, u, P]
     loss = float(reconstruction_losses(predicted, model.targets(clip, kept)))
     predicted, is_visible = predicted[0], visible[0].to(clip.device)
 
+    # Orders of pixels in frames and in the model's units, see `MaskedAutoencoderHiera.targets`.
+    is_image = model.encoder.patch_stride[0] == 1
+    frames = "(i t) (j h p) (k w q) c"
+    units = f"(i j k) (t h w) {'(c p q)' if is_image else '(p q c)'}"
+    sizes = dict(zip("ijk", model.encoder.units_shape, strict=True))
+    sizes |= dict(zip("thw", model.unit_shape, strict=True))
+    sizes |= dict(zip("pq", model.token_pixels[1:], strict=True))
+
     first = clip[:, :, :: model.token_pixels[0]].float()  # of each tubelet
-    patches = _to_units(rearrange(first, "1 c t h w -> t h w c"), model)  # [M, u, P]
+    first = rearrange(first, "1 c t h w -> t h w c")
+    patches = rearrange(first, f"{frames} -> {units}", **sizes)  # [M, u, P]
     variance, centre = torch.var_mean(patches, dim=-1, keepdim=True)
     spread = (variance + 1e-6).sqrt()  # as in the model's targets
     if mode == "normalised":
@@ -153,10 +138,9 @@ def reconstruct(
 
     everywhere = torch.zeros_like(patches)
     everywhere[~is_visible] = predicted
-    truth, guess = (
-        _to_picture(_to_frames(x, model), mode, normalize) for x in (patches, everywhere)
-    )
-    seen = _to_frames(is_visible[:, None, None].expand_as(patches), model).cpu().numpy()
+    to_frames = partial(rearrange, pattern=f"{units} -> {frames}", **sizes)
+    truth, guess = (_to_picture(to_frames(x), mode, normalize) for x in (patches, everywhere))
+    seen = to_frames(is_visible[:, None, None].expand_as(patches)).cpu().numpy()
     grey = np.uint8(HIDDEN_GREY)
     return Reconstruction(
         mode,
@@ -166,30 +150,6 @@ def reconstruct(
         paste_back=np.where(seen, truth, guess),
         loss=loss,
     )
-
-
-def _to_units(
-    frames: Float[Tensor, "t H W C"], model: MaskedAutoencoderHiera
-) -> Float[Tensor, "M u P"]:
-    """Pixels by mask unit and token, ordered as the model predicts them."""
-    pixels, units, sizes = _orders(model)
-    return rearrange(frames, f"{pixels} -> {units}", **sizes)
-
-
-def _to_frames(values: Tensor, model: MaskedAutoencoderHiera) -> Tensor:
-    """The inverse of `_to_units`, [M, u, P] -> [t, H, W, C]."""
-    pixels, units, sizes = _orders(model)
-    return rearrange(values, f"{units} -> {pixels}", **sizes)
-
-
-def _orders(model: MaskedAutoencoderHiera) -> tuple[str, str, dict[str, int]]:
-    """einops patterns of frames and of units, see `MaskedAutoencoderHiera.targets`, and sizes."""
-    is_image = model.encoder.patch_stride[0] == 1
-    sizes = dict(zip("ijk", model.encoder.units_shape, strict=True))
-    sizes |= dict(zip("thw", model.unit_shape, strict=True))
-    sizes |= dict(zip("pq", model.token_pixels[1:], strict=True))
-    values = "(c p q)" if is_image else "(p q c)"
-    return "(i t) (j h p) (k w q) c", f"(i j k) (t h w) {values}", sizes
 
 
 def _to_picture(frames: Float[Tensor, "t H W 3"], mode: Mode, normalize: Normalize) -> Frames:
@@ -223,13 +183,12 @@ def contact_sheet(
         times_sec: presentation time of each of the t frames.
         caption: from `describe`; the explanation of the mode is added.
     """
-    rows = [(label, _enlarged(frames), ink) for label, frames, ink in reconstruction.rows]
-    grid = []
+    grid: list[Row] = []
     for start in range(0, len(times_sec), COLUMNS):
         shown = range(start, min(start + COLUMNS, len(times_sec)))
-        grid.append(_Row([(f"{times_sec[i]:.2f} s", None) for i in shown], TEXT_COLOUR))
-        for label, frames, ink in rows:
-            grid.append(_Row([(label if i == start else "", frames[i]) for i in shown], ink))
+        grid.append(([(f"{times_sec[i]:.2f} s", None) for i in shown], TEXT_COLOUR))
+        for label, frames, ink in reconstruction.rows:
+            grid.append(([(label if i == start else "", frames[i]) for i in shown], ink))
     return _draw_grid(grid, _notes(reconstruction, caption))
 
 
@@ -240,53 +199,49 @@ def movie_frames(
 
     For the arguments see `contact_sheet`.
     """
-    rows = [(label, _enlarged(frames), ink) for label, frames, ink in reconstruction.rows]
     for i, time_sec in enumerate(times_sec):
-        cells = [(label, frames[i]) for label, frames, _ in rows]
-        grid = [_Row(cells[:2], rows[0][2]), _Row(cells[2:], rows[2][2])]
+        cells = [(label, frames[i]) for label, frames, _ in reconstruction.rows]
+        grid: list[Row] = [(cells[:2], TEXT_COLOUR), (cells[2:], reconstruction.prediction_ink)]
         time = (f"{time_sec:.2f} s", TEXT_COLOUR)
         yield _draw_grid(grid, [time, *_notes(reconstruction, caption)])
 
 
-@dataclass(frozen=True)
-class _Row:
-    """Cells of a grid, each a label above a picture or a label alone."""
-
-    cells: Sequence[tuple[str, Picture | None]]
-    ink: Colour
-
-
-def _draw_grid(rows: Sequence[_Row], notes: Sequence[tuple[str, Colour]]) -> Picture:
+def _draw_grid(rows: Sequence[Row], notes: Sequence[tuple[str, Colour]]) -> Picture:
     """Draws rows of cells below one another, and notes below them; both sides are even.
 
-    All pictures have the same size. A label may extend over the next cells if these have none.
+    All pictures have the same size; small ones are enlarged to a height of about `TILE_PX`, by
+    repeating pixels. A label may extend over the next cells if these have none.
     """
-    pictures = [picture for row in rows for _, picture in row.cells if picture is not None]
-    tile_height, tile_width = pictures[0].shape[:2]
+    pictures = [picture for cells, _ in rows for _, picture in cells if picture is not None]
+    factor = max(1, round(TILE_PX / pictures[0].shape[0]))
+    tile_height, tile_width = (factor * side for side in pictures[0].shape[:2])
     size = max(16, tile_height // 12)
     font, line_px = ImageFont.load_default(size=size), round(1.4 * size)
-    widths = {label: round(font.getlength(label)) for row in rows for label, _ in row.cells}
-    in_cell = [label for row in rows for label, _ in row.cells if all(c[0] for c in row.cells)]
+    widths = {label: round(font.getlength(label)) for cells, _ in rows for label, _ in cells}
+    in_cell = [label for cells, _ in rows for label, _ in cells if all(c[0] for c in cells)]
     column_px = max(tile_width, *(widths[label] for label in in_cell)) + GAP_PX
     width = GAP_PX + max(
-        column_px * max(len(row.cells) for row in rows),
+        column_px * max(len(cells) for cells, _ in rows),
         max(widths.values()) + GAP_PX,
         2 * tile_height,  # for the notes
     )
-    lines = [line for note in notes for line in _wrapped(note, font, width - 2 * GAP_PX)]
+    lines = [
+        (line, ink) for text, ink in notes for line in _wrapped(text, font, width - 2 * GAP_PX)
+    ]
     row_px = [
-        line_px + (tile_height + GAP_PX if row.cells[0][1] is not None else 0) for row in rows
+        line_px + (tile_height + GAP_PX if cells[0][1] is not None else 0) for cells, _ in rows
     ]
     height = 3 * GAP_PX + sum(row_px) + len(lines) * line_px
     sheet = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = GAP_PX
-    for row, height_px in zip(rows, row_px, strict=True):
-        for column, (label, picture) in enumerate(row.cells):
+    for (cells, ink), height_px in zip(rows, row_px, strict=True):
+        for column, (label, picture) in enumerate(cells):
             x = GAP_PX + column * column_px
-            draw.text((x, top), label, row.ink, font)
+            draw.text((x, top), label, ink, font)
             if picture is not None:
-                sheet.paste(Image.fromarray(picture), (x, top + line_px))
+                tile = ImageOps.scale(Image.fromarray(picture), factor, Image.Resampling.NEAREST)
+                sheet.paste(tile, (x, top + line_px))
         top += height_px
     for number, (line, ink) in enumerate(lines):
         draw.text((GAP_PX, top + GAP_PX + number * line_px), line, ink, font)
@@ -294,15 +249,12 @@ def _draw_grid(rows: Sequence[_Row], notes: Sequence[tuple[str, Colour]]) -> Pic
 
 
 def _notes(reconstruction: Reconstruction, caption: str) -> list[tuple[str, Colour]]:
-    explanation = EXPLANATIONS[reconstruction.mode]
+    explanation = MODES[reconstruction.mode][1]
     return [(caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)]
 
 
-def _wrapped(
-    note: tuple[str, Colour], font: ImageFont.FreeTypeFont, width: int
-) -> list[tuple[str, Colour]]:
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     """Breaks a text into lines of at most `width` pixels."""
-    text, ink = note
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -310,13 +262,7 @@ def _wrapped(
             lines.append(word)
         else:
             lines[-1] = longer
-    return [(line, ink) for line in lines]
-
-
-def _enlarged(frames: Frames) -> Frames:
-    """Repeats the pixels of small frames, to a height of about `TILE_PX`."""
-    factor = max(1, round(TILE_PX / frames.shape[1]))
-    return repeat(frames, "t h w c -> t (h p) (w q) c", p=factor, q=factor)
+    return lines
 
 
 # Files.
@@ -334,13 +280,11 @@ def write_movie(
     times_sec: Sequence[float],
     caption: str,
 ) -> None:
-    """Writes the pictures of `movie_frames` as mp4, at the speed of the video."""
-    frames = movie_frames(reconstruction, times_sec, caption)
-    write_video(path, frames, _frame_rate(times_sec), options={"crf": "18"})
+    """Writes the pictures of `movie_frames` as mp4, at the speed of the video.
 
-
-def _frame_rate(times_sec: Sequence[float]) -> Fraction:
-    """Frames per second; 1 if all times are equal."""
+    The rate is 1 frame per second if all times are equal.
+    """
     steps = np.diff(times_sec)
     steps = steps[steps > 0]  # 0 where the last frame of a short video is repeated
-    return Fraction(1 / float(np.median(steps))) if steps.size else Fraction(1)
+    fps = 1 / float(np.median(steps)) if steps.size else 1
+    write_video(path, movie_frames(reconstruction, times_sec, caption), fps, options={"crf": "18"})

@@ -10,16 +10,7 @@ from typing import Any
 
 from pydantic.fields import FieldInfo
 
-from hiera_video.settings.base import Operand, Settings, allowed_values, leaves
-
-
-def operand_of(cls: type[Settings]) -> tuple[str, Operand] | None:
-    """The setting that the command line takes without its key, as FILE in `predict FILE ...`."""
-    for name, field in cls.model_fields.items():
-        for item in field.metadata:
-            if isinstance(item, Operand):
-                return name, item
-    return None
+from hiera_video.settings.base import Settings, allowed_values, leaves, shown_key
 
 
 def summary(cls: type[Settings]) -> str:
@@ -27,42 +18,45 @@ def summary(cls: type[Settings]) -> str:
     return inspect.cleandoc(cls.__doc__ or "").splitlines()[0]
 
 
+def card_groups(cls: type[Settings]) -> list[str]:
+    """The groups of a command's settings that start from the card of its checkpoint."""
+    groups = ("clips", "views", "masking") if "checkpoint" in cls.model_fields else ()
+    return [key for key in groups if key in cls.model_fields]
+
+
 def describe(cls: type[Settings]) -> str:
     """The description of a command and all its settings: required ones first, then by section."""
     width = min(shutil.get_terminal_size().columns, 100)
-    operand = operand_of(cls)
     required, sections = [], dict[str, list[str]]()
     for key, field, default in leaves(cls):
-        entry = _entry(key, field, default, width)
-        if operand and operand[0] == key:
-            entry = entry.replace(key, operand[1].name, 1)
         if field.is_required():
-            required.append(entry)
+            required += _entry(shown_key(cls, key), field, width)
         else:
-            section = key.rpartition(".")[0]
-            sections.setdefault(section.partition(".")[0], []).append(entry)
-    lines = [_wrapped(inspect.cleandoc(cls.__doc__ or ""), width)]
+            section = sections.setdefault(key.rpartition(".")[0].partition(".")[0], [])
+            section += _entry(f"{shown_key(cls, key)}={_as_typed(default)}", field, width)
+    paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
+    if groups := card_groups(cls):
+        names = " and ".join(f"`{name}`" for name in groups)
+        paragraphs.append(
+            f"{names} start from the card of the checkpoint, not from the defaults shown here."
+        )
+    lines = "\n\n".join(textwrap.fill(" ".join(p.split()), width) for p in paragraphs).splitlines()
     if required:
         lines += ["", "required:", *required]
     for name in sorted(sections, key=bool):
         lines += ["", f"{name or 'settings'}:", *sections[name]]
+    lines += ["", "Settings without a dot are options too: --key-name VALUE is key_name=VALUE."]
     return "\n".join(lines)
 
 
-def _entry(key: str, field: FieldInfo, default: Any, width: int) -> str:
-    head = f"  {key}" if field.is_required() else f"  {key}={_as_typed(default)}"
+def _entry(head: str, field: FieldInfo, width: int) -> list[str]:
     allowed = allowed_values(field.annotation, field.metadata)
     text = f"{' '.join((field.description or '').split())} [{allowed}]"
-    return "\n".join(
-        [head, textwrap.fill(text, width, initial_indent=" " * 6, subsequent_indent=" " * 6)]
-    )
+    indent = " " * 6
+    wrapped = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
+    return [f"  {head}", wrapped]
 
 
 def _as_typed(value: Any) -> str:
     """A value as it stands on a command line."""
     return value if isinstance(value, str) else json.dumps(value).replace(" ", "")
-
-
-def _wrapped(text: str, width: int) -> str:
-    paragraphs = text.split("\n\n")
-    return "\n\n".join(textwrap.fill(" ".join(p.split()), width) for p in paragraphs)

@@ -21,56 +21,40 @@ from collections.abc import Sequence
 from typing import Any
 
 import hiera_video
-from hiera_video.cli.help import describe, operand_of, summary
+from hiera_video.cli.help import card_groups, describe, summary
 from hiera_video.errors import ConfigError, UserError, WeightsNotFoundError
 from hiera_video.models.card import Kind
 from hiera_video.models.sources import load_card
-from hiera_video.settings.base import Settings, section_of
-from hiera_video.settings.evaluation import (
-    CheckAvaSettings,
-    DetectEvaluateSettings,
-    DetectPredictSettings,
-    DetectScoreSettings,
-    EvaluateSettings,
-    ExtractSettings,
-    PredictSettings,
-    VisualizeSettings,
-)
+from hiera_video.runtime.logging import setup_logging
+from hiera_video.settings import evaluation, tools, training
+from hiera_video.settings.base import Settings, operand_of, section_of
 from hiera_video.settings.load import (
+    Update,
     load_flops_settings,
     load_for_print,
     load_settings,
     merged,
     to_yaml,
 )
-from hiera_video.settings.tools import (
-    BenchmarkSettings,
-    ConvertSettings,
-    DemoAvaSettings,
-    DemoSettings,
-    ExportSettings,
-    FlopsSettings,
-)
-from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 
 COMMANDS: dict[str, type[Settings]] = {
-    "finetune": FinetuneSettings,
-    "evaluate": EvaluateSettings,
-    "predict": PredictSettings,
-    "pretrain": PretrainSettings,
-    "visualize mae": VisualizeSettings,
-    "detect train": DetectTrainSettings,
-    "detect evaluate": DetectEvaluateSettings,
-    "detect predict": DetectPredictSettings,
-    "detect score": DetectScoreSettings,
-    "data check-ava": CheckAvaSettings,
-    "extract": ExtractSettings,
-    "export": ExportSettings,
-    "convert": ConvertSettings,
-    "flops": FlopsSettings,
-    "benchmark": BenchmarkSettings,
-    "demo": DemoSettings,
-    "demo ava": DemoAvaSettings,
+    "finetune": training.FinetuneSettings,
+    "evaluate": evaluation.EvaluateSettings,
+    "predict": evaluation.PredictSettings,
+    "pretrain": training.PretrainSettings,
+    "visualize mae": evaluation.VisualizeSettings,
+    "detect train": training.DetectTrainSettings,
+    "detect evaluate": evaluation.DetectEvaluateSettings,
+    "detect predict": evaluation.DetectPredictSettings,
+    "detect score": evaluation.DetectScoreSettings,
+    "data check-ava": evaluation.CheckAvaSettings,
+    "extract": evaluation.ExtractSettings,
+    "export": tools.ExportSettings,
+    "convert": tools.ConvertSettings,
+    "flops": tools.FlopsSettings,
+    "benchmark": tools.BenchmarkSettings,
+    "demo": tools.DemoSettings,
+    "demo ava": tools.DemoAvaSettings,
 }
 CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a checkpoint's card
     "evaluate": "classifier",
@@ -80,6 +64,12 @@ CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a
     "visualize mae": "autoencoder",
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
+SWITCHES = {  # of all commands
+    "--print-config": "print the whole configuration",
+    "--dry-run": "check everything up to the first batch",
+    "--json": "results as JSON, for machines",
+    "--traceback": "show where in the code an error was raised",
+}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -90,7 +80,9 @@ def parser() -> argparse.ArgumentParser:
     )
     version = f"hiera-video {hiera_video.__version__}"
     top.add_argument("--version", action="version", version=version)
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser
+    )
     for name, cls in COMMANDS.items():
         operand = operand_of(cls)
         operands = ""
@@ -100,11 +92,9 @@ def parser() -> argparse.ArgumentParser:
             name,
             usage=f"hiera-video {name} [options] {operands}[key.path=value ...]",
             help=summary(cls),
-            formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            add_help=False,
         )
-        sub.add_argument("-h", "--help", action=_Help, settings=cls)
+        sub.settings = cls
         sub.add_argument(
             "--config",
             action="append",
@@ -112,35 +102,21 @@ def parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="a YAML file, or a shipped recipe such as kinetics400/hiera_base; may be repeated",
         )
-        sub.add_argument(
-            "--print-config", action="store_true", help="print the whole configuration"
-        )
-        sub.add_argument(
-            "--dry-run", action="store_true", help="check everything up to the first batch"
-        )
-        sub.add_argument("--json", action="store_true", help="results as JSON, for machines")
-        sub.add_argument(
-            "--traceback", action="store_true", help="show where in the code an error was raised"
-        )
+        for option, text in SWITCHES.items():
+            sub.add_argument(option, action="store_true", help=text)
         for option, is_switch in options_of(cls).items():
             switch: dict[str, Any] = {"action": "store_const", "const": "true"} if is_switch else {}
             sub.add_argument(option, dest=option, help=argparse.SUPPRESS, **switch)
     return top
 
 
-class _Help(argparse.Action):
-    """Prints the usage, the options and the settings of a command."""
+class _CommandParser(argparse.ArgumentParser):
+    """The options of a command, whose help shows its settings too."""
 
-    def __init__(self, option_strings: list[str], dest: str, settings: type[Settings]) -> None:
-        super().__init__(option_strings, dest, nargs=0, help="show this text")
-        self.settings = settings
+    settings: type[Settings]
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
-        print(parser.format_help())
-        print(describe(self.settings))
-        if any("." not in key for key in options_of(self.settings)):
-            print("\nSettings without a dot are options too: --key-name VALUE is key_name=VALUE.")
-        parser.exit()
+    def format_help(self) -> str:
+        return f"{super().format_help()}\n{describe(self.settings)}\n"
 
 
 def options_of(cls: type[Settings]) -> dict[str, bool]:
@@ -187,16 +163,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = read_settings(args, operands)
         name = MODULES.get(args.command, args.command.replace(" ", "_").replace("-", "_"))
         command = importlib.import_module(f"hiera_video.commands.{name}")
+        setup_logging()
         return command.run(settings, dry_run=args.dry_run, as_json=args.json)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except UserError as error:
-        return _report(args, error, error.exit_code)
-    except OSError as error:
-        if error.filename is None:  # not about a file of the user's
-            raise
-        return _report(args, error, 1)
+    except (UserError, OSError) as error:
+        if not isinstance(error, UserError) and error.filename is None:
+            raise  # it is not about a file of the user's
+        if args.traceback:
+            traceback.print_exception(error)
+        print(f"hiera-video {args.command}: {error}", file=sys.stderr)
+        return error.exit_code if isinstance(error, UserError) else 1
     finally:
         # Decoding processes ignore SIGTERM, and an exception may keep their loader alive: without
         # this, the end of the program would wait for them without end.
@@ -204,28 +182,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             worker.kill()
 
 
-def _report(args: argparse.Namespace, error: Exception, exit_code: int) -> int:
-    if args.traceback:
-        traceback.print_exception(error)
-    print(f"hiera-video {args.command}: {error}", file=sys.stderr)
-    return exit_code
-
-
 def read_settings(args: argparse.Namespace, operands: Sequence[str]) -> Any:
     """The settings that the command line asks for."""
-    cls, files, overrides, base = configuration(args, operands)
-    if cls is FlopsSettings:
-        return load_flops_settings(files, overrides)
-    return load_settings(cls, files, overrides, base)
+    cls, files, overrides = configuration(args, operands)
+    if cls is tools.FlopsSettings:
+        return load_flops_settings(args.config, overrides)
+    return load_settings(cls, files, overrides)
 
 
 def configuration(
     args: argparse.Namespace, operands: Sequence[str]
-) -> tuple[type[Settings], list[str], list[str | dict[str, Any]], dict[str, Any]]:
-    """The class of settings, and where their values come from: files, the command line, and the
-    card of a checkpoint."""
-    cls, files = COMMANDS[args.command], args.config
-    overrides: list[str | dict[str, Any]] = [o for o in operands if OVERRIDE.match(o)]
+) -> tuple[type[Settings], list[Update], list[Update]]:
+    """The class of settings, and where their values come from: the card of a checkpoint and
+    files, and the command line."""
+    cls = COMMANDS[args.command]
+    overrides: list[Update] = [o for o in operands if OVERRIDE.match(o)]
     for option in options_of(cls):
         if (value := getattr(args, option)) is not None:
             overrides.append(f"{option[2:].replace('-', '_')}={value}")
@@ -237,19 +208,16 @@ def configuration(
         if not kind.is_list and words[1:]:
             raise ConfigError(f"{words[1]!r} is a second {kind.name}: only one is allowed")
         overrides.append({name: words if kind.is_list else words[0]})
-    base: dict[str, Any] = {}
-    if "checkpoint" in cls.model_fields:
-        values, _ = merged(cls, files, overrides)
-        if isinstance(checkpoint := values.get("checkpoint"), str):
-            base = card_settings(cls, checkpoint, CHECKPOINT_KINDS.get(args.command))
-    return cls, files, overrides, base
+    if groups := card_groups(cls):
+        checkpoint = merged(cls, args.config, overrides)[0].get("checkpoint")
+        if isinstance(checkpoint, str):
+            trained = card_settings(groups, checkpoint, CHECKPOINT_KINDS.get(args.command))
+            return cls, [trained, *args.config], overrides
+    return cls, args.config, overrides
 
 
-def card_settings(cls: type[Settings], checkpoint: str, kind: Kind | None) -> dict[str, Any]:
-    """How the weights were trained, for the groups of settings that the command has too."""
-    groups = [key for key in ("clips", "views", "masking") if key in cls.model_fields]
-    if not groups:
-        return {}
+def card_settings(groups: Sequence[str], checkpoint: str, kind: Kind | None) -> dict[str, Any]:
+    """These groups of settings as the weights were trained, as far as their card states them."""
     try:
         card = load_card(checkpoint, kind)
     except WeightsNotFoundError:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import platform
 import re
 import time
 from collections.abc import Sequence
-from itertools import product
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from hiera_video.analysis.accuracy_plot import import_matplotlib, plot_accuracy_and_speed
+from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed
 from hiera_video.analysis.peers import Subject, ours, peers
 from hiera_video.analysis.speed import Setting, measure, peak_tflops
-from hiera_video.analysis.speed_tables import (
+from hiera_video.analysis.tables import (
     format_decoding,
     format_heading,
     format_report,
     format_rows,
 )
 from hiera_video.data.batches import Failure
-from hiera_video.data.datasets import EvaluationViews
-from hiera_video.data.order import evaluation_loader, num_workers, readable
+from hiera_video.data.loader import evaluation_loader, num_workers, readable
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
-from hiera_video.errors import ConfigError, UserError, configured
+from hiera_video.errors import ConfigError, MissingLibrary, UserError, configured
+from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.views import score_views
 from hiera_video.files import write_json, write_text
 from hiera_video.models.normalize import Normalize
@@ -39,9 +40,7 @@ from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code, refuse_existing
 from hiera_video.settings.tools import BenchmarkSettings
-from hiera_video.settings.video import Views
-from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import opener
+from hiera_video.settings.video import Clips, Views
 
 logger = logging.getLogger(__name__)
 
@@ -68,8 +67,12 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
         Setting(*choice, device=device)
         for choice in product(config.work, config.precisions, config.execution, config.batch_sizes)
     ]
-    videos = () if config.videos is None else read_videos(config.videos)
-    folder = checked_folder(config)
+    videos = [] if config.videos is None else read_videos(config.videos)
+    folder = None if config.output_dir is None else Path(config.output_dir)
+    if folder is not None:
+        refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
+        if importlib.util.find_spec("matplotlib") is None:
+            raise MissingLibrary("plots need matplotlib: pip install 'hiera-video[plot]'")
     if dry_run:
         models = [subject.name for subject in subjects]
         described = [vars(setting) for setting in settings]
@@ -82,7 +85,7 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
         print(format_heading(report))
     for setting in settings:
         peak = report["peaks"][setting.precision]["tflops"]
-        rows, failed = measured(subjects, setting, config.rounds, peak)
+        rows, failed = measure(subjects, setting, rounds=config.rounds, peak_tflops=peak)
         report["results"] += rows
         report["failed"] += failed
         if not as_json:
@@ -121,86 +124,31 @@ def chosen_peers(names: Sequence[str], only: str) -> list[Subject]:
     return chosen
 
 
-def checked_folder(config: BenchmarkSettings) -> Path | None:
-    """`output_dir`, without results that would be replaced.
-
-    Raises:
-        UserError: it has results.
-        MissingLibrary: plots cannot be drawn.
-    """
-    if config.output_dir is None:
-        return None
-    folder = Path(config.output_dir)
-    refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
-    import_matplotlib()  # fails before the measurements
-    return folder
-
-
 def new_report(device: str, precisions: Sequence[str]) -> dict[str, Any]:
     """A report without results; sets the same float32 arithmetic for all models."""
     if device == "cuda":
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.benchmark = True
-    peaks = {precision: peak_tflops(device, precision) for precision in precisions}
     return {
         "environment": environment(),
         "device": torch.cuda.get_device_name() if device == "cuda" else processor_name(),
         "threads": torch.get_num_threads(),
-        "peaks": {key: {"tflops": peak, "source": source} for key, (peak, source) in peaks.items()},
+        "peaks": {precision: peak_tflops(device, precision) for precision in precisions},
         "results": [],
         "decoding": [],
         "failed": [],
     }
 
 
-def measured(
-    subjects: list[Subject], setting: Setting, rounds: int, peak_tflops: float
-) -> tuple[list[dict[str, Any]], list[dict[str, str]]]:
-    """Measures all subjects in one setting: rows for the report, and causes of failures."""
-    title = f"{setting.work}, {setting.precision}, {setting.execution}"
-
-    def warn_reduced(subject: Subject, batch_size: int) -> None:
-        message = "%s, %s: out of memory, batch reduced to %d"
-        logger.warning(message, subject.name, title, batch_size)
-
-    measurements, failed = measure(subjects, setting, rounds=rounds, on_reduced=warn_reduced)
-    for name, cause in failed.items():
-        logger.error("%s, %s: %s", name, title, cause)
-    speeds = {m.subject.name: m.clips_per_sec for m in measurements}
-    rows = []
-    for m in measurements:
-        ours_per_sec = speeds.get(m.subject.variant or subjects[0].name)
-        rows.append(
-            {
-                "model": m.subject.name,
-                "library": m.subject.library,
-                "clip": list(m.subject.clip),
-                "top1": m.subject.top1,
-                "work": setting.work,
-                "precision": setting.precision,
-                "execution": setting.execution,
-                "batch_size": m.batch_size,
-                "clips_per_sec": m.clips_per_sec,
-                "seconds": list(m.seconds),
-                "peak_gib": m.peak_gib,
-                "flops": m.flops,
-                "model_flops_utilisation": m.tflops / peak_tflops,
-                "ours_is": None if ours_per_sec is None else ours_per_sec / m.clips_per_sec,
-            }
-        )
-    causes = [{"model": name, "setting": title, "cause": cause} for name, cause in failed.items()]
-    return rows, causes
-
-
-def read_videos(source: str) -> tuple[VideoRecord, ...]:
-    """A single video, or the videos of a folder or list."""
+def read_videos(source: str) -> list[str]:
+    """The paths of a single video, or of the videos of a folder or list."""
     if Path(source).is_file() and is_media(source):
-        return (VideoRecord(source, (), source),)
-    return read_video_list(source).records
+        return [source]
+    return [record.path for record in read_video_list(source).records]
 
 
 def measure_decoding(
-    name: str, setting: Setting, config: BenchmarkSettings, records: tuple[VideoRecord, ...]
+    name: str, setting: Setting, config: BenchmarkSettings, paths: list[str]
 ) -> dict[str, Any]:
     """Measures inference of a variant with decoding: one view of each video, repeatedly.
 
@@ -213,17 +161,12 @@ def measure_decoding(
     first = max(setting.batch_size, ahead)
     count = max(config.rounds * setting.batch_size, 8 * ahead)
     model = create_model(name).to(setting.device)
-    views = EvaluationViews(
-        [records[i % len(records)] for i in range(first + count)],
-        ClipSampler(num_frames=model.input_size[0]),
-        crop_size=(model.input_size[1], model.input_size[2]),
-        views=Views(num_clips=1, num_crops=1),
-        open_video=opener(config.data),
-    )
+    records = [VideoRecord(path, (), path) for path in islice(cycle(paths), first + count)]
+    views = views_of(records, model, Clips(), Views(num_clips=1, num_crops=1), config.data)
     failures: list[Failure] = []
     scored = score_views(
         model,
-        readable(evaluation_loader(views, num_workers=workers), failures),
+        readable(evaluation_loader(views, config.data), failures),
         Normalize(*input_statistics(VARIANTS[name])).to(setting.device),
         crop_size=views.crop_size,
         batch_size=setting.batch_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from hiera_video.errors import configured
@@ -10,13 +9,12 @@ from hiera_video.models.conversion import convert
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import check_source
-from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import print_result
 from hiera_video.settings.tools import ConvertSettings
 
 
 def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the file or folder, and says what came back; returns the exit code."""
-    setup_logging()
     with configured():
         check_source(config.checkpoint)
     model, card = load_model(config.checkpoint, kind="backbone")
@@ -26,8 +24,9 @@ def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False
         print(config.output)
         return 0
     tensors = convert(model, card, config.layout, Path(config.output))
-    if as_json:
-        print(json.dumps({"path": config.output, "layout": config.layout, "tensors": tensors}))
-    else:
-        print(f"{config.output} ({config.layout} layout): {tensors} tensors, read again the same")
+    print_result(
+        {"path": config.output, "layout": config.layout, "tensors": tensors},
+        f"{config.output} ({config.layout} layout): {tensors} tensors, read again the same",
+        as_json=as_json,
+    )
     return 0

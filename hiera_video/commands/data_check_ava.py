@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from collections import defaultdict
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    inspect_boxes,
-    proposal_recall,
-    read_keyframes,
-    read_label_map,
-)
+from hiera_video.data.boxes.files import inspect_boxes, read_keyframes
+from hiera_video.data.boxes.keyframes import keyframe_records, num_boxes, num_reached
+from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.data.videos.files import locate_videos
 from hiera_video.errors import ConfigError, did_you_mean, listing
 from hiera_video.evaluation.ava_report import format_percent
-from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.results import print_result
 from hiera_video.settings.evaluation import CheckAvaSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
@@ -31,7 +26,6 @@ FPS_TOLERANCE = 0.001  # distinguishes 29.97 from 30
 
 def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Checks the files and prints a report; returns 3 if there are problems."""
-    setup_logging()
     labels = None if config.label_map is None else read_label_map(config.label_map)
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
     if dry_run:
@@ -47,17 +41,22 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
     if config.proposals is not None:
         proposals = inspect_boxes(config.proposals, "proposals", None)
         problems += problems_of(proposals) + problems_of_videos(proposals, truth)
-        recall = proposal_recall(truth, proposals, excluded=excluded)
-        used = proposal_recall(truth, proposals, min_score=config.proposal_score, excluded=excluded)
+        paths = dict.fromkeys((*truth.videos, *proposals.videos), "")
+        boxes = keyframe_records(truth, paths, excluded=excluded)
+        total = num_boxes(boxes)
+        reached, used = (
+            num_reached(boxes, keyframe_records(proposals, paths, min_score=score), min_iou=0.5)
+            for score in (None, config.proposal_score)
+        )
         report["proposals"] = {
             "file": proposals.source,
             **describe(proposals),
-            "ground_truth_boxes": recall.total,
-            "reached_at_iou_0.5": recall.reached,
-            "share": recall.fraction if recall.total else None,
+            "ground_truth_boxes": total,
+            "reached_at_iou_0.5": reached,
+            "share": reached / total if total else None,
             "proposal_score": config.proposal_score,
-            "reached_with_proposal_score": used.reached,
-            "share_with_proposal_score": used.fraction if used.total else None,
+            "reached_with_proposal_score": used,
+            "share_with_proposal_score": used / total if total else None,
         }
     if config.videos is not None:
         found, missing = locate_videos(truth.videos, config.videos)
@@ -67,7 +66,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
                 problems += check_video(found[name], truth.second[truth.video == number], config)
         report["videos"] = {"expected": len(truth.videos), "found": len(found)}
     report["problems"] = problems
-    print(json.dumps(report, ensure_ascii=False) if as_json else format_report(report))
+    print_result(report, format_report(report), as_json=as_json)
     return 3 if problems else 0
 
 
@@ -157,10 +156,8 @@ def format_report(report: dict[str, Any]) -> str:
     if "videos" in report:
         lines.append("videos: {found} of {expected} found".format(**report["videos"]))
     problems = report["problems"]
-    by_source: dict[str, list[str]] = defaultdict(list)
-    for problem in problems:
-        by_source[problem.partition(":")[0]].append(problem)
-    for source, texts in by_source.items():
+    for source, group in groupby(problems, lambda problem: problem.partition(":")[0]):
+        texts = list(group)
         lines += texts[:MAX_PRINTED]
         if len(texts) > MAX_PRINTED:
             lines.append(f"{source}: and {len(texts) - MAX_PRINTED} more; --json lists all")

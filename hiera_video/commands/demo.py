@@ -1,7 +1,6 @@
 """`hiera-video demo` and `demo ava`: the way from videos to figures, on generated data, in minutes.
 
-The steps are the commands that one would type, run as processes of their own and printed before.
-Longer than other commands, because it is two: both demos share all but their steps and their end.
+The steps are commands as a user would type them; each is printed and runs in its own process.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from hiera_video.data.boxes.files import read_ground_truth, read_keyframes
 from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
-from hiera_video.data.boxes.table import read_ground_truth, read_keyframes, read_label_map
-from hiera_video.demo import actions as demo_ava
-from hiera_video.demo import motions as demo
+from hiera_video.data.boxes.table import read_label_map
+from hiera_video.demo import actions, motions
 from hiera_video.errors import UserError
 from hiera_video.evaluation.ava import frame_ap
 from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
@@ -31,143 +30,131 @@ MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}
 # steps took 0.3 to 1.0 s with two, 0.3 to 0.5 s with one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 PROTOCOL = "slowfast"  # of the figures that `demo ava` prints
-SINGLE_FRAME = [  # the same model on the key frame alone
-    "model.name=hiera_tiny_224",
-    "model.num_frames=1",
-    "model.overrides.mask_unit=[1,8,8]",
-]
+RUNS = {  # of `demo ava`: what the detector sees, and the settings of its training
+    "run": ("8 frames around the key frame", []),
+    "single_frame": (
+        "the key frame alone",
+        ["model.name=hiera_tiny_224", "model.num_frames=1", "model.overrides.mask_unit=[1,8,8]"],
+    ),
+}
+Steps = list[tuple[list[str], Path | None]]  # commands, and the reports that evaluations write
 
 
 def run(
     config: DemoSettings | DemoAvaSettings, *, dry_run: bool = False, as_json: bool = False
 ) -> int:
-    """Goes on where an earlier start in the same folder stopped; returns the exit code."""
-    folder = Path(config.output_dir)
-    kind = "ava" if isinstance(config, DemoAvaSettings) else "classes"
-    check_folder(folder, {"seed": config.seed, "kind": kind})
-    steps = (
-        detection_steps(folder, config.seed) if kind == "ava" else class_steps(folder, config.seed)
-    )
+    """Resumes an earlier call with the same folder; returns the exit code."""
+    folder, seed = Path(config.output_dir), config.seed
+    is_ava = isinstance(config, DemoAvaSettings)
+    made = {"seed": seed, "kind": "ava" if is_ava else "classes"}
+    check_folder(folder, made)
+    steps = detection_steps(folder, seed) if is_ava else class_steps(folder, seed)
     if dry_run:
-        for command in steps:
-            print(as_typed(command))
+        print("\n".join(as_typed(command) for command, _ in steps))
         return 0
 
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    marker = json.dumps({"seed": config.seed, "kind": kind})
-    (folder / MARKER).write_text(marker + "\n", encoding="utf-8")
-    tell(f"Writing videos of moving figures, whose actions motion alone tells, to {folder}/data")
-    if kind == "ava":
-        demo_ava.generate(demo_ava.DemoAvaData(folder / "data"), seed=config.seed)
+    (folder / MARKER).write_text(json.dumps(made) + "\n", encoding="utf-8")
+    print_progress(f"Writing videos of figures, whose classes are motions, to {folder}/data")
+    if is_ava:
+        actions.generate(actions.DemoAvaData(folder / "data"), seed=seed)
     else:
-        demo.generate(demo.DemoData(folder / "data"), seed=config.seed)
+        motions.generate(motions.DemoData(folder / "data"), seed=seed)
     printed = ""
-    for command in steps:
-        report = report_of(command)
+    for command, report in steps:
         if report and report.exists():
-            tell(f"Evaluated already: {report}")
+            print_progress(f"Evaluated already: {report}")
             continue
         code, printed = call(command, as_json)
         if code:
             return code
-    tell_end = tell_detection if kind == "ava" else tell_classes
-    tell_end(folder, config.seed, printed, round(time.monotonic() - started), as_json)
+    seconds = round(time.monotonic() - started)
+    result, text = detection_result(folder, seed) if is_ava else class_result(folder, printed)
+    parts = {"data": "data", "training": "run", "weights": "run/weights", "evaluation": "run/eval"}
+    parts |= {"overlay": "predicted"} if is_ava else {}
+    paths = {name: str(folder / part) for name, part in parts.items()}
+    if as_json:
+        print(json.dumps({"seed": seed, **result, "seconds": seconds, "paths": paths}))
+        return 0
+    print(f"\nDone in {seconds} s. {text}")
+    for name, path in paths.items():
+        print(f"  {name:10}  {path}")
     return 0
-
-
-def report_of(command: list[str]) -> Path | None:
-    """Where an evaluation writes its report; None for other commands."""
-    if "evaluate" not in command:
-        return None
-    (checkpoint,) = (part for part in command if part.startswith("checkpoint="))
-    return Path(checkpoint.partition("=")[2]) / "eval" / "report.json"
 
 
 # Classes of whole videos.
 
 
-def class_steps(folder: Path, seed: int) -> list[list[str]]:
-    data, run_dir = demo.DemoData(folder / "data"), folder / "run"
+def class_steps(folder: Path, seed: int) -> Steps:
+    data, run_dir = motions.DemoData(folder / "data"), folder / "run"
+    checkpoint = f"checkpoint={run_dir}"
     lists = [f"data.{key}={getattr(data, key)}" for key in ("train", "val", "class_names")]
-    finetune = ["finetune", "--config=demo/finetune", *lists]
-    finetune += [f"run_dir={run_dir}", f"train.seed={seed}"]
-    evaluate = ["evaluate", f"checkpoint={run_dir}", f"data.val={data.val}"]
-    return [finetune, evaluate, ["predict", str(data.example), f"checkpoint={run_dir}"]]
+    train = ["finetune", "--config=demo/finetune", *lists]
+    return [
+        ([*train, f"run_dir={run_dir}", f"train.seed={seed}"], None),
+        (["evaluate", checkpoint, f"data.val={data.val}"], report_of(run_dir)),
+        (["predict", str(data.example), checkpoint], None),
+    ]
 
 
-def tell_classes(folder: Path, seed: int, prediction: str, seconds: int, as_json: bool) -> None:
-    report = folder / "run" / "eval" / "report.json"
-    accuracy = json.loads(report.read_text(encoding="utf-8"))
-    paths = {"data": folder / "data", "training": folder / "run"}
-    paths |= {"weights": folder / "run" / "weights", "evaluation": report.parent}
-    if as_json:
-        result: dict[str, Any] = {"seed": seed}
-        result |= {key: accuracy[key] for key in ("video", "clip", "views", "expected", "decoded")}
-        result |= {"prediction": json.loads(prediction), "seconds": seconds}
-        print(json.dumps(result | {"paths": {name: str(path) for name, path in paths.items()}}))
-        return
-    top1, expected = 100 * accuracy["video"]["top1"], accuracy["expected"]
-    print(f"\nDone in {seconds} s: {top1:.1f} % of {expected} videos are right")
-    tell_paths(paths)
+def class_result(folder: Path, prediction: str) -> tuple[dict[str, Any], str]:
+    """The accuracy, and with --json the printed prediction: as JSON data, and as text."""
+    report = json.loads(report_of(folder / "run").read_text(encoding="utf-8"))
+    result = {key: report[key] for key in ("video", "clip", "views", "expected", "decoded")}
+    if prediction:
+        result["prediction"] = json.loads(prediction)
+    top1 = 100 * report["video"]["top1"]
+    return result, f"{top1:.1f} % of {report['expected']} videos are right"
 
 
 # Actions of each figure.
 
 
-def detection_steps(folder: Path, seed: int) -> list[list[str]]:
-    data = demo_ava.DemoAvaData(folder / "data")
+def detection_steps(folder: Path, seed: int) -> Steps:
+    data = actions.DemoAvaData(folder / "data")
     root = f"data.root={data.videos}"
-    lists = [root, f"data.label_map={data.label_map}"]
-    steps = []
-    for name, settings in (("run", []), ("single_frame", SINGLE_FRAME)):
-        train = ["detect", "train", "--config=demo/ava", *lists, f"data.train={data.train}"]
-        steps.append([*train, *settings, f"run_dir={folder / name}", f"train.seed={seed}"])
-        evaluate = ["detect", "evaluate", f"checkpoint={folder / name}", root]
-        excluded = f"data.val_excluded={data.val_excluded}"
-        steps.append([*evaluate, f"data.val={data.val}", excluded])
+    train = ["detect", "train", "--config=demo/ava", root, f"data.label_map={data.label_map}"]
+    lists = [root, f"data.val={data.val}", f"data.val_excluded={data.val_excluded}"]
+    steps: Steps = []
+    for name, (_, settings) in RUNS.items():
+        run_dir = folder / name
+        how = [f"data.train={data.train}", *settings, f"run_dir={run_dir}", f"train.seed={seed}"]
+        evaluate = ["detect", "evaluate", f"checkpoint={run_dir}", *lists]
+        steps += [([*train, *how], None), (evaluate, report_of(run_dir))]
     predict = ["detect", "predict", str(data.example), f"checkpoint={folder / 'run'}"]
     predict += [f"boxes={data.val_proposals}", f"output_dir={folder / 'predicted'}"]
-    return [*steps, [*predict, "overwrite=true"]]
+    return [*steps, ([*predict, "overwrite=true"], None)]
 
 
-def tell_detection(folder: Path, seed: int, _: str, seconds: int, as_json: bool) -> None:
-    means = {"chance": chance(demo_ava.DemoAvaData(folder / "data"), seed)}
-    for name in ("single_frame", "run"):
-        report = json.loads((folder / name / "eval" / "report.json").read_text(encoding="utf-8"))
+def detection_result(folder: Path, seed: int) -> tuple[dict[str, Any], str]:
+    """The frame mAP of both detectors and of chance: as JSON data, and as text."""
+    means, lines = {}, [f"Frame mAP at IoU 0.5 on ground-truth boxes, protocol {PROTOCOL}:"]
+    for name, (what, _) in RUNS.items():
+        report = json.loads(report_of(folder / name).read_text(encoding="utf-8"))
         means[name] = report["protocols"][PROTOCOL]["mean_ap"]
-    paths = {"data": folder / "data", "training": folder / "run"}
-    paths |= {"evaluation": folder / "run" / "eval", "overlay": folder / "predicted"}
-    if as_json:
-        result = {"seed": seed, "protocol": PROTOCOL, "boxes": "ground truth", "mean_ap": means}
-        places = {name: str(path) for name, path in paths.items()}
-        print(json.dumps(result | {"seconds": seconds, "paths": places}))
-        return
-    print(
-        f"\nDone in {seconds} s. Frame mAP at IoU 0.5 on ground-truth boxes, protocol {PROTOCOL}:"
-    )
-    for name, what in (
-        ("run", "8 frames around the key frame"),
-        ("single_frame", "the key frame alone"),
-        ("chance", "scores at random"),
-    ):
-        print(f"  {100 * means[name]:5.1f} %  {what}")
-    tell_paths(paths)
+        lines.append(f"  {100 * means[name]:5.1f} %  {what}")
+    means["chance"] = chance(actions.DemoAvaData(folder / "data"), seed)
+    lines.append(f"  {100 * means['chance']:5.1f} %  scores at random")
+    return {"protocol": PROTOCOL, "boxes": "ground truth", "mean_ap": means}, "\n".join(lines)
 
 
-def chance(data: demo_ava.DemoAvaData, seed: int) -> float:
+def chance(data: actions.DemoAvaData, seed: int) -> float:
     """Frame mAP of random scores for the ground-truth boxes, the mean of 20 draws."""
     truth, labels = read_ground_truth(data.val), read_label_map(data.label_map)
     excluded = read_keyframes(data.val_excluded)
-    paths = dict.fromkeys(truth.videos, "")
-    records = keyframe_records(truth, paths, excluded=excluded)
+    records = keyframe_records(truth, dict.fromkeys(truth.videos, ""), excluded=excluded)
     rng = np.random.default_rng(seed)
     means = []
     for _ in range(20):
         scores = {i: rng.random((len(r.boxes), len(labels.names))) for i, r in enumerate(records)}
-        detections = detections_of(records, scores, labels)
-        classes = list(labels.names)
-        result = frame_ap(truth, detections, classes=classes, protocol=PROTOCOL, excluded=excluded)
+        result = frame_ap(
+            truth,
+            detections_of(records, scores, labels),
+            classes=list(labels.names),
+            protocol=PROTOCOL,
+            excluded=excluded,
+        )
         means.append(result.mean_ap)
     return float(np.mean(means))
 
@@ -176,7 +163,7 @@ def chance(data: demo_ava.DemoAvaData, seed: int) -> float:
 
 
 def check_folder(folder: Path, made: dict[str, Any]) -> None:
-    """Raises UserError for a folder that holds something else, or another demo or seed."""
+    """Raises UserError for a folder that holds something else than the demo `made`."""
     marker = folder / MARKER
     if not marker.exists():
         if folder.exists() and any(folder.iterdir()):
@@ -196,23 +183,22 @@ def check_folder(folder: Path, made: dict[str, Any]) -> None:
         )
 
 
+def report_of(run_dir: Path) -> Path:
+    return run_dir / "eval" / "report.json"
+
+
 def as_typed(command: list[str]) -> str:
     settings = [f"{key}={value}" for key, value in ENVIRONMENT.items()]
     return shlex.join([*settings, "hiera-video", *command])
 
 
-def tell(line: str) -> None:
+def print_progress(line: str) -> None:
     print(f"\n{line}", file=sys.stderr, flush=True)
-
-
-def tell_paths(paths: dict[str, Path]) -> None:
-    for name, path in paths.items():
-        print(f"  {name:10}  {path}")
 
 
 def call(command: list[str], as_json: bool) -> tuple[int, str]:
     """Runs a command, passing SIGTERM on; its exit code, and with `as_json` what it printed."""
-    tell(f"$ {as_typed(command)}")
+    print_progress(f"$ {as_typed(command)}")
     arguments = [sys.executable, "-m", "hiera_video", *command, *(["--json"] if as_json else [])]
     with subprocess.Popen(
         arguments,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from dataclasses import asdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,17 @@ from hiera_video.data.boxes.keyframes import (
     named_keyframes,
     read_evaluation,
 )
-from hiera_video.data.boxes.table import LabelMap, read_label_map, write_detections, write_keyframes
+from hiera_video.data.boxes.table import (
+    BoxTable,
+    LabelMap,
+    read_label_map,
+    write_detections,
+    write_keyframes,
+)
 from hiera_video.data.datasets import KeyframeClips
-from hiera_video.data.order import num_workers
 from hiera_video.errors import UserError
 from hiera_video.evaluation import ava_report
-from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
+from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.card import ModelCard
@@ -30,13 +33,15 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.logging import setup_logging
-from hiera_video.runtime.results import evaluation_folder, exit_code, refuse_existing
+from hiera_video.runtime.results import (
+    evaluation_folder,
+    exit_code,
+    print_result,
+    refuse_existing,
+)
 from hiera_video.settings.evaluation import DetectEvaluateSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
-
-logger = logging.getLogger(__name__)
 
 RESULTS = ("report.json", "detections.csv", "keyframes.csv")
 
@@ -45,10 +50,8 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
     """Evaluates and writes the results; returns the exit code."""
     data = config.data
     with process_group(config.device) as process:
-        setup_logging(quiet=not process.is_main)
         model, card = load_model(config.checkpoint, kind="detector")
-        known = known_actions(config, card)
-        label_map = evaluated_actions(config, known)
+        known, label_map = actions(config, card)
         val = read_evaluation(data, known)
         folder = evaluation_folder(config.output_dir, config.checkpoint)
         refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
@@ -71,7 +74,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             process,
             normalize=Normalize(card.mean, card.std),
             batch_size=config.batch_size,
-            num_workers=num_workers(data, process.local_world_size),
+            decoding=data,
             bf16=config.precision == "bf16",
             progress=process.is_main,
         )
@@ -81,13 +84,12 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             write_keyframes(folder / "keyframes.csv", val.keyframes)
             failed = {failure.name for failure in failures}
             lost = {(r.video, r.second) for r in val.records if r.name in failed}
-            evaluate = partial(results, val, detections, label_map)
             report = {
                 "checkpoint": config.checkpoint,
                 "data": data.val,
                 "expected": len(val.records),
                 "decoded": len(scored),
-                "protocols": evaluate(val.keyframes),
+                "protocols": results(val, detections, label_map, val.keyframes),
                 "keyframes_without_ground_truth": len(
                     set(val.keyframes) - named_keyframes(val.ground_truth)
                 ),
@@ -99,33 +101,26 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             }
             if lost:
                 kept = [keyframe for keyframe in val.keyframes if keyframe not in lost]
-                report["protocols_without_failed"] = evaluate(kept)
+                report["protocols_without_failed"] = results(val, detections, label_map, kept)
             write_json(folder / "report.json", report)
-            print(
-                json.dumps(report, ensure_ascii=False) if as_json else format_report(report, folder)
-            )
+            print_result(report, format_report(report, folder), as_json=as_json)
         return exit_code(done=any_process(bool(scored)), failed=any_process(bool(failures)))
 
 
-def known_actions(config: DetectEvaluateSettings, card: ModelCard) -> LabelMap:
-    """The actions that the model was trained on.
+def actions(config: DetectEvaluateSettings, card: ModelCard) -> tuple[LabelMap, LabelMap]:
+    """The actions that the model knows, and those to evaluate: of `data.label_map`, else all.
 
-    Where the card has no names, they are those of `data.label_map`, else the ids.
-    """
-    if not card.label_map and config.data.label_map is not None:
-        return read_label_map(config.data.label_map)
-    return LabelMap(card.actions, card.groups)
-
-
-def evaluated_actions(config: DetectEvaluateSettings, known: LabelMap) -> LabelMap:
-    """The actions of `data.label_map`, else all that the model knows.
+    Where the card has no names, the model knows those of `data.label_map`, else the ids.
 
     Raises:
         UserError: actions that the model does not know.
     """
+    known = LabelMap(card.actions, card.groups)
     if config.data.label_map is None:
-        return known
+        return known, known
     chosen = read_label_map(config.data.label_map)
+    if not card.label_map:
+        return chosen, chosen
     for id, name in chosen.names.items():
         if known.names.get(id) != name:
             raise UserError(
@@ -133,28 +128,17 @@ def evaluated_actions(config: DetectEvaluateSettings, known: LabelMap) -> LabelM
                 f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of "
                 "its own"
             )
-    return chosen
+    return known, chosen
 
 
 def results(
-    val: KeyframeEvaluation, detections: Any, label_map: LabelMap, keyframes: list[Keyframe]
+    val: KeyframeEvaluation, detections: BoxTable, label_map: LabelMap, keyframes: list[Keyframe]
 ) -> dict[str, Any]:
     """Frame mAP by both protocols over these key frames."""
-    return {
-        protocol: ava_report.as_dict(
-            frame_ap(
-                val.ground_truth,
-                detections,
-                classes=list(label_map.names),
-                protocol=protocol,
-                excluded=val.excluded,
-                keyframes=keyframes,
-                groups=label_map.groups,
-            ),
-            label_map.names,
-        )
-        for protocol in PROTOCOLS
-    }
+    scored = frame_aps(
+        val.ground_truth, detections, label_map, excluded=val.excluded, keyframes=keyframes
+    )
+    return {protocol: ava_report.as_dict(ap, label_map.names) for protocol, ap in scored.items()}
 
 
 def describe_protocol(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,20 +10,16 @@ from typing import Any
 import numpy as np
 
 from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
+from hiera_video.data.boxes.files import read_proposals
 from hiera_video.data.boxes.keyframes import (
     KeyframeRecord,
     detections_of,
     keyframe_records,
     named_keyframes,
+    num_boxes,
 )
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    LabelMap,
-    read_proposals,
-    write_detections,
-)
+from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
 from hiera_video.data.datasets import KeyframeClips
-from hiera_video.data.order import num_workers
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.files import write_json
@@ -35,38 +29,32 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
-from hiera_video.runtime.logging import setup_logging
-from hiera_video.runtime.results import exit_code, numbered_stems, refuse_existing
+from hiera_video.runtime.results import exit_code, numbered_stems, print_result, refuse_existing
 from hiera_video.settings.evaluation import DetectPredictSettings
 from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import OpenVideo, opener
-from hiera_video.video.reader import VideoError
+from hiera_video.video.open import opener
+from hiera_video.video.reader import VideoError, VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
 
 FRAMES_AT_ONCE = 4  # in the person detector, which enlarges them to 800 pixels
+OUTPUTS = {"csv": "detections.csv", "json": "detections.json", "overlay": "overlay.mp4"}
 
 
 class NoResult(Exception):
     """Why a file has none, in one line that names it."""
 
 
-@dataclass(frozen=True)
-class Outputs:
-    """The files written for one video."""
-
-    csv: Path
-    json: Path
-    overlay: Path
-
-
 def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
-    setup_logging()
     model, card = load_model(config.checkpoint, kind="detector")
     label_map = LabelMap(card.actions, {})
     table = None if config.boxes is None else read_proposals(config.boxes)
-    outputs = output_files(config)
-    written = [path for files in outputs for path in vars(files).values()]
+    folder = Path(config.output_dir)
+    outputs = [
+        {kind: folder / f"{name}_{end}" for kind, end in OUTPUTS.items()}
+        for name in numbered_stems(config.inputs)
+    ]
+    written = [path for files in outputs for path in files.values()]
     refuse_existing(written, overwrite=config.overwrite)
     if dry_run:
         print("\n".join(map(str, written)))
@@ -78,61 +66,60 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
         people = None
         if table is None:
             people = load_person_detector(config.detector).to(process.device)
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        open_video = opener(config.data)
+        folder.mkdir(parents=True, exist_ok=True)
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
-                with open_video(path) as video:
+                with opener(config.data)(path) as video:
                     size = clip_size(model, video.height, video.width)
-                    length_sec = video.end_sec - float(video.frame_times_sec[0])
-                if size not in models:
-                    resized, _ = load_model(config.checkpoint, kind="detector", image_size=size)
-                    models[size] = resized.to(process.device)
-                if table is None:
-                    records = detected_boxes(path, people, config, open_video)
+                    if size not in models:
+                        resized, _ = load_model(config.checkpoint, kind="detector", image_size=size)
+                        models[size] = resized.to(process.device)
                     interval_sec = config.every_sec
-                else:
-                    records = given_boxes(path, table, config, length_sec)
-                    interval_sec = shortest_gap(records, config.every_sec)
-                scores = action_scores(models[size], card, records, config, process)
-                described = [
-                    people_of(record, of_boxes, label_map, config)
-                    for record, of_boxes in zip(records, scores, strict=True)
-                ]
-                with open_video(path) as video:
+                    if table is None:
+                        records = detected_boxes(video, people, config)
+                    else:
+                        records = given_boxes(video, table, config)
+                        gaps = np.diff([record.second for record in records])
+                        interval_sec = min(gaps, default=interval_sec)
+                    scores = action_scores(models[size], card, records, config, process)
+                    described = [
+                        people_of(record, of_boxes, label_map, config)
+                        for record, of_boxes in zip(records, scores, strict=True)
+                    ]
                     shown = [keyframe for keyframe, _ in described]
-                    write_overlay(files.overlay, video, shown, interval_sec=interval_sec)
+                    write_overlay(files["overlay"], video, shown, interval_sec=interval_sec)
             except (VideoError, NoResult) as error:
                 failed += 1
-                print_failure(path, error, as_json)
+                print_result({"path": path, "error": str(error)}, str(error), as_json=as_json)
                 continue
-            write_detections(files.csv, detections_of(records, dict(enumerate(scores)), label_map))
-            write_json(files.json, {"path": path, "keyframes": [entry for _, entry in described]})
-            print_files(path, files, records, as_json)
+            detections = detections_of(records, dict(enumerate(scores)), label_map)
+            write_detections(files["csv"], detections)
+            entries = [entry for _, entry in described]
+            write_json(files["json"], {"path": path, "keyframes": entries})
+            counts = {"keyframes": len(records), "boxes": num_boxes(records)}
+            line = f"{path}: {counts['boxes']} boxes of people in {len(records)} key frames"
+            print_result(
+                {"path": path, **counts, **{kind: str(file) for kind, file in files.items()}},
+                "\n".join([line, *(f"  {file}" for file in files.values())]),
+                as_json=as_json,
+            )
     return exit_code(done=len(config.inputs) - failed, failed=failed)
-
-
-def output_files(config: DetectPredictSettings) -> list[Outputs]:
-    """The files of each input."""
-    folder, ends = Path(config.output_dir), ("detections.csv", "detections.json", "overlay.mp4")
-    return [
-        Outputs(*(folder / f"{name}_{end}" for end in ends))
-        for name in numbered_stems(config.inputs)
-    ]
 
 
 # Boxes, by key frame; people stand from left to right, which keeps their colours.
 
 
 def given_boxes(
-    path: str, table: BoxTable, config: DetectPredictSettings, length_sec: float
+    video: VideoReader, table: BoxTable, config: DetectPredictSettings
 ) -> list[KeyframeRecord]:
     """The key frames of a csv that name this file, with or without its suffix."""
+    path = video.path
     names = {Path(path).name, Path(path).stem}
     named = {keyframe for keyframe in named_keyframes(table) if keyframe[0] in names}
     if not named:
         near = did_you_mean(Path(path).stem, table.videos)
         raise NoResult(f"{path}: {table.source} names no video {Path(path).stem!r}{near}")
+    length_sec = video.end_sec - float(video.frame_times_sec[0])
     if late := sorted(second for _, second in named if second > length_sec):
         raise NoResult(
             f"{path}: {len(late)} of the {len(named)} key frames in {table.source} lie past its "
@@ -150,41 +137,30 @@ def given_boxes(
 
 
 def detected_boxes(
-    path: str, detector: Any, config: DetectPredictSettings, open_video: OpenVideo
+    video: VideoReader, detector: Any, config: DetectPredictSettings
 ) -> list[KeyframeRecord]:
     """A key frame every `every_sec` from the first frame on, without those that show nobody."""
-    records = []
-    with open_video(path) as video:
-        begin = float(video.frame_times_sec[0])
-        duration_sec = video.end_sec - begin
-        end_sec = max(duration_sec - FRAME_TIME_TOLERANCE_SEC, FRAME_TIME_TOLERANCE_SEC)
-        seconds = np.arange(0, end_sec, config.every_sec)
-        on_screen = begin + seconds + FRAME_TIME_TOLERANCE_SEC
-        indices = np.searchsorted(video.frame_times_sec, on_screen, side="right") - 1
-        wanted, place = np.unique(indices, return_inverse=True)
-        stream = video.stream(wanted)
-        found: list[np.ndarray] = []
-        while batch := list(islice(stream, FRAMES_AT_ONCE)):
-            frames = [frame for _, frame in batch]
-            found += [
-                people.boxes
-                for people in detect_people(detector, frames, min_score=config.detector_score)
-            ]
-        for second, of_frame in zip(seconds.tolist(), place, strict=True):
-            if len(found[of_frame]):
-                records.append(record_of(path, second, found[of_frame]))
-    return records
+    begin = float(video.frame_times_sec[0])
+    end_sec = video.end_sec - begin - FRAME_TIME_TOLERANCE_SEC
+    seconds = np.arange(0, max(end_sec, FRAME_TIME_TOLERANCE_SEC), config.every_sec)
+    on_screen = begin + seconds + FRAME_TIME_TOLERANCE_SEC
+    indices = np.searchsorted(video.frame_times_sec, on_screen, side="right") - 1
+    wanted, place = np.unique(indices, return_inverse=True)
+    frames = (frame for _, frame in video.stream(wanted))
+    found: list[np.ndarray] = []
+    while batch := list(islice(frames, FRAMES_AT_ONCE)):
+        detected = detect_people(detector, batch, min_score=config.detector_score)
+        found += [people.boxes for people in detected]
+    return [
+        record_of(video.path, second, found[of_frame])
+        for second, of_frame in zip(seconds.tolist(), place, strict=True)
+        if len(found[of_frame])
+    ]
 
 
 def record_of(path: str, second: float, boxes: np.ndarray) -> KeyframeRecord:
     ordered = boxes[np.argsort(boxes[:, 0], kind="stable")]
     return KeyframeRecord(path, Path(path).stem, second, ordered, ((),) * len(boxes))
-
-
-def shortest_gap(records: Sequence[KeyframeRecord], otherwise: float) -> float:
-    """Between key frames, seconds."""
-    gaps = np.diff([record.second for record in records])
-    return float(gaps.min()) if gaps.size else otherwise
 
 
 # Actions.
@@ -194,10 +170,7 @@ def clip_size(model: ActionDetector, height: int, width: int) -> tuple[int, int]
     """(height, width) of clips that show the whole frame: the short side as trained, the long side
     by the frame's shape, as near as mask units allow."""
     encoder = model.encoder
-    unit = [
-        pixels * tokens
-        for pixels, tokens in zip(encoder.patch_stride, encoder.mask_unit, strict=True)
-    ][1:]
+    unit = np.multiply(encoder.patch_stride, encoder.mask_unit)[1:].tolist()
     short = min(encoder.input_size[1:])
     sides = [
         round(short * side / min(height, width) / u) * u
@@ -220,21 +193,19 @@ def action_scores(
     """
     if not records:
         return []
-    num_frames, height, width = model.encoder.input_size
-    keyframes = KeyframeClips(
-        records,
-        ClipSampler.of(config.clips, num_frames),
-        size=(height, width),
-        open_video=opener(config.data),
-    )
+    num_frames, *_ = model.encoder.input_size
     scored, failures = score_keyframes(
         model,
-        keyframes,
+        KeyframeClips(
+            records,
+            ClipSampler.of(config.clips, num_frames),
+            size=model.encoder.input_size[1:],
+            open_video=opener(config.data),
+        ),
         process,
         normalize=Normalize(card.mean, card.std),
         batch_size=config.batch_size,
-        # A process that decodes ahead pays for itself from the second clip on.
-        num_workers=min(num_workers(config.data, 1), len(records) - 1),
+        decoding=config.data,
         bf16=config.precision == "bf16",
     )
     if failures:
@@ -246,45 +217,14 @@ def people_of(
     record: KeyframeRecord, scores: np.ndarray, label_map: LabelMap, config: DetectPredictSettings
 ) -> tuple[KeyframePeople, dict[str, Any]]:
     """The likeliest actions of a key frame's people, for the overlay and for JSON."""
+    names = label_map.names
     people, entries = [], []
     for box, of_box in zip(record.boxes.tolist(), scores, strict=True):
-        ranked = sorted(label_map.names, key=lambda id: -of_box[id - 1])[: config.top_k]
+        ranked = sorted(names, key=lambda id: -of_box[id - 1])[: config.top_k]
         chosen = [
             (id, float(of_box[id - 1])) for id in ranked if of_box[id - 1] >= config.min_score
         ]
-        actions = tuple((label_map.names[id], score) for id, score in chosen)
-        people.append(Person(tuple(box), actions))
-        entries.append(
-            {
-                "box": [round(corner, 6) for corner in box],
-                "actions": [
-                    {"id": id, "name": label_map.names[id], "score": round(score, 6)}
-                    for id, score in chosen
-                ],
-            }
-        )
+        people.append(Person(tuple(box), tuple((names[id], score) for id, score in chosen)))
+        actions = [{"id": id, "name": names[id], "score": round(score, 6)} for id, score in chosen]
+        entries.append({"box": [round(corner, 6) for corner in box], "actions": actions})
     return KeyframePeople(record.second, tuple(people)), {"second": record.second, "boxes": entries}
-
-
-# Output.
-
-
-def print_files(
-    path: str, files: Outputs, records: Sequence[KeyframeRecord], as_json: bool
-) -> None:
-    boxes = sum(len(record.boxes) for record in records)
-    if as_json:
-        written = {name: str(file) for name, file in vars(files).items()}
-        counts = {"keyframes": len(records), "boxes": boxes}
-        print(json.dumps({"path": path, **counts, **written}, ensure_ascii=False), flush=True)
-        return
-    print(f"{path}: {boxes} boxes of people in {len(records)} key frames")
-    for file in vars(files).values():
-        print(f"  {file}", flush=True)
-
-
-def print_failure(path: str, error: Exception, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"path": path, "error": str(error)}, ensure_ascii=False), flush=True)
-    else:
-        print(error, flush=True)

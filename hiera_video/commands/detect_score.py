@@ -8,23 +8,17 @@ import sys
 from collections import Counter
 from typing import Any
 
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    read_detections,
-    read_ground_truth,
-    read_keyframes,
-    read_label_map,
-)
+from hiera_video.data.boxes.files import read_detections, read_ground_truth, read_keyframes
+from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation import ava_report
-from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
-from hiera_video.runtime.logging import setup_logging
+from hiera_video.evaluation.ava import PROTOCOLS, frame_aps
+from hiera_video.runtime.results import print_result
 from hiera_video.settings.evaluation import DetectScoreSettings
 
 
 def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Computes and prints frame mAP; returns 1 if it is not defined."""
-    setup_logging()
     labels = read_label_map(config.label_map)
     truth = read_ground_truth(config.ground_truth, labels, strict=False)
     detections = read_detections(config.detections, labels)
@@ -33,28 +27,19 @@ def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = F
     if dry_run:
         print(json.dumps({"ground_truth_rows": len(truth), "detection_rows": len(detections)}))
         return 0
-    protocols = list(PROTOCOLS) if config.protocol == "both" else [config.protocol]
-    scored = [
-        frame_ap(
-            truth,
-            detections,
-            classes=list(labels.names),
-            protocol=protocol,
-            excluded=excluded,
-            keyframes=keyframes,
-            groups=labels.groups,
-        )
-        for protocol in protocols
-    ]
+    protocols = PROTOCOLS if config.protocol == "both" else [config.protocol]
+    scored = frame_aps(
+        truth, detections, labels, protocols=protocols, excluded=excluded, keyframes=keyframes
+    )
     unknown = sorted(set(detections.videos) - set(truth.videos))
     report: dict[str, Any] = {
         "ground_truth": describe(truth),
         "detections": {"videos_without_ground_truth": unknown, **describe(detections)},
         "excluded_keyframes": len(excluded),
-        "protocols": {r.protocol: ava_report.as_dict(r, labels.names) for r in scored},
+        "protocols": {k: ava_report.as_dict(ap, labels.names) for k, ap in scored.items()},
     }
-    print(json.dumps(report, ensure_ascii=False) if as_json else format_report(report, truth))
-    if all(math.isnan(result.mean_ap) for result in scored):
+    print_result(report, format_report(report, truth), as_json=as_json)
+    if all(math.isnan(result.mean_ap) for result in scored.values()):
         print(
             f"hiera-video detect score: {truth.source}: no box of an evaluated class at a key "
             "frame that counts, so there is no mAP",

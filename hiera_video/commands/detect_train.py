@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from hiera_video.data.boxes.keyframes import detections_of, read_evaluation, read_training
+from hiera_video.data.boxes.keyframes import (
+    TrainingKeyframeList,
+    detections_of,
+    read_evaluation,
+    read_training,
+)
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.data.datasets import KeyframeClips, TrainingKeyframes
-from hiera_video.data.order import num_workers
 from hiera_video.data.transforms import DetectionTransform
-from hiera_video.evaluation.ava import PROTOCOLS, frame_ap
+from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import score_keyframes
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
@@ -33,29 +36,18 @@ from hiera_video.video.open import opener
 logger = logging.getLogger(__name__)
 
 
-def run(settings: DetectTrainSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Trains to the end, or until stopped; returns the exit code."""
-    return train(DetectTrainTask, settings, dry_run=dry_run, as_json=as_json)
-
-
 class DetectTrainTask(Task):
     """Training of an action detector."""
 
     unit = "key frames"
     settings: DetectTrainSettings
+    train: TrainingKeyframeList
 
     def __init__(self, settings: DetectTrainSettings) -> None:
-        self.settings = settings
         data = settings.data
         self.label_map = read_label_map(data.label_map)
-        self.train = read_training(data, self.label_map)
+        super().__init__(settings, read_training(data, self.label_map))
         self.val = None if data.val is None else read_evaluation(data, self.label_map)
-        self.num_records = len(self.train.records)
-        self.data: dict[str, Any] = {
-            "train": self.train.source,
-            "keyframes": self.num_records,
-            "fingerprint": self.train.fingerprint,
-        }
         self.open_video = opener(data, data.frames_fps)
         self.evaluate_every = settings.train.evaluate_every
 
@@ -89,11 +81,10 @@ class DetectTrainTask(Task):
         ]
 
     def dataset(self, model: ActionDetector) -> TrainingKeyframes:
-        num_frames, *size = model.encoder.input_size
         return TrainingKeyframes(
             self.train.records,
-            ClipSampler.of(self.settings.clips, num_frames),
-            DetectionTransform((size[0], size[1]), self.settings.augment),
+            ClipSampler.of(self.settings.clips, model.encoder.input_size[0]),
+            DetectionTransform(model.encoder.input_size[1:], self.settings.augment),
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             start_sec=self.settings.data.start_sec,
@@ -109,40 +100,36 @@ class DetectTrainTask(Task):
         if self.val is None:
             return None
         val = self.val
-        num_frames, *size = model.encoder.input_size
-        score = partial(
-            score_keyframes,
-            keyframes=KeyframeClips(
-                val.records,
-                ClipSampler.of(self.settings.clips, num_frames),
-                size=(size[0], size[1]),
-                start_sec=self.settings.data.start_sec,
-                open_video=self.open_video,
-            ),
-            process=process,
-            normalize=Normalize(*input_statistics(model.encoder.architecture)),
-            batch_size=self.settings.batch_size,
-            num_workers=num_workers(self.settings.data, process.local_world_size),
-            bf16=self.settings.train.precision == "bf16",
+        clips = KeyframeClips(
+            val.records,
+            ClipSampler.of(self.settings.clips, model.encoder.input_size[0]),
+            size=model.encoder.input_size[1:],
+            start_sec=self.settings.data.start_sec,
+            open_video=self.open_video,
         )
 
         def evaluate(model: ActionDetector) -> Evaluation:
-            scored, failures = score(model)
+            scored, failures = score_keyframes(
+                model,
+                clips,
+                process,
+                normalize=Normalize(*input_statistics(model.encoder.architecture)),
+                batch_size=self.settings.batch_size,
+                decoding=self.settings.data,
+                bf16=self.settings.train.precision == "bf16",
+            )
             if not process.is_main:
                 return Evaluation({}, failures, "")
             scores = {keyframe.index: keyframe.scores for keyframe in scored}
             detections = detections_of(val.records, scores, self.label_map)
-            means = {
-                f"map_{protocol}": frame_ap(
-                    val.ground_truth,
-                    detections,
-                    classes=list(self.label_map.names),
-                    protocol=protocol,
-                    excluded=val.excluded,
-                    keyframes=val.keyframes,
-                ).mean_ap
-                for protocol in PROTOCOLS
-            }
+            results = frame_aps(
+                val.ground_truth,
+                detections,
+                self.label_map,
+                excluded=val.excluded,
+                keyframes=val.keyframes,
+            )
+            means = {f"map_{protocol}": result.mean_ap for protocol, result in results.items()}
             figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in means.items())
             return Evaluation(
                 {**means, "decoded": len(scored)},
@@ -159,3 +146,6 @@ class DetectTrainTask(Task):
             groups=dict(sorted(self.label_map.groups.items())),
             clips=self.settings.clips,
         )
+
+
+run = partial(train, DetectTrainTask)

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hiera_video.data.datasets import EvaluationViews
-from hiera_video.data.order import num_workers
 from hiera_video.data.videos.records import read_video_list, require_labels
 from hiera_video.evaluation.accuracy import summarize
+from hiera_video.evaluation.prediction import load_model, views_of
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.normalize import Normalize
-from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.logging import setup_logging
-from hiera_video.runtime.results import evaluation_folder, exit_code, refuse_existing
+from hiera_video.runtime.results import (
+    evaluation_folder,
+    exit_code,
+    print_result,
+    refuse_existing,
+)
 from hiera_video.settings.evaluation import EvaluateSettings
-from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import opener
-
-logger = logging.getLogger(__name__)
 
 RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 
@@ -34,7 +32,6 @@ RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
     with process_group(config.device) as process:
-        setup_logging(quiet=not process.is_main)
         model, card = load_model(config.checkpoint, kind="classifier")
         val = read_video_list(
             config.data.val,
@@ -45,13 +42,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         require_labels(val)
         folder = evaluation_folder(config.output_dir, config.checkpoint)
         refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
-        views = EvaluationViews(
-            val.records,
-            ClipSampler.of(config.clips, model.input_size[0]),
-            crop_size=model.input_size[1:],
-            views=config.views,
-            open_video=opener(config.data),
-        )
+        views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         if dry_run:
             print(json.dumps({"videos": len(val.records), **protocol}, indent=2))
@@ -64,7 +55,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             process,
             normalize=Normalize(card.mean, card.std),
             batch_size=config.views.batch_size,
-            num_workers=num_workers(config.data, process.local_world_size),
+            decoding=config.data,
             bf16=config.precision == "bf16",
             multi_label=card.multi_label,
             progress=process.is_main,
@@ -88,9 +79,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             if videos and not card.multi_label:
                 write_confusion(folder / "confusion.csv", videos, val.class_names)
             write_json(folder / "report.json", report)
-            print(
-                json.dumps(report, ensure_ascii=False) if as_json else format_report(report, folder)
-            )
+            print_result(report, format_report(report, folder), as_json=as_json)
         return exit_code(done=any_process(bool(videos)), failed=any_process(bool(failures)))
 
 

@@ -17,7 +17,6 @@ from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
 from hiera_video.models.sources import check_source, load_card
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.tools import ExportSettings
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,6 @@ KEPT = ("class_names", "label_map", "multi_label", "mean", "std", "clips")  # of
 
 def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the folder if all files agree with the model; returns the exit code."""
-    setup_logging()
     formats: list[Format] = ["pt2", "onnx"] if config.format == "both" else [config.format]
     try:
         for format in formats:

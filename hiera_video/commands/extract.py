@@ -12,38 +12,39 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.datasets import checked_short_side
-from hiera_video.data.order import num_workers
+from hiera_video.data.loader import num_workers
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.errors import UserError
+from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
-from hiera_video.extraction.runner import Summary, Video, extract
+from hiera_video.extraction.reading import ReadWindows, Video
+from hiera_video.extraction.runner import Summary, extract
 from hiera_video.extraction.store import FeatureStore, output_names
 from hiera_video.extraction.windows import Crops, DenseWindows, ViewWindows, WindowSampler
-from hiera_video.extraction.workers import Plan, start_fork_server
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import load_card
 from hiera_video.runtime.distributed import barrier, from_main, process_group
-from hiera_video.runtime.logging import setup_logging
-from hiera_video.runtime.results import exit_code
+from hiera_video.runtime.results import exit_code, print_result
+from hiera_video.runtime.workers import start_fork_server
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 
 logger = logging.getLogger(__name__)
 
+MAX_PRINTED = 10  # videos of a kind; the files have all
 BARRIER_TIMEOUT = timedelta(days=30)  # one process may have the long videos
 
 
 def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Extracts the features that are missing and writes the tables; returns the exit code."""
     with process_group(config.device, BARRIER_TIMEOUT) as process:
-        setup_logging(quiet=not process.is_main)
         if config.engine == "local" and not dry_run:
-            start_fork_server()
+            start_fork_server(reading.__name__)
         videos = find_videos(config.inputs, config.data.root)
         is_autoencoder = load_card(config.checkpoint).kind == "autoencoder"
         model, card = load_model(
@@ -66,7 +67,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             bf16=config.precision == "bf16",
             dtype=config.dtype,
         )
-        plan, settings = make_plan(config, model, card)
+        work, settings = make_work(config, model, card)
         store = FeatureStore(
             Path(config.output_dir),
             "npz" if config.format == "parquet" else config.format,
@@ -99,9 +100,9 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         if config.engine == "ray":
             from hiera_video.extraction.ray import extract_with_ray
 
-            summary = extract_with_ray(to_do, plan, make_extractor, model, store, **how)
+            summary = extract_with_ray(to_do, work, make_extractor, model, store, **how)
         else:
-            summary = extract(to_do, plan, extractor, store, **how)
+            summary = extract(to_do, work, extractor, store, **how)
         barrier()
         code = finish(config, store, videos, summary, as_json) if process.is_main else None
         # Together: torchrun ends all processes when one has left with another code than 0.
@@ -128,25 +129,16 @@ def find_videos(inputs: list[str], root: str | None) -> list[Video]:
     return [Video(name, path) for name, path in zip(names, paths, strict=True)]
 
 
-def make_plan(
+def make_work(
     config: ExtractSettings, model: Hiera, card: ModelCard
-) -> tuple[Plan, dict[str, Any]]:
+) -> tuple[ReadWindows, dict[str, Any]]:
     """What to read of each video, and all settings that decide on its features."""
-    num_frames, height, width = model.input_size
-    how = config.windows
+    num_frames, crop_size, how = model.input_size[0], model.input_size[1:], config.windows
     sampler = ClipSampler.of(config.clips, num_frames)
-    crops = Crops(
-        (height, width),
-        how.num_crops,
-        checked_short_side(how.short_side, (height, width), how.num_crops, "windows.short_side"),
-    )
-    windows: WindowSampler
-    keys: tuple[str, ...]
-    if how.kind == "dense":
-        keys = ("clip_stride", "clip_stride_sec", "last_window")
-        windows = DenseWindows(sampler, how)
-    else:
-        keys = ("num_clips", "clip_rule")
+    short_side = checked_short_side(how.short_side, crop_size, how.num_crops, "windows.short_side")
+    crops = Crops(crop_size, how.num_crops, short_side)
+    windows: WindowSampler = DenseWindows(sampler, how)
+    if how.kind == "views":
         windows = ViewWindows(sampler, how.num_clips, how.clip_rule)
     settings = {
         "model": card.name,
@@ -158,16 +150,16 @@ def make_plan(
         "num_frames": num_frames,
         **config.clips.model_dump(),
         "windows": how.kind,
-        **{key: getattr(how, key) for key in keys},
+        **how.model_dump(include=set(how.own_keys[how.kind])),
         "num_crops": crops.num_crops,
-        "crop_size": [height, width],
+        "crop_size": list(crop_size),
         "short_side": crops.short_side,
         "backend": config.data.backend,
         "mean": list(card.mean),
         "std": list(card.std),
     }
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
-    return Plan(windows, crops, num_frames, open_video, deadline_sec), settings
+    return ReadWindows(windows, crops, num_frames, open_video, deadline_sec), settings
 
 
 def finish(
@@ -192,20 +184,17 @@ def finish(
     }
     if config.format == "parquet":
         report["parquet"] = str(store.write_parquet(rows))
-    if as_json:
-        print(json.dumps({**report, "this_process": asdict(summary)}, ensure_ascii=False))
-    else:
-        print(
-            f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
-            f"{report['windows']} windows, {report['short']} videos shorter than a clip\n{summary}"
-        )
-        for row in damaged[:10]:
-            print(f"done as far as it goes: {row['path']}: {row['damage']}")
-        if len(damaged) > 10:
-            print(f"and {len(damaged) - 10} more, see {store.folder / 'index.jsonl'}")
-        for row in failed[:10]:
-            print(f"failed: {row['error']}")
-        if len(failed) > 10:
-            print(f"and {len(failed) - 10} more, see {store.folder / 'failures.jsonl'}")
-        print(f"results are in {config.output_dir}")
+    lines = [
+        f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
+        f"{report['windows']} windows, {report['short']} videos shorter than a clip\n{summary}"
+    ]
+    cut_short = [f"done as far as it goes: {row['path']}: {row['damage']}" for row in damaged]
+    unread = [f"failed: {row['error']}" for row in failed]
+    for messages, file in ((cut_short, "index.jsonl"), (unread, "failures.jsonl")):
+        lines += messages[:MAX_PRINTED]
+        if len(messages) > MAX_PRINTED:
+            lines.append(f"and {len(messages) - MAX_PRINTED} more, see {store.folder / file}")
+    lines.append(f"results are in {config.output_dir}")
+    record = {**report, "this_process": asdict(summary)}
+    print_result(record, "\n".join(lines), as_json=as_json)
     return exit_code(done=len(videos) - len(failed), failed=len(failed))

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from hiera_video.data.datasets import EvaluationViews, TrainingClips, checked_short_side
-from hiera_video.data.order import balanced_weights, num_workers
+from hiera_video.data.datasets import TrainingClips, checked_short_side
+from hiera_video.data.order import balanced_weights
 from hiera_video.data.transforms import FinetuneTransform
-from hiera_video.data.videos.records import read_splits
+from hiera_video.data.videos.records import VideoList, read_splits
 from hiera_video.evaluation.accuracy import summarize
+from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.scoring import validate
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
@@ -34,36 +34,25 @@ from hiera_video.video.open import opener
 logger = logging.getLogger(__name__)
 
 
-def run(settings: FinetuneSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Trains to the end, or until stopped; returns the exit code."""
-    return train(FinetuneTask, settings, dry_run=dry_run, as_json=as_json)
-
-
 class FinetuneTask(Task):
     """Fine-tuning of a classifier."""
 
     settings: FinetuneSettings
+    train: VideoList
 
     def __init__(self, settings: FinetuneSettings) -> None:
-        self.settings = settings
         data = settings.data
-        self.train, self.val = read_splits(
+        train, self.val = read_splits(
             data.train,
             data.val,
             root=data.root,
             class_names=data.class_names,
             multi_label=data.multi_label,
         )
-        self.class_names = list(self.train.class_names)
-        self.labels = [record.labels for record in self.train.records]
-        self.num_records = len(self.train.records)
-        self.data: dict[str, Any] = {
-            "train": self.train.source,
-            "videos": self.num_records,
-            "classes": len(self.class_names),
-            "fingerprint": self.train.fingerprint,
-        }
-        self.record_weights = None
+        super().__init__(settings, train)
+        self.class_names = list(train.class_names)
+        self.data["classes"] = len(self.class_names)
+        self.labels = [record.labels for record in train.records]
         if data.balanced:
             self.record_weights = balanced_weights(self.labels, len(self.class_names))
         self.ema_decay = settings.train.ema_decay
@@ -126,35 +115,29 @@ class FinetuneTask(Task):
 
     def evaluation(self, model: Hiera, process: Process) -> Evaluate | None:
         """One centre view of each validation video; every process takes its share."""
-        crop_size, views = model.input_size[1:], self.settings.views
-        checked_short_side(views.short_side, crop_size, views.num_crops)  # for `evaluate` later
+        views = self.settings.views  # checked now, for `evaluate` later:
+        checked_short_side(views.short_side, model.input_size[1:], views.num_crops)
         if self.val is None:
             return None
-        score = partial(
-            validate,
-            views=EvaluationViews(
-                self.val.records,
-                ClipSampler.of(self.settings.clips, model.input_size[0]),
-                crop_size=crop_size,
-                views=Views(num_clips=1, num_crops=1),
-                open_video=opener(self.settings.data),
-            ),
-            process=process,
-            normalize=Normalize(*input_statistics(model.architecture)),
-            batch_size=views.batch_size,
-            num_workers=num_workers(self.settings.data, process.local_world_size),
-            bf16=self.settings.train.precision == "bf16",
-            multi_label=self.settings.data.multi_label,
-        )
-        expected = [record.labels for record in self.val.records]
+        data, records = self.settings.data, self.val.records
+        one_view = Views(num_clips=1, num_crops=1)
+        centre_views = views_of(records, model, self.settings.clips, one_view, data)
 
         def evaluate(model: Hiera) -> Evaluation:
-            videos, failures = score(model)
+            videos, failures = validate(
+                model,
+                centre_views,
+                process,
+                normalize=Normalize(*input_statistics(model.architecture)),
+                batch_size=views.batch_size,
+                decoding=data,
+                bf16=self.settings.train.precision == "bf16",
+                multi_label=data.multi_label,
+            )
             if not process.is_main:
                 return Evaluation({}, failures, "")
-            summary = summarize(
-                videos, expected=expected, multi_label=self.settings.data.multi_label
-            )
+            expected = [record.labels for record in records]
+            summary = summarize(videos, expected=expected, multi_label=data.multi_label)
             accuracy = summary.get("video", {})
             figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in accuracy.items())
             return Evaluation(
@@ -173,3 +156,6 @@ class FinetuneTask(Task):
             clips=self.settings.clips,
             views=self.settings.views,
         )
+
+
+run = partial(train, FinetuneTask)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-from hiera_video.analysis.complexity import PRODUCTS, Cost, Model, by_stage, count_model
+from hiera_video.analysis.complexity import PRODUCTS, Cost, by_stage, count_model
 from hiera_video.analysis.tables import format_table
 from hiera_video.errors import configured
-from hiera_video.models.hiera import Hiera
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
-from hiera_video.models.variants import PUBLISHED, is_image, list_models, paper_mask_ratio
+from hiera_video.models.variants import PUBLISHED, is_image, list_models
 from hiera_video.settings.tools import FlopsSettings
 
 # Variants in tables 4 and 5, 6, and 8 of arXiv 2306.00989, and numbers of frames (None: default).
@@ -26,6 +28,15 @@ TABLE: list[tuple[str, int | None]] = [
     ("hiera_large_16x224", 32),
 ]
 TABLE += [(name, None) for name in list_models("*_224")]
+BUILDERS: dict[str, tuple[Callable[..., Model], set[str]]] = {  # and the settings of each
+    "classification": (create_model, {"num_classes"}),
+    "pretraining": (
+        partial(create_autoencoder, decoder_heads=1),  # their number does not change the cost
+        {"decoder_dim", "decoder_depth", "target"},
+    ),
+    "detection": (create_detector, {"num_classes", "roi_resolution"}),
+}
+COST_KEYS = ("parameters", "macs", "flops", "paper_flops", "activations", "operations")
 
 
 def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
@@ -36,8 +47,10 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
         return 0
     with configured(), torch.device("meta"):
         model = build(config)
-        masking = masking_of(config, model)
-    encoder = model if isinstance(model, Hiera) else model.encoder
+        masking = None
+        if isinstance(model, MaskedAutoencoderHiera):
+            masking = UnitMasking.of(model.encoder, config.masking)
+    encoder = encoder_of(model)
     report: dict[str, Any] = {
         "model": config.model,
         "task": config.task or "classification",
@@ -49,7 +62,9 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
         print(json.dumps(report, indent=2))
         return 0
     costs = count_model(model, num_kept=report["kept_units"])
-    num_clips, num_crops = views(config, encoder)
+    many = config.task in (None, "classification") and not is_image(encoder.architecture)
+    num_clips = config.num_clips or (5 if many else 1)
+    num_crops = config.num_crops or (3 if many else 1)
     report |= {
         "view": describe(costs[""]),
         "num_clips": num_clips,
@@ -74,55 +89,17 @@ def build(config: FlopsSettings) -> Model:
     """Builds the model of the settings."""
     name = config.model
     assert name is not None  # the settings require it without `table`
-    name = name.split(".")[0] if name in PUBLISHED else name
-    size: dict[str, Any] = {
-        "num_frames": config.num_frames,
-        "image_size": config.image_size,
+    create, keys = BUILDERS[config.task or "classification"]
+    return create(
+        name.split(".")[0] if name in PUBLISHED else name,
+        **config.model_dump(include={"num_frames", "image_size", *keys}),
         **config.overrides.arguments(),
-    }
-    if config.task == "pretraining":
-        return create_autoencoder(
-            name,
-            decoder_heads=1,  # the number of heads does not change the cost
-            decoder_dim=config.decoder_dim,
-            decoder_depth=config.decoder_depth,
-            target=config.target,
-            **size,
-        )
-    size["num_classes"] = config.num_classes
-    if config.task == "detection":
-        return create_detector(name, roi_resolution=config.roi_resolution, **size)
-    return create_model(name, **size)
-
-
-def masking_of(config: FlopsSettings, model: Model) -> UnitMasking | None:
-    """The masking of a masked autoencoder; None for other models."""
-    if not isinstance(model, MaskedAutoencoderHiera):
-        return None
-    ratio = config.masking.mask_ratio
-    if ratio is None:
-        ratio = paper_mask_ratio(model.encoder.architecture)
-    return UnitMasking(model.encoder.units_shape, ratio, config.masking.kind)
-
-
-def views(config: FlopsSettings, encoder: Hiera) -> tuple[int, int]:
-    """Numbers of clips of a video and of crops of a clip."""
-    many = config.task in (None, "classification") and not is_image(encoder.architecture)
-    num_clips = (5 if many else 1) if config.num_clips is None else config.num_clips
-    num_crops = (3 if many else 1) if config.num_crops is None else config.num_crops
-    return num_clips, num_crops
+    )
 
 
 def describe(cost: Cost) -> dict[str, Any]:
     """A cost as JSON data."""
-    return {
-        "parameters": cost.parameters,
-        "macs": cost.macs,
-        "flops": cost.flops,
-        "paper_flops": cost.paper_flops,
-        "activations": cost.activations,
-        "operations": cost.operations,
-    }
+    return {key: getattr(cost, key) for key in COST_KEYS}
 
 
 def table_row(name: str, num_frames: int | None) -> dict[str, Any]:

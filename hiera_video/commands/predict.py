@@ -2,46 +2,47 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from hiera_video.data.batches import Failure
-from hiera_video.data.order import evaluation_loader, num_workers, readable
+from hiera_video.data.loader import evaluation_loader, readable
 from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import UserError
-from hiera_video.evaluation.prediction import Classes, classify, load_model, views_of
+from hiera_video.evaluation.prediction import classify, load_model, views_of
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.logging import setup_logging
-from hiera_video.runtime.results import exit_code
+from hiera_video.runtime.results import exit_code, print_result
 from hiera_video.settings.evaluation import PredictSettings
 
 
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
-    setup_logging()
     model, card = load_model(config.checkpoint, kind="classifier")
     paths = files(config.inputs)
-    views = views_of(paths, model, config.clips, config.views, config.data)
+    records = [VideoRecord(path, (), path) for path in paths]
+    views = views_of(records, model, config.clips, config.views, config.data)
     if dry_run:
         print("\n".join(paths))
         return 0
-    # A process that decodes ahead pays for itself from the second file on.
-    workers = min(num_workers(config.data, 1), len(paths) - 1)
     failures: list[Failure] = []
     with process_group(config.device) as process:
         classified = classify(
             model,
             card,
-            readable(evaluation_loader(views, num_workers=workers), failures),
+            readable(evaluation_loader(views, config.data), failures),
             batch_size=config.views.batch_size,
             device=process.device,
             bf16=config.precision == "bf16",
             top_k=config.top_k,
         )
         for sample, classes in classified:
-            print_classes(paths[sample.index], classes, as_json)
+            path = paths[sample.index]
+            top = [{"class": name, "probability": round(p, 6)} for name, p in classes]
+            lines = [path, *(f"  {100 * p:5.1f} %  {name}" for name, p in classes)]
+            print_result({"path": path, "classes": top}, "\n".join(lines), as_json=as_json)
     for failure in failures:
-        print_failure(failure, as_json)
+        record = {"path": failure.path, "cause": failure.cause, "error": failure.message}
+        print_result(record, failure.message, as_json=as_json)
     return exit_code(done=len(paths) - len(failures), failed=len(failures))
 
 
@@ -58,20 +59,3 @@ def files(inputs: list[str]) -> list[str]:
         else:
             found.append(name)
     return found
-
-
-def print_classes(path: str, classes: Classes, as_json: bool) -> None:
-    if as_json:
-        top = [{"class": name, "probability": round(p, 6)} for name, p in classes]
-        print(json.dumps({"path": path, "classes": top}, ensure_ascii=False), flush=True)
-        return
-    print(path)
-    for name, p in classes:
-        print(f"  {100 * p:5.1f} %  {name}", flush=True)
-
-
-def print_failure(failure: Failure, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps({"path": failure.path, "cause": failure.cause, "error": failure.message}))
-    else:
-        print(f"{failure.message}", flush=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.transforms import PretrainTransform
-from hiera_video.data.videos.records import read_video_list
+from hiera_video.data.videos.records import VideoList, read_video_list
 from hiera_video.errors import configured
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import card_of
@@ -17,7 +17,7 @@ from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import create_autoencoder
-from hiera_video.models.variants import input_statistics, paper_mask_ratio
+from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import PretrainSettings
 from hiera_video.training.losses import ReconstructionLoss
@@ -27,25 +27,15 @@ from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 
 
-def run(settings: PretrainSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Trains to the end, or until stopped; returns the exit code."""
-    return train(PretrainTask, settings, dry_run=dry_run, as_json=as_json)
-
-
 class PretrainTask(Task):
     """Pretraining of a masked autoencoder."""
 
     settings: PretrainSettings
+    train: VideoList
 
     def __init__(self, settings: PretrainSettings) -> None:
-        self.settings = settings
-        self.train = read_video_list(settings.data.train, root=settings.data.root, labelled=False)
-        self.num_records = len(self.train.records)
-        self.data: dict[str, Any] = {
-            "train": self.train.source,
-            "videos": self.num_records,
-            "fingerprint": self.train.fingerprint,
-        }
+        data = settings.data
+        super().__init__(settings, read_video_list(data.train, root=data.root, labelled=False))
 
     def create(self, checkpoint: str | Path | None) -> MaskedAutoencoderHiera:
         model = self.settings.model
@@ -59,10 +49,8 @@ class PretrainTask(Task):
 
     def masking(self, model: MaskedAutoencoderHiera) -> UnitMasking:
         """What draws the visible units."""
-        masking = self.settings.masking
-        mask_ratio = masking.mask_ratio or paper_mask_ratio(model.encoder.architecture)
         with configured():
-            return UnitMasking(model.encoder.units_shape, mask_ratio, masking.kind)
+            return UnitMasking.of(model.encoder, self.settings.masking)
 
     def describe(self, model: MaskedAutoencoderHiera) -> list[str]:
         encoder, decoder, masking = model.encoder, model.decoder_architecture, self.masking(model)
@@ -80,11 +68,10 @@ class PretrainTask(Task):
         ]
 
     def dataset(self, model: MaskedAutoencoderHiera) -> TrainingClips:
-        num_frames, *size = model.encoder.input_size
         return TrainingClips(
             self.train.records,
-            ClipSampler.of(self.settings.clips, num_frames),
-            PretrainTransform((size[0], size[1]), self.settings.augment),
+            ClipSampler.of(self.settings.clips, model.encoder.input_size[0]),
+            PretrainTransform(model.encoder.input_size[1:], self.settings.augment),
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             masking=self.masking(model),
@@ -105,3 +92,6 @@ class PretrainTask(Task):
             masking={"kind": masking.kind, "mask_ratio": masking.mask_ratio},
             clips=self.settings.clips,
         )
+
+
+run = partial(train, PretrainTask)

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from hiera_video.runtime.workers import Death
 
 Sample = TypeVar("Sample")
 
@@ -22,8 +24,14 @@ class Failure:
 
     name: str  # as in its list
     path: str
-    cause: str  # one of the causes of `VideoError`
+    cause: str  # one of the causes of `VideoError`, or "crashed", "hung", "error", "not_finite"
     message: str
+
+    @classmethod
+    def of_death(cls, record: Any, death: Death) -> Failure:
+        """The failure of a record (with `name` and `path`) whose process died or hung."""
+        sentence = f"{record.path}: {death.sentence}"
+        return cls(record.name, record.path, death.cause, sentence)
 
 
 @dataclass(frozen=True)
@@ -183,9 +191,3 @@ def collate_boxed_clips(
         failures=failures,
         num_dropped=sum(clip.num_dropped for clip in clips),
     )
-
-
-def only_sample(samples: Sequence[Sample]) -> Sample:
-    """Returns the only sample: evaluation does not batch videos, because their sizes differ."""
-    (sample,) = samples
-    return sample

@@ -6,7 +6,10 @@ A sample is a pure function of (seed, epoch, index). A video that cannot be read
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,43 +38,63 @@ BoxTransform = Callable[[Frames, Boxes, np.random.Generator], tuple[np.ndarray, 
 Masking = Callable[[np.random.Generator], np.ndarray]
 
 
-class TrainingClips(Dataset[ClipSample | Failure]):
-    """Random clips of videos, indexed by (epoch, index of the record, number of the draw).
+class RecordDataset(ABC, Dataset[Any]):
+    """Samples of records, indexed by the key of a sample.
 
-    The number of the draw is 0 unless balanced classes repeat a video in an epoch.
+    A key is the index of a record; in training it is (epoch, index of the record, number of the
+    draw), where the number is 0 unless balanced classes repeat a record in an epoch. Decoding
+    processes call `read` and have no `records`.
+    """
+
+    records: Sequence[Any]
+    open_video: OpenVideo
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.read(self.record(key), key)
+
+    def record(self, key: Any) -> Any:
+        """The record of a sample."""
+        return self.records[key if isinstance(key, int) else key[1]]
+
+    def read(self, record: Any, key: Any) -> Any:
+        """The sample of a record, or a `Failure` if its video cannot be read."""
+        try:
+            with self.open_video(record.path) as video:
+                return self.sample(video, record, key)
+        except VideoError as error:
+            return Failure(record.name, record.path, error.cause, str(error))
+
+    @abstractmethod
+    def sample(self, video: VideoReader, record: Any, key: Any) -> Any:
+        """The sample of an open video."""
+
+
+@dataclass
+class TrainingClips(RecordDataset):
+    """Random clips of videos: a `ClipSample` for each key.
 
     Args:
         masking: draws the visible mask units of a clip, bool [M], for pretraining.
     """
 
-    def __init__(
-        self,
-        records: Sequence[VideoRecord],
-        sampler: ClipSampler,
-        transform: Transform,
-        *,
-        num_repeats: int,
-        seed: int,
-        masking: Masking | None = None,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.transform = records, sampler, transform
-        self.num_repeats, self.seed, self.masking = num_repeats, seed, masking
-        self.open_video = open_video
+    records: Sequence[VideoRecord]
+    sampler: ClipSampler
+    transform: Transform
+    _: KW_ONLY
+    num_repeats: int  # clips of each video
+    seed: int
+    masking: Masking | None = None
+    open_video: OpenVideo = open_video
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int, int]) -> ClipSample | Failure:
-        epoch, index, draw = key
-        record = self.records[index]
-        rng = np.random.default_rng([self.seed, epoch, index, draw])
-        read = read_clips(
-            record, self.open_video, lambda v: self.sampler.random_clips(v, self.num_repeats, rng)
-        )
-        if isinstance(read, Failure):
-            return read
-        frames, positions, _ = read
+    def sample(
+        self, video: VideoReader, record: VideoRecord, key: tuple[int, int, int]
+    ) -> ClipSample:
+        rng = np.random.default_rng([self.seed, *key])
+        indices = self.sampler.random_clips(video, self.num_repeats, rng)
+        frames, positions = read_frames(video, indices)
         clips = np.stack([self.transform(frames[clip], rng) for clip in positions])
         visible = None
         if self.masking is not None:
@@ -79,8 +102,9 @@ class TrainingClips(Dataset[ClipSample | Failure]):
         return ClipSample(record.name, record.labels, clips, visible)
 
 
-class EvaluationViews(Dataset[ViewSample | Failure]):
-    """All views of videos for evaluation; each video is decoded in one pass.
+@dataclass
+class EvaluationViews(RecordDataset):
+    """All views of videos for evaluation: a `ViewSample` for each, decoded in one pass.
 
     Args:
         crop_size: height and width of a view, pixels.
@@ -90,78 +114,51 @@ class EvaluationViews(Dataset[ViewSample | Failure]):
         ConfigError: crops are larger than the short side.
     """
 
-    def __init__(
-        self,
-        records: Sequence[VideoRecord],
-        sampler: ClipSampler,
-        *,
-        crop_size: tuple[int, int],
-        views: Views,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.views = records, sampler, views
-        self.crop_size = crop_size
-        self.short_side = checked_short_side(views.short_side, crop_size, views.num_crops)
-        self.open_video = open_video
+    records: Sequence[VideoRecord]
+    sampler: ClipSampler
+    _: KW_ONLY
+    crop_size: tuple[int, int]
+    views: Views
+    open_video: OpenVideo = open_video
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> ViewSample | Failure:
-        record = self.records[index]
-        views = self.views
-        read = read_clips(
-            record,
-            self.open_video,
-            lambda v: self.sampler.uniform_clips(v, views.num_clips, views.clip_rule),
+    def __post_init__(self) -> None:
+        self.short_side = checked_short_side(
+            self.views.short_side, self.crop_size, self.views.num_crops
         )
-        if isinstance(read, Failure):
-            return read
-        frames, positions, backend = read
+
+    def sample(self, video: VideoReader, record: VideoRecord, key: int) -> ViewSample:
+        views = self.views
+        indices = self.sampler.uniform_clips(video, views.num_clips, views.clip_rule)
+        frames, positions = read_frames(video, indices)
         frames = resize_short_side(frames, self.short_side)
         height, width = frames.shape[1:3]
         offsets = crop_offsets(height, width, self.crop_size, views.num_crops)
-        return ViewSample(index, torch.from_numpy(frames), positions, offsets, backend)
+        return ViewSample(key, torch.from_numpy(frames), positions, offsets, video.backend)
 
 
-class TrainingKeyframes(Dataset[DetectionSample | Failure]):
-    """Clips around key frames, with boxes, for training; indexed as `TrainingClips`.
+@dataclass
+class TrainingKeyframes(RecordDataset):
+    """Clips around key frames, with boxes, for training: a `DetectionSample` for each key.
 
     Args:
         num_repeats: random crops of each key frame's clip.
         start_sec: second of the annotations at which the files begin. None: 0.
     """
 
-    def __init__(
-        self,
-        records: Sequence[KeyframeRecord],
-        sampler: ClipSampler,
-        transform: BoxTransform,
-        *,
-        num_repeats: int,
-        seed: int,
-        start_sec: float | None = None,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.transform = records, sampler, transform
-        self.num_repeats, self.seed, self.start_sec = num_repeats, seed, start_sec
-        self.open_video = open_video
+    records: Sequence[KeyframeRecord]
+    sampler: ClipSampler
+    transform: BoxTransform
+    _: KW_ONLY
+    num_repeats: int
+    seed: int
+    start_sec: float | None = None
+    open_video: OpenVideo = open_video
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, key: tuple[int, int, int]) -> DetectionSample | Failure:
-        epoch, index, draw = key
-        record = self.records[index]
-        rng = np.random.default_rng([self.seed, epoch, index, draw])
-        read = read_clips(
-            record,
-            self.open_video,
-            lambda v: self.sampler.keyframe_clip(v, record.second, self.start_sec),
-        )
-        if isinstance(read, Failure):
-            return read
-        frames = read[0][read[1]]
+    def sample(
+        self, video: VideoReader, record: KeyframeRecord, key: tuple[int, int, int]
+    ) -> DetectionSample:
+        rng = np.random.default_rng([self.seed, *key])
+        frames = read_keyframe_clip(video, self.sampler, record, self.start_sec)
         clips = []
         for _ in range(self.num_repeats):
             clip, boxes = self.transform(frames, record.boxes, rng)
@@ -173,8 +170,9 @@ class TrainingKeyframes(Dataset[DetectionSample | Failure]):
         return DetectionSample(record.name, clips)
 
 
-class KeyframeClips(Dataset[KeyframeSample | Failure]):
-    """The centre crop of the clip around each key frame, and its boxes, for evaluation.
+@dataclass
+class KeyframeClips(RecordDataset):
+    """Centre crops of the clips around key frames, with their boxes: a `KeyframeSample` for each.
 
     Boxes are clipped to the crop, as in SlowFast.
 
@@ -183,41 +181,33 @@ class KeyframeClips(Dataset[KeyframeSample | Failure]):
         start_sec: second of the annotations at which the files begin. None: 0.
     """
 
-    def __init__(
-        self,
-        records: Sequence[KeyframeRecord],
-        sampler: ClipSampler,
-        *,
-        size: tuple[int, int],
-        start_sec: float | None = None,
-        open_video: OpenVideo = open_video,
-    ) -> None:
-        self.records, self.sampler, self.size = records, sampler, size
-        self.start_sec, self.open_video = start_sec, open_video
+    records: Sequence[KeyframeRecord]
+    sampler: ClipSampler
+    _: KW_ONLY
+    size: tuple[int, int]
+    start_sec: float | None = None
+    open_video: OpenVideo = open_video
 
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: int) -> KeyframeSample | Failure:
-        record = self.records[index]
-        read = read_clips(
-            record,
-            self.open_video,
-            lambda v: self.sampler.keyframe_clip(v, record.second, self.start_sec),
-        )
-        if isinstance(read, Failure):
-            return read
-        frames, positions, backend = read
-        clip, boxes = centre_crop(frames[positions], record.boxes, self.size)
+    def sample(self, video: VideoReader, record: KeyframeRecord, key: int) -> KeyframeSample:
+        frames = read_keyframe_clip(video, self.sampler, record, self.start_sec)
+        clip, boxes = centre_crop(frames, record.boxes, self.size)
         boxes = boxes.clip(0, 1)
         outside = int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum())
         return KeyframeSample(
-            index,
+            key,
             torch.from_numpy(clip),
             torch.from_numpy(boxes.astype(np.float32)),
             outside,
-            backend,
+            video.backend,
         )
+
+
+def read_keyframe_clip(
+    video: VideoReader, sampler: ClipSampler, record: KeyframeRecord, start_sec: float | None
+) -> Frames:
+    """The frames of the clip around a key frame, uint8 [T, H, W, C]."""
+    frames, positions = read_frames(video, sampler.keyframe_clip(video, record.second, start_sec))
+    return frames[positions]
 
 
 def checked_short_side(
@@ -245,25 +235,3 @@ def checked_short_side(
             f"{key} is {short_side}: needed is at least {max(crop_size)}, the size of a crop"
         )
     return short_side
-
-
-def read_clips(
-    record: VideoRecord | KeyframeRecord,
-    open_video: OpenVideo,
-    choose: Callable[[VideoReader], np.ndarray],
-) -> tuple[np.ndarray, np.ndarray, str] | Failure:
-    """Reads the frames of a video that `choose` returns, each decoded once.
-
-    Args:
-        choose: maps the open video to source frame indices of any shape.
-
-    Returns:
-        The unique frames, uint8 [U, H, W, C], positions in them of the shape of the indices, and
-        the backend; or a `Failure` if the video cannot be read.
-    """
-    try:
-        with open_video(record.path) as video:
-            frames, positions = read_frames(video, choose(video))
-            return frames, positions, video.backend
-    except VideoError as error:
-        return Failure(record.name, record.path, error.cause, str(error))

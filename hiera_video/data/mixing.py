@@ -15,27 +15,22 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+Clips = Float[Tensor, "B C T H W"]
+Targets = Float[Tensor, "B K"]
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 
 
-def soft_targets(
-    labels: Int[Tensor, " B"], num_classes: int, smoothing: float = 0.0
-) -> Float[Tensor, "B K"]:
-    """One-hot targets with label smoothing; each row sums to 1.
+def soft_targets(labels: Int[Tensor, " B"], num_classes: int, smoothing: float = 0.0) -> Targets:
+    """One-hot targets with label smoothing, 0 to below 1; each row sums to 1.
 
     Every class has `smoothing / num_classes`, and the label's class `1 - smoothing` more.
-
-    Raises:
-        ValueError: smoothing is not in 0 to below 1.
     """
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing is {smoothing}; allowed: 0 to below 1")
     off = smoothing / num_classes
     targets = torch.full((len(labels), num_classes), off, device=labels.device)
     return targets.scatter_(1, labels.long()[:, None], 1 - smoothing + off)
 
 
-def multi_hot(labels: Sequence[tuple[int, ...]], num_classes: int) -> Float[Tensor, "B K"]:
+def multi_hot(labels: Sequence[tuple[int, ...]], num_classes: int) -> Targets:
     """Targets with 1 for each class of a clip, of which it may have several or none."""
     targets = torch.zeros(len(labels), num_classes)
     for row, classes in zip(targets, labels, strict=True):
@@ -44,14 +39,14 @@ def multi_hot(labels: Sequence[tuple[int, ...]], num_classes: int) -> Float[Tens
 
 
 def mix(
-    clips: Float[Tensor, "B C T H W"],
-    targets: Float[Tensor, "B K"],
+    clips: Clips,
+    targets: Targets,
     *,
     mixup: float = 0.8,
     cutmix: float = 1.0,
     switch_prob: float = 0.5,
     generator: np.random.Generator,
-) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
+) -> tuple[Clips, Targets]:
     """Mixes each clip with its partner, by mixup or by cutmix. `clips` are overwritten.
 
     In a batch of odd size the clip in the middle is its own partner and does not change. Targets
@@ -80,18 +75,14 @@ def mix(
     return blend(clips, targets, float(generator.beta(mixup, mixup)))
 
 
-def blend(
-    clips: Float[Tensor, "B C T H W"], targets: Float[Tensor, "B K"], kept: float
-) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
+def blend(clips: Clips, targets: Targets, kept: float) -> tuple[Clips, Targets]:
     """Mixup (arXiv 1710.09412), in place: a fraction `kept` of each clip, the rest its partner."""
     partners = clips.flip(0)
     clips.mul_(kept).add_(partners, alpha=1 - kept)
     return clips, _blend_targets(targets, kept)
 
 
-def cut_and_paste(
-    clips: Float[Tensor, "B C T H W"], targets: Float[Tensor, "B K"], box: Box
-) -> tuple[Float[Tensor, "B C T H W"], Float[Tensor, "B K"]]:
+def cut_and_paste(clips: Clips, targets: Targets, box: Box) -> tuple[Clips, Targets]:
     """Cutmix (arXiv 1905.04899), in place: a box in all frames is taken from the partner.
 
     Targets are weighted by the area of the box inside the frame.
@@ -103,7 +94,7 @@ def cut_and_paste(
     return clips, _blend_targets(targets, 1 - area / (clips.shape[-2] * clips.shape[-1]))
 
 
-def _blend_targets(targets: Float[Tensor, "B K"], kept: float) -> Float[Tensor, "B K"]:
+def _blend_targets(targets: Targets, kept: float) -> Targets:
     return targets * kept + targets.flip(0) * (1 - kept)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -30,13 +30,6 @@ from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC, crop_offsets
 
 Indices = Int64[np.ndarray, "N T"]
 Rate = float | Fraction
-
-
-class HasIndices(Protocol):
-    """The clips of a video as source frames: `hiera_video.extraction.windows.Windows`."""
-
-    @property
-    def indices(self) -> Indices: ...
 
 
 class PytorchvideoSampler:
@@ -60,7 +53,7 @@ class PytorchvideoSampler:
 
     def __init__(
         self,
-        clips: ClipSampler | Callable[[VideoReader], HasIndices],
+        clips: ClipSampler | Callable[[VideoReader], Any],
         fps: Rate | None = None,
         *,
         num_crops: int = 1,

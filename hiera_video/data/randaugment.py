@@ -9,15 +9,12 @@ have the mean colour, as in timm's training.
 
 The operations give the results of PIL, frame by frame, up to one grey level in isolated pixels for
 which float32 rounds differently. They use OpenCV, NumPy, and one weighted gather of torch, because
-the alternatives are slow. Milliseconds for one 16x224x224 clip on one core of a Xeon at 2.3 GHz,
-mean over the same 200 draws: 4.5 here, 14 to 15 with torchvision v2 on uint8 (whose sharpness takes
-75 and which has no bicubic for tensors), 21 to 25 with timm on PIL images. The slowest operation
-here is a rotation, 9 to 12 (`tools/benchmark_transforms.py`).
+torchvision v2, which has no bicubic for tensors, and timm are several times slower
+(docs/benchmarks.md, `tools/benchmark_transforms.py`).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -30,6 +27,7 @@ from jaxtyping import Float, Int, UInt8
 Frames = UInt8[np.ndarray, "T H W 3"]
 Colour = UInt8[np.ndarray, " 3"]
 
+NUM_LAYERS = 2  # operations that are drawn
 MAX_MAGNITUDE = 10.0
 PROBABILITY = 0.5  # that a layer applies its operation
 
@@ -44,32 +42,18 @@ class RandAugment:
     Args:
         mean: mean colour, RGB in 0..1, for pixels that rotation, shear or translation uncover.
         magnitude: mean strength, 0 to 10.
-        magnitude_std: standard deviation of the strength.
-        num_layers: number of operations that are drawn.
+        magnitude_std: standard deviation of the strength, 0 or more.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: `mean` is not a colour in 0..1.
     """
 
     def __init__(
-        self,
-        mean: Sequence[float],
-        *,
-        magnitude: float = 7.0,
-        magnitude_std: float = 0.5,
-        num_layers: int = 2,
+        self, mean: Sequence[float], *, magnitude: float = 7.0, magnitude_std: float = 0.5
     ) -> None:
-        if not 0 <= magnitude <= MAX_MAGNITUDE:
-            raise ValueError(f"magnitude is {magnitude}; allowed: 0 to {MAX_MAGNITUDE:g}")
-        if magnitude_std < 0:
-            raise ValueError(f"magnitude_std is {magnitude_std}; allowed: 0 or more")
-        if num_layers < 0:
-            raise ValueError(f"num_layers is {num_layers}; allowed: 0 or more")
         if len(mean) != 3 or not all(0 <= m <= 1 for m in mean):
             raise ValueError(f"mean is {mean}; allowed: three numbers in 0..1")
-        self.magnitude = magnitude
-        self.magnitude_std = magnitude_std
-        self.num_layers = num_layers
+        self.magnitude, self.magnitude_std = magnitude, magnitude_std
         self.fill = np.rint(255 * np.asarray(mean)).astype(np.uint8)
 
     def __call__(self, frames: Frames, rng: np.random.Generator) -> Frames:
@@ -81,7 +65,7 @@ class RandAugment:
     def draw(self, rng: np.random.Generator) -> list[tuple[str, float]]:
         """The operations to apply, in order: name and argument."""
         drawn = []
-        for name in map(str, rng.choice(list(OPERATIONS), self.num_layers)):
+        for name in map(str, rng.choice(list(OPERATIONS), NUM_LAYERS)):
             if rng.random() >= PROBABILITY:
                 continue
             magnitude = np.clip(rng.normal(self.magnitude, self.magnitude_std), 0, MAX_MAGNITUDE)
@@ -145,12 +129,8 @@ def _equalize(frames: Frames, _argument: float, _fill: Colour) -> Frames:
     return _look_up_each(frames, np.where(step > 0, spread, LEVELS))
 
 
-def _invert(frames: Frames, _argument: float, _fill: Colour) -> Frames:
-    return np.bitwise_not(frames)
-
-
 def _posterize(frames: Frames, bits: float, _fill: Colour) -> Frames:
-    return np.bitwise_and(frames, np.uint8(256 - 2 ** (8 - int(bits))) if bits else np.uint8(0))
+    return np.bitwise_and(frames, np.uint8(256 - 2 ** (8 - int(bits))))
 
 
 def _solarize(frames: Frames, threshold: float, _fill: Colour) -> Frames:
@@ -259,10 +239,7 @@ def _cubic_taps(
 def _rotate(frames: Frames, degrees: float, fill: Colour) -> Frames:
     """Rotates about the centre; positive angles are anticlockwise."""
     h, w = frames.shape[1:3]
-    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    x, y = w / 2, h / 2
-    matrix = ((cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
-    return _affine(frames, matrix, fill)
+    return _affine(frames, cv2.getRotationMatrix2D((w / 2, h / 2), -degrees, 1.0), fill)
 
 
 def _shear_x(frames: Frames, factor: float, fill: Colour) -> Frames:
@@ -281,10 +258,6 @@ def _translate_y(frames: Frames, fraction: float, fill: Colour) -> Frames:
     return _affine(frames, ((1.0, 0.0, 0.0), (0.0, 1.0, fraction * frames.shape[1])), fill)
 
 
-def _nothing(_strength: float, _sign: int) -> float:
-    return 0.0
-
-
 def _enhancement(strength: float, sign: int) -> float:
     return max(0.1, 1 + sign * 0.9 * strength)
 
@@ -298,9 +271,9 @@ class Operation:
 
 
 OPERATIONS: dict[str, Operation] = {
-    "auto_contrast": Operation(_nothing, _auto_contrast),
-    "equalize": Operation(_nothing, _equalize),
-    "invert": Operation(_nothing, _invert),
+    "auto_contrast": Operation(lambda *_: 0.0, _auto_contrast),
+    "equalize": Operation(lambda *_: 0.0, _equalize),
+    "invert": Operation(lambda *_: 0.0, lambda frames, *_: np.bitwise_not(frames)),
     "rotate": Operation(lambda strength, sign: sign * 30 * strength, _rotate),
     "posterize": Operation(lambda strength, _: 4.0 - int(4 * strength), _posterize),
     "solarize": Operation(lambda strength, _: 256.0 - int(256 * strength), _solarize),

@@ -8,10 +8,9 @@ random resized crop, horizontal flip, RandAugment, random erasing. One order dif
 augments whole frames and crops afterwards; cropping first is much faster, and makes translations
 and shears relative to the crop.
 
-The kernels are OpenCV's rather than torchvision.transforms.v2's, on uint8 both: from 16x256x340 to
-16x224x224 on one core, crop and flip take 2.4 to 2.8 ms instead of 8.5 to 9.6, the whole pipeline
-for fine-tuning 9 to 11 instead of 39 to 44 (`tools/benchmark_transforms.py`). OpenCV starts its own
-threads; workers of loaders therefore call `cv2.setNumThreads`.
+The kernels are OpenCV's because torchvision's, also on uint8, are several times slower
+(docs/benchmarks.md). OpenCV starts its own threads; workers of loaders therefore call
+`cv2.setNumThreads`.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from hiera_video.settings.training import Augment, Crop, DetectionAugment
 from hiera_video.video.sampling import covering_short_side, crop_offsets, resized_shape
 
 Frames = UInt8[np.ndarray, "T H W 3"]
+Clip = UInt8[np.ndarray, "T height width 3"]
 Boxes = Float[np.ndarray, "n 4"]  # x1 y1 x2 y2 as fractions of a picture
 Range = tuple[float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -47,22 +47,19 @@ class PretrainTransform:
     """
 
     def __init__(self, size: int | tuple[int, int], crop: Crop) -> None:
-        height, width = (size, size) if isinstance(size, int) else size
-        if height < 1 or width < 1:
-            raise ValueError(f"size is {size}; allowed: 1 or more pixels")
-        self.height, self.width = height, width
+        self.size = (size, size) if isinstance(size, int) else size
         self.crop = crop
+        if min(self.size) < 1:
+            raise ValueError(f"size is {size}; allowed: 1 or more pixels")
 
-    def __call__(
-        self, frames: Frames, rng: np.random.Generator
-    ) -> UInt8[np.ndarray, "T height width 3"]:
+    def __call__(self, frames: Frames, rng: np.random.Generator) -> Clip:
         """A new, contiguous array."""
         check_frames(frames)
-        height, width = frames.shape[1:3]
-        box = random_crop_box(height, width, self.crop.crop_area, self.crop.crop_aspect, rng)
-        clip = resized_crop(frames, box, self.height, self.width)
+        area, aspect = self.crop.crop_area, self.crop.crop_aspect
+        box = random_crop_box(frames.shape[1], frames.shape[2], area, aspect, rng)
+        clip = resized_crop(frames, box, *self.size)
         if self.crop.flip and rng.random() < 0.5:
-            clip = cv2.flip(clip.reshape(-1, self.width, 3), 1).reshape(clip.shape)
+            clip = cv2.flip(clip.reshape(-1, clip.shape[2], 3), 1).reshape(clip.shape)
         return clip
 
 
@@ -96,9 +93,7 @@ class FinetuneTransform:
         self.erasing_prob = augment.erasing_prob
         self.mean, self.std = tuple(mean), tuple(std)
 
-    def __call__(
-        self, frames: Frames, rng: np.random.Generator
-    ) -> UInt8[np.ndarray, "T height width 3"]:
+    def __call__(self, frames: Frames, rng: np.random.Generator) -> Clip:
         """A new, contiguous array."""
         clip = self.crop_and_flip(frames, rng)
         if self.rand_augment is not None:
@@ -121,52 +116,41 @@ class DetectionTransform:
 
     def __call__(
         self, frames: Frames, boxes: Boxes, rng: np.random.Generator
-    ) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
+    ) -> tuple[Clip, Boxes]:
         """A new clip, and the boxes as fractions of its frames; they may extend beyond 0..1."""
-        check_frames(frames)
         height, width = self.size
         short_side = covering_short_side(frames.shape[1], frames.shape[2], self.size)
         frames = resize_short_side(frames, round(short_side * rng.uniform(*self.augment.zoom)))
-        rows, columns = frames.shape[1:3]
-        top = int(rng.integers(rows - height, endpoint=True))
-        left = int(rng.integers(columns - width, endpoint=True))
-        boxes = boxes_in_crop(boxes, (rows, columns), (top, left), self.size)
-        clip = frames[:, top : top + height, left : left + width]
+        top = int(rng.integers(frames.shape[1] - height, endpoint=True))
+        left = int(rng.integers(frames.shape[2] - width, endpoint=True))
+        clip, boxes = _crop(frames, boxes, top, left, self.size)
         if self.augment.flip and rng.random() < 0.5:
             clip, boxes = clip[:, :, ::-1], boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
         return np.ascontiguousarray(clip), boxes
 
 
-def centre_crop(
-    frames: Frames, boxes: Boxes, size: tuple[int, int]
-) -> tuple[UInt8[np.ndarray, "T height width 3"], Boxes]:
+def centre_crop(frames: Frames, boxes: Boxes, size: tuple[int, int]) -> tuple[Clip, Boxes]:
     """Resizes frames to the smallest size that covers `size`, and takes the centre crop.
 
     Returns:
         The clip, and the boxes as fractions of its frames; they may extend beyond 0..1.
     """
-    height, width = size
     short_side = covering_short_side(frames.shape[1], frames.shape[2], size)
     frames = resize_short_side(frames, short_side)
+    ((top, left),) = crop_offsets(frames.shape[1], frames.shape[2], size, 1)
+    clip, boxes = _crop(frames, boxes, top, left, size)
+    return np.ascontiguousarray(clip), boxes
+
+
+def _crop(
+    frames: Frames, boxes: Boxes, top: int, left: int, size: tuple[int, int]
+) -> tuple[Clip, Boxes]:
+    """A view of the crop [height, width] at (top, left), and boxes as fractions of it."""
+    height, width = size
     rows, columns = frames.shape[1:3]
-    ((top, left),) = crop_offsets(rows, columns, size, 1)
-    boxes = boxes_in_crop(boxes, (rows, columns), (top, left), size)
-    return np.ascontiguousarray(frames[:, top : top + height, left : left + width]), boxes
-
-
-def boxes_in_crop(
-    boxes: Boxes, picture: tuple[int, int], offset: tuple[int, int], size: tuple[int, int]
-) -> Boxes:
-    """Converts boxes from fractions of a picture to fractions of a crop.
-
-    Args:
-        picture: (height, width) of the picture, pixels.
-        offset: (top, left) of the crop, pixels.
-        size: (height, width) of the crop, pixels.
-    """
-    (rows, columns), (top, left), (height, width) = picture, offset, size
     scale = np.array([columns / width, rows / height] * 2)
-    return boxes * scale - np.array([left / width, top / height] * 2)
+    boxes = boxes * scale - np.array([left / width, top / height] * 2)
+    return frames[:, top : top + height, left : left + width], boxes
 
 
 def check_frames(frames: np.ndarray) -> None:
@@ -212,7 +196,7 @@ def _random_shape(
 
 def resized_crop(
     frames: Frames, box: Box, height: int, width: int, *, is_image: bool | None = None
-) -> UInt8[np.ndarray, "T height width 3"]:
+) -> Clip:
     """Crops a box from all frames and resizes it as SlowFast does: bilinear, not antialiased.
 
     Images are shrunk by averaging, because photographs are many times as large as the crop.
@@ -231,9 +215,7 @@ def resized_crop(
     return out
 
 
-def resize_short_side(
-    frames: Frames, short_side: int, *, is_image: bool | None = None
-) -> UInt8[np.ndarray, "T h w 3"]:
+def resize_short_side(frames: Frames, short_side: int, *, is_image: bool | None = None) -> Clip:
     """Resizes frames to a short side of `short_side` pixels for evaluation.
 
     Bilinear and not antialiased: SlowFast's resizing, rounded to grey levels. Frames that already

@@ -16,17 +16,16 @@ been annotated. Frame rates are integers, so that each key frame is a frame of i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from tqdm import tqdm
 
 from hiera_video.demo import motions
-from hiera_video.demo.motions import DemoLists, Figure, Scene, write_lines, write_missing_video
+from hiera_video.demo.motions import Figure, Scene, write_lines
 
 BLINKING = "blinking"
 ACTIONS = (*motions.CLASSES, BLINKING)  # action ids count from 1
@@ -38,7 +37,6 @@ NUM_FIGURES = (3, 5)  # on a torus of about twice the picture's area
 VISIBLE_FRAC = 0.5  # figures with a larger visible fraction have a box
 BLINKING_FRAC = 0.25
 BLINK_PERIOD_SEC = (0.4, 0.6)
-DIM = 0.6  # brightness of a dim figure, as a fraction of its bright colour
 
 # Proposals, which imitate the output of a person detector.
 MISSED_FRAC = 0.08
@@ -47,69 +45,16 @@ JITTER = 0.04  # standard deviation of a corner, as a fraction of the sides of t
 EXCLUDED_FRAC = 0.03  # of the key frames
 
 
-@dataclass(frozen=True)
-class Actor:
-    """A figure and its actions."""
+class DemoAvaData:
+    """Paths of the parts of the data set; `example` is a validation video."""
 
-    figure: Figure
-    motion: str
-    blinks: bool
-    blink_period_sec: float
-    blink_phase: float  # 0..1, at time 0; bright in the first half
-
-    @property
-    def actions(self) -> tuple[int, ...]:
-        """Action ids, ascending."""
-        names = (self.motion, BLINKING) if self.blinks else (self.motion,)
-        return tuple(sorted(ACTIONS.index(name) + 1 for name in names))
-
-    def is_bright(self, time_sec: float) -> bool:
-        periods = time_sec / self.blink_period_sec if self.blinks else 0.0
-        return (self.blink_phase + periods) % 1 < 0.5
-
-    def colour(self, time_sec: float) -> tuple[int, int, int]:
-        level = 1.0 if self.is_bright(time_sec) else DIM
-        red, green, blue = (round(level * part) for part in self.figure.colour)
-        return red, green, blue
-
-
-@dataclass(frozen=True)
-class Play:
-    """A scene whose figures have different actions; later actors hide earlier ones."""
-
-    scene: Scene
-    actors: tuple[Actor, ...]
-
-    @property
-    def key_seconds(self) -> range:
-        """Times of the key frames in seconds."""
-        duration_sec = self.scene.num_frames / self.scene.fps
-        return range(KEYFRAME_MARGIN_SEC, math.floor(duration_sec) - KEYFRAME_MARGIN_SEC + 1)
-
-
-class DemoAvaData(DemoLists):
-    """Paths of the parts of the data set."""
-
-    @property
-    def label_map(self) -> Path:
-        return self.folder / "actions.pbtxt"
-
-    @property
-    def val_proposals(self) -> Path:
-        return self.folder / "val_proposals.csv"
-
-    @property
-    def val_excluded(self) -> Path:
-        return self.folder / "val_excluded.csv"
-
-    @property
-    def videos(self) -> Path:
-        return self.folder / "videos"
-
-    @property
-    def example(self) -> Path:
-        """A validation video."""
-        return self.videos / f"{_video_name('val', 0)}.mp4"
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.videos = folder, folder / "videos"
+        self.train, self.val = folder / "train.csv", folder / "val.csv"
+        self.label_map = folder / "actions.pbtxt"
+        self.val_proposals = folder / "val_proposals.csv"
+        self.val_excluded = folder / "val_excluded.csv"
+        self.example = self.videos / f"{_video_name('val', 0)}.mp4"
 
 
 def generate(
@@ -120,19 +65,19 @@ def generate(
     They depend on the seed only. Existing videos are kept, so that an interrupted call can be
     resumed.
     """
-    videos = [("train", number) for number in range(train_videos)]
-    videos += [("val", number) for number in range(val_videos)]
     rows: dict[str, list[str]] = {split: [] for split in motions.SPLITS}
     proposals: list[str] = []
     keyframes: list[str] = []  # of the validation videos
-    for split, number in tqdm(videos, unit="video", disable=None):
-        play, name = draw_play(seed, split, number), _video_name(split, number)
-        write_missing_video(data.videos / f"{name}.mp4", render(play), play.scene.fps)
+    for split, number in tqdm(
+        motions.numbered(train_videos, val_videos), unit="video", disable=None
+    ):
+        scene, name = draw_scene(seed, split, number), _video_name(split, number)
+        motions.write_missing_video(data.videos / f"{name}.mp4", scene)
         rng = np.random.default_rng([seed, motions.SPLITS.index(split), number, 1])
-        for second in play.key_seconds:
-            keyframe, boxes = f"{name},{second:04d}", boxes_at(play, second)
+        for second in key_seconds(scene):
+            keyframe, boxes = f"{name},{second:04d}", boxes_at(scene, second)
             for person, box in boxes.items():
-                for action in play.actors[person].actions:
+                for action in actions_of(scene.figures[person]):
                     rows[split].append(f"{keyframe},{_corners(box)},{action},{person}")
             if split == "val":
                 keyframes.append(keyframe)
@@ -148,83 +93,80 @@ def generate(
     write_lines(data.val, rows["val"])
 
 
-def draw_play(seed: int, split: str, number: int) -> Play:
+def draw_scene(seed: int, split: str, number: int) -> Scene:
     """Draws video `number` of a split."""
     rng = np.random.default_rng([seed, motions.SPLITS.index(split), number])
     height, width = motions.FRAME_SIZES[rng.integers(len(motions.FRAME_SIZES))]
     fps = Fraction(FRAME_RATES[rng.integers(len(FRAME_RATES))])
     margin_px = math.ceil(motions.RADIUS[1] * min(height, width)) + 2  # 2 for the blurred edge
-    actors = tuple(
-        Actor(
-            figure=motions.draw_figure(height, width, rng, margin_px=margin_px),
-            motion=motions.CLASSES[rng.integers(len(motions.CLASSES))],
-            blinks=bool(rng.uniform() < BLINKING_FRAC),
-            blink_period_sec=rng.uniform(*BLINK_PERIOD_SEC),
-            blink_phase=rng.uniform(),
+    figures = []
+    for _ in range(rng.integers(*NUM_FIGURES, endpoint=True)):
+        figure = motions.draw_figure(height, width, rng, margin_px=margin_px)
+        motion = motions.CLASSES[rng.integers(len(motions.CLASSES))]
+        blinks, period_sec = rng.uniform() < BLINKING_FRAC, rng.uniform(*BLINK_PERIOD_SEC)
+        figures.append(
+            replace(
+                figure,
+                motion=motion,
+                blink_period_sec=period_sec if blinks else math.inf,
+                blink_phase=rng.uniform(),
+            )
         )
-        for _ in range(rng.integers(*NUM_FIGURES, endpoint=True))
-    )
-    scene = Scene(
+    return Scene(
         background=motions.draw_background(height, width, rng),
-        figures=tuple(actor.figure for actor in actors),
+        figures=tuple(figures),
         fps=fps,
         num_frames=round(rng.uniform(*DURATION_SEC) * fps),
         speed=rng.uniform(*motions.SPEED),
         turning=int(rng.choice([-1, 1])),
         margin_px=margin_px,
     )
-    return Play(scene, actors)
 
 
-def render(play: Play) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Renders the frames of a video."""
-    for index in range(play.scene.num_frames):
-        yield picture_at(play, float(index / play.scene.fps))
+def key_seconds(scene: Scene) -> range:
+    """Times of the key frames in seconds."""
+    duration_sec = scene.num_frames / scene.fps
+    return range(KEYFRAME_MARGIN_SEC, math.floor(duration_sec) - KEYFRAME_MARGIN_SEC + 1)
 
 
-def picture_at(play: Play, time_sec: float) -> UInt8[np.ndarray, "H W 3"]:
-    """The frame at a time."""
-    picture = play.scene.background.copy()
-    for actor in play.actors:
-        colour = actor.colour(time_sec)
-        motions.paint(picture, play.scene, actor.figure, actor.motion, time_sec, colour)
-    return picture
+def actions_of(figure: Figure) -> list[int]:
+    """Action ids, ascending."""
+    names = (figure.motion, BLINKING) if figure.blinks else (figure.motion,)
+    return [ACTIONS.index(name) + 1 for name in names]
 
 
-def boxes_at(play: Play, time_sec: float) -> dict[int, Float[np.ndarray, 4]]:
-    """Boxes x1 y1 x2 y2, as fractions of the frame, of sufficiently visible actors.
+def boxes_at(scene: Scene, time_sec: float) -> dict[int, Float[np.ndarray, 4]]:
+    """Boxes x1 y1 x2 y2, as fractions of the frame, of sufficiently visible figures.
 
-    A box encloses every pixel that its actor covers, including its antialiased edge.
+    A box encloses every pixel that its figure covers, including its antialiased edge.
     """
-    height, width = play.scene.background.shape[:2]
+    height, width = scene.background.shape[:2]
     hidden = np.zeros((height, width), bool)
     boxes = {}
-    for person in reversed(range(len(play.actors))):
-        cover = coverage(play, person, time_sec)
+    for person, figure in reversed([*enumerate(scene.figures)]):
+        cover = coverage(scene, figure, time_sec)
         visible = np.where(hidden, 0.0, cover)
         hidden |= cover == 1
-        if visible.sum() > VISIBLE_FRAC * area_px(play, person, time_sec):
+        if visible.sum() > VISIBLE_FRAC * area_px(scene, figure, time_sec):
             y, x = (np.flatnonzero(visible.any(axis=axis)) for axis in (1, 0))
             corners_px = np.array([x[0], y[0], x[-1] + 1, y[-1] + 1])
             boxes[person] = corners_px / (width, height, width, height)
     return dict(sorted(boxes.items()))
 
 
-def coverage(play: Play, person: int, time_sec: float) -> Float[np.ndarray, "H W"]:
-    """Fraction of each pixel that an actor covers, without the other actors."""
-    cover = np.zeros(play.scene.background.shape[:2], np.uint8)
-    actor = play.actors[person]
-    motions.paint(cover, play.scene, actor.figure, actor.motion, time_sec, (255,))
+def coverage(scene: Scene, figure: Figure, time_sec: float) -> Float[np.ndarray, "H W"]:
+    """Fraction of each pixel that a figure covers, without the other figures."""
+    cover = np.zeros(scene.background.shape[:2], np.uint8)
+    motions.paint(cover, scene, figure, time_sec, (255,))
     return cover / 255
 
 
-def area_px(play: Play, person: int, time_sec: float) -> float:
-    """Area of an actor in pixels, including parts outside of the frame."""
-    actor = play.actors[person]
-    position, radius = motions.place(play.scene, actor.figure, actor.motion, time_sec)
+def area_px(scene: Scene, figure: Figure, time_sec: float) -> float:
+    """Area of a figure in pixels, including parts outside of the frame."""
+    position, radius = motions.place(scene, figure, time_sec)
     centre = math.ceil(radius) + 2
     cover = np.zeros((2 * centre + 1, 2 * centre + 1), np.uint8)
-    motions.fill(cover, radius * actor.figure.outline + centre + position % 1, (255,))
+    motions.fill(cover, radius * figure.outline + centre + position % 1, (255,))
     return float(cover.sum()) / 255
 
 

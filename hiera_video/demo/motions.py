@@ -11,6 +11,7 @@ are uniform at the start, and therefore at any time and for any motion.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -25,16 +26,6 @@ from tqdm import tqdm
 from hiera_video.files import write_text
 from hiera_video.video.writer import write_video
 
-CLASSES = (
-    "circling",
-    "growing",
-    "moving_down",
-    "moving_left",
-    "moving_right",
-    "moving_up",
-    "shrinking",
-    "standing_still",
-)
 DIRECTIONS = {  # pixels grow to the right and down
     "moving_down": (0, 1),
     "moving_left": (-1, 0),
@@ -42,15 +33,10 @@ DIRECTIONS = {  # pixels grow to the right and down
     "moving_up": (0, -1),
 }
 GROWTH = {"growing": 1, "shrinking": -1}
+CLASSES = tuple(sorted(["circling", "standing_still", *DIRECTIONS, *GROWTH]))
 
-FRAME_SIZES = (
-    (96, 128),
-    (120, 160),
-    (144, 192),
-    (128, 128),
-    (128, 96),
-    (144, 176),
-)  # height, width
+# Height and width.
+FRAME_SIZES = ((96, 128), (120, 160), (144, 192), (128, 128), (128, 96), (144, 176))
 FRAME_RATES = (Fraction(25, 2), Fraction(24), Fraction(25), Fraction(30000, 1001), Fraction(30))
 DURATION_SEC = (1.5, 4.0)
 NUM_FIGURES = (2, 4)
@@ -59,6 +45,7 @@ SPEED = (0.35, 0.6)
 RADIUS = (0.08, 0.24)
 ORBIT_RADIUS = 0.12
 TURNS = 1.6  # per unit of speed, so that a circling figure is about as fast as a moving one
+DIM = 0.6  # brightness of a blinking figure, as a fraction of its colour, when it is not bright
 SPLITS = ("train", "val")
 
 SUBPIXEL_BITS = 4  # fractional bits of the coordinates that OpenCV draws
@@ -68,18 +55,28 @@ ENCODER = {"crf": "16", "preset": "superfast", "threads": "1"}
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure at time 0."""
+    """One figure at time 0, and what it does."""
 
     position_px: Float[np.ndarray, 2]  # x, y
     size_phase: float  # 0..1, in the cycle of sizes
     orbit_phase: float  # 0..1, on the circle of a circling figure
     outline: Float[np.ndarray, "corners 2"]  # around (0, 0), within a radius of 1
     colour: tuple[int, int, int]
+    motion: str
+    blink_period_sec: float = math.inf  # infinite: it does not blink
+    blink_phase: float = 0.0  # 0..1; bright in the first half of a period
+
+    @property
+    def blinks(self) -> bool:
+        return self.blink_period_sec < math.inf
+
+    def is_bright(self, time_sec: float) -> bool:
+        return (self.blink_phase + time_sec / self.blink_period_sec) % 1 < 0.5
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The content of a video, except for the motion of its figures."""
+    """The content of a video; later figures hide earlier ones."""
 
     background: UInt8[np.ndarray, "H W 3"]
     figures: tuple[Figure, ...]
@@ -90,32 +87,14 @@ class Scene:
     margin_px: int = 0  # by which the torus is larger than the picture on each side
 
 
-@dataclass(frozen=True)
-class DemoLists:
-    """Paths of the lists of a generated data set."""
+class DemoData:
+    """Paths of the parts of the data set; `example` is a validation video."""
 
-    folder: Path
-
-    @property
-    def train(self) -> Path:
-        return self.folder / "train.csv"
-
-    @property
-    def val(self) -> Path:
-        return self.folder / "val.csv"
-
-
-class DemoData(DemoLists):
-    """Paths of the parts of the data set."""
-
-    @property
-    def class_names(self) -> Path:
-        return self.folder / "class_names.txt"
-
-    @property
-    def example(self) -> Path:
-        """A validation video."""
-        return self.folder / _video_name("val", "growing", 0)
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.train, self.val = folder / "train.csv", folder / "val.csv"
+        self.class_names = folder / "class_names.txt"
+        self.example = folder / _video_name("val", "growing", 0)
 
 
 def generate(data: DemoData, *, seed: int, train_scenes: int = 48, val_scenes: int = 12) -> None:
@@ -123,33 +102,29 @@ def generate(data: DemoData, *, seed: int, train_scenes: int = 48, val_scenes: i
 
     Existing videos are kept, so that an interrupted call can be resumed.
     """
-    scenes = [("train", number) for number in range(train_scenes)]
-    scenes += [("val", number) for number in range(val_scenes)]
-    with tqdm(total=len(scenes) * len(CLASSES), unit="video", disable=None) as bar:
-        for split, number in scenes:
-            scene = draw_scene(seed, split, number)
-            for motion in CLASSES:
-                path = data.folder / _video_name(split, motion, number)
-                write_missing_video(path, render(scene, motion), scene.fps)
-                bar.update()
+    scenes = numbered(train_scenes, val_scenes)
+    lines: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for (split, number), (label, motion) in tqdm(
+        [*product(scenes, enumerate(CLASSES))], unit="video", disable=None
+    ):
+        name = _video_name(split, motion, number)
+        write_missing_video(data.folder / name, draw_scene(seed, split, number, motion))
+        lines[split].append(f"{name} {label}")
     write_lines(data.class_names, CLASSES)
-    for path, chosen in ((data.train, "train"), (data.val, "val")):
-        lines = [
-            f"{_video_name(split, motion, number)} {label}"
-            for split, number in scenes
-            for label, motion in enumerate(CLASSES)
-            if split == chosen
-        ]
-        write_lines(path, lines)
+    write_lines(data.train, lines["train"])
+    write_lines(data.val, lines["val"])
 
 
-def write_missing_video(
-    path: Path, frames: Iterator[UInt8[np.ndarray, "H W 3"]], fps: Fraction
-) -> None:
+def numbered(train: int, val: int) -> list[tuple[str, int]]:
+    """The split of each video and its number there."""
+    return [(split, i) for split, n in zip(SPLITS, (train, val), strict=True) for i in range(n)]
+
+
+def write_missing_video(path: Path, scene: Scene) -> None:
     """Writes a video unless it exists."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_video(path, frames, fps, options=ENCODER)
+        write_video(path, render(scene), scene.fps, options=ENCODER)
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
@@ -157,15 +132,15 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     write_text(path, "".join(f"{line}\n" for line in lines))
 
 
-def draw_scene(seed: int, split: str, number: int) -> Scene:
-    """Draws scene `number` of a split."""
+def draw_scene(seed: int, split: str, number: int, motion: str) -> Scene:
+    """Draws scene `number` of a split; all figures have the same motion."""
     rng = np.random.default_rng([seed, SPLITS.index(split), number])
     height, width = FRAME_SIZES[rng.integers(len(FRAME_SIZES))]
     fps = FRAME_RATES[rng.integers(len(FRAME_RATES))]
     return Scene(
         background=draw_background(height, width, rng),
         figures=tuple(
-            draw_figure(height, width, rng)
+            draw_figure(height, width, rng, motion=motion)
             for _ in range(rng.integers(*NUM_FIGURES, endpoint=True))
         ),
         fps=fps,
@@ -175,19 +150,19 @@ def draw_scene(seed: int, split: str, number: int) -> Scene:
     )
 
 
-def place(scene: Scene, figure: Figure, motion: str, time_sec: float) -> tuple[np.ndarray, float]:
+def place(scene: Scene, figure: Figure, time_sec: float) -> tuple[np.ndarray, float]:
     """Position (x, y) and radius of a figure at a time, in pixels."""
     height, width = scene.background.shape[:2]
     short_side = min(height, width)
     distance = scene.speed * time_sec
-    direction = np.array(DIRECTIONS.get(motion, (0, 0)))
+    direction = np.array(DIRECTIONS.get(figure.motion, (0, 0)))
     position = figure.position_px + short_side * distance * direction
-    if motion == "circling":
+    if figure.motion == "circling":
         start = 2 * np.pi * figure.orbit_phase
         angle = start + 2 * np.pi * scene.turning * TURNS * distance
         moved = np.array([np.cos(angle) - np.cos(start), np.sin(angle) - np.sin(start)])
         position = position + short_side * ORBIT_RADIUS * moved
-    phase = (figure.size_phase + GROWTH.get(motion, 0) * distance) % 1
+    phase = (figure.size_phase + GROWTH.get(figure.motion, 0) * distance) % 1
     smallest, largest = RADIUS
     radius = short_side * smallest * (largest / smallest) ** phase
     margin = scene.margin_px
@@ -195,26 +170,32 @@ def place(scene: Scene, figure: Figure, motion: str, time_sec: float) -> tuple[n
     return (position + margin) % torus - margin, radius
 
 
-def render(scene: Scene, motion: str) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """Renders the frames of a scene whose figures have one motion."""
+def render(scene: Scene) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """Renders the frames of a video."""
     for index in range(scene.num_frames):
-        picture = scene.background.copy()
-        for figure in scene.figures:
-            paint(picture, scene, figure, motion, float(index / scene.fps), figure.colour)
-        yield picture
+        yield picture_at(scene, float(index / scene.fps))
+
+
+def picture_at(scene: Scene, time_sec: float) -> UInt8[np.ndarray, "H W 3"]:
+    """The frame at a time."""
+    picture = scene.background.copy()
+    for figure in scene.figures:
+        level = 1.0 if figure.is_bright(time_sec) else DIM
+        colour = [round(level * part) for part in figure.colour]
+        paint(picture, scene, figure, time_sec, colour)
+    return picture
 
 
 def paint(
     picture: UInt8[np.ndarray, "H W *channels"],
     scene: Scene,
     figure: Figure,
-    motion: str,
     time_sec: float,
     colour: Sequence[int],
 ) -> None:
     """Draws a figure at a time, also where it crosses the edges of the torus."""
     height, width = (side + 2 * scene.margin_px for side in scene.background.shape[:2])
-    position, radius = place(scene, figure, motion, time_sec)
+    position, radius = place(scene, figure, time_sec)
     corners = radius * figure.outline + position
     for shift in product((-width, 0, width), (-height, 0, height)):
         fill(picture, corners + np.array(shift), colour)
@@ -245,7 +226,14 @@ def draw_background(
     return np.clip(picture, 0, 120).astype(np.uint8)
 
 
-def draw_figure(height: int, width: int, rng: np.random.Generator, *, margin_px: int = 0) -> Figure:
+def draw_figure(
+    height: int,
+    width: int,
+    rng: np.random.Generator,
+    *,
+    motion: str = "standing_still",
+    margin_px: int = 0,
+) -> Figure:
     """A bright, randomly rotated figure: a triangle, a square, a star, or nearly a disc."""
     corners = int(rng.choice([3, 4, 5, 24]))
     is_star = corners == 5
@@ -261,6 +249,7 @@ def draw_figure(height: int, width: int, rng: np.random.Generator, *, margin_px:
         orbit_phase=rng.uniform(),
         outline=np.stack([reach * np.cos(angles), reach * np.sin(angles)], axis=1),
         colour=(red, green, blue),
+        motion=motion,
     )
 
 

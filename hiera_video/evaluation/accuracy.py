@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.mixing import multi_hot
+from hiera_video.evaluation.ava import mean_of_known
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,10 @@ def summarize(
         Top-k accuracies, or mean average precision with several labels per video, as fractions
         0..1, under "video" (views averaged), "clip" (each view alone) and "video_failed_as_wrong".
     """
-    counts = {"expected": len(expected), "decoded": len(videos)}
+    result: dict[str, Any] = {"expected": len(expected), "decoded": len(videos)}
     if not videos:
-        return counts
+        return result
     averaged = np.stack([v.views.mean(axis=0, dtype=np.float64) for v in videos])
-    result: dict[str, Any] = dict(counts)
     if multi_label:
         video_labels = [video.labels for video in videos]
         view_labels = [video.labels for video in videos for _ in video.views]
@@ -94,7 +94,7 @@ def summarize(
         ):
             targets = multi_hot(labels, scores.shape[1]).numpy().astype(bool)
             by_class = average_precision_by_class(scores, targets)
-            result[level] = {"mean_average_precision": _nanmean(by_class)}
+            result[level] = {"mean_average_precision": mean_of_known(by_class)}
         present = {label for labels in video_labels for label in labels}
         result["classes_without_positives"] = averaged.shape[1] - len(present)
         return result
@@ -110,8 +110,3 @@ def summarize(
     read_frac = len(videos) / len(expected)
     result["video_failed_as_wrong"] = {k: v * read_frac for k, v in result["video"].items()}
     return result
-
-
-def _nanmean(values: np.ndarray) -> float:
-    """`np.nanmean`, without a warning if all values are NaN."""
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")

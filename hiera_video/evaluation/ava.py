@@ -1,32 +1,23 @@
 """Frame mAP of action detection at IoU 0.5, in the two protocols of published figures.
 
-In each key frame, the detections of a class are processed in turn. A detection is compared with the
-ground-truth box of that class that it overlaps most (the first of several equal ones). It is right
-if their IoU is at least 0.5 and no earlier detection has matched that box. AP is the area below
-precision over recall, with precision made non-increasing and all points used (PASCAL VOC 2010). The
-mean is over the classes with ground truth. A class with ground truth but no detections has AP 0.
-
-`PROTOCOLS` lists the four differences between the protocols.
+docs/evaluation.md, section 7, defines the figures; `PROTOCOLS` lists the differences.
 
 Ties. Detections of one class with equal scores are ranked by `np.argsort(scores)[::-1]`, as in both
 official programs, over the key frames in the order in which the detections first name them. That
 sort is not stable and orders ties differently on different processors (numpy has one for AVX-512,
-one for AVX2, one for the rest), so that the official figures themselves differ in the third digit
-if scores have three decimals. The same call is used here, because this is the only way to obtain
-the figures of the official program on the same machine. `FrameAP.tie_range` is the range of mAP
-over all orders of equal scores, which is the same everywhere. Within a key frame, equal scores stay
-in the order of the file (`activitynet` has the order of a heap, which only matters if two boxes of
-one class with the same score compete for one person).
+one for AVX2, one for the rest). The same call is used here, because this is the only way to obtain
+the figures of the official program on the same machine. Within a key frame, equal scores stay in
+the order of the file (`activitynet` has the order of a heap).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from hiera_video.data.boxes.table import BoxTable
+from hiera_video.data.boxes.table import BoxTable, LabelMap
 
 MATCHING_IOU = 0.5
 
@@ -35,14 +26,10 @@ MATCHING_IOU = 0.5
 class Protocol:
     """The differences between the two protocols."""
 
-    most_per_keyframe: int | None
-    """Number of detections kept in a key frame, the best of all classes together. None: all."""
-    best_first: bool
-    """Detections of a key frame match boxes by descending score; else in the order of the file."""
-    beyond_ground_truth: bool
-    """Detections in key frames that the ground truth does not name count as wrong."""
-    uses_exclusions: bool
-    """Excluded key frames are left out of ground truth and detections."""
+    most_per_keyframe: int | None  # detections that count, the best of all classes; None: all
+    best_first: bool  # detections match boxes by descending score, not in the order of the file
+    beyond_ground_truth: bool  # detections in key frames that it does not name count as wrong
+    uses_exclusions: bool  # excluded key frames are left out of ground truth and detections
 
 
 PROTOCOLS = {
@@ -112,36 +99,58 @@ def frame_ap(
     score = detections.score
     if score is None or np.isnan(score[detections.is_box]).any():
         raise ValueError("detections: every box needs a score that is a number")
-    codes = _VideoCodes()
-    truth, found = (_Rows.of(table, class_ids, codes) for table in (ground_truth, detections))
-    counts = _leave_out(
-        truth,
-        found,
-        rules,
-        named=truth.frame if keyframes is None else codes.pairs(keyframes),
-        excluded=codes.pairs(excluded if rules.uses_exclusions else ()),
-        only_named=keyframes is not None,
+    truth_frame, found_frame, excluded_frames, listed_frames = _keyframe_numbers(
+        (ground_truth.videos, ground_truth.video, ground_truth.second),
+        (detections.videos, detections.video, detections.second),
+        _columns(excluded if rules.uses_exclusions else ()),
+        _columns(keyframes or ()),
     )
-    rows = _ordered_rows(detections, score, found, rules, counts)
+    named_frames = truth_frame if keyframes is None else listed_frames
+    truth = _Rows.of(ground_truth, truth_frame, class_ids)
+    found = _Rows.of(detections, found_frame, class_ids)
+    counts = {
+        "ground_truth_of_other_classes": truth.leave_out(truth.class_index < 0),
+        "ground_truth_excluded": truth.leave_out(np.isin(truth_frame, excluded_frames)),
+        "ground_truth_beyond_keyframes": truth.leave_out(~np.isin(truth_frame, named_frames)),
+        "detections_of_other_classes": found.leave_out(found.class_index < 0),
+        "detections_excluded": found.leave_out(np.isin(found_frame, excluded_frames)),
+    }
+    beyond = found.kept & ~np.isin(found_frame, named_frames)
+    counts |= {
+        "keyframes_with_ground_truth": len(np.unique(truth_frame[truth.kept])),
+        "keyframes_with_detections": len(np.unique(found_frame[found.kept])),
+        "keyframes_beyond": len(np.unique(found_frame[beyond])),
+    }
+    is_wrong_beyond = keyframes is None and rules.beyond_ground_truth
+    counts["detections_beyond_counted_as_wrong"] = int(beyond.sum()) if is_wrong_beyond else 0
+    counts["detections_beyond_keyframes"] = 0 if is_wrong_beyond else found.leave_out(beyond)
+
+    # Detections in the order in which they match boxes: by the first row of their key frame.
+    rows = np.flatnonzero(found.kept)
+    _, first, group = np.unique(found_frame[rows], return_index=True, return_inverse=True)
+    best_first = (-score[rows],) if rules.best_first else ()
+    rows = rows[np.lexsort((*best_first, first[group]))]
+    surplus = np.zeros(len(rows), dtype=bool)
+    if rules.most_per_keyframe is not None:
+        surplus = _beyond_the_best(rows, found_frame, score, detections, rules.most_per_keyframe)
+    counts["detections_beyond_the_best"] = int(surplus.sum())
+    rows = rows[~surplus]
+    has_area = (detections.boxes[rows, :2] < detections.boxes[rows, 2:]).all(axis=1)
+    counts["detections_with_invalid_boxes"] = int((~has_area).sum())
+    rows = rows[has_area]
+
     truth_rows = np.flatnonzero(truth.kept)
+    truth_key, key = (r.frame * len(class_ids) + r.class_index for r in (truth, found))
     right = _match(
-        *_joint_keys(
-            truth.frame[truth_rows],
-            truth.class_index[truth_rows],
-            found.frame[rows],
-            found.class_index[rows],
-        ),
-        ground_truth.boxes[truth_rows],
-        detections.boxes[rows],
+        truth_key[truth_rows], key[rows], ground_truth.boxes[truth_rows], detections.boxes[rows]
     )
     counts["detections_evaluated"] = len(rows)
     counts["detections_right"] = int(right.sum())
     num_truth = np.bincount(truth.class_index[truth_rows], minlength=len(class_ids))
     num_detections = np.bincount(found.class_index[rows], minlength=len(class_ids))
     ap = _ap_by_class(found.class_index[rows], score[rows], right, num_truth, num_detections)
-    mean, worst, best = (_mean(row) for row in ap)
-    names = {} if groups is None else groups
-    group_of = np.array([names.get(int(c), "") for c in class_ids])
+    mean, worst, best = (mean_of_known(row) for row in ap)
+    group_of = np.array([(groups or {}).get(int(c), "") for c in class_ids])
     return FrameAP(
         protocol=protocol,
         classes=class_ids,
@@ -150,101 +159,56 @@ def frame_ap(
         num_detections=num_detections,
         mean_ap=mean,
         tie_range=(worst, best),
-        groups={g: _mean(ap[0, group_of == g]) for g in dict.fromkeys(group_of.tolist()) if g},
+        groups={
+            g: mean_of_known(ap[0, group_of == g]) for g in dict.fromkeys(group_of.tolist()) if g
+        },
         counts=counts,
     )
+
+
+def frame_aps(
+    ground_truth: BoxTable,
+    detections: BoxTable,
+    labels: LabelMap,
+    *,
+    protocols: Iterable[str] = PROTOCOLS,
+    excluded: Sequence[tuple[str, float]] = (),
+    keyframes: Sequence[tuple[str, float]] | None = None,
+) -> dict[str, FrameAP]:
+    """`frame_ap` of the actions of a label map, by protocol."""
+    return {
+        protocol: frame_ap(
+            ground_truth,
+            detections,
+            classes=list(labels.names),
+            protocol=protocol,
+            excluded=excluded,
+            keyframes=keyframes,
+            groups=labels.groups,
+        )
+        for protocol in protocols
+    }
 
 
 @dataclass
 class _Rows:
     """The rows of a table that are evaluated."""
 
-    frame: np.ndarray  # int64 [R], code of the key frame
+    frame: np.ndarray  # int64 [R], number of the key frame
     class_index: np.ndarray  # int64 [R], position among the evaluated classes; -1: none
     kept: np.ndarray  # bool [R]
 
     @classmethod
-    def of(cls, table: BoxTable, class_ids: np.ndarray, codes: _VideoCodes) -> _Rows:
+    def of(cls, table: BoxTable, frame: np.ndarray, class_ids: np.ndarray) -> _Rows:
         """All boxes of a table."""
         place = np.minimum(np.searchsorted(class_ids, table.action), len(class_ids) - 1)
-        class_index = np.where(class_ids[place] == table.action, place, -1)
-        frame = codes.keyframes(table.videos, table.video, table.second)
-        return cls(frame, class_index, table.is_box)
+        return cls(frame, np.where(class_ids[place] == table.action, place, -1), table.is_box)
 
     def leave_out(self, rows: np.ndarray) -> int:
         """Removes rows, bool [R], and returns the number of those that were still kept."""
         removed = int((self.kept & rows).sum())
         self.kept &= ~rows
         return removed
-
-    def num_frames(self, rows: np.ndarray | None = None) -> int:
-        """Number of key frames of the rows, bool [R]. None: of the kept rows."""
-        return len(np.unique(self.frame[self.kept if rows is None else rows]))
-
-
-def _leave_out(
-    truth: _Rows,
-    found: _Rows,
-    rules: Protocol,
-    *,
-    named: np.ndarray,
-    excluded: np.ndarray,
-    only_named: bool,
-) -> dict[str, int]:
-    """Removes rows of ground truth and detections that are not evaluated; returns their numbers.
-
-    Args:
-        named: codes of the key frames that are evaluated.
-        excluded: codes of key frames that are left out.
-        only_named: whether rows beyond the named key frames are left out in both protocols.
-    """
-    counts = {
-        "ground_truth_of_other_classes": truth.leave_out(truth.class_index < 0),
-        "ground_truth_excluded": truth.leave_out(np.isin(truth.frame, excluded)),
-        "detections_of_other_classes": found.leave_out(found.class_index < 0),
-        "detections_excluded": found.leave_out(np.isin(found.frame, excluded)),
-    }
-    if only_named:
-        counts["ground_truth_beyond_keyframes"] = truth.leave_out(~np.isin(truth.frame, named))
-    beyond = found.kept & ~np.isin(found.frame, named)
-    counts |= {
-        "keyframes_with_ground_truth": truth.num_frames(),
-        "keyframes_with_detections": found.num_frames(),
-        "keyframes_beyond": found.num_frames(beyond),
-        "detections_beyond_keyframes": 0,
-        "detections_beyond_counted_as_wrong": 0,
-    }
-    if only_named or not rules.beyond_ground_truth:
-        counts["detections_beyond_keyframes"] = found.leave_out(beyond)
-    else:
-        counts["detections_beyond_counted_as_wrong"] = int(beyond.sum())
-    return counts
-
-
-def _ordered_rows(
-    detections: BoxTable, score: np.ndarray, found: _Rows, rules: Protocol, counts: dict[str, int]
-) -> np.ndarray:
-    """Indices of the evaluated detections, in the order in which they match boxes.
-
-    Adds the numbers of those that are left out to `counts`.
-    """
-    rows = np.flatnonzero(found.kept)
-    rows = rows[_order(found.frame[rows], score[rows], best_first=rules.best_first)]
-    surplus = np.zeros(len(rows), dtype=bool)
-    if rules.most_per_keyframe is not None:
-        surplus = _beyond_the_best(
-            found.frame[rows],
-            score[rows],
-            np.column_stack([detections.action, detections.boxes[:, [1, 0, 3, 2]]])[rows],
-            file_order=rows,
-            most=rules.most_per_keyframe,
-        )
-    rows = rows[~surplus]
-    boxes = detections.boxes[rows]
-    is_valid = (boxes[:, 0] < boxes[:, 2]) & (boxes[:, 1] < boxes[:, 3])
-    counts["detections_beyond_the_best"] = int(surplus.sum())
-    counts["detections_with_invalid_boxes"] = int((~is_valid).sum())
-    return rows[is_valid]
 
 
 def _ap_by_class(
@@ -277,7 +241,7 @@ def _ap_by_class(
 
 
 def interpolated_average_precision(hits: np.ndarray, num_ground_truth: int) -> float:
-    """Area below the monotone precision-recall curve of ranked detections, bool [N]."""
+    """Area below the monotone precision-recall curve of ranked detections, bool [N]; all points."""
     precision = hits.cumsum() / np.arange(1, len(hits) + 1)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     return float(precision[hits].sum() / num_ground_truth)
@@ -296,41 +260,40 @@ def paired_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return shared / union
 
 
-class _VideoCodes:
-    """Encodes key frames as int64: the number of the video above 40 bits of microseconds."""
-
-    def __init__(self) -> None:
-        self._number: dict[str, int] = {}
-
-    def _codes(self, videos: Sequence[str]) -> np.ndarray:
-        numbers = [self._number.setdefault(name, len(self._number)) for name in videos]
-        return np.array(numbers, dtype=np.int64)
-
-    def keyframes(self, videos: Sequence[str], video: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return (self._codes(videos)[video] << 40) + np.rint(second * 1e6).astype(np.int64)
-
-    def pairs(self, pairs: Sequence[tuple[str, float]]) -> np.ndarray:
-        names = [name for name, _ in pairs]
-        seconds = np.array([second for _, second in pairs], dtype=np.float64)
-        return self.keyframes(names, np.arange(len(names)), seconds)
+def _columns(
+    pairs: Sequence[tuple[str, float]],
+) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
+    """Key frames as names of videos [N], positions in them [N], and seconds [N]."""
+    seconds = np.array([second for _, second in pairs], dtype=np.float64)
+    return [name for name, _ in pairs], np.arange(len(pairs)), seconds
 
 
-def _order(frame: np.ndarray, score: np.ndarray, *, best_first: bool) -> np.ndarray:
-    """Sorts rows by the first row of their key frame, and then by row or descending score."""
-    _, first, group = np.unique(frame, return_index=True, return_inverse=True)
-    first = first[group]
-    return np.lexsort((-score, first)) if best_first else np.argsort(first, kind="stable")
+def _keyframe_numbers(*lists: tuple[Sequence[str], np.ndarray, np.ndarray]) -> list[np.ndarray]:
+    """Numbers the key frames of all lists together; int64 [N] for each list as in `_columns`.
+
+    Seconds are distinguished to the microsecond.
+    """
+    number: dict[str, int] = {}
+    codes = []  # the number of the video above 40 bits of microseconds
+    for names, video, second in lists:
+        numbers = [number.setdefault(name, len(number)) for name in names]
+        high = np.array(numbers, dtype=np.int64)[video] << 40
+        codes.append(high + np.rint(second * 1e6).astype(np.int64))
+    _, joint = np.unique(np.concatenate(codes), return_inverse=True)
+    return np.split(joint, np.cumsum([len(code) for code in codes])[:-1])
 
 
 def _beyond_the_best(
-    frame: np.ndarray, score: np.ndarray, values: np.ndarray, file_order: np.ndarray, most: int
+    rows: np.ndarray, frame: np.ndarray, score: np.ndarray, detections: BoxTable, most: int
 ) -> np.ndarray:
-    """Bool [N]: rows, grouped by frame and best first, beyond the best `most` of their frame.
+    """Bool [N]: which of `rows`, grouped by frame and best first, are beyond the best `most`.
 
     Equal scores at the limit are treated as in the official scorer: candidates are the rows that
     are among the first `most` rows in the file of at least that score, and the candidates with the
-    greatest `values` (action, y1, x1, y2, x2) are kept.
+    greatest values (action, y1, x1, y2, x2) are kept.
     """
+    frame, score = frame[rows], score[rows]
+    values = np.column_stack([detections.action, detections.boxes[:, [1, 0, 3, 2]]])[rows]
     starts = np.flatnonzero(np.diff(frame, prepend=-1))
     sizes = np.diff(np.append(starts, len(frame)))
     surplus = np.arange(len(frame)) - np.repeat(starts, sizes) >= most
@@ -340,26 +303,13 @@ def _beyond_the_best(
             continue
         members = np.arange(start, start + size)
         reaching = members[score[members] >= cut]
-        candidates = reaching[np.argsort(file_order[reaching])][:most]
+        candidates = reaching[np.argsort(rows[reaching])][:most]
         candidates = candidates[score[candidates] == cut]
         greatest = candidates[np.lexsort(values[candidates].T[::-1])][::-1]
         num_above = int((score[members] > cut).sum())
         surplus[reaching[num_above:]] = True
         surplus[greatest[: most - num_above]] = False
     return surplus
-
-
-def _joint_keys(
-    truth_frame: np.ndarray, truth_class: np.ndarray, frame: np.ndarray, class_index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes pairs of key frame and class as int64 [G] and [N]; -1: frame without ground truth."""
-    frames = np.unique(truth_frame)
-    num_classes = max(truth_class.max(initial=0), class_index.max(initial=0)) + 1
-    truth = np.searchsorted(frames, truth_frame) * num_classes + truth_class
-    if not len(frames):
-        return truth, np.full(len(frame), -1)
-    place = np.minimum(np.searchsorted(frames, frame), len(frames) - 1)
-    return truth, np.where(frames[place] == frame, place * num_classes + class_index, -1)
 
 
 def _match(
@@ -389,6 +339,7 @@ def _match(
     return right
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_known(values: np.ndarray) -> float:
+    """The mean of the values that are not NaN; NaN without any."""
     known = values[~np.isnan(values)]
     return float(known.mean()) if len(known) else float("nan")

@@ -26,6 +26,7 @@ def as_dict(result: FrameAP, names: Mapping[int, str]) -> dict[str, Any]:
     Args:
         names: names of the class ids.
     """
+    columns = (result.classes, result.ap, result.num_ground_truth, result.num_detections)
     return {
         "mean_ap": _none_for_nan(result.mean_ap),
         "iou": MATCHING_IOU,
@@ -40,11 +41,7 @@ def as_dict(result: FrameAP, names: Mapping[int, str]) -> dict[str, Any]:
                 "detections": num_detections,
             }
             for class_id, ap, num_truth, num_detections in zip(
-                result.classes.tolist(),
-                result.ap.tolist(),
-                result.num_ground_truth.tolist(),
-                result.num_detections.tolist(),
-                strict=True,
+                *(column.tolist() for column in columns), strict=True
             )
         ],
         "without_ground_truth": [names[c] for c in result.without_ground_truth],

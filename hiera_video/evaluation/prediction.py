@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hiera_video.data.batches import Failure, ViewSample
+from hiera_video.data.batches import ViewSample
 from hiera_video.data.datasets import EvaluationViews, checked_short_side
 from hiera_video.data.transforms import resize_short_side
 from hiera_video.data.videos.records import VideoRecord
@@ -24,7 +24,6 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.settings.video import Clips, Decoding, KeyframeClips, Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
-from hiera_video.video.reader import Cause, VideoError
 from hiera_video.video.sampling import crop_offsets
 
 Classes = list[tuple[str, float]]
@@ -48,11 +47,10 @@ class LoadedModel(NamedTuple):
         """
         self.card.require("classifier", "this model")
         clips, views = self.card.clips or Clips(), self.card.views or Views()
-        dataset = views_of([os.fspath(path)], self.model, clips, views, Decoding())
-        sample = dataset[0]
-        if isinstance(sample, Failure):
-            sentence = sample.message.removeprefix(f"{sample.path}: ")
-            raise VideoError(sample.path, cast(Cause, sample.cause), sentence)
+        record = VideoRecord(os.fspath(path), (), os.fspath(path))
+        dataset = views_of([record], self.model, clips, views, Decoding())
+        with dataset.open_video(record.path) as video:
+            sample = dataset.sample(video, record, 0)
         device = next(self.model.parameters()).device
         ((_, classes),) = classify(
             self.model, self.card, [sample], batch_size=views.batch_size, device=device, top_k=top_k
@@ -104,12 +102,16 @@ def model_transform(
 
 
 def views_of(
-    paths: list[str], model: Any, clips: KeyframeClips, views: Views, decoding: Decoding
+    records: Sequence[VideoRecord],
+    model: Any,
+    clips: KeyframeClips,
+    views: Views,
+    decoding: Decoding,
 ) -> EvaluationViews:
-    """The views of files whose labels are not known."""
+    """The views of videos for a model."""
     num_frames, height, width = encoder_of(model).input_size
     return EvaluationViews(
-        [VideoRecord(path, (), path) for path in paths],
+        records,
         ClipSampler.of(clips, num_frames),
         crop_size=(height, width),
         views=views,

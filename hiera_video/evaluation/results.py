@@ -52,10 +52,8 @@ def write_predictions(
     scored = {video.index: video for video in videos}
     reasons = {failure.name: failure.message for failure in failures}
     top_k = min(top_k, len(class_names))
-    header = ["video", "label"]
-    for k in range(1, top_k + 1):
-        header += [f"class{k}", f"probability{k}"]
-    rows: list[list[str]] = [[*header, "failure"]]
+    columns = [f"{kind}{k}" for k in range(1, top_k + 1) for kind in ("class", "probability")]
+    rows: list[list[str]] = [["video", "label", *columns, "failure"]]
     for index, record in enumerate(records):
         row = [record.name, ";".join(class_names[c] for c in record.labels)]
         if index in scored:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import EvaluationViews, KeyframeClips
-from hiera_video.data.order import evaluation_loader, readable
+from hiera_video.data.loader import evaluation_loader, readable
 from hiera_video.evaluation.accuracy import VideoScores
 from hiera_video.evaluation.views import score_views
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.distributed import Process, gather_on_main
+from hiera_video.settings.video import Decoding
 
 Scores = TypeVar("Scores", "VideoScores", "KeyframeScores")
 
@@ -31,7 +32,7 @@ def validate(
     *,
     normalize: Normalize,
     batch_size: int,
-    num_workers: int,
+    decoding: Decoding,
     bf16: bool,
     multi_label: bool,
     progress: bool = False,
@@ -42,16 +43,14 @@ def validate(
 
     Args:
         batch_size: views in a forward pass.
-        num_workers: decoding processes beside this one.
+        decoding: how many processes decode, and how long they may take.
         progress: show a bar, on a terminal.
     """
-    loader = evaluation_loader(
-        views, rank=process.rank, world_size=process.world_size, num_workers=num_workers
-    )
     failures: list[Failure] = []
+    samples = _samples(views, decoding, process, failures, "video", progress)
     scored = score_views(
         model,
-        readable(tqdm(loader, unit="video", disable=None if progress else True), failures),
+        samples,
         normalize.to(process.device),
         crop_size=views.crop_size,
         batch_size=batch_size,
@@ -83,7 +82,7 @@ def score_keyframes(
     *,
     normalize: Normalize,
     batch_size: int,
-    num_workers: int,
+    decoding: Decoding,
     bf16: bool,
     progress: bool = False,
 ) -> tuple[list[KeyframeScores], list[Failure]]:
@@ -93,16 +92,13 @@ def score_keyframes(
 
     Args:
         batch_size: clips in a forward pass.
-        num_workers: decoding processes beside this one.
+        decoding: how many processes decode, and how long they may take.
         progress: show a bar, on a terminal.
     """
-    loader = evaluation_loader(
-        keyframes, rank=process.rank, world_size=process.world_size, num_workers=num_workers
-    )
     failures: list[Failure] = []
+    samples = _samples(keyframes, decoding, process, failures, "keyframe", progress)
     device = process.device
     normalize = normalize.to(device)
-    samples = readable(tqdm(loader, unit="keyframe", disable=None if progress else True), failures)
     scored: list[KeyframeScores] = []
     model.eval()
     for batch in iter(lambda: list(islice(samples, batch_size)), []):
@@ -120,6 +116,25 @@ def score_keyframes(
             outside, backend = sample.num_outside, sample.backend
             scored.append(KeyframeScores(sample.index, of_boxes.numpy(), outside, backend))
     return _gathered(scored, failures, [record.name for record in keyframes.records])
+
+
+def _samples(
+    dataset: EvaluationViews | KeyframeClips,
+    decoding: Decoding,
+    process: Process,
+    failures: list[Failure],
+    unit: str,
+    progress: bool,
+) -> Iterator[Any]:
+    """The readable samples of this process's share."""
+    loader = evaluation_loader(
+        dataset,
+        decoding,
+        rank=process.rank,
+        world_size=process.world_size,
+        processes=process.local_world_size,
+    )
+    return readable(tqdm(loader, unit=unit, disable=None if progress else True), failures)
 
 
 def _gathered(

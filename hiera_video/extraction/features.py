@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ POOLED_AXES: dict[Pooling, tuple[int, ...]] = {
 }
 
 
+@dataclass
 class FeatureExtractor:
     """A model that turns views into features.
 
@@ -38,30 +40,31 @@ class FeatureExtractor:
         dtype: of the features.
 
     Raises:
-        ValueError: the model has no such layer, or it cannot be pooled so.
+        ValueError: the model has no such layer, or the layer cannot be pooled in this way.
     """
 
-    def __init__(
-        self,
-        model: Hiera,
-        *,
-        layer: Layer,
-        pooling: Pooling = "mean",
-        normalize: Normalize,
-        device: torch.device,
-        bf16: bool = False,
-        dtype: DType = "float32",
-    ) -> None:
+    model: Hiera
+    _: KW_ONLY
+    layer: Layer
+    pooling: Pooling = "mean"
+    normalize: Normalize
+    device: torch.device
+    bf16: bool = False
+    dtype: DType = "float32"
+
+    def __post_init__(self) -> None:
+        layer, model = self.layer, self.model
         stages = [f"stage{i + 1}" for i in range(len(model.stage_ends))]
         if layer not in (*stages, "pre_logits", "logits"):
             raise ValueError(f"layer is {layer!r}: this model has {', '.join(stages)}, pre_logits")
         if layer == "logits" and not model.num_classes:
             raise ValueError("layer is 'logits': this model has no classifier, take pre_logits")
-        if layer not in stages and pooling != "mean":
-            raise ValueError(f"pooling is {pooling!r}: {layer} has no axes left, only mean works")
-        self.model, self.layer, self.pooling = model.to(device).eval(), layer, pooling
-        self.device, self.bf16, self.dtype = device, bf16, dtype
-        self.normalize = normalize.to(device)
+        if layer not in stages and self.pooling != "mean":
+            raise ValueError(
+                f"pooling is {self.pooling!r}: {layer} has no axes left, only mean works"
+            )
+        self.model.to(self.device).eval()
+        self.normalize.to(self.device)
 
     @torch.inference_mode()
     def __call__(self, views: UInt8[Tensor, "B T H W C"]) -> Shaped[Tensor, "B ..."]:

@@ -19,33 +19,35 @@ import torch
 from tqdm import tqdm
 
 from hiera_video.extraction.features import FeatureExtractor
-from hiera_video.extraction.runner import Assembly, Summary, Video, extract_windows
+from hiera_video.extraction.reading import ReadWindows, Video, Window
+from hiera_video.extraction.runner import Assembly, Summary, extract_windows
 from hiera_video.extraction.store import FeatureStore
-from hiera_video.extraction.workers import DecodeWorkers, Job, Plan, Window
 from hiera_video.models.hiera import Hiera
+from hiera_video.runtime.workers import Workers
 
-END = -1  # in place of a window's number: the row tells the end of a video
+END = -1  # in place of a window's number: the row is the end of a video
 Batch = dict[str, Any]
 
 
 class Decoder:
-    """Videos to rows: one a window, and one that tells the end."""
+    """Videos to rows: one for each window, and one for the end."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.workers = DecodeWorkers(plan, num_workers=1)
+    def __init__(self, work: ReadWindows) -> None:
+        self.work = work
+        self.workers = Workers(work, 1, limit_sec=work.deadline_sec)
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
-        jobs = [
-            Job(int(index), str(path))
-            for index, path in zip(batch["index"], batch["path"], strict=True)
-        ]
-        nothing = np.zeros(self.plan.views_shape, np.uint8)
-        for event in self.workers.events(jobs):
-            if isinstance(event, Window):
-                yield self._row(event.index, event.n, event.views.copy(), b"")
-            elif event is not None:
-                yield self._row(event.index, END, nothing, pickle.dumps(event))
+        jobs = ([video] for video in batch["video"])
+        nothing = np.zeros(self.work.views_shape, np.uint8)
+        for result in self.workers.results(jobs):
+            if result is None:
+                continue
+            place, value = result
+            index = int(batch["index"][place])
+            if isinstance(value, Window):
+                yield self._row(index, value.n, value.views, b"")
+            else:
+                yield self._row(index, END, nothing, pickle.dumps(value))
 
     @staticmethod
     def _row(index: int, n: int, views: np.ndarray, end: bytes) -> Batch:
@@ -54,7 +56,7 @@ class Decoder:
 
 
 class Model:
-    """Windows to features; rows that tell the end of a video pass through."""
+    """Windows to features; rows with the end of a video pass through."""
 
     def __init__(self, make_extractor: Callable[..., FeatureExtractor], model: Hiera) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -82,7 +84,7 @@ class Model:
 
 def extract_with_ray(
     videos: Sequence[Video],
-    plan: Plan,
+    work: ReadWindows,
     make_extractor: Callable[..., FeatureExtractor],
     model: Hiera,
     store: FeatureStore,
@@ -107,12 +109,12 @@ def extract_with_ray(
     if not ray.is_initialized():
         ray.init()
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    jobs = [{"index": index, "path": video.path} for index, video in enumerate(videos)]
+    jobs = [{"index": index, "video": video} for index, video in enumerate(videos)]
     results = (
         ray.data.from_items(jobs)
         .map_batches(
             Decoder,
-            fn_constructor_args=(plan,),
+            fn_constructor_args=(work,),
             batch_size=1,
             concurrency=(1, num_workers),
             num_cpus=1,
@@ -120,7 +122,7 @@ def extract_with_ray(
         .map_batches(
             Model,
             fn_constructor_args=(make_extractor, model),
-            batch_size=max(1, batch_size // plan.crops.num_crops),
+            batch_size=max(1, batch_size // work.crops.num_crops),
             concurrency=max(1, num_gpus),
             num_cpus=0,
             num_gpus=1 if num_gpus else 0,
@@ -131,9 +133,9 @@ def extract_with_ray(
     with bar, contextlib.closing(assembly):
         for row in results.iter_rows():
             if row["n"] == END:
-                assembly.end(pickle.loads(row["end"]))
+                assembly.end(row["index"], pickle.loads(row["end"]))
             else:
-                summary.clips += plan.crops.num_crops
+                summary.clips += work.crops.num_crops
                 summary.model_sec += row["model_sec"]
                 assembly.add([(row["index"], row["n"])], pickle.loads(row["features"])[None])
     summary.wall_sec = time.perf_counter() - begin

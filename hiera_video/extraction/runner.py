@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
-import threading
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -20,29 +18,17 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from hiera_video.data.batches import Failure
 from hiera_video.extraction.features import FeatureExtractor
+from hiera_video.extraction.reading import End, Failed, Read, ReadWindows, Video, Window
 from hiera_video.extraction.store import FeatureStore, Rows
-from hiera_video.extraction.workers import (
-    DecodeWorkers,
-    Job,
-    Plan,
-    Read,
-    Unreadable,
-    Window,
-)
+from hiera_video.runtime.prefetch import prefetch
+from hiera_video.runtime.workers import Workers
 
 NUM_BATCHES_AHEAD = 2
 BUSY = 0.75  # of the time: what is busy for as long is called the limit
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video to extract from: its file, and where its output goes."""
-
-    name: str
-    path: str
 
 
 @dataclass
@@ -96,44 +82,49 @@ class Assembly:
         self._start = time.monotonic()
 
     def add(self, keys: Sequence[tuple[int, int]], features: Shaped[Tensor, "B ..."]) -> None:
-        """The features of window n of video i, for keys (i, n); on the host."""
+        """Takes the features of window n of video i, for keys (i, n); on the host."""
         finite = features.isfinite().reshape(len(keys), -1).all(dim=1).tolist()
         for (index, n), row, is_finite in zip(keys, features, finite, strict=True):
             if index in self._failed:
                 continue
             if not is_finite:
-                path = self.videos[index].path
+                video = self.videos[index]
                 advice = "float16 ends at 65504, take float32"
                 if features.dtype != torch.float16:
                     advice = "look at the weights, and try precision=fp32"
-                told = f"{path}: feature {n} is not finite; {advice}"
-                self.end(Unreadable(index, "not_finite", told, 0.0))
+                message = f"{video.path}: feature {n} is not finite; {advice}"
+                failure = Failure(video.name, video.path, "not_finite", message)
+                self.end(index, Failed(failure, 0.0))
                 continue
             if index not in self._rows:
                 self._rows[index] = Rows(self.store.folder)
             self._rows[index].put(n, row)
             self._finish(index)
 
-    def end(self, end: Read | Unreadable) -> None:
-        """The end of a video, as a decoding process told it."""
-        if end.index in self._failed:
+    def end(self, index: int, end: End) -> None:
+        """Takes the end of a video."""
+        if index in self._failed:
             return
         if isinstance(end, Read):
             self.summary.decode_sec += end.decode_sec
             self.summary.transform_sec += end.transform_sec
-            self._read[end.index] = end
-            self._finish(end.index)
+            self._read[index] = end
+            self._finish(index)
             return
-        video = self.videos[end.index]
-        self._failed.add(end.index)
-        self._drop(end.index)
+        self._failed.add(index)
+        self._drop(index)
+        failed = end.failure
         self.store.fail(
-            video.name, video.path, cause=end.cause, message=end.message, seconds=end.seconds
+            failed.name,
+            failed.path,
+            cause=failed.cause,
+            message=failed.message,
+            seconds=end.seconds,
         )
         with tqdm.external_write_mode():
-            logger.warning("failed: %s", end.message)
+            logger.warning("failed: %s", failed.message)
         self.summary.failed += 1
-        self._tell()
+        self._show_progress()
 
     def close(self) -> None:
         for rows in self._rows.values():
@@ -156,14 +147,14 @@ class Assembly:
         self.summary.store_sec += time.perf_counter() - start
         self._drop(index)
         self.summary.done += 1
-        self._tell()
+        self._show_progress()
 
     def _drop(self, index: int) -> None:
         self._read.pop(index, None)
         if index in self._rows:
             self._rows.pop(index).close()
 
-    def _tell(self) -> None:
+    def _show_progress(self) -> None:
         speed = self.summary.clips / max(time.monotonic() - self._start, 1e-9)
         self.bar.set_postfix_str(
             f"{speed:.1f} clips/s, {self.summary.failed} failed", refresh=False
@@ -177,12 +168,12 @@ class _Batch:
 
     keys: list[tuple[int, int]] = field(default_factory=list)  # (video, window)
     views: UInt8[Tensor, "N S T H W C"] | None = None
-    ends: list[Read | Unreadable] = field(default_factory=list)
+    ends: list[tuple[int, End]] = field(default_factory=list)  # (video, its end)
 
 
 def extract(
     videos: Sequence[Video],
-    plan: Plan,
+    work: ReadWindows,
     extractor: FeatureExtractor,
     store: FeatureStore,
     *,
@@ -202,8 +193,7 @@ def extract(
     """
     summary = Summary(num_workers)
     begin = time.perf_counter()
-    jobs = [Job(index, video.path) for index, video in enumerate(videos)]
-    num_windows = max(1, batch_size // plan.crops.num_crops)
+    num_windows = max(1, batch_size // work.crops.num_crops)
     pinned = extractor.device.type == "cuda"
     launched: deque[tuple[list[tuple[int, int]], Tensor]] = deque()
     bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
@@ -216,18 +206,18 @@ def extract(
         summary.model_sec += time.perf_counter() - start
         assembly.add(keys, features)
 
-    batches = _batches(plan, jobs, num_workers, num_windows, pinned)
-    with bar, contextlib.closing(assembly), contextlib.closing(_ahead(batches)) as ahead:
-        for batch in ahead:
+    made = prefetch(_batches(work, videos, num_workers, num_windows, pinned), NUM_BATCHES_AHEAD)
+    with bar, contextlib.closing(assembly), contextlib.closing(made) as batches:
+        for batch in batches:
             if batch.views is not None:
                 start = time.perf_counter()
                 launched.append((batch.keys, extract_windows(extractor, batch.views)))
                 summary.model_sec += time.perf_counter() - start
-                summary.clips += len(batch.keys) * plan.crops.num_crops
+                summary.clips += len(batch.keys) * work.crops.num_crops
             if len(launched) > 1:
                 fetch()
-            for end in batch.ends:
-                assembly.end(end)
+            for index, end in batch.ends:
+                assembly.end(index, end)
         while launched:
             fetch()
     summary.wall_sec = time.perf_counter() - begin
@@ -244,65 +234,32 @@ def extract_windows(
 
 
 def _batches(
-    plan: Plan, jobs: Sequence[Job], num_workers: int, num_windows: int, pinned: bool
+    work: ReadWindows, videos: Sequence[Video], num_workers: int, num_windows: int, pinned: bool
 ) -> Generator[_Batch | None, None, None]:
     """Batches of `num_windows` windows, but the last; None now and then, when there is nothing."""
     batch = _Batch()
-    with DecodeWorkers(plan, max(1, min(num_workers, len(jobs)))) as workers:
-        for event in workers.events(jobs):
-            if isinstance(event, Window):
+    jobs = ([video] for video in videos)
+    number = max(1, min(num_workers, len(videos)))
+    with Workers(work, number, limit_sec=work.deadline_sec) as workers:
+        for result in workers.results(jobs):
+            if result is None:
+                yield None
+                continue
+            index, value = result
+            if isinstance(value, Window):
                 if batch.views is None:
-                    shape = (num_windows, *plan.views_shape)
+                    shape = (num_windows, *work.views_shape)
                     batch.views = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
-                batch.views[len(batch.keys)] = torch.from_numpy(event.views)
-                batch.keys.append((event.index, event.n))
+                batch.views[len(batch.keys)] = torch.from_numpy(value.views)
+                batch.keys.append((index, value.n))
                 if len(batch.keys) == num_windows:
                     yield batch
                     batch = _Batch()
-            elif event is None:
-                yield None
             else:
-                batch.ends.append(event)
+                batch.ends.append((index, value))
                 if len(batch.ends) >= num_windows:  # they need not wait for the model
                     yield _Batch(ends=batch.ends)
                     batch.ends = []
     if batch.views is not None:
         batch.views = batch.views[: len(batch.keys)]
     yield batch
-
-
-def _ahead(batches: Generator[_Batch | None, None, None]) -> Generator[_Batch, None, None]:
-    """The batches, made in a thread that is a few of them ahead."""
-    ready: queue.Queue[_Batch | BaseException | None] = queue.Queue(NUM_BATCHES_AHEAD)
-    stop = threading.Event()
-
-    def put(item: _Batch | BaseException | None) -> None:
-        while not stop.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(item, timeout=0.1)
-                return
-
-    def fill() -> None:
-        end: BaseException | None = None
-        try:
-            for batch in batches:
-                if batch is not None:
-                    put(batch)
-                if stop.is_set():
-                    break
-        except BaseException as error:  # raised where the batches are used
-            end = error
-        finally:
-            batches.close()
-            put(end)
-
-    thread = threading.Thread(target=fill)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()

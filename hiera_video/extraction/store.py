@@ -1,15 +1,8 @@
-"""Features on disk: one file a video, complete or absent; and tables of what there is.
+"""Features on disk: one file for each video, complete or absent, and tables of them.
 
-    output_dir/
-        extract.json           the settings, and their hash
-        features/a/b.mp4.npz   of the video a/b.mp4
-        failed/a/c.mp4.json    why c.mp4 has no features
-        index.jsonl            one line a video
-        failures.jsonl         those lines that are failures
-        features.parquet       all features as one table, where asked for
-
-The first three are the truth, written under temporary names and renamed. The tables are made from
-them at the end, so that a run may be killed at any moment.
+docs/extraction.md lists the files of an output folder. `extract.json`, `features/` and `failed/`
+are written under temporary names and renamed; the tables are made from them at the end, so that a
+run may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -22,8 +15,7 @@ import logging
 import os
 import tempfile
 import weakref
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Literal, get_args
@@ -35,7 +27,7 @@ from torch import Tensor
 
 import hiera_video
 from hiera_video.errors import UserError
-from hiera_video.files import remove_unfinished, replacing
+from hiera_video.files import remove_unfinished, replacing, write_json
 
 Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
@@ -96,38 +88,28 @@ def read_metadata(path: Path) -> dict[str, Any]:
         StoreError: the file is not one that `hiera-video extract` wrote, or is damaged.
     """
     try:
-        return _read_metadata(path)
-    except Exception as error:  # each format has its own ways to be broken
+        if path.suffix == ".npz":
+            with np.load(path) as file:
+                return json.loads(str(file["metadata"]))
+        if path.suffix == ".npy":
+            return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
+        from safetensors import safe_open
+
+        with safe_open(path, "np") as file:
+            return json.loads(file.metadata()["hiera_video"])
+    except Exception as error:  # each format fails in its own ways
         raise StoreError(
             f"{path}: not a file of features, or damaged; if it is in the way, delete it"
         ) from error
 
 
-def _read_metadata(path: Path) -> dict[str, Any]:
-    if path.suffix == ".npz":
-        with zipfile.ZipFile(path) as archive, archive.open("metadata.npy") as file:
-            return json.loads(str(np.lib.format.read_array(file)))
-    if path.suffix == ".npy":
-        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
-    from safetensors import safe_open
-
-    with safe_open(path, "np") as file:
-        return json.loads(file.metadata()["hiera_video"])
-
-
-def settings_hash(settings: Mapping[str, Any]) -> str:
-    """Of all that decides on the features of a given video."""
-    text = json.dumps([FORMAT_VERSION, settings], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
 def output_names(paths: Iterable[str], root: str) -> list[str]:
-    """Where the outputs of videos belong, relative to a folder of outputs and without a suffix.
+    """Paths of the outputs of videos, relative to a folder of outputs and without a suffix.
 
-    The path below `root`; of a video elsewhere its whole path, below `_elsewhere`. Never outside.
+    They are the paths below `root`; a video elsewhere has its whole path, below `_elsewhere`.
 
     Raises:
-        StoreError: two videos would share a file, or one's file be another's folder.
+        StoreError: two videos would share a file, or a file would be the folder of another one.
     """
     names: dict[str, str] = {}
     for path in paths:
@@ -148,10 +130,9 @@ def output_names(paths: Iterable[str], root: str) -> list[str]:
 
 def _component(name: str) -> str:
     """A part of a path as text, shortened where a suffix would make it too long."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    data = text.encode()
+    data = _printable(name).encode()
     if len(data) <= MAX_NAME_BYTES:
-        return text
+        return data.decode()
     kept = data[: MAX_NAME_BYTES - 17].decode("utf-8", "ignore")
     return f"{kept}~{hashlib.sha256(data).hexdigest()[:16]}"
 
@@ -166,7 +147,8 @@ class FeatureStore:
 
     def __init__(self, folder: Path, format: Format, settings: Mapping[str, Any]) -> None:
         self.folder, self.format, self.settings = folder, format, dict(settings)
-        self.hash = settings_hash(settings)
+        text = json.dumps([FORMAT_VERSION, self.settings], sort_keys=True)
+        self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def output(self, name: str) -> Path:
         return self.folder / "features" / f"{name}.{self.format}"
@@ -175,7 +157,7 @@ class FeatureStore:
         return self.folder / "failed" / f"{name}.json"
 
     def row(self, name: str) -> dict[str, Any] | None:
-        """What is known of a video under this configuration; None where nothing is.
+        """The line of a video in the index; None if it has neither features nor a failure.
 
         Raises:
             StoreError: its output is of another configuration.
@@ -183,8 +165,7 @@ class FeatureStore:
         output = self.output(name)
         if output.exists():
             metadata = read_metadata(output)
-            if metadata["hash"] != self.hash:
-                raise self._other(output, metadata["settings"])
+            self._check_settings(output, metadata)
             facts = {"path": metadata["path"], "status": "done", "cause": None, "error": None}
             output_name = output.relative_to(self.folder).as_posix()
             return {"video": name, **facts, "output": output_name, **metadata["facts"]}
@@ -195,62 +176,74 @@ class FeatureStore:
         return None
 
     def is_pending(self, name: str, path: str, *, retry_failed: bool, overwrite: bool) -> bool:
-        """Whether a video is still to be read."""
+        """Whether a video is still to be read.
+
+        Raises:
+            StoreError: unless `overwrite`, its features have other settings or are of another file.
+        """
         try:
             row = self.row(name)
-            self._check_same(path, row)
+            with contextlib.suppress(OSError):  # reported when the video is read
+                size = os.path.getsize(path)
+                if row is not None and row.get("size_bytes", size) != size:
+                    raise StoreError(
+                        f"{path} has {size} bytes, but {self.folder / row['output']} was made of "
+                        f"{row['path']} with {row['size_bytes']}: choose another output_dir, or "
+                        "set overwrite=true to replace it"
+                    )
         except StoreError:
             if not overwrite:
                 raise
             return True
-        if row is not None and row["status"] == "failed":  # or another video failed by this name
+        if row is not None and row["status"] == "failed":  # this or another video of the name
             return retry_failed or row["path"] != _printable(path)
         return row is None
 
-    def _check_same(self, path: str, row: dict[str, Any] | None) -> None:
-        """Raises a StoreError where what there is was made of another file."""
-        with contextlib.suppress(OSError):  # reading it will tell
-            size = os.path.getsize(path)
-            if row is not None and row.get("size_bytes", size) != size:
-                raise StoreError(
-                    f"{path} has {size} bytes, but {self.folder / row['output']} was made of "
-                    f"{row['path']} with {row['size_bytes']}: choose another output_dir, or set "
-                    "overwrite=true to replace it"
-                )
-
     def check(self) -> None:
-        """Raises a StoreError where the folder holds features of another configuration."""
+        """Raises a StoreError if the folder holds features of another configuration."""
         path = self.folder / "extract.json"
         if path.exists():
-            found = _read_json(path)
-            if found["hash"] != self.hash:
-                raise self._other(self.folder, found["settings"])
+            self._check_settings(self.folder, _read_json(path))
+
+    def _check_settings(self, path: Path, made: Mapping[str, Any]) -> None:
+        """Raises a StoreError if `path` was `made` with other settings, and names these."""
+        if made["hash"] == self.hash:
+            return
+        before, now = made["settings"], self.settings
+        changed = [
+            f"{key} was {before.get(key)}, is {now.get(key)}"
+            for key in sorted(before.keys() | now.keys())
+            if before.get(key) != now.get(key)
+        ]
+        raise StoreError(
+            f"{path} was made with other settings ({'; '.join(changed)}): choose another "
+            "output_dir, or set overwrite=true to replace what there is"
+        )
 
     def start(self, *, overwrite: bool = False) -> None:
-        """Writes extract.json; before hours of work, not after, tells whether that is possible.
+        """Writes extract.json before the first video, which shows whether the folder is writable.
 
-        The folder is this object's from here on, until it or the process ends, however that comes
-        about; on a file system over a network maybe only as seen from this machine.
+        It locks the folder until this object or the process ends; on network folders this may hold
+        for the machine only.
 
         Raises:
-            StoreError: another extraction has it, it cannot be written, or, unless `overwrite`, as
-                `check` raises it.
+            StoreError: another extraction holds the lock, the folder cannot be written, or, unless
+                `overwrite`, it holds features of another configuration.
         """
         self._lock()
         if not overwrite:
             self.check()
         remove_unfinished(self.folder)
-        text = json.dumps({"hash": self.hash, "settings": self.settings}, indent=2)
-        self._write_text(self.folder / "extract.json", text + "\n")
+        with _reported(self.folder):
+            content = {"hash": self.hash, "settings": self.settings}
+            write_json(self.folder / "extract.json", content)
 
     def _lock(self) -> None:
-        import fcntl  # not everywhere, and reading features needs none
+        import fcntl  # missing on some systems, and not needed to read features
 
-        try:
+        with _reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             held = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise _cannot_write(self.folder, error) from error
         weakref.finalize(self, os.close, held)
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -261,7 +254,7 @@ class FeatureStore:
             ) from None
         except OSError as error:
             logger.warning(
-                "%s cannot be locked (%s): see to it that no other extraction writes into it",
+                "%s cannot be locked (%s): make sure that no other extraction writes into it",
                 self.folder,
                 error.strerror,
             )
@@ -276,45 +269,41 @@ class FeatureStore:
         end_sec: np.ndarray,
         facts: Mapping[str, Any],
     ) -> None:
-        """Writes the features of a video, in place of whatever there was."""
-        metadata = json.dumps(
-            {
-                "hiera_video": hiera_video.__version__,
-                "video": name,
-                "path": _printable(path),
-                "hash": self.hash,
-                "settings": self.settings,
-                "facts": dict(facts),
-            },
-            ensure_ascii=False,
-        )
-        times = {
-            "start_sec": np.asarray(start_sec, np.float64),
-            "end_sec": np.asarray(end_sec, np.float64),
-            "center_sec": (np.asarray(start_sec) + np.asarray(end_sec)) / 2,
+        """Writes the features of a video; replaces its earlier features or failure."""
+        metadata = {
+            "hiera_video": hiera_video.__version__,
+            "video": name,
+            "path": _printable(path),
+            "hash": self.hash,
+            "settings": self.settings,
+            "facts": dict(facts),
         }
-        output = self.output(name)
+        text = json.dumps(metadata, ensure_ascii=False)
+        start, end = np.asarray(start_sec, np.float64), np.asarray(end_sec, np.float64)
+        center = (start + end) / 2
+        times: dict[str, Any] = {"start_sec": start, "end_sec": end, "center_sec": center}
+        output, tensor = self.output(name), features.tensor()
         if self.format == "npz":
-            arrays = {"features": features.numpy(), **times, "metadata": np.array(metadata)}
-            self._replace(output, lambda file: np.savez(file, **arrays))
+            with _written(output) as file:
+                np.savez(file, features=tensor.numpy(), **times, metadata=np.array(text))
         elif self.format == "npy":
-            output.unlink(missing_ok=True)  # complete is what has both files
+            output.unlink(missing_ok=True)  # an output is complete if both files exist
             listed = {key: value.tolist() for key, value in times.items()}
-            text = json.dumps({**listed, "metadata": json.loads(metadata)}, ensure_ascii=False)
-            self._write_text(output.with_suffix(".json"), text)
-            self._replace(output, lambda file: np.save(file, features.numpy()))
+            _write_lines(output.with_suffix(".json"), [{**listed, "metadata": metadata}])
+            with _written(output) as file:
+                np.save(file, tensor.numpy())
         else:
             from safetensors.torch import save
 
             tensors = {key: torch.from_numpy(value) for key, value in times.items()}
-            tensors["features"] = features.tensor()
-            data = save(tensors, metadata={"hiera_video": metadata})
-            self._replace(output, lambda file: file.write(data))
+            data = save({**tensors, "features": tensor}, metadata={"hiera_video": text})
+            with _written(output) as file:
+                file.write(data)
         self._remove_others(name, keep=self.format)
         self.failure(name).unlink(missing_ok=True)
 
     def _remove_others(self, name: str, keep: Format | None = None) -> None:
-        """Removes what the video has in other formats, but for features of these settings."""
+        """Removes outputs in other formats than `keep`, except for those of these settings."""
         for format in get_args(Format):
             if format != keep:
                 output = self.folder / "features" / f"{name}.{format}"
@@ -327,6 +316,7 @@ class FeatureStore:
 
     def fail(self, name: str, path: str, *, cause: str, message: str, seconds: float) -> None:
         """Records that a video has no features, and why."""
+        self._remove_others(name)
         row = {
             "video": name,
             "path": _printable(path),
@@ -334,36 +324,20 @@ class FeatureStore:
             "cause": cause,
             "error": _printable(message),
             "seconds": round(seconds, 3),
+            "hash": self.hash,
         }
-        self._remove_others(name)
-        text = json.dumps({**row, "hash": self.hash}, ensure_ascii=False)
-        self._write_text(self.failure(name), text + "\n")
-
-    def _other(self, path: Path, settings: Mapping[str, Any]) -> StoreError:
-        keys = sorted(settings.keys() | self.settings.keys())
-        changed = [
-            f"{key} was {settings.get(key)}, is {self.settings.get(key)}"
-            for key in keys
-            if settings.get(key) != self.settings.get(key)
-        ]
-        return StoreError(
-            f"{path} was made with other settings ({'; '.join(changed)}): choose another "
-            "output_dir, or set overwrite=true to replace what there is"
-        )
+        _write_lines(self.failure(name), [row])
 
     def write_tables(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Writes index.jsonl and failures.jsonl of these videos, and returns the rows."""
         rows = [row for row in map(self.row, names) if row is not None]
-        for file, chosen in (
-            ("index.jsonl", rows),
-            ("failures.jsonl", [row for row in rows if row["status"] == "failed"]),
-        ):
-            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in chosen)
-            self._write_text(self.folder / file, "".join(lines))
+        _write_lines(self.folder / "index.jsonl", rows)
+        failed = [row for row in rows if row["status"] == "failed"]
+        _write_lines(self.folder / "failures.jsonl", failed)
         return rows
 
     def write_parquet(self, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Writes features.parquet: a row a window, its features flat beside their shape."""
+        """Writes features.parquet: a row for each window; features are flat, beside their shape."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -373,50 +347,36 @@ class FeatureStore:
         columns += [("features", pa.large_list(number)), ("shape", pa.list_(pa.int64()))]
         schema = pa.schema(columns, {"hiera_video": json.dumps(self.settings)})
 
-        def write(file: IO[bytes]) -> None:
-            with pq.ParquetWriter(file, schema) as writer:
-                for row in rows:
-                    if row["status"] != "done":
-                        continue
-                    loaded = load_features(self.folder / row["output"])
-                    count, *shape = loaded.features.shape
-                    flat = loaded.features.reshape(count, -1)
-                    offsets = np.arange(count + 1, dtype=np.int64) * flat.shape[1]
-                    values = {
-                        "video": [row["video"]] * count,
-                        "window": np.arange(count),
-                        **{name: getattr(loaded, name) for name in TIMES},
-                        "features": pa.LargeListArray.from_arrays(offsets, flat.reshape(-1)),
-                        "shape": [shape] * count,
-                    }
-                    writer.write_table(pa.table(values, schema))
-
         path = self.folder / "features.parquet"
-        self._replace(path, write)
+        with _written(path) as file, pq.ParquetWriter(file, schema) as writer:
+            for row in rows:
+                if row["status"] != "done":
+                    continue
+                loaded = load_features(self.folder / row["output"])
+                count, *shape = loaded.features.shape
+                flat = loaded.features.reshape(count, -1)
+                offsets = np.arange(count + 1, dtype=np.int64) * flat.shape[1]
+                values = {
+                    "video": [row["video"]] * count,
+                    "window": np.arange(count),
+                    **{name: getattr(loaded, name) for name in TIMES},
+                    "features": pa.LargeListArray.from_arrays(offsets, flat.reshape(-1)),
+                    "shape": [shape] * count,
+                }
+                writer.write_table(pa.table(values, schema))
         return path
-
-    def _write_text(self, path: Path, text: str) -> None:
-        self._replace(path, lambda file: file.write(text.encode()))
-
-    @staticmethod
-    def _replace(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as part, open(part, "wb") as file:
-                write(file)
-        except OSError as error:
-            raise _cannot_write(path, error) from error
 
 
 class Rows:
-    """The features of one video while they come in, on disk: memory does not grow with N.
+    """The features of one video while they arrive, on disk: memory does not grow with N.
 
-    Rows may come in any order. The file has no name, so that none is left behind.
+    Rows may arrive in any order. The file has no name, so that none is left behind.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._file: IO[bytes] | None = None
+        with _reported(folder):
+            self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
         self._have: set[int] = set()
@@ -425,40 +385,27 @@ class Rows:
         return len(self._have)
 
     def put(self, n: int, row: Tensor) -> None:
-        try:
-            if self._file is None:
-                self._file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-                self._shape, self._dtype = tuple(row.shape), row.dtype
-            data = row.contiguous().reshape(-1).view(torch.uint8).numpy()
+        self._shape, self._dtype = tuple(row.shape), row.dtype
+        data = row.contiguous().reshape(-1).view(torch.uint8).numpy()
+        with _reported(self._folder):
             self._file.seek(n * data.nbytes)
             self._file.write(data.data)
             self._file.flush()
-        except OSError as error:
-            raise _cannot_write(self._folder, error) from error
         self._have.add(n)
 
-    def numpy(self) -> np.ndarray:
-        """[N, ...], mapped from the file."""
-        assert self._file is not None
-        shape = (len(self), *self._shape)
-        return np.memmap(self._file, str(self._dtype).removeprefix("torch."), "r", shape=shape)
-
     def tensor(self) -> Tensor:
-        """The same as a tensor, in memory: for types that NumPy lacks."""
-        assert self._file is not None
-        self._file.seek(0)
-        data = torch.frombuffer(bytearray(self._file.read()), dtype=self._dtype)
-        return data.view(len(self), *self._shape)
+        """[N, ...], mapped from the file."""
+        data = torch.from_numpy(np.memmap(self._file, np.uint8, "c"))
+        return data.view(self._dtype).view(len(self), *self._shape)
 
     def close(self) -> None:
-        if self._file is not None:
-            # On a full disk `put` has told; closing tries to write the rest again.
-            with contextlib.suppress(OSError):
-                self._file.close()
+        # On a full disk, `put` has raised the error; closing tries to write the rest again.
+        with contextlib.suppress(OSError):
+            self._file.close()
 
 
 def _printable(text: str) -> str:
-    """A path or a message as JSON can hold it, whatever bytes are in it."""
+    """A path or a message as valid Unicode; other bytes become backslash escapes."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
@@ -469,10 +416,31 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise StoreError(f"{path} is damaged ({error}): remove it") from error
 
 
-def _cannot_write(path: Path, error: OSError) -> StoreError:
-    reason = error.strerror or str(error)
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    return StoreError(
-        f"{path}: cannot be written ({reason}); nothing is half-written: "
-        f"{'make room' if full else 'make it writable'}, and give the same command again to go on"
-    )
+def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Writes records as lines of JSON."""
+    with _written(path) as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+
+
+@contextlib.contextmanager
+def _written(path: Path) -> Iterator[IO[bytes]]:
+    """A file that becomes `path` when the block has ended; makes the folder if it is missing."""
+    with _reported(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as part, part.open("wb") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _reported(path: Path) -> Iterator[None]:
+    """Raises errors of the file system as StoreErrors."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise StoreError(
+            f"{path}: cannot be written ({error.strerror or error}); nothing is half-written: "
+            f"{'make room' if full else 'make it writable'}, and run the same command again to "
+            "resume"
+        ) from error

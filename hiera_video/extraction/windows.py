@@ -1,19 +1,13 @@
 """Windows of a video: which frames make them and when, and their pixels in one pass.
 
-A window is a clip with a place in time. `window_starts` is arithmetic only; with F frames in a
-video (as sampled), L in a clip and windows S frames apart, it gives
-
-    N = 1                             where F <= L
-    N = floor((F - L) / S) + 1        "drop"
-    N = ceil((F - L) / S) + 1         "shift", and "pad" for S <= L
+A window is a clip with a place in time. docs/extraction.md gives the number of windows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int64, UInt8
@@ -22,11 +16,7 @@ from hiera_video.data.transforms import resize_short_side
 from hiera_video.settings.video import ClipRule, LastWindow, Windowing
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoReader
-from hiera_video.video.sampling import (
-    FRAME_TIME_TOLERANCE_SEC,
-    clip_indices,
-    crop_offsets,
-)
+from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC, clip_indices, crop_offsets
 
 
 @dataclass(frozen=True)
@@ -34,22 +24,21 @@ class Windows:
     """The windows of one video, in the order of time."""
 
     indices: Int64[np.ndarray, "N T"]  # source frames
-    start_sec: Float[np.ndarray, " N"]  # when the first frame comes up
-    end_sec: Float[np.ndarray, " N"]  # when the last frame leaves the screen
-    is_short: bool  # the video is shorter than a clip: frames stand in for those that it lacks
+    start_sec: Float[np.ndarray, " N"]  # at which the first frame appears
+    end_sec: Float[np.ndarray, " N"]  # at which the last frame disappears
+    is_short: bool  # the video is shorter than a clip: other frames replace missing ones
 
 
-class WindowSampler(Protocol):
-    """Chooses the windows of an opened video."""
-
-    def __call__(self, video: VideoReader) -> Windows: ...
+WindowSampler = Callable[[VideoReader], Windows]
+"""Chooses the windows of an opened video."""
 
 
 @dataclass(frozen=True)
 class DenseWindows:
     """Windows at a fixed distance over a whole video.
 
-    With `clip_stride_sec`, window k starts with the frame that is on screen at k times that.
+    With `clip_stride_sec`, window k starts with the frame that is on screen k strides after the
+    first.
 
     Args:
         sampler: chooses the frames of a clip; of sampling "clip".
@@ -69,22 +58,17 @@ class DenseWindows:
             stride = length if settings.clip_stride is None else settings.clip_stride
             regular = np.arange(0, num_frames, stride)
         else:
-            seconds = times[-1] - times[0] - FRAME_TIME_TOLERANCE_SEC  # so much is rounding
+            seconds = times[-1] - times[0] - FRAME_TIME_TOLERANCE_SEC
             count = max(1, math.ceil(seconds / settings.clip_stride_sec))
             at = times[0] + settings.clip_stride_sec * np.arange(count) + FRAME_TIME_TOLERANCE_SEC
             regular = np.searchsorted(times[:-1], at, side="right") - 1
         starts = window_starts(num_frames, length, regular, settings.last_window)
-        if num_frames < length:
-            clips = [self.sampler.clip(0, num_frames)]
-        else:
-            how = (self.sampler.num_frames, self.sampler.sampling_rate, self.sampler.spacing)
-            clips = [clip_indices(s, *how, num_frames, "repeat_last") for s in starts.tolist()]
-        return Windows(
-            timeline[np.stack(clips)],
-            times[starts],
-            times[np.minimum(starts + length, num_frames)],
-            is_short=num_frames < length,
-        )
+        is_short = num_frames < length
+        how = (self.sampler.num_frames, self.sampler.sampling_rate, self.sampler.spacing)
+        policy = self.sampler.end_policy if is_short else "repeat_last"
+        clips = [clip_indices(start, *how, num_frames, policy) for start in starts.tolist()]
+        ends = np.minimum(starts + length, num_frames)
+        return Windows(timeline[np.stack(clips)], times[starts], times[ends], is_short)
 
 
 @dataclass(frozen=True)
@@ -113,11 +97,11 @@ def window_starts(
 ) -> Int64[np.ndarray, " N"]:
     """First frames of the windows of `length` frames of a video of `video_frames`.
 
-    Of the `regular` starts (ascending, the first 0, all below `video_frames`) those are taken whose
-    window lies in the video. Where frames remain after the last of these,
-      "pad":   the next regular start is taken too, whose window reaches past the end;
-      "shift": a window that ends with the video;
-      "drop":  they are left out.
+    These are the `regular` starts (ascending, the first 0, all below `video_frames`) whose window
+    lies in the video. If frames remain after the last of these windows,
+      "pad":   adds the next regular start, whose window reaches past the end;
+      "shift": adds a window that ends with the video;
+      "drop":  leaves them out.
     A video shorter than a window has one window, at 0.
     """
     whole = regular[regular <= video_frames - length]
@@ -131,7 +115,7 @@ def window_starts(
 
 
 def _times(sampler: ClipSampler, video: VideoReader, num_frames: int) -> Float[np.ndarray, " F+1"]:
-    """When each frame of the video as sampled comes up, and when the last one leaves the screen."""
+    """Times at which the frames of the video as sampled appear, and the last one disappears."""
     if sampler.target_fps is None or len(video) == 1:
         return np.append(video.frame_times_sec, video.end_sec)
     times = video.frame_times_sec[0] + np.arange(num_frames) / sampler.target_fps
@@ -164,10 +148,10 @@ class Crops:
 def stream_windows(
     frames: Iterator[tuple[int, np.ndarray]], indices: Int64[np.ndarray, "N T"]
 ) -> Iterator[list[np.ndarray]]:
-    """The frames of each window in turn, out of one pass over the frames that any of them needs.
+    """Yields the frames of each window in turn, from one pass over all needed frames.
 
-    Frames are let go once no later window needs them, so that no more are held than the windows
-    overlap, however long the video.
+    A frame is released as soon as no later window needs it, so that memory is bounded by the
+    overlap of windows, not by the length of the video.
 
     Args:
         frames: (index, frame) for the unique `indices`, ascending.

@@ -9,14 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticSerializationError
 
 from hiera_video.errors import WeightsError
@@ -162,11 +155,7 @@ class ModelCard(BaseModel):
         return {key: value for key, value in values.items() if value}
 
     def to_json(self) -> dict[str, Any]:
-        """The content of config.json.
-
-        Raises:
-            WeightsError: an entry is not JSON.
-        """
+        """The content of config.json; a WeightsError if an entry is not JSON."""
         try:
             fields = self.model_dump(mode="json")
         except PydanticSerializationError as error:
@@ -178,9 +167,8 @@ class ModelCard(BaseModel):
         start = {
             "name": self.name,
             "format": FORMAT,
-            "architecture": fields["architecture"],
-            "num_classes": self.num_classes,
             "num_frames": self.architecture["input_size"][0],
+            "num_classes": self.num_classes,
         }
         return {**start, **fields, **notes}
 
@@ -197,23 +185,19 @@ class ModelCard(BaseModel):
         if missing := [key for key in REQUIRED if key not in content]:
             raise WeightsError(f"{source} lacks {', '.join(missing)}")
         known = cls.model_fields.keys() - {"notes"}
-        fields = {key: value for key, value in content.items() if key in known}
-        beside = content.keys() - known - set(DERIVED)
-        notes = {key: value for key, value in content.items() if key in beside}
+        fields = {key: content[key] for key in content if key in known}
+        notes = {key: content[key] for key in content if key not in known and key not in DERIVED}
         return cls.checked({**fields, "notes": notes}, source)
 
     @classmethod
     def checked(cls, fields: Mapping[str, Any], source: object) -> ModelCard:
-        """The card with these fields.
-
-        Raises:
-            WeightsError: a field is missing or wrong; names `source` and the field.
-        """
+        """The card with these fields; a WeightsError that names `source` if one is wrong."""
         try:
             return cls(**fields)
         except ValidationError as error:
             # For `clips`, pydantic names each class that it tried, the more general one last.
-            mistake, classes = error.errors()[-1], {"KeyframeClips", "Clips"}
-            key = ".".join(str(part) for part in mistake["loc"] if part not in classes)
+            mistake = error.errors()[-1]
+            keys = [part for part in map(str, mistake["loc"]) if part == part.lower()]
+            key = ".".join(keys)
             message = mistake["msg"].removeprefix("Value error, ")
             raise WeightsError(f"{source}: {key + ': ' if key else ''}{message}") from None

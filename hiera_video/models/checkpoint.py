@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError
-from hiera_video.models.card import ModelCard
+from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.download import fetch_file
 from hiera_video.models.layouts import (
     PATCHES,
@@ -27,6 +27,7 @@ from hiera_video.models.layouts import (
     to_official,
 )
 from hiera_video.models.sources import (
+    Source,
     card_of_folder,
     find_weights,
     published_card,
@@ -38,6 +39,7 @@ STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile
 HEAD = ("head.projection.weight", "head.projection.bias")
 ROI_HEAD = ("roi_head.projection.weight", "roi_head.projection.bias")  # of an action detector
+ROI = re.compile("|".join(map(re.escape, ROI_HEAD)))
 ENCODER = re.compile(
     r"pos_embed(_spatial|_temporal)?|(patch_embed\.proj|norm|head\.projection)\.(weight|bias)"
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
@@ -86,40 +88,47 @@ class Checkpoint:
         return {"input_size": (frames, 224, 224), "patch_stride": (stride, 4, 4), **shown}
 
 
-def read_checkpoint(source: str | Path | Checkpoint) -> Checkpoint:
+def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Checkpoint:
     """Reads the weights of a source, see `hiera_video.models.sources`.
 
-    A file ends in .safetensors, or is what torch.save wrote: a state dict, bare or under
-    `model_state` (official files), `model`, `module` or `state_dict`.
+    Args:
+        kind: what the weights are needed as; a card of another kind is refused before gigabytes
+            are fetched and read.
 
     Raises:
-        WeightsError: not the weights of a Hiera; gives the keys or the reason.
+        WeightsError: not the weights of a Hiera, or of another kind; gives the keys or the reason.
         WeightsNotFoundError: nothing there, or a folder without config.json.
-        ConnectionError: weights that cannot be fetched.
+        FetchError: weights that cannot be fetched.
     """
     if isinstance(source, Checkpoint):
         return source
-    card: ModelCard | None = None
-    foreign_config: dict[str, Any] = {}
-    if str(source) in PUBLISHED:
-        card = published_card(str(source))
-        path = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
-    else:
-        path = find_weights(source)
-    is_folder = path.is_dir()
-    if is_folder:
-        card = card_of_folder(path)
-        foreign_config = read_config(path) if card is None else {}
-        path = path / "model.safetensors"
-        if not path.is_file():
-            raise WeightsNotFoundError(f"{path} is not there: it belongs beside config.json")
-    read = _to_official(str(source), _read_file(path))
-    layout = "hiera_video" if is_folder and card is not None else read.layout
-    return replace(read, layout=layout, card=card, foreign_config=foreign_config)
+    name = str(source)
+    path = None if name in PUBLISHED else find_weights(source)
+    card = published_card(name) if path is None else card_of_folder(path)
+    if card is not None:
+        card.require(kind, source)
+    if path is None:
+        return replace(_read(name, fetch_file(PUBLISHED[name], PUBLISHED_LICENSE)), card=card)
+    if not path.is_dir():
+        return _read(name, path)
+    read = _read(name, path / "model.safetensors")
+    if card is None:
+        return replace(read, foreign_config=read_config(path))
+    return replace(read, layout="hiera_video", card=card)
 
 
-def _read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without the prefixes of wrappers. Nothing in it is executed."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, without the prefixes of wrappers. Nothing in it is executed.
+
+    The file ends in .safetensors, or is what torch.save wrote: a state dict, bare or under
+    `model_state` (official files), `model`, `module` or `state_dict`.
+
+    Raises:
+        WeightsNotFoundError: there is no such file.
+        WeightsError: it is damaged, or holds something else.
+    """
+    if not path.is_file():
+        raise WeightsNotFoundError(f"{path}: there is no such file")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # not needed to build a model
@@ -158,30 +167,35 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _to_official(source: str, state: dict[str, Tensor]) -> Checkpoint:
-    """Renames keys to official ones and sets those aside that an encoder does without."""
-    layout, state = to_official(state)
-    dropped = [key for key in state if DROPPED.fullmatch(key)]
-    decoder = {
-        key: value.unsqueeze(2) if value.dim() == 4 else value  # of images
-        for key, value in state.items()
-        if DECODER.fullmatch(key)
+def _read(source: str, path: Path) -> Checkpoint:
+    """The tensors of a file under official names, those set aside that an encoder does without."""
+    layout, state = to_official(read_tensors(path))
+    renamed = ["encoder_norm -> norm"] if "encoder_norm.weight" in state else []
+    state = {
+        rename(key, {"encoder_norm.": "norm."}): value.unsqueeze(2) if value.dim() == 4 else value
+        for key, value in state.items()  # the kernels of images have two dimensions
     }
-    roi_head = {key: state[key] for key in ROI_HEAD if key in state}
-    beside = {*decoder, *roi_head, *dropped}
-    state = {key: value for key, value in state.items() if key not in beside}
-    renamed = []
-    if "encoder_norm.weight" in state:
-        renamed.append("encoder_norm -> norm")
-        state = {rename(key, {"encoder_norm.": "norm."}): value for key, value in state.items()}
-    if unknown := [key for key in state if not ENCODER.fullmatch(key)]:
+    encoder, decoder, roi_head, dropped = (
+        {key: value for key, value in state.items() if pattern.fullmatch(key)}
+        for pattern in (ENCODER, DECODER, ROI, DROPPED)
+    )
+    known = encoder | decoder | roi_head | dropped
+    if unknown := [key for key in state if key not in known]:
         raise WeightsError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
-            f"{len(state) + len(beside)} keys are not, {shorten(unknown)}"
+            f"{len(state)} keys are not, {shorten(unknown)}"
         )
-    if PATCHES in state and state[PATCHES].dim() == 4:  # of images
-        state[PATCHES] = state[PATCHES].unsqueeze(2)
-    return Checkpoint(source, layout, state, decoder, roi_head, dropped, renamed)
+    return Checkpoint(source, layout, encoder, decoder, roi_head, list(dropped), renamed)
+
+
+def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:
+    """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, needed is SHAPE."""
+    own, other = ({k: list(v.shape) for k, v in tensors.items()} for tensors in (state, needed))
+    return [
+        f"{key} is {own.get(key, 'missing')}, needed is {other.get(key, 'none')}"
+        for key in sorted(own.keys() | other.keys())
+        if own.get(key) != other.get(key)
+    ]
 
 
 def shorten(names: Sequence[str], shown: int = 6) -> str:

@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 
 from hiera_video.errors import OutputExistsError
-from hiera_video.files import replacing, write_json
+from hiera_video.files import replacing
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import read_checkpoint
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import CARRIED, Layout, check_writable, config_of, from_official
 from hiera_video.models.loading import card_of
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.pretrained import save_model, write_folder
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,9 @@ def convert(model: Hiera, card: ModelCard, to: Layout, output: Path) -> int:
             if to == "official":
                 torch.save({"model_state": renamed}, part)
             else:
-                from safetensors.torch import save_file
-
-                part.mkdir()
-                tensors = {key: value.contiguous() for key, value in renamed.items()}
-                save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
-                write_json(part / "config.json", config_of(to, card))
+                write_folder(part, renamed, config_of(to, card))
         again = read_checkpoint(part).state
-        same = [key for key in state if key in again and torch.equal(again[key], state[key])]
-        if again.keys() != state.keys() or len(same) != len(state):
-            wrong = sorted((again.keys() ^ state.keys()) | (state.keys() - set(same)))
+        same = {key for key in state.keys() & again.keys() if torch.equal(again[key], state[key])}
+        if wrong := sorted((state.keys() | again.keys()) - same):
             raise RuntimeError(f"{output} does not read as it was written: {', '.join(wrong)}")
-    return len(same)
+    return len(state)

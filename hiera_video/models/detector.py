@@ -11,7 +11,6 @@ model.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -19,13 +18,10 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from hiera_video.errors import ModelError
-from hiera_video.models.hiera import Head, Hiera
-
-if TYPE_CHECKING:
-    from hiera_video.models.card import ModelCard
+from hiera_video.models.hiera import Head, Hiera, Trainable
 
 
-class ActionDetector(nn.Module):
+class ActionDetector(Trainable):
     """Actions of the people in given boxes, at the middle of a clip.
 
     Args:
@@ -33,12 +29,7 @@ class ActionDetector(nn.Module):
         num_classes: actions; output c is the action of id c + 1, AVA's ids being counted from 1.
         head_dropout: dropout before the classifier.
         roi_resolution: bins of RoIAlign along each side of a box.
-
-    Attributes:
-        card: of the weights that were loaded into the model. None: it has not loaded any.
     """
-
-    card: ModelCard | None = None
 
     def __init__(
         self,
@@ -104,8 +95,6 @@ class ActionDetector(nn.Module):
         bins = roi_align(maps.float(), rois, self.roi_resolution, sampling_ratio=0, aligned=True)
         return bins.amax(dim=(2, 3))
 
-    # What the optimizer and the training command ask.
-
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh classifier for `num_classes` actions: normal 0.01, as SlowFast's.
 
@@ -124,17 +113,3 @@ class ActionDetector(nn.Module):
             else:
                 nn.init.constant_(parameter, -math.log(max(num_classes - 1, 1)))
         self.roi_head = head.to(weight.device, weight.dtype)
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass: less memory for about a third more time."""
-        self.encoder.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed although they are not vectors."""
-        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
-
-    def layer_ids(self) -> dict[str, int]:
-        """Depth of each parameter, as in the encoder; the head is as deep as the last norm."""
-        ids = {f"encoder.{name}": depth for name, depth in self.encoder.layer_ids().items()}
-        top = max(ids.values())
-        return ids | {f"roi_head.{name}": top for name, _ in self.roi_head.named_parameters()}

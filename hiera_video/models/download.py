@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
+from hiera_video.errors import FetchError
 from hiera_video.files import replacing
 
 logger = logging.getLogger(__name__)
@@ -19,20 +20,20 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 20
 
 
-def fetch_file(url: str, license: str, timeout_sec: float = 30.0) -> Path:
+def fetch_file(url: str, license: str) -> Path:
     """The file of that address in torch.hub's cache, fetched if it is not there yet.
 
     Raises:
-        ConnectionError: it cannot be fetched; says which file to put where by hand.
+        FetchError: it cannot be fetched; says which file to put where by hand.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
     logger.warning("fetching %s (licence %s) to %s", url, license, path)
     try:
-        download(url, path, timeout_sec=timeout_sec)
+        download(url, path)
     except OSError as error:  # URLError and time-outs are OSErrors
-        raise ConnectionError(
+        raise FetchError(
             f"cannot fetch {url} ({error}): try again, which resumes, or fetch {path.name} by "
             f"other means and put it into {path.parent}"
         ) from error

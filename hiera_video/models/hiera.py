@@ -32,6 +32,8 @@ from hiera_video.models.units import (
     Size3,
     check_input_size,
     check_mask_unit,
+    divided,
+    merged,
     pool_tokens,
     reroll,
     size3,
@@ -40,24 +42,6 @@ from hiera_video.models.units import (
 
 if TYPE_CHECKING:
     from hiera_video.models.card import ModelCard
-
-# Keyword arguments that build a network again, except for its classifier's outputs.
-ARCHITECTURE = (
-    "input_size",
-    "in_chans",
-    "embed_dim",
-    "num_heads",
-    "stages",
-    "mlp_ratio",
-    "q_pool",
-    "q_stride",
-    "mask_unit",
-    "mask_unit_attn",
-    "patch_kernel",
-    "patch_stride",
-    "patch_padding",
-    "sep_pos_embed",
-)
 
 
 class DropPath(nn.Module):
@@ -91,19 +75,14 @@ class MaskUnitAttention(nn.Module):
         self.proj = Linear(dim_out, dim_out)
 
     def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
-        batch, units = x.shape[:2]
         qkv = rearrange(self.qkv(x), "b m u (three h d) -> three b m u h d", three=3, h=self.heads)
         q, k, v = qkv.unbind(0)
         q = pool_tokens(q, self.pool)
         # Windows fold into the batch as views: fused kernels take 4-D tensors only, and the 5-D
         # call of the official code runs the unfused one (2.3x slower over 1568 tokens on a CPU).
-        fold = "b m u h d -> (b m) h u d" if self.within_units else "b m u h d -> b h (m u) d"
-        x = attend(*(rearrange(a, fold) for a in (q, k, v)))
-        if self.within_units:
-            x = rearrange(x, "(b m) h u d -> b m u (h d)", b=batch)
-        else:
-            x = rearrange(x, "b h (m u) d -> b m u (h d)", m=units)
-        return self.proj(x)
+        fold = "(b m) h u d" if self.within_units else "b h (m u) d"
+        y = attend(*(rearrange(a, f"b m u h d -> {fold}") for a in (q, k, v)))
+        return self.proj(rearrange(y, f"{fold} -> b m u (h d)", m=x.shape[1]))
 
 
 class Mlp(nn.Module):
@@ -138,7 +117,7 @@ class HieraBlock(nn.Module):
         within_units: bool,
     ) -> None:
         super().__init__()
-        self.pool = pool
+        self.pool, self.recompute = pool, False
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
         self.attn = MaskUnitAttention(dim, dim_out, heads, pool, within_units)
         self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
@@ -147,6 +126,11 @@ class HieraBlock(nn.Module):
         self.proj = Linear(dim, dim_out) if dim != dim_out else None
 
     def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
+        if self.recompute and self.training:
+            return checkpoint(self.compute, x, use_reentrant=False)
+        return self.compute(x)
+
+    def compute(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
         y = self.norm1(x)
         if self.proj is not None:
             x = pool_tokens(self.proj(y), self.pool)
@@ -164,7 +148,40 @@ class Head(nn.Module):
         return self.projection(self.dropout(x))
 
 
-class Hiera(nn.Module):
+class Trainable(nn.Module):
+    """What training asks of a Hiera, and of a model around one as its `encoder`."""
+
+    card: ModelCard | None = None  # of the weights that were loaded into the model, if any
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block in the backward pass: less memory for about a third more time."""
+        for module in self.modules():
+            if isinstance(module, HieraBlock):
+                module.recompute = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that are not decayed although they are not vectors."""
+        names = [name for name, _ in self.named_parameters()]
+        return {name for name in names if "pos_embed" in name or name == "mask_token"}
+
+    def layer_ids(self) -> dict[str, int]:
+        """Depth of each parameter for layer-wise learning-rate decay.
+
+        As SlowFast counts (slowfast/models/optimizer.py): stem and position embeddings 0, block i
+        i + 1, norm and head one more than the last block.
+        """
+        top = 1 + sum(isinstance(module, HieraBlock) for module in self.modules())
+        ids = dict.fromkeys(dict(self.named_parameters()), top)
+        for name in ids:
+            part, _, rest = name.removeprefix("encoder.").partition(".")
+            if part.startswith(("patch_embed", "pos_embed")):
+                ids[name] = 0
+            elif part == "blocks":
+                ids[name] = int(rest.partition(".")[0]) + 1
+        return ids
+
+
+class Hiera(Trainable):
     """The backbone and its classifier.
 
     Args:
@@ -185,14 +202,9 @@ class Hiera(nn.Module):
         drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
         head_dropout: dropout before the classifier.
 
-    Attributes:
-        card: of the weights that were loaded into the model. None: it has not loaded any.
-
     Raises:
         ModelError: for sizes that do not fit together, naming the nearest that do.
     """
-
-    card: ModelCard | None = None
 
     def __init__(
         self,
@@ -215,7 +227,7 @@ class Hiera(nn.Module):
         drop_path: float = 0.0,
         head_dropout: float = 0.0,
     ) -> None:
-        arguments = locals()
+        arguments = dict(locals())
         super().__init__()
         if not 0 <= q_pool < len(stages):
             raise ModelError(
@@ -228,22 +240,19 @@ class Hiera(nn.Module):
         check_mask_unit(mask_unit, q_stride, q_pool)
         check_input_size(input_size, patch_stride, mask_unit, [s**q_pool for s in q_stride])
 
-        self.architecture = {key: arguments[key] for key in ARCHITECTURE}
+        # What builds the network again, except for its classifier's outputs.
+        others = ("self", "__class__", "num_classes", "drop_path", "head_dropout")
+        self.architecture = {key: arguments[key] for key in arguments if key not in others}
         self.input_size: Size3 = size3(input_size)
         self.in_chans, self.num_classes, self.head_dropout = in_chans, num_classes, head_dropout
         self.mask_unit: Size3 = size3(mask_unit)
         self.patch_stride: Size3 = size3(patch_stride)
-        self.tokens_shape: Size3 = size3(
-            i // s for i, s in zip(input_size, patch_stride, strict=True)
-        )
-        self.units_shape: Size3 = size3(
-            n // m for n, m in zip(self.tokens_shape, mask_unit, strict=True)
-        )
+        self.tokens_shape: Size3 = divided(input_size, patch_stride)
+        self.units_shape: Size3 = divided(self.tokens_shape, mask_unit)
         self.num_units = math.prod(self.units_shape)
         self.pools: list[Size3] = [size3(q_stride)] * q_pool
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
         self.stage_dims = [embed_dim * 2**i for i in range(len(stages))]
-        self.grad_checkpointing = False
 
         self.patch_embed = PatchEmbed(
             in_chans, embed_dim, patch_kernel, patch_stride, patch_padding
@@ -287,7 +296,11 @@ class Hiera(nn.Module):
         for name, parameter in self.named_parameters():
             if "pos_embed" in name:
                 nn.init.trunc_normal_(parameter, std=0.02)
-        for module in self.modules():
+        self._init_modules(self)
+
+    @torch.no_grad()
+    def _init_modules(self, root: nn.Module) -> None:
+        for module in root.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Conv3d) and module.bias is not None:  # torch's own, kept
@@ -297,12 +310,8 @@ class Hiera(nn.Module):
                 nn.init.constant_(module.bias, 0.02)
             if isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
-        self._scale_head()
-
-    @torch.no_grad()
-    def _scale_head(self, scale: float = 0.001) -> None:
         for parameter in self.head.parameters():
-            parameter.mul_(scale)
+            parameter.mul_(0.001)
 
     # Forward pass.
 
@@ -357,10 +366,7 @@ class Hiera(nn.Module):
         x = self.embed(x) if kept is None else self.embed_units(x, kept)
         outputs = []
         for i, block in enumerate(self.blocks):
-            if self.grad_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
+            x = block(x)
             if i in self.stage_ends:
                 outputs.append(x)
             if len(outputs) == num_stages:
@@ -403,10 +409,7 @@ class Hiera(nn.Module):
     def reroll(self, x: Float[Tensor, "B M U D"], stage: int) -> Float[Tensor, "B t h w D"]:
         """The unrolled output of a stage, with all units present, in space-time order."""
         done = min(stage % len(self.stage_ends), len(self.pools))
-        unit = size3(
-            m // math.prod(p[axis] for p in self.pools[:done])
-            for axis, m in enumerate(self.mask_unit)
-        )
+        unit = divided(self.mask_unit, merged(self.pools[:done]))
         return reroll(x, self.units_shape, unit, self.pools[done:])
 
     def as_clips(self, x: Shaped[Tensor, "B C *T H W"]) -> Float[Tensor, "B C T H W"]:
@@ -430,7 +433,7 @@ class Hiera(nn.Module):
             )
         return x
 
-    # What timm's users expect of a model, and what the optimizer asks.
+    # What timm's users expect of a model.
 
     def get_classifier(self) -> nn.Module:
         return self.head.projection
@@ -444,31 +447,4 @@ class Hiera(nn.Module):
         self.head = Head(self.num_features, num_classes, self.head_dropout).to(
             weight.device, weight.dtype
         )
-        if isinstance(self.head.projection, nn.Linear):
-            nn.init.trunc_normal_(self.head.projection.weight, std=0.02)
-            nn.init.constant_(self.head.projection.bias, 0.02)
-            self._scale_head()
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass: less memory for about a third more time."""
-        self.grad_checkpointing = enable
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed although they are not vectors."""
-        return {name for name, _ in self.named_parameters() if "pos_embed" in name}
-
-    def layer_ids(self) -> dict[str, int]:
-        """Depth of each parameter for layer-wise learning-rate decay.
-
-        As SlowFast counts (slowfast/models/optimizer.py): stem and position embeddings 0, block i
-        i + 1, norm and head one more than the last block.
-        """
-        ids = {}
-        for name, _ in self.named_parameters():
-            if name.startswith(("patch_embed.", "pos_embed")):
-                ids[name] = 0
-            elif name.startswith("blocks."):
-                ids[name] = int(name.split(".")[1]) + 1
-            else:
-                ids[name] = len(self.blocks) + 1
-        return ids
+        self._init_modules(self.head)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from typing import Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 from hiera_video.errors import WeightsError
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.variants import VARIANTS, is_image, variant_name
+from hiera_video.models.variants import VARIANTS, as_tuple, is_image, variant_name
 
 Layout = Literal["hiera_video", "official", "timm", "transformers"]
 
@@ -30,6 +29,22 @@ TRANSFORMERS = {
     "classifier.": "head.projection.",
     "layernorm_before.": "norm1.",
     "layernorm_after.": "norm2.",
+}
+TRANSFORMERS_ARGUMENTS = {  # of its HieraConfig, and those of `Hiera`
+    "num_channels": "in_chans",
+    "embed_dim": "embed_dim",
+    "depths": "stages",
+    "mlp_ratio": "mlp_ratio",
+    "num_query_pool": "q_pool",
+    "masked_unit_attention": "mask_unit_attn",
+}
+TRANSFORMERS_SIZES = {  # of these, the former has no entry for time
+    "image_size": "input_size",
+    "patch_size": "patch_kernel",
+    "patch_stride": "patch_stride",
+    "patch_padding": "patch_padding",
+    "query_stride": "q_stride",
+    "masked_unit_size": "mask_unit",
 }
 TRANSFORMERS_LAYER = re.compile(r"(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)")
 
@@ -69,30 +84,26 @@ def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     places = sorted({(int(m[1]), int(m[2])) for m in matches.values() if m})
     official = {}
     for key, value in state.items():
+        block, rest = "", key.removeprefix("hiera.")
         if m := matches[key]:
-            block = places.index((int(m[1]), int(m[2])))
-            official[f"blocks.{block}.{rename(m[3], TRANSFORMERS)}"] = value
-        else:
-            official[rename(key.removeprefix("hiera."), TRANSFORMERS)] = value
+            block, rest = f"blocks.{places.index((int(m[1]), int(m[2])))}.", m[3]
+        official[block + rename(rest, TRANSFORMERS)] = value
     return official
 
 
 def _to_transformers(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[str, Tensor]:
     """HieraForImageClassification's names, or without a classifier HieraModel's."""
     names = _inverse(TRANSFORMERS)
-    places = list(chain(*([(stage, i) for i in range(n)] for stage, n in enumerate(stages))))
+    places = [(stage, layer) for stage, n in enumerate(stages) for layer in range(n)]
     prefix = "hiera." if "head.projection.weight" in state else ""
     renamed = {}
     for key, value in state.items():
-        if key.startswith("head."):
-            renamed[rename(key, names)] = value
-        elif key.startswith("blocks."):
+        place, rest = "" if key.startswith("head.") else prefix, key
+        if key.startswith("blocks."):
             _, block, rest = key.split(".", 2)
             stage, layer = places[int(block)]
-            place = f"{prefix}encoder.stages.{stage}.layers.{layer}"
-            renamed[f"{place}.{rename(rest, names)}"] = value
-        else:
-            renamed[prefix + rename(key, names)] = value
+            place += f"encoder.stages.{stage}.layers.{layer}."
+        renamed[place + rename(rest, names)] = value
     return renamed
 
 
@@ -188,22 +199,12 @@ def statements_of(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]
 
 def transformers_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments of transformers' HieraConfig."""
-    a = architecture
+    a = {k: list(v) if isinstance(v, tuple) else v for k, v in architecture.items()}
     return {
-        "num_channels": a["in_chans"],
-        "embed_dim": a["embed_dim"],
-        "image_size": list(a["input_size"][1:]),
-        "patch_size": list(a["patch_kernel"][1:]),
-        "patch_stride": list(a["patch_stride"][1:]),
-        "patch_padding": list(a["patch_padding"][1:]),
-        "depths": list(a["stages"]),
+        **{theirs: a[own] for theirs, own in TRANSFORMERS_ARGUMENTS.items()},
+        **{theirs: a[own][1:] for theirs, own in TRANSFORMERS_SIZES.items()},
         "num_heads": [a["num_heads"] * 2**i for i in range(len(a["stages"]))],
         "embed_dim_multiplier": 2.0,
-        "mlp_ratio": a["mlp_ratio"],
-        "num_query_pool": a["q_pool"],
-        "query_stride": list(a["q_stride"][1:]),
-        "masked_unit_size": list(a["mask_unit"][1:]),
-        "masked_unit_attention": list(a["mask_unit_attn"]),
         "hidden_act": "gelu",
         "layer_norm_eps": 1e-6,
     }
@@ -220,22 +221,10 @@ def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
         defaults = transformers_arguments(Hiera(**VARIANTS["hiera_base_224"]).architecture)
     c = {key: config.get(key, default) for key, default in defaults.items()}
-    architecture = {
-        "input_size": (1, *c["image_size"]),
-        "in_chans": c["num_channels"],
-        "embed_dim": c["embed_dim"],
-        "num_heads": c["num_heads"][0],
-        "stages": tuple(c["depths"]),
-        "mlp_ratio": c["mlp_ratio"],
-        "q_pool": c["num_query_pool"],
-        "q_stride": (1, *c["query_stride"]),
-        "mask_unit": (1, *c["masked_unit_size"]),
-        "mask_unit_attn": tuple(c["masked_unit_attention"]),
-        "patch_kernel": (1, *c["patch_size"]),
-        "patch_stride": (1, *c["patch_stride"]),
-        "patch_padding": (0, *c["patch_padding"]),
-        "sep_pos_embed": False,
-    }
+    architecture = {own: as_tuple(c[theirs]) for theirs, own in TRANSFORMERS_ARGUMENTS.items()}
+    architecture |= {own: (1, *c[theirs]) for theirs, own in TRANSFORMERS_SIZES.items()}
+    architecture["patch_padding"] = (0, *c["patch_padding"])
+    architecture |= {"num_heads": c["num_heads"][0], "sep_pos_embed": False}
     needed = transformers_arguments(architecture)
     if differs := [f"{k} is {c[k]}: needed is {needed[k]}" for k in c if c[k] != needed[k]]:
         raise WeightsError(f"config.json is of no Hiera here: {'; '.join(differs)}")

@@ -27,12 +27,14 @@ from hiera_video.models.checkpoint import (
     ROI_HEAD,
     Checkpoint,
     architecture_shown,
+    differences,
     read_checkpoint,
     shorten,
 )
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import PATCHES
 from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.units import divided
 from hiera_video.models.variants import as_tuple, check_known, variant_name
 
 if TYPE_CHECKING:
@@ -55,16 +57,15 @@ class LoadReport:
     resized: list[str] = field(default_factory=list)  # "what: how", for values that were adapted
     reinitialised: list[str] = field(default_factory=list)  # of a fresh head or decoder
     dropped: list[str] = field(default_factory=list)  # keys of the file that were not used
-    missing: list[str] = field(default_factory=list)  # parameters left as they were
     loaded_frac: float = 0.0  # of the model's parameters, counted by elements
 
     def __str__(self) -> str:
-        total = len(self.loaded) + len(self.reinitialised) + len(self.missing)
+        total = len(self.loaded) + len(self.reinitialised)
         lines = [
             f"{self.source} ({self.layout} layout): loaded {len(self.loaded)} of {total} tensors, "
             f"{self.loaded_frac:.1%} of the parameters"
         ]
-        for what in ("renamed", "resized", "reinitialised", "dropped", "missing"):
+        for what in ("renamed", "resized", "reinitialised", "dropped"):
             if entries := getattr(self, what):
                 lines.append(f"  {what} ({len(entries)}): {shorten(entries)}")
         return "\n".join(lines)
@@ -75,7 +76,6 @@ def load_weights(
     source: str | Path | Checkpoint,
     *,
     pos_embed_resize: PosEmbedResize = "window",
-    allow_partial: bool = False,
 ) -> LoadReport:
     """Loads weights into a model, whole or not at all, and logs the report that it returns.
 
@@ -90,72 +90,56 @@ def load_weights(
         source: as for `read_checkpoint`.
         pos_embed_resize: how position embeddings are interpolated in space: in step with the
             attention windows ("window"), or plainly ("bicubic").
-        allow_partial: parameters that the checkpoint lacks keep their values and are reported as
-            missing, rather than being an error.
 
     Raises:
         WeightsError: weights of another architecture, or missing parameters.
     """
     checkpoint = read_checkpoint(source)
     encoder = encoder_of(model)
-    parameters = {official_name(key): value for key, value in model.named_parameters()}
-    state = dict(checkpoint.state)
-    report = LoadReport(checkpoint.source, checkpoint.layout)
-    if not isinstance(model, MaskedAutoencoderHiera):
-        report.renamed += checkpoint.renamed
-    report.dropped += checkpoint.dropped
-    if checkpoint.num_classes != encoder.num_classes:
-        unused = [key for key in HEAD if state.pop(key, None) is not None]
-        if encoder.num_classes == 0:
-            report.dropped += unused
-        else:
-            report.reinitialised += HEAD
     _check_architecture(checkpoint, encoder)
+    parameters = {official_name(key): value for key, value in model.named_parameters()}
+    own_head = {key: parameters[key].shape for key in ROI_HEAD if key in parameters}
+    fresh = set(own_head)  # parameters that may start with random values
+    state = dict(checkpoint.state)
+    if checkpoint.num_classes != encoder.num_classes:
+        fresh |= set(HEAD)
+        state = {key: value for key, value in state.items() if key not in HEAD}
     if isinstance(model, MaskedAutoencoderHiera):
-        decoder = _fitting_decoder(checkpoint, model)
-        report.dropped += [key for key in checkpoint.decoder if key not in decoder]
-        report.reinitialised += [k for k in parameters if DECODER.fullmatch(k) and k not in decoder]
-        state |= decoder
-    else:
-        report.dropped += checkpoint.decoder
-    own_head = [key for key in ROI_HEAD if key in parameters]
-    if own_head and all(
-        key in checkpoint.roi_head and checkpoint.roi_head[key].shape == parameters[key].shape
-        for key in own_head
-    ):
+        fresh |= {key for key in parameters if DECODER.fullmatch(key)}
+        state |= _fitting_decoder(checkpoint, model)
+    if {key: value.shape for key, value in checkpoint.roi_head.items()} == own_head:
         state |= checkpoint.roi_head
-    else:
-        report.dropped += checkpoint.roi_head
-        report.reinitialised += own_head
+    offered = [*checkpoint.state, *checkpoint.decoder, *checkpoint.roi_head]
+    dropped = checkpoint.dropped + [key for key in offered if key not in state]
     try:
-        report.resized += adapt_state(state, encoder, checkpoint.architecture, pos_embed_resize)
+        resized = adapt_state(state, encoder, checkpoint.architecture, pos_embed_resize)
     except WeightsError as error:
-        raise WeightsError(f"{report.source}: {error}") from error
+        raise WeightsError(f"{checkpoint.source}: {error}") from error
 
-    report.missing += [k for k in parameters if k not in state and k not in report.reinitialised]
-    if report.missing and not allow_partial:
-        raise WeightsError(
-            f"{report.source} lacks {len(report.missing)} of the model's {len(parameters)} "
-            f"parameters: {shorten(report.missing)}"
-        )
-    for key, value in state.items():
-        own = list(parameters[key].shape) if key in parameters else "without it"
-        if list(value.shape) != own:
-            raise WeightsError(f"{report.source} has {key} {list(value.shape)}, the model is {own}")
+    absent = [key for key in parameters if key in fresh and key not in state]
+    needed = {key: value for key, value in parameters.items() if key not in absent}
+    if differs := differences(state, needed):
+        raise WeightsError(f"{checkpoint.source} does not fit the model: {shorten(differs)}")
     with torch.no_grad():
         for key, value in state.items():
             parameters[key].copy_(value)
-    if set(HEAD) <= set(report.reinitialised):
-        encoder.reset_classifier(encoder.num_classes)
-    if own_head and not isinstance(model, MaskedAutoencoderHiera) and own_head[0] not in state:
+    if absent and not isinstance(model, MaskedAutoencoderHiera):
         model.reset_classifier(model.num_classes)
-    report.loaded += state
-    sizes = {key: parameter.numel() for key, parameter in parameters.items()}
-    report.loaded_frac = sum(sizes[key] for key in state) / sum(sizes.values())
     card = checkpoint.card
     if card is not None and HEAD[0] not in state and ROI_HEAD[0] not in state:
         card = card.without_classes()
     model.card = None if card is None else card_of(model, card)
+    report = LoadReport(
+        checkpoint.source,
+        checkpoint.layout,
+        loaded=list(state),
+        renamed=[] if isinstance(model, MaskedAutoencoderHiera) else checkpoint.renamed,
+        resized=resized,
+        reinitialised=absent,
+        dropped=dropped,
+        loaded_frac=sum(value.numel() for value in state.values())
+        / sum(value.numel() for value in parameters.values()),
+    )
     logger.info("%s", report)
     return report
 
@@ -208,8 +192,7 @@ def _fitting_decoder(checkpoint: Checkpoint, model: MaskedAutoencoderHiera) -> d
                 f"{checkpoint.source} was pretrained with {key}={value}, the model has "
                 f"{key}={model.decoder_architecture[key]}: take {value}"
             )
-    pairs = zip(trained["input_size"], trained["patch_stride"], strict=True)
-    if tuple(size // stride for size, stride in pairs) == model.encoder.tokens_shape:
+    if divided(trained["input_size"], trained["patch_stride"]) == model.encoder.tokens_shape:
         return checkpoint.decoder
     return {k: v for k, v in checkpoint.decoder.items() if k != "decoder_pos_embed"}
 
@@ -306,8 +289,7 @@ def inflate_patches(kernel: Float[Tensor, "D C s h w"], frames: int) -> Float[Te
 def token_grid(tokens: int, own: list[int], trained: Mapping[str, Any]) -> list[int]:
     """The grid (h, w) of a position embedding: as `trained` states, else a square or `own`."""
     if trained:
-        pairs = zip(trained["input_size"], trained["patch_stride"], strict=True)
-        return [size // stride for size, stride in pairs][1:]
+        return list(divided(trained["input_size"], trained["patch_stride"])[1:])
     side = math.isqrt(tokens)
     square, same = side**2 == tokens, tokens == math.prod(own)
     if square == same and own != [side, side]:

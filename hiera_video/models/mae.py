@@ -14,30 +14,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import ModelError
-from hiera_video.models.hiera import Hiera, HieraBlock
+from hiera_video.models.hiera import Hiera, HieraBlock, Trainable
 from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
-from hiera_video.models.units import Size3
-
-if TYPE_CHECKING:
-    from hiera_video.models.card import ModelCard
+from hiera_video.models.units import Size3, divided, merged, unravel, unroll
 
 Target = Literal["pixels", "hog"]
 
 HOG_BINS, HOG_CELL = 9, 8  # orientations without sign; pixels of a cell's side (MaskFeat)
 
 
-class MaskedAutoencoderHiera(nn.Module):
+class MaskedAutoencoderHiera(Trainable):
     """Predicts what hidden mask units showed from those that are kept.
 
     Args:
@@ -48,12 +44,7 @@ class MaskedAutoencoderHiera(nn.Module):
             wrong one loads without an error: there is no default.
         decoder_dim, decoder_depth: width and blocks of the decoder, 512 and 8 in the paper.
         target: what is predicted, see `targets`.
-
-    Attributes:
-        card: of the weights that were loaded into the model. None: it has not loaded any.
     """
-
-    card: ModelCard | None = None
 
     def __init__(
         self,
@@ -80,12 +71,12 @@ class MaskedAutoencoderHiera(nn.Module):
             "decoder_depth": decoder_depth,
             "target": target,
         }
-        # What a predicted token covers: tokens of a unit along each axis, and pixels of a token.
-        merged: Size3 = _product3(encoder.pools)
-        t, h, w = (m // n for m, n in zip(encoder.mask_unit, merged, strict=True))
-        self.unit_shape: Size3 = (t, h, w)
-        t, h, w = (p * n for p, n in zip(encoder.patch_stride, merged, strict=True))
+        # Of the predicted tokens along each axis: those of a unit, pixels of one, and all.
+        pooled = merged(encoder.pools)
+        self.unit_shape: Size3 = divided(encoder.mask_unit, pooled)
+        t, h, w = (p * n for p, n in zip(encoder.patch_stride, pooled, strict=True))
         self.token_pixels: Size3 = (t, h, w)
+        self.tokens_shape: Size3 = divided(encoder.input_size, self.token_pixels)
         if target == "hog" and (h % HOG_CELL or w % HOG_CELL):
             raise ModelError(
                 f"target is 'hog': its cells of {HOG_CELL} pixels do not fit predicted tokens of "
@@ -95,14 +86,15 @@ class MaskedAutoencoderHiera(nn.Module):
         # The last stage has the resolution already, as have the stages after the last pooling.
         self.multi_scale_fusion_heads = nn.ModuleList()
         for stage, dim in enumerate(encoder.stage_dims[: len(encoder.pools)]):
-            kernel = _product3(encoder.pools[stage:])
+            kernel = merged(encoder.pools[stage:])
             self.multi_scale_fusion_heads.append(
                 nn.Conv3d(dim, encoder.num_features, kernel, kernel)
             )
-        tokens = encoder.num_units * math.prod(self.unit_shape)
         self.decoder_embed = Linear(encoder.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
-        self.decoder_pos_embed = nn.Parameter(torch.empty(1, tokens, decoder_dim))
+        self.decoder_pos_embed = nn.Parameter(
+            torch.empty(1, math.prod(self.tokens_shape), decoder_dim)
+        )
         self.decoder_blocks = nn.ModuleList(
             HieraBlock(
                 dim=decoder_dim,
@@ -128,10 +120,7 @@ class MaskedAutoencoderHiera(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                nn.init.ones_(module.weight)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.Conv3d):
+            elif isinstance(module, nn.LayerNorm | nn.Conv3d):
                 module.reset_parameters()
         nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.flatten(1))
         for name, parameter in self.named_parameters():
@@ -167,18 +156,15 @@ class MaskedAutoencoderHiera(nn.Module):
     ) -> Float[Tensor, "B L u P"]:
         """Predictions for the hidden units from the fused tokens of the kept ones."""
         x = self.decoder_embed(x)
-        num_units, (t, h, w) = self.encoder.num_units, self.unit_shape
-        everywhere = self.mask_token.to(x.dtype).expand(len(x), num_units, t * h * w, -1)
+        num_units = self.encoder.num_units
+        everywhere = self.mask_token.to(x.dtype).expand(len(x), num_units, x.shape[2], -1)
         x = everywhere.scatter(1, kept[..., None, None].expand_as(x), x)  # [B, M, u, D]
-        units = dict(zip("ijk", self.encoder.units_shape, strict=True), t=t, h=h, w=w)
-        pos_embed = "b (i t j h k w) d -> b (i j k) (t h w) d"
-        x = x + rearrange(self.decoder_pos_embed, pos_embed, **units)
+        pos_embed = self.decoder_pos_embed.transpose(1, 2).unflatten(2, self.tokens_shape)
+        x = x + unroll(pos_embed, self.unit_shape, [])
         for block in self.decoder_blocks:
-            if self.encoder.grad_checkpointing and self.training:
-                x = checkpoint(block, x, use_reentrant=False)
-            else:
-                x = block(x)
-        x = _take(x, hidden_units(kept, num_units))
+            x = block(x)
+        hidden = hidden_units(kept, num_units)[..., None, None].expand(-1, -1, *x.shape[2:])
+        x = x.gather(1, hidden)  # [B, L, u, D]
         return self.decoder_pred(self.decoder_norm(x))
 
     @torch.no_grad()
@@ -212,32 +198,15 @@ class MaskedAutoencoderHiera(nn.Module):
     ) -> Float[Tensor, "B L u C p q"]:
         """The pixels of each hidden token, and `border` around them; a frame's end is mirrored."""
         if border:
-            frames = rearrange(frames, "b c t h w -> b (c t) h w")
-            frames = F.pad(frames, [border] * 4, mode="reflect")
-            frames = frames.unflatten(1, (self.encoder.in_chans, -1))
+            frames = F.pad(frames, [border] * 4 + [0, 0], mode="reflect")
         p, q = self.token_pixels[1:]
         frames = frames.unfold(3, p + 2 * border, p).unfold(4, q + 2 * border, q)  # a view
-        (i, j, k), (t, h, w) = self.encoder.units_shape, self.unit_shape
-        places = torch.arange(i * t * j * h * k * w, device=kept.device)
-        order = "(i t j h k w) -> (i j k) (t h w)"
-        places = rearrange(places, order, i=i, j=j, t=t, h=h, w=w)
+        places = torch.arange(math.prod(self.tokens_shape), device=kept.device)
+        places = unroll(places.view(1, 1, *self.tokens_shape), self.unit_shape, [])[0, ..., 0]
         places = places[hidden_units(kept, self.encoder.num_units)]  # [B, L, u]
         clip = torch.arange(len(kept), device=kept.device)[:, None, None]
-        across = k * w
-        return frames[
-            clip, :, places // (j * h * across), places // across % (j * h), places % across
-        ]
-
-    # What the optimizer and the training command ask.
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block, of the decoder too, in the backward pass."""
-        self.encoder.set_grad_checkpointing(enable)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that are not decayed although they are not vectors."""
-        names = {name for name, _ in self.named_parameters()}
-        return {name for name in names if "pos_embed" in name or name == "mask_token"}
+        time, row, column = unravel(places, self.tokens_shape)
+        return frames[clip, :, time, row, column]
 
     def layer_ids(self) -> dict[str, int]:
         """All one layer: pretraining decays no learning rates by depth."""
@@ -256,16 +225,12 @@ def fuse_stage(
 ) -> Float[Tensor, "B K u E"]:
     """The convolution `head` over what the pooling steps `pools` will merge, on unrolled tokens.
 
-    Its kernel is its stride, so that it is one linear layer over the tokens that are merged. In
-    unrolled order the first step comes first, in the kernel it is the finest place on each axis.
+    Its kernel is its stride, so that it is one linear layer over the tokens that are merged, with
+    its weights unrolled as they are.
     """
-    steps = len(pools)
-    places = [pool[axis] for axis in range(3) for pool in reversed(pools)]
-    order = [2 + axis * steps + steps - 1 - step for step in range(steps) for axis in range(3)]
-    weight = head.weight.unflatten(4, places[2 * steps :]).unflatten(3, places[steps : 2 * steps])
-    weight = weight.unflatten(2, places[:steps]).permute(0, *order, 1).flatten(1)
-    merged = math.prod(places)
-    return F.linear(rearrange(x, "b k (s u) d -> b k u (s d)", s=merged), weight, head.bias)
+    weight = unroll(head.weight, merged(pools), pools).flatten(1)  # [E, s * D]
+    x = rearrange(x, "b k (s u) d -> b k u (s d)", s=math.prod(head.kernel_size))
+    return F.linear(x, weight, head.bias)
 
 
 def histograms_of_gradients(x: Float[Tensor, "n C p q"]) -> Float[Tensor, "n P"]:
@@ -285,13 +250,3 @@ def histograms_of_gradients(x: Float[Tensor, "n C p q"]) -> Float[Tensor, "n P"]
     counted.scatter_(1, bins[:, None], norms[:, None])
     cells = F.normalize(F.avg_pool2d(counted, HOG_CELL) * HOG_CELL**2, dim=1)
     return rearrange(cells, "(n c) b i j -> n (c b i j)", c=x.shape[1])
-
-
-def _take(x: Float[Tensor, "B M u D"], units: Int[Tensor, "B L"]) -> Float[Tensor, "B L u D"]:
-    """The units `units` of each clip."""
-    return x.gather(1, units[..., None, None].expand(-1, -1, *x.shape[2:]))
-
-
-def _product3(pools: Sequence[Size3]) -> Size3:
-    t, h, w = (math.prod(pool[axis] for pool in pools) for axis in range(3))
-    return t, h, w

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +18,11 @@ from torch import Tensor
 
 from hiera_video.errors import ModelError
 from hiera_video.models.units import Size3
+from hiera_video.models.variants import paper_mask_ratio
+from hiera_video.settings.model import Masking
+
+if TYPE_CHECKING:
+    from hiera_video.models.hiera import Hiera
 
 MaskingKind = Literal["random", "tube", "frame", "block"]
 BLOCK_SIDE = (0.25, 0.5)  # of a box, as a share of the clip's extent along that axis
@@ -43,6 +48,12 @@ class UnitMasking:
     units: Size3
     mask_ratio: float
     kind: MaskingKind = "random"
+
+    @classmethod
+    def of(cls, encoder: Hiera, settings: Masking) -> UnitMasking:
+        """For the clips of an encoder, as configured; without a ratio with that of the paper."""
+        ratio = settings.mask_ratio or paper_mask_ratio(encoder.architecture)
+        return cls(encoder.units_shape, ratio, settings.kind)
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(MaskingKind):

@@ -6,6 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -42,32 +43,22 @@ class PatchEmbed(nn.Module):
             units: how many mask units the clip has along (time, height, width).
             mask_unit: tokens of each.
         """
-        places = unravel(kept, units)  # of each unit along each axis, [B, K]
-        pixel_padding: list[int] = []  # F.pad takes the last axis first
-        unit_padding: list[int] = []
-        sides, spans, owners = [], [], []
-        for axis, place in enumerate(places):
+        padding: list[int] = []  # F.pad takes the last axis first
+        sides, spans = [], []  # of a unit and of a window, in pixels
+        for axis, before in enumerate(self.padding):
             kernel, stride = self.proj.kernel_size[axis], self.proj.stride[axis]
-            side = mask_unit[axis] * stride  # of a unit, in pixels
-            span = side - stride + kernel  # of a window
-            before = self.padding[axis]
-            after = span - side - before
-            pixel_padding = [before, after, *pixel_padding]
-            # A window reaches into neighbours of its unit: which unit owns which pixel?
-            low, high = -(-before // side), max(0, -(-after // side))
-            unit_padding = [low, high, *unit_padding]
-            owner = (torch.arange(span, device=kept.device) - before + low * side) // side
-            shape = [span if a == axis else 1 for a in range(3)]
-            owners.append((place[..., None] + owner).view(*kept.shape, *shape))
-            sides.append(side)
-            spans.append(span)
-
-        x = F.pad(x, pixel_padding)
-        for axis in range(3):
-            x = x.unfold(axis + 2, spans[axis], sides[axis])  # a view, in the end of all windows
+            sides.append(mask_unit[axis] * stride)
+            spans.append(sides[axis] - stride + kernel)
+            padding = [before, spans[axis] - sides[axis] - before, *padding]
         clip = torch.arange(len(kept), device=kept.device)[:, None]
-        i, j, k = places
-        windows = x[clip, :, i, j, k]  # [B, K, C, *spans]
-        seen = torch.zeros(len(kept), math.prod(units), dtype=x.dtype, device=x.device)
-        seen = F.pad(seen.scatter(1, kept, 1.0).unflatten(1, units), unit_padding)
-        return windows * seen[(clip[..., None, None, None], *owners)][:, :, None]
+        i, j, k = unravel(kept, units)
+        seen = torch.zeros(len(kept), math.prod(units), dtype=torch.bool, device=x.device)
+        sizes = dict(zip("thwijk", (*units, *sides), strict=True))
+        of_units_to_pixels = "b (t h w) -> b 1 (t i) (h j) (w k)"
+        seen = repeat(seen.scatter(1, kept, 1), of_units_to_pixels, **sizes)
+        windows = []
+        for values in (F.pad(x, padding), F.pad(seen, padding)):
+            for axis in range(3):  # to a view, in the end of all windows
+                values = values.unfold(axis + 2, spans[axis], sides[axis])
+            windows.append(values[clip, :, i, j, k])  # [B, K, C, *spans]
+        return windows[0] * windows[1]

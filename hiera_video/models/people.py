@@ -4,23 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from torchvision.models.detection import (
+    FasterRCNN,
+    FasterRCNN_ResNet50_FPN_V2_Weights,
+    fasterrcnn_resnet50_fpn_v2,
+)
 
-from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.errors import WeightsError
+from hiera_video.models.checkpoint import differences, read_tensors, shorten
 from hiera_video.models.download import fetch_file
 
-if TYPE_CHECKING:
-    from torchvision.models.detection import FasterRCNN
-
-# torchvision's FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1, box AP 46.7 on COCO val2017.
-URL = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"
-LICENSE = "BSD-3-Clause"
-NUM_CLASSES = 91  # COCO's, and the background
-PERSON = 1
+PUBLISHED = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1  # box AP 46.7 on COCO val2017
+CLASSES = PUBLISHED.meta["categories"]  # COCO's, and the background
+PERSON = CLASSES.index("person")
 
 
 class People(NamedTuple):
@@ -38,31 +39,18 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
             those that torchvision publishes, fetched into torch.hub's cache at first use.
 
     Raises:
-        ConnectionError: they cannot be fetched; says which file to put where by hand.
-        WeightsNotFoundError: there is no such file.
+        FetchError, WeightsNotFoundError: as `fetch_file` and `read_tensors`.
         WeightsError: the file holds something else.
     """
-    from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
-
-    path = fetch_file(URL, LICENSE) if weights is None else Path(weights)
-    if not path.is_file():
-        raise WeightsNotFoundError(f"{path}: there is no such file")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # the unpickler raises whatever the bytes lead it to
-        raise WeightsError(f"{path} is damaged or not a file of weights") from error
+    path = fetch_file(PUBLISHED.url, "BSD-3-Clause") if weights is None else Path(weights)
+    state = read_tensors(path)
     model = fasterrcnn_resnet50_fpn_v2(
-        weights=None, weights_backbone=None, num_classes=NUM_CLASSES, box_score_thresh=0.0
+        weights=None, weights_backbone=None, num_classes=len(CLASSES), box_score_thresh=0.0
     )
-    expected = model.state_dict()
-    if not isinstance(state, dict) or not all(torch.is_tensor(v) for v in state.values()):
-        raise WeightsError(f"{path} holds no state dict")
-    wrong = sorted(expected.keys() ^ state.keys())
-    wrong += [k for k in expected if k in state and expected[k].shape != state[k].shape]
-    if wrong:
+    if differs := differences(state, model.state_dict()):
         raise WeightsError(
-            f"{path} is not a fasterrcnn_resnet50_fpn_v2 of {NUM_CLASSES} classes: {len(wrong)} "
-            f"tensors are missing, unknown or of another shape, the first is {wrong[0]}"
+            f"{path} is not a fasterrcnn_resnet50_fpn_v2 of {len(CLASSES)} classes: "
+            f"{shorten(differs, 1)}"
         )
     model.load_state_dict(state)
     return model.eval()

@@ -10,28 +10,29 @@ from __future__ import annotations
 import inspect
 import logging
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
+from torch import Tensor
 
 from hiera_video.errors import ModelError, OutputExistsError, WeightsError
 from hiera_video.files import replacing, write_json
 from hiera_video.models.card import Kind, ModelCard
-from hiera_video.models.checkpoint import Checkpoint, read_checkpoint, with_card
+from hiera_video.models.checkpoint import (
+    Checkpoint,
+    differences,
+    read_checkpoint,
+    shorten,
+    with_card,
+)
 from hiera_video.models.hiera import Hiera as Hiera
 from hiera_video.models.hub import SCHEME, write_repository
 from hiera_video.models.layouts import rename
-from hiera_video.models.loading import (
-    Model,
-    PosEmbedResize,
-    card_of,
-    load_weights,
-    official_name,
-)
+from hiera_video.models.loading import Model, PosEmbedResize, card_of, load_weights, official_name
 from hiera_video.models.mae import MaskedAutoencoderHiera, Target
-from hiera_video.models.sources import stated_card
+from hiera_video.models.sources import Source
 from hiera_video.models.variants import (
     PUBLISHED,
     VARIANTS,
@@ -64,10 +65,6 @@ def create_model(
     num_classes: int | None = None,
     num_frames: int | None = None,
     image_size: int | Sequence[int] | None = None,
-    mask_unit: Sequence[int] | None = None,
-    q_pool: int | None = None,
-    drop_path: float = 0.0,
-    head_dropout: float = 0.0,
     pos_embed_resize: PosEmbedResize = "window",
     **overrides: Any,
 ) -> Hiera:
@@ -83,72 +80,49 @@ def create_model(
             checkpoint's gives a fresh classifier. None: the checkpoint's, else the variant's.
         num_frames: frames of a clip. None: the variant's.
         image_size: pixels of a clip, of both sides or as (height, width). None: the variant's.
-        mask_unit: tokens of a mask unit, (time, height, width). None: the variant's, (1, 8, 8).
-        q_pool: stage transitions that pool. None: the variant's, 3.
-        drop_path, head_dropout: regularisation in training.
         pos_embed_resize: how position embeddings of another size are adapted, see
             `hiera_video.models.loading.resize_spatial`.
-        overrides: other keyword arguments of `Hiera`.
+        overrides: other keyword arguments of `Hiera`, such as `mask_unit`, `q_pool`, `drop_path`
+            and `head_dropout`. None: the variant's.
 
     Raises:
         ModelError: unknown name or argument, or sizes that do not fit.
         WeightsError: weights that do not fit, or are not there.
-        ConnectionError: weights that cannot be fetched.
+        FetchError: weights that cannot be fetched.
     """
-    arguments, source = _arguments(name, checkpoint, num_frames, image_size)
+    overrides |= {"num_frames": num_frames, "image_size": image_size}
+    encoder, _, source = _stated("classifier", name, checkpoint, **overrides)
     if num_classes is None and source is not None:
         num_classes = source.num_classes if name is not None else source.num_classes or 0
-    arguments |= _given(num_classes=num_classes, mask_unit=mask_unit, q_pool=q_pool)
-    arguments |= {"drop_path": drop_path, "head_dropout": head_dropout, **overrides}
-    if source is None:
-        return build(arguments)
-    # Drawing the first values of a huge model takes half a minute, and all of them are overwritten.
-    with torch.device("meta"):
-        model = build(arguments)
-    model.to_empty(device=torch.get_default_device())
-    load_weights(model, source, pos_embed_resize=pos_embed_resize)
-    return model
+    return _create(source, pos_embed_resize, encoder | _given(num_classes=num_classes))
 
 
 def create_autoencoder(
     name: str | None = None,
     *,
-    decoder_heads: int | None = None,
     checkpoint: str | Path | Checkpoint | None = None,
-    num_frames: int | None = None,
-    image_size: int | Sequence[int] | None = None,
-    mask_unit: Sequence[int] | None = None,
-    q_pool: int | None = None,
-    drop_path: float = 0.0,
+    decoder_heads: int | None = None,
     decoder_dim: int | None = None,
     decoder_depth: int | None = None,
     target: Target | None = None,
     pos_embed_resize: PosEmbedResize = "window",
-    **overrides: Any,
+    **arguments: Any,
 ) -> MaskedAutoencoderHiera:
     """A masked autoencoder around a Hiera, with random weights or those of `checkpoint`.
 
     Args:
-        name: a variant; None takes the architecture, its mask unit and `q_pool` too, from
-            `checkpoint`.
-        checkpoint, num_frames, image_size, mask_unit, drop_path, pos_embed_resize, overrides:
-            as for `create_model`.
         decoder_heads, decoder_dim, decoder_depth, target: of `MaskedAutoencoderHiera`. None: as the
             card of `checkpoint` states them, else 512, 8 and "pixels"; the heads must then be
             given.
-        q_pool: stage transitions that pool. None: 2.
+        name, checkpoint, pos_embed_resize, arguments: as for `create_model`, but `q_pool` is 2
+            unless it is given, or stated by an autoencoder's `checkpoint` without a name.
 
     Raises:
         ModelError: as for `create_model`, and where nothing says how many heads the decoder has.
-        WeightsError, ConnectionError: as for `create_model`.
+        WeightsError, FetchError: as for `create_model`.
     """
-    arguments, source = _arguments(name, checkpoint, num_frames, image_size, pools=True)
-    stated = source.card.autoencoder if source is not None and source.card is not None else None
-    if q_pool is not None or stated is None or name is not None:
-        arguments["q_pool"] = 2 if q_pool is None else q_pool
-    arguments |= _given(mask_unit=mask_unit)
-    arguments |= {"num_classes": 0, "drop_path": drop_path, **overrides}
-    decoder = (stated or {}) | _given(
+    encoder, stated, source = _stated("autoencoder", name, checkpoint, **arguments)
+    decoder = stated | _given(
         decoder_heads=decoder_heads,
         decoder_dim=decoder_dim,
         decoder_depth=decoder_depth,
@@ -159,13 +133,7 @@ def create_autoencoder(
             "decoder_heads is not given, and no tensor's shape shows it: 8 in the paper's video "
             "recipes, 16 in its image recipes and in all public builders"
         )
-    with torch.device("meta"):
-        model = MaskedAutoencoderHiera(build(arguments), **decoder)
-    model.to_empty(device=torch.get_default_device())
-    model.init_weights()
-    if source is not None:
-        load_weights(model, source, pos_embed_resize=pos_embed_resize)
-    return model
+    return _create(source, pos_embed_resize, encoder, autoencoder=decoder)
 
 
 def create_detector(
@@ -173,56 +141,41 @@ def create_detector(
     *,
     checkpoint: str | Path | Checkpoint | None = None,
     num_classes: int | None = None,
-    num_frames: int | None = None,
-    image_size: int | Sequence[int] | None = None,
-    mask_unit: Sequence[int] | None = None,
-    q_pool: int | None = None,
-    drop_path: float = 0.0,
     head_dropout: float = 0.0,
     roi_resolution: int | None = None,
     pos_embed_resize: PosEmbedResize = "window",
-    **overrides: Any,
+    **arguments: Any,
 ) -> ActionDetector:
     """An action detector around a Hiera; the encoder starts from `checkpoint` of any kind.
 
     Args:
-        name, checkpoint, num_frames, image_size, mask_unit, q_pool, drop_path, pos_embed_resize,
-            overrides: as for `create_model`.
         num_classes, roi_resolution, head_dropout: of `ActionDetector`. None: as the card of
             `checkpoint` states them, else 80, the actions of AVA, and 7.
+        name, checkpoint, pos_embed_resize, arguments: as for `create_model`.
 
     Raises:
-        ModelError, WeightsError, ConnectionError: as for `create_model`.
+        ModelError, WeightsError, FetchError: as for `create_model`.
     """
-    from hiera_video.models.detector import ActionDetector  # torchvision takes its time
-
-    arguments, source = _arguments(name, checkpoint, num_frames, image_size)
-    stated = source.card.detector if source is not None and source.card is not None else None
-    arguments |= _given(mask_unit=mask_unit, q_pool=q_pool)
-    arguments |= {"num_classes": 0, "drop_path": drop_path, **overrides}
-    detector = {"num_classes": 80, "roi_resolution": 7, **(stated or {})}
-    detector |= _given(num_classes=num_classes, roi_resolution=roi_resolution)
-    if source is None:
-        return ActionDetector(build(arguments), head_dropout=head_dropout, **detector)
-    with torch.device("meta"):
-        model = ActionDetector(build(arguments), head_dropout=head_dropout, **detector)
-    model.to_empty(device=torch.get_default_device())
-    load_weights(model, source, pos_embed_resize=pos_embed_resize)
-    return model
+    encoder, stated, source = _stated("detector", name, checkpoint, **arguments)
+    head = {"num_classes": 80, "head_dropout": head_dropout} | stated
+    head |= _given(num_classes=num_classes, roi_resolution=roi_resolution)
+    return _create(source, pos_embed_resize, encoder, detector=head)
 
 
-def _arguments(
+def _stated(
+    kind: Kind,
     name: str | None,
     checkpoint: str | Path | Checkpoint | None,
-    num_frames: int | None,
-    image_size: int | Sequence[int] | None,
-    pools: bool = False,
-) -> tuple[dict[str, Any], Checkpoint | None]:
-    """Keyword arguments of `Hiera` that a name or checkpoint states, and the checkpoint, read.
+    *,
+    num_frames: int | None = None,
+    image_size: int | Sequence[int] | None = None,
+    **overrides: Any,
+) -> tuple[dict[str, Any], dict[str, Any], Checkpoint | None]:
+    """What a name or a checkpoint states for a model of that kind, and what replaces it.
 
-    Args:
-        pools: keep an autoencoder's number of pooling steps, which is one less than in the models
-            that start from it.
+    Returns:
+        Keyword arguments of `Hiera`; of the autoencoder or detector around it, those on the card of
+        the checkpoint; the checkpoint, read.
     """
     if name is not None and "." in name:
         if checkpoint is not None:
@@ -231,24 +184,26 @@ def _arguments(
         name, checkpoint = name.split(".")[0], name
     if name is not None:
         check_known(name, VARIANTS, "The variants")
-
     source = None
     if checkpoint is not None:
-        if f"{name}.{checkpoint}" in PUBLISHED:
-            checkpoint = f"{name}.{checkpoint}"
-        source = read_checkpoint(checkpoint)
+        tagged = f"{name}.{checkpoint}"
+        source = read_checkpoint(tagged if tagged in PUBLISHED else checkpoint)
 
+    pools_less = False  # as autoencoders do: once less than the models that start from them
     if name is not None:
         arguments = dict(VARIANTS[name])
     elif source is not None:
         source = with_card(source)
         arguments = dict(source.architecture)
-        if source.card is not None and source.card.kind == "autoencoder" and not pools:
-            arguments["q_pool"] = len(arguments["stages"]) - 1
+        pools_less = source.card is not None and source.card.kind == "autoencoder"
     else:
         raise ModelError("name is None: name a variant, or give a checkpoint")
+    if kind != "classifier":
+        arguments["num_classes"] = 0
+    if pools_less != (kind == "autoencoder"):
+        arguments["q_pool"] = 2 if kind == "autoencoder" else len(arguments["stages"]) - 1
     frames, height, width = arguments["input_size"]
-    if num_frames is not None and is_image(arguments) and num_frames != 1:
+    if is_image(arguments) and num_frames not in (None, 1):
         raise ModelError(
             f"num_frames is {num_frames}: {name or checkpoint} is an image model, of 1 frame; "
             "video variants are " + ", ".join(list_models("*_16x224"))
@@ -256,7 +211,8 @@ def _arguments(
     if image_size is not None:
         height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
     arguments["input_size"] = (frames if num_frames is None else num_frames, height, width)
-    return arguments, source
+    around = getattr(source.card, kind, None) if source is not None else None
+    return arguments | _given(**overrides), dict(around or {}), source
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
@@ -264,13 +220,47 @@ def _given(**arguments: Any) -> dict[str, Any]:
     return {key: value for key, value in arguments.items() if value is not None}
 
 
-def build(arguments: Mapping[str, Any]) -> Hiera:
-    """`Hiera(**arguments)` with lists as tuples; an unknown argument is a ModelError."""
-    for key in arguments:
+def _create(
+    source: Checkpoint | None,
+    pos_embed_resize: PosEmbedResize,
+    encoder: Mapping[str, Any],
+    **around: Mapping[str, Any],
+) -> Any:
+    """The model that `build` makes of these arguments, with random weights or those of `source`."""
+    if source is None and "autoencoder" not in around:
+        return build(encoder, **around)
+    # Drawing the first values of a huge model takes half a minute, and all of them are overwritten.
+    with torch.device("meta"):
+        model = build(encoder, **around)
+    model.to_empty(device=torch.get_default_device())
+    if isinstance(model, MaskedAutoencoderHiera):
+        model.init_weights()
+    if source is not None:
+        load_weights(model, source, pos_embed_resize=pos_embed_resize)
+    return model
+
+
+def build(
+    encoder: Mapping[str, Any],
+    autoencoder: Mapping[str, Any] | None = None,
+    detector: Mapping[str, Any] | None = None,
+) -> Model:
+    """A `Hiera` of these keyword arguments, or the autoencoder or detector around it.
+
+    Lists may stand for tuples. An unknown argument of `Hiera` is a ModelError.
+    """
+    for key in encoder:
         if key in HABITS:
             raise ModelError(f"{key} is not an argument of Hiera: {HABITS[key]}")
         check_known(key, inspect.signature(Hiera).parameters, "Arguments of Hiera")
-    return Hiera(**{key: as_tuple(value) for key, value in arguments.items()})
+    arguments = {key: as_tuple(value) for key, value in encoder.items()}
+    if autoencoder is not None:
+        return MaskedAutoencoderHiera(Hiera(**arguments), **autoencoder)
+    if detector is not None:
+        from hiera_video.models.detector import ActionDetector  # torchvision takes its time
+
+        return ActionDetector(Hiera(**arguments), **detector)
+    return Hiera(**arguments)
 
 
 # Whole models, as they were saved.
@@ -278,29 +268,29 @@ def build(arguments: Mapping[str, Any]) -> Hiera:
 
 @overload
 def load_model(
-    source: str | Path | Checkpoint, *, kind: Literal["classifier", "backbone"], **changes: Any
+    source: Source, *, kind: Literal["classifier", "backbone"], **changes: Any
 ) -> tuple[Hiera, ModelCard]: ...
 @overload
 def load_model(
-    source: str | Path | Checkpoint, *, kind: Literal["autoencoder"], **changes: Any
+    source: Source, *, kind: Literal["autoencoder"], **changes: Any
 ) -> tuple[MaskedAutoencoderHiera, ModelCard]: ...
 @overload
 def load_model(
-    source: str | Path | Checkpoint, *, kind: Literal["detector"], **changes: Any
+    source: Source, *, kind: Literal["detector"], **changes: Any
 ) -> tuple[ActionDetector, ModelCard]: ...
 @overload
 def load_model(
-    source: str | Path | Checkpoint, *, kind: Kind | None = None, **changes: Any
+    source: Source, *, kind: Kind | None = None, **changes: Any
 ) -> tuple[Model, ModelCard]: ...
 def load_model(
-    source: str | Path | Checkpoint, *, kind: Kind | None = None, **changes: Any
+    source: Source, *, kind: Kind | None = None, **changes: Any
 ) -> tuple[Model, ModelCard]:
     """A trained model in evaluation mode, and its card, which is `model.card` too.
 
+    Of a file, or a folder of another project, what it does not state is inferred.
+
     Args:
-        source: a run, checkpoint or weights folder, published weights, a repository, a file or
-            folder of another project, see `hiera_video.models.sources`. Of the last two, what they
-            do not state is inferred.
+        source: see `hiera_video.models.sources`.
         kind: what is needed; weights of another kind are refused. "backbone" takes weights of any
             kind: a classifier as it is, and the encoder of an autoencoder or a detector. None:
             whatever the weights are.
@@ -308,25 +298,17 @@ def load_model(
             `num_frames` and `image_size`; `decoder_heads` of published autoencoders must be given.
 
     Raises:
-        WeightsError: not the weights of a Hiera, or of another kind than is needed.
-        WeightsNotFoundError: nothing of that name is there.
-        ConnectionError: weights that cannot be fetched.
-        ModelError: changes that do not fit.
+        ModelError: changes that do not fit; and as `read_checkpoint`.
     """
-    if not isinstance(source, Checkpoint):
-        stated = stated_card(source)
-        if stated is not None:
-            stated.require(kind, source)  # before gigabytes are fetched
-    checkpoint = with_card(read_checkpoint(source))
+    checkpoint = with_card(read_checkpoint(source, kind))
     assert checkpoint.card is not None
-    checkpoint.card.require(kind, checkpoint.source)
-    model: Model
+    checkpoint.card.require(kind, source)
+    create: Callable[..., Model] = create_model
     if kind != "backbone" and checkpoint.card.kind == "autoencoder":
-        model = create_autoencoder(checkpoint=checkpoint, **changes)
+        create = create_autoencoder
     elif kind != "backbone" and checkpoint.card.kind == "detector":
-        model = create_detector(checkpoint=checkpoint, **changes)
-    else:
-        model = create_model(checkpoint=checkpoint, **changes)
+        create = create_detector
+    model = create(checkpoint=checkpoint, **changes)
     assert model.card is not None
     return model.eval(), model.card
 
@@ -365,49 +347,38 @@ def save_model(
         raise OutputExistsError(f"{folder} exists and is not a weights folder")
     if replaces:
         logger.info("replacing the weights in %s", folder)
-    from safetensors.torch import save_file  # not needed to build a model
-
     norm = "encoder_norm." if card.kind == "autoencoder" else "norm."
-    state = {
-        rename(official_name(key), {"norm.": norm}): value.detach().cpu().contiguous()
-        for key, value in model.state_dict().items()
-    }
+    state = model.state_dict()
+    names = {key: rename(official_name(key), {"norm.": norm}) for key in state}
     with replacing(folder) as part:
-        part.mkdir(parents=True)
-        save_file(state, part / "model.safetensors", metadata={"format": "pt"})
-        write_json(part / "config.json", card.to_json())
+        write_folder(part, {names[key]: state[key] for key in state}, card.to_json())
     if repository is not None:
         write_repository(repository, folder)
 
 
+def write_folder(folder: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+    """Makes a folder with model.safetensors and config.json."""
+    from safetensors.torch import save_file  # not needed to build a model
+
+    folder.mkdir(parents=True)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_json(folder / "config.json", config)
+
+
 def _check_described(model: Model, card: ModelCard) -> None:
     """Raises WeightsError for a model that cannot be loaded into what its card describes."""
+    encoder = {**card.architecture, "num_classes": card.num_classes or 0}
     with torch.device("meta"):
-        encoder = build({**card.architecture, "num_classes": card.num_classes or 0})
-        described: Model = encoder
-        if card.autoencoder is not None:
-            described = MaskedAutoencoderHiera(encoder, **card.autoencoder)
-        elif card.detector is not None:
-            from hiera_video.models.detector import ActionDetector
-
-            described = ActionDetector(encoder, **card.detector)
-    own = {key: list(value.shape) for key, value in model.state_dict().items()}
-    expected = {key: list(value.shape) for key, value in described.state_dict().items()}
-    differs = [
-        f"{key} is {own.get(key, 'missing')}, described is {expected.get(key, 'none')}"
-        for key in sorted(own.keys() | expected.keys())
-        if own.get(key) != expected.get(key)
-    ]
-    if not differs:
-        return
-    advice = "save its state dict with torch.save"
-    if all("head." in difference.split(" ")[0] for difference in differs):
-        advice = "replace the classifier by model.reset_classifier(num_classes), not by hand"
-    raise WeightsError(
-        f"the model was changed after it was built, and could not be loaded again: {differs[0]}"
-        + (f", and {len(differs) - 1} more" if differs[1:] else "")
-        + f". Instead, {advice}"
-    )
+        described = build(encoder, card.autoencoder, card.detector)
+    if differs := differences(model.state_dict(), described.state_dict()):
+        advice = "save its state dict with torch.save"
+        if all("head." in difference.split(" ")[0] for difference in differs):
+            advice = "replace the classifier by model.reset_classifier(num_classes), not by hand"
+        raise WeightsError(
+            "the model was changed after it was built, and could not be loaded again: "
+            f"{shorten(differs, 1)}. Instead, {advice}"
+        )
 
 
 # Names of the first edition.
@@ -417,11 +388,7 @@ def _save_pretrained(
     model: Hiera, folder: str | Path, *, repository: str | None = None, **meta: Any
 ) -> None:
     """`hiera_video.save_model(folder, model, ...)`."""
-    warnings.warn(
-        "Hiera.save_pretrained will be removed: use hiera_video.save_model",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    _warn("save_pretrained", "save_model")
     known = {key: value for key, value in meta.items() if key in ModelCard.model_fields}
     notes = {key: value for key, value in meta.items() if key not in known}
     if notes:
@@ -431,11 +398,7 @@ def _save_pretrained(
 
 def _from_pretrained(source: str | Path, *, revision: str | None = None) -> Hiera:
     """The model of `hiera_video.load_model(source, kind="backbone")`."""
-    warnings.warn(
-        "Hiera.from_pretrained will be removed: use hiera_video.load_model",
-        DeprecationWarning,
-        stacklevel=2,
-    )
+    _warn("from_pretrained", "load_model")
     name = str(source)
     if not Path(source).exists() and name.count("/") == 1:
         source = f"{SCHEME}{name}" + (f"@{revision}" if revision is not None else "")
@@ -443,6 +406,11 @@ def _from_pretrained(source: str | Path, *, revision: str | None = None) -> Hier
         raise ModelError(f"revision is {revision!r}, but {source} is no repository: give none")
     model, _ = load_model(source, kind="backbone")
     return model
+
+
+def _warn(old: str, new: str) -> None:
+    message = f"Hiera.{old} will be removed: use hiera_video.{new}"
+    warnings.warn(message, DeprecationWarning, stacklevel=3)
 
 
 Hiera.save_pretrained = _save_pretrained  # type: ignore[attr-defined]

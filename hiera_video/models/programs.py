@@ -22,37 +22,28 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hiera_video.errors import MissingLibrary
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.loading import encoder_of
 
 Format = Literal["pt2", "onnx"]
 
 TOLERANCE = 1e-4
 TRACED_SIZE = 2  # sizes 0 and 1 of an axis would be taken as fixed
 COMPARED_SIZES = (1, 3)
-NEEDED: dict[Format, tuple[str, ...]] = {
-    "pt2": (),
-    "onnx": ("onnx", "onnxruntime", "onnxscript"),
-}
+NEEDED: dict[Format, tuple[str, ...]] = {"pt2": (), "onnx": ("onnx", "onnxruntime", "onnxscript")}
 
 
 @dataclass(frozen=True)
 class Part:
-    """What becomes one file of each format.
+    """What becomes one file of each format."""
 
-    Attributes:
-        name: of the file.
-        module: with tensors as arguments, and one as its result.
-        draw: random arguments for so many clips.
-        inputs: name of each argument, and what its first axis counts.
-        output: name of the result.
-    """
-
-    name: str
-    module: nn.Module
-    draw: Callable[[int], tuple[Tensor, ...]]
-    inputs: Mapping[str, str]
-    output: str
+    name: str  # of the file
+    module: nn.Module  # with tensors as arguments, and one as its result
+    draw: Callable[[int], tuple[Tensor, ...]]  # random arguments for so many clips
+    inputs: Mapping[str, str]  # name of each argument, and what its first axis counts
+    output: str  # name of the result
 
 
 @dataclass(frozen=True)
@@ -105,7 +96,7 @@ class BoxHead(nn.Module):
 def parts_of(model: Hiera | ActionDetector) -> list[Part]:
     """The parts of a model, which is set to evaluation."""
     model.eval()
-    encoder = model if isinstance(model, Hiera) else model.encoder
+    encoder = encoder_of(model)
     generator = torch.Generator().manual_seed(0)
 
     def clips(n: int) -> tuple[Tensor, ...]:
@@ -115,7 +106,6 @@ def parts_of(model: Hiera | ActionDetector) -> list[Part]:
     if isinstance(model, Hiera):
         output = "logits" if model.num_classes else "features"
         return [Part("model", model, clips, {"clips": "batch"}, output)]
-
     backbone, head = Backbone(model).eval(), BoxHead(model).eval()
 
     @torch.no_grad()
@@ -131,10 +121,10 @@ def parts_of(model: Hiera | ActionDetector) -> list[Part]:
 
 
 def check_installed(format: Format) -> None:
-    """Raises ImportError with what to install if a library that the format needs is missing."""
+    """Raises MissingLibrary, with what to install, unless all that the format needs is there."""
     missing = [name for name in NEEDED[format] if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
+        raise MissingLibrary(
             f"{format} files need {', '.join(missing)}: pip install 'hiera-video[{format}]'"
         )
 
@@ -145,7 +135,6 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
 
     ONNX files above 1.5 GB have their weights in a second file, `path` with .data behind it.
     """
-    check_installed(format)
     write, load = {"pt2": (_write_pt2, _load_pt2), "onnx": (_write_onnx, _load_onnx)}[format]
     with warnings.catch_warnings():
         # That two inputs share the axis "boxes", and of deprecations inside of the exporters.

@@ -11,12 +11,11 @@ A source is one of:
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.errors import WeightsError, WeightsNotFoundError, did_you_mean
 from hiera_video.files import shipped_folder
 from hiera_video.models.card import FORMAT, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
@@ -58,18 +57,16 @@ def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
 
 def stated_card(source: Source) -> ModelCard | None:
     """As `load_card`, but None for a file, or a folder of another project, which have none."""
-    if str(source) in PUBLISHED:
-        return published_card(str(source))
-    path = find_weights(source)
-    return card_of_folder(path) if path.is_dir() else None
+    name = str(source)
+    return published_card(name) if name in PUBLISHED else card_of_folder(find_weights(source))
 
 
-def card_of_folder(folder: Path) -> ModelCard | None:
-    """The card of a weights folder; None for a folder of another project."""
-    config = read_config(folder)
+def card_of_folder(path: Path) -> ModelCard | None:
+    """The card of a weights folder; None for a file or a folder of another project."""
+    config = read_config(path) if path.is_dir() else {}
     if config.get("format") != FORMAT:
         return None
-    return ModelCard.from_json(config, folder / "config.json")
+    return ModelCard.from_json(config, path / "config.json")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -116,10 +113,9 @@ def check_source(source: Source) -> None:
     name = str(source)
     if name in PUBLISHED or name.startswith(SCHEME) or Path(source).expanduser().exists():
         return
-    near = difflib.get_close_matches(name, PUBLISHED)
     raise WeightsNotFoundError(
-        f"{source}: there is no such file or folder, and no published weights are called so; "
-        + (f"nearest are {', '.join(near)}" if near else f"there are {', '.join(PUBLISHED)}")
+        f"{source}: there is no such file or folder, and no published weights are called so"
+        + (did_you_mean(name, PUBLISHED) or f"; there are {', '.join(PUBLISHED)}")
     )
 
 
@@ -135,29 +131,20 @@ def published_card(name: str) -> ModelCard:
     architecture = dict(VARIANTS[variant])
     num_classes = architecture.pop("num_classes")
     image = is_image(architecture)
-    origin: dict[str, Any] = {"url": PUBLISHED[name], "license": PUBLISHED_LICENSE}
-    clips = Clips(sampling_rate=1) if image else Clips(sampling_rate=4, target_fps=30.0)
+    entries: dict[str, Any] = {
+        "clips": Clips(sampling_rate=1) if image else Clips(sampling_rate=4, target_fps=30.0),
+        "url": PUBLISHED[name],
+        "license": PUBLISHED_LICENSE,
+    }
     if "_ft_" not in tag:
-        return ModelCard(
-            architecture={**architecture, "q_pool": 2},
-            num_classes=None,
-            # Nothing says how many heads the decoder has.
-            autoencoder={"decoder_dim": 512, "decoder_depth": 8, "target": "pixels"},
-            clips=clips,
-            masking=Masking(kind="random", mask_ratio=paper_mask_ratio(architecture)),
-            **origin,
-        )
-    return ModelCard(
-        architecture=architecture,
-        num_classes=num_classes,
-        class_names=() if image else class_names("kinetics400"),
-        clips=clips,
-        views=Views(num_clips=1, num_crops=1) if image else Views(num_clips=5, num_crops=3),
-        **origin,
-    )
-
-
-def class_names(dataset: str) -> tuple[str, ...]:
-    """The class names of a data set of `datasets/`, in id order."""
-    path = shipped_folder("datasets") / dataset / "class_names.txt"
-    return tuple(path.read_text("utf-8").splitlines())
+        num_classes, architecture["q_pool"] = None, 2
+        # Nothing says how many heads the decoder has.
+        entries["autoencoder"] = {"decoder_dim": 512, "decoder_depth": 8, "target": "pixels"}
+        entries["masking"] = Masking(kind="random", mask_ratio=paper_mask_ratio(architecture))
+    elif image:
+        entries["views"] = Views(num_clips=1, num_crops=1)
+    else:
+        entries["views"] = Views(num_clips=5, num_crops=3)
+        names = shipped_folder("datasets") / "kinetics400" / "class_names.txt"
+        entries["class_names"] = names.read_text("utf-8").splitlines()
+    return ModelCard(architecture=architecture, num_classes=num_classes, **entries)

@@ -43,7 +43,7 @@ def reroll(
 
     `pools` are the steps that still separate tokens of a unit, first step first.
     """
-    t, h, w = (m // math.prod(p[axis] for p in pools) for axis, m in enumerate(mask_unit))
+    t, h, w = divided(mask_unit, merged(pools))
     batch = x.shape[0]
     x = rearrange(x, "b m (s t h w) d -> (b m s) t h w d", t=t, h=h, w=w)
     for i, j, k in reversed(pools):
@@ -73,6 +73,18 @@ def size3(values: Iterable[int]) -> Size3:
     return int(t), int(h), int(w)
 
 
+def divided(size: Iterable[int], by: Iterable[int]) -> Size3:
+    """`size` over `by` along each axis, rounded down."""
+    t, h, w = (n // d for n, d in zip(size, by, strict=True))
+    return t, h, w
+
+
+def merged(pools: Sequence[Size3]) -> Size3:
+    """How many tokens the pooling steps `pools` merge along each axis."""
+    t, h, w = (math.prod(pool[axis] for pool in pools) for axis in range(3))
+    return t, h, w
+
+
 def check_mask_unit(mask_unit: Size3, q_stride: Size3, q_pool: int) -> None:
     needed = [s**q_pool for s in q_stride]
     if any(m < 1 or m % n for m, n in zip(mask_unit, needed, strict=True)):
@@ -90,10 +102,10 @@ def check_input_size(
         return
     advice = f"the nearest that works is {_nearest(input_size, needed)}"
     if not any(i < 1 or i % p for i, p in zip(input_size, patch_stride, strict=True)):
-        tokens = [i // p for i, p in zip(input_size, patch_stride, strict=True)]
+        tokens = divided(input_size, patch_stride)
         units = [_divisor(*axis) for axis in zip(tokens, pooled, mask_unit, strict=True)]
         if all(units):
-            advice += f", or for its {size3(tokens)} tokens mask_unit={size3(units)}"
+            advice += f", or for its {tokens} tokens mask_unit={size3(units)}"
     raise ModelError(
         f"input_size is {tuple(input_size)} (frames, height, width): it must be a multiple of "
         f"{tuple(needed)} (patch_stride x mask_unit) along each; {advice}"

@@ -7,12 +7,11 @@ torch.
 
 from __future__ import annotations
 
-import difflib
 import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hiera_video.errors import ModelError
+from hiera_video.errors import ModelError, did_you_mean
 
 Statistics = tuple[float, float, float]  # of the three colour channels, for values in 0..1
 
@@ -114,11 +113,9 @@ def check_known(name: str, allowed: Iterable[str], what: str) -> None:
         what: the subject of "... are", e.g. "the variants".
     """
     allowed = list(allowed)
-    if name in allowed:
-        return
-    near = difflib.get_close_matches(name, allowed, n=1)
-    nearest = f"; nearest is {near[0]!r}" if near else ""
-    raise ModelError(f"{name!r} is unknown{nearest}. {what} are: {', '.join(allowed)}")
+    if name not in allowed:
+        hint = did_you_mean(name, allowed)
+        raise ModelError(f"{name!r} is unknown. {what} are: {', '.join(allowed)}{hint}")
 
 
 def as_tuple(value: Any) -> Any:

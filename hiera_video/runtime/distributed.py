@@ -31,11 +31,6 @@ class Process:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    @property
-    def is_first_here(self) -> bool:
-        """Whether this is the first process of its machine."""
-        return self.rank % self.local_world_size == 0
-
 
 @contextmanager
 def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Process]:
@@ -49,6 +44,7 @@ def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Pro
         ConfigError: there is no such device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         chosen = torch.device(_best_device() if device == "auto" else device)
     except RuntimeError:
@@ -58,34 +54,28 @@ def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Pro
     if chosen.type == "cuda":
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)
-        elif int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        elif local_world_size > 1:
             raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, 1, chosen)
         return
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-        timeout=timeout,
-    )
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timeout)
     try:
-        yield Process(
-            dist.get_rank(),
-            dist.get_world_size(),
-            int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
-            chosen,
-        )
+        yield Process(dist.get_rank(), dist.get_world_size(), local_world_size, chosen)
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def first_process_first(process: Process) -> Iterator[None]:
-    """The first process of each machine goes through the block before the others: it fetches."""
-    if not process.is_first_here:
+    """The first process of each machine runs the block before the others: it fetches."""
+    is_first = process.rank % process.local_world_size == 0
+    if not is_first:
         barrier()
     yield
-    if process.is_first_here:
+    if is_first:
         barrier()
 
 
@@ -112,10 +102,7 @@ def gather_on_main(value: T) -> list[T] | None:
     """The values of all processes, in the order of ranks, on the main one; None on the others."""
     if not is_distributed():
         return [value]
-    if dist.get_rank() != 0:
-        dist.gather_object(value)
-        return None
-    gathered: list[Any] = [None] * dist.get_world_size()
+    gathered: Any = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
     dist.gather_object(value, gathered)
     return gathered
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 
@@ -10,8 +11,9 @@ def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
     """Sends messages to stderr and appends them to `log_file`.
 
     Args:
-        quiet: send warnings only, and to stderr only.
+        quiet: send warnings only, and to stderr only, as all processes of torchrun but one do.
     """
+    quiet = quiet or os.environ.get("RANK", "0") != "0"
     root = logging.getLogger("hiera_video")
     for handler in root.handlers:
         handler.close()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from hiera_video.errors import UserError
 
@@ -37,6 +39,11 @@ def numbered_stems(paths: Iterable[str]) -> list[str]:
         taken.add(name.casefold())
         stems.append(name)
     return stems
+
+
+def print_result(record: Any, text: str, *, as_json: bool) -> None:
+    """Prints one result, as a line of JSON for machines or as text, at once, into a pipe too."""
+    print(json.dumps(record, ensure_ascii=False) if as_json else text, flush=True)
 
 
 def exit_code(*, done: int, failed: int) -> int:

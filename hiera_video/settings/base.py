@@ -10,10 +10,11 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -30,17 +31,18 @@ class Settings(BaseModel):
     is_compact: ClassVar[bool] = False  # listed as one setting in help texts
     renamed: ClassVar[dict[str, str]] = {}  # old names, which saved runs may have
 
-    def require(self, condition: bool, key: str, allowed: str) -> None:
-        """For rules between settings: raises an error about `key` unless `condition` holds."""
-        if not condition:
-            value: Any = self
-            for name in key.split("."):
-                value = getattr(value, name)
-            raise RuleError(key, value, allowed)
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        self.check_rules()
+        return self
 
-    def replaced(self, **changes: Any) -> Self:
-        """A copy with other values, checked."""
-        return type(self).model_validate({**dict(self), **changes})
+    def check_rules(self) -> None:
+        """Rules between settings, each a call of `require`; subclasses with rules call this too."""
+
+    def require(self, condition: bool, key: str, allowed: str) -> None:
+        """Raises an error about the setting `key` unless `condition` holds."""
+        if not condition:
+            raise RuleError(key, attrgetter(key)(self), allowed)
 
 
 class RuleError(ValueError):
@@ -108,11 +110,9 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         if len(arguments) == 2 and Ascending in metadata:
             return f"[low, high] with low <= high, each {allowed_values(arguments[0])}"
         if arguments[-1] is Ellipsis:
-            return f"a list, each entry {allowed_values(arguments[0])}"
+            at_least = "at least one, " if any(isinstance(m, MinLen) for m in metadata) else ""
+            return f"a list, {at_least}each entry {allowed_values(arguments[0])}"
         return f"a list of {len(arguments)}, each {allowed_values(arguments[0])}"
-    if origin is list:
-        at_least = "at least one, " if any(isinstance(m, MinLen) for m in metadata) else ""
-        return f"a list, {at_least}each entry {allowed_values(arguments[0])}"
     if annotation is bool:
         return "true or false"
     names = {int: "a whole number", float: "a number", str: "text"}
@@ -160,26 +160,42 @@ def defaults(cls: type[Settings]) -> dict[str, Any]:
     """All defaults as nested plain data; required settings are absent."""
     found: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
-        section = section_of(field)
-        if section and field.is_required():
-            found[name] = defaults(section)
-        elif not field.is_required():
-            value = field.get_default(call_default_factory=True)
+        if not field.is_required():
+            value = field.default
             found[name] = value.model_dump() if isinstance(value, Settings) else value
+        elif section := section_of(field):
+            found[name] = defaults(section)
     return found
 
 
-def leaves(cls: type[Settings]) -> Iterator[tuple[str, FieldInfo, Any]]:
-    """Every setting with its dotted key, its field and its default (None where it is required)."""
-    yield from _leaves(cls, defaults(cls), "")
-
-
-def _leaves(
-    cls: type[Settings], values: dict[str, Any], prefix: str
+def leaves(
+    cls: type[Settings], values: dict[str, Any] | None = None
 ) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Every setting with its dotted key, its field and its value: its default, or None without one.
+
+    Args:
+        values: nested plain data, in place of the defaults.
+    """
+    values = defaults(cls) if values is None else values
     for name, field in cls.model_fields.items():
         section = section_of(field)
         if section and not section.is_compact:
-            yield from _leaves(section, values[name], f"{prefix}{name}.")
+            for key, inner, value in leaves(section, values[name]):
+                yield f"{name}.{key}", inner, value
         else:
-            yield f"{prefix}{name}", field, values.get(name)
+            yield name, field, values.get(name)
+
+
+def operand_of(cls: type[Settings]) -> tuple[str, Operand] | None:
+    """The setting that the command line takes without its key, as FILE in `predict FILE ...`."""
+    for name, field in cls.model_fields.items():
+        for item in field.metadata:
+            if isinstance(item, Operand):
+                return name, item
+    return None
+
+
+def shown_key(cls: type[Settings], key: str) -> str:
+    """How the user names a setting: FILE and the like stand on the command line without a key."""
+    name, operand = operand_of(cls) or (None, None)
+    return operand.name if operand and name == key else key

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from annotated_types import MinLen
-from pydantic import model_validator
 
 from hiera_video.settings.base import (
     Allowed,
@@ -25,8 +24,8 @@ from hiera_video.settings.video import (
     Clips,
     Decoding,
     KeyframeClips,
+    MultiView,
     Reading,
-    Views,
     Windowing,
     check_segments,
 )
@@ -57,49 +56,29 @@ class EvaluationData(Reading):
     """Videos to evaluate on: a list file or a folder, as for training."""
 
 
-class EvaluateSettings(WritingInference):
-    """Compute the multi-view accuracy of a trained classifier.
-
-    `clips` and `views` start from the card of the checkpoint, not from the defaults shown here.
-    """
+class EvaluateSettings(MultiView, WritingInference):
+    """Compute the multi-view accuracy of a trained classifier."""
 
     data: EvaluationData
-    clips: Clips = Clips()
-    views: Views = Views()
     output_dir: Path | None = None
     """Folder for report.json, scores.npz and predictions.csv. Null: eval/ of the run folder."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_segments(self, self.clips, "views.num_clips", self.views.num_clips)
-        return self
 
-
-class PredictSettings(Inference):
-    """Print the most likely classes of videos or images.
-
-    `clips` and `views` start from the card of the checkpoint, not from the defaults shown here.
-    """
+class PredictSettings(MultiView, Inference):
+    """Print the most likely classes of videos or images."""
 
     inputs: Files
     """Files, or folders of files."""
     top_k: Count = 5
     """How many classes to print."""
     data: Decoding = Decoding()
-    clips: Clips = Clips()
-    views: Views = Views()
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_segments(self, self.clips, "views.num_clips", self.views.num_clips)
-        return self
 
 
 class ExtractSettings(WritingInference):
     """Write features of many videos, one file a video, and an index.
 
     FILE is a folder, searched at any depth, or a list (csv, txt, json, jsonl), or several videos.
-    The same command resumes where it stopped. `clips` start from the card of the checkpoint.
+    The same command resumes where it stopped.
     """
 
     inputs: Annotated[
@@ -131,8 +110,7 @@ class ExtractSettings(WritingInference):
     retry_failed: bool = False
     """Read the videos again that failed before."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check_rules(self) -> None:
         self.require(
             self.layer.startswith("stage") or self.pooling == "mean",
             "pooling",
@@ -153,7 +131,6 @@ class ExtractSettings(WritingInference):
             "clip with windows.kind=dense: segments are parts of a whole video",
         )
         check_segments(self, self.clips, "windows.num_clips", self.windows.num_clips)
-        return self
 
 
 class DetectionEvaluationData(KeyframeData):
@@ -164,10 +141,7 @@ class DetectionEvaluationData(KeyframeData):
 
 
 class DetectEvaluateSettings(WritingInference):
-    """Compute the frame mAP of a trained action detector, in both protocols.
-
-    `clips` start from the card of the checkpoint, not from the defaults shown here.
-    """
+    """Compute the frame mAP of a trained action detector, in both protocols."""
 
     data: DetectionEvaluationData
     clips: KeyframeClips = KeyframeClips()
@@ -181,8 +155,7 @@ class DetectEvaluateSettings(WritingInference):
 class DetectPredictSettings(WritingInference):
     """Detect what the people in videos do, and draw an overlay.
 
-    People are found by torchvision's detector, or given in `boxes`. `clips` start from the card of
-    the checkpoint, not from the defaults shown here.
+    People are found by torchvision's detector, or given in `boxes`.
     """
 
     inputs: Files
@@ -207,14 +180,12 @@ class DetectPredictSettings(WritingInference):
     batch_size: Count = 8
     """Clips in a forward pass."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check_rules(self) -> None:
         self.require(
             self.boxes is None or self.detector is None,
             "detector",
             "null beside boxes, which replace detected people",
         )
-        return self
 
 
 class DetectScoreSettings(Settings):
@@ -236,10 +207,7 @@ class DetectScoreSettings(Settings):
 
 
 class VisualizeSettings(Settings):
-    """Show what a masked autoencoder sees and predicts, as pictures.
-
-    `clips` and `masking` start from the card of the checkpoint, not from the defaults shown here.
-    """
+    """Show what a masked autoencoder sees and predicts, as pictures."""
 
     inputs: Files
     """Files; the centre clip of each is shown."""

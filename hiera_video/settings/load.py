@@ -8,27 +8,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from hiera_video.errors import ConfigError
+from hiera_video.errors import ConfigError, did_you_mean
 from hiera_video.files import shipped_folder
 from hiera_video.settings.base import (
-    Operand,
     RuleError,
     Settings,
     allowed_values,
     defaults,
     section_of,
     shown,
+    shown_key,
 )
 from hiera_video.settings.tools import FlopsSettings
 from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 
 S = TypeVar("S", bound=Settings)
+Update = str | dict[str, Any]
+"""A file or an override, or nested plain data in its place."""
 
 RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
     "classification": (FinetuneSettings, "finetune"),
@@ -37,79 +40,68 @@ RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
 }
 
 
+class UnsetError(ConfigError):
+    """Required settings are not set; all that is set is right."""
+
+
 def load_settings(
-    cls: type[S],
-    files: Sequence[str] = (),
-    overrides: Sequence[str | dict[str, Any]] = (),
-    base: dict[str, Any] | None = None,
+    cls: type[S], files: Sequence[Update] = (), overrides: Sequence[Update] = ()
 ) -> S:
-    """The defaults of `cls`, then `base`, the files in order, and `key.path=value` overrides.
+    """The defaults of `cls`, then the files in order, then `key.path=value` overrides.
 
     A file that does not exist is looked up among the shipped recipes (`kinetics400/hiera_base`).
 
     Raises:
         ConfigError: names the key or file, what is wrong and what is allowed.
     """
-    values, sources = merged(cls, files, overrides, base)
-    return validated(cls, values, sources)
-
-
-def merged(
-    cls: type[Settings],
-    files: Sequence[str] = (),
-    overrides: Sequence[str | dict[str, Any]] = (),
-    base: dict[str, Any] | None = None,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """The values as nested plain data, not checked, and the file that each key is from."""
-    values, sources = defaults(cls), dict[str, str]()
-    _merge(values, base or {})
-    for name in files:
-        update = _renamed(cls, read_yaml(find_config(name)))
-        _merge(values, update)
-        sources |= dict.fromkeys(_keys(update), name)
-    for override in overrides:
-        update = override if isinstance(override, dict) else parse_override(override)
-        _merge(values, update)
-        for key in _keys(update):
-            sources.pop(key, None)
-    return values, sources
-
-
-def validated(cls: type[S], values: dict[str, Any], sources: dict[str, str]) -> S:
-    """Settings from nested plain data, or the first mistake as a ConfigError."""
+    values, sources = merged(cls, files, overrides)
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(explain(cls, error, values, sources)) from None
+        mistakes = [_mistake(cls, mistake, values) for mistake in error.errors()]
+        is_unset, key, sentence = min(mistakes, key=itemgetter(0))  # the first of the others
+        source = f"{sources[key]}: " if sources.get(key) else ""
+        raise (UnsetError if is_unset else ConfigError)(source + sentence) from None
 
 
-def load_flops_settings(
-    files: Sequence[str], overrides: Sequence[str | dict[str, Any]]
-) -> FlopsSettings:
+def merged(
+    cls: type[Settings], files: Sequence[Update] = (), overrides: Sequence[Update] = ()
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """The values as nested plain data, not checked, and the file that each key is from, or ""."""
+    values, sources = defaults(cls), dict[str, str]()
+    updates = [(f, read_yaml(find_config(f))) if isinstance(f, str) else ("", f) for f in files]
+    updates += [("", parse_override(o) if isinstance(o, str) else o) for o in overrides]
+    for source, update in updates:
+        update = _renamed(cls, update)
+        _merge(values, update)
+        sources |= dict.fromkeys(_keys(update), source)
+    return values, sources
+
+
+def load_flops_settings(files: Sequence[str], overrides: Sequence[Update]) -> FlopsSettings:
     """As `load_settings`, but `files` may be a recipe of training.
 
     Raises:
         ConfigError: as `load_settings`, and for files that are recipes of several commands or none.
     """
+    for file in files:
+        read_yaml(find_config(file))  # whatever it is read as
     task = merged(FlopsSettings, overrides=overrides)[0]["task"]
     try:
         return load_settings(FlopsSettings, files, overrides)
     except ConfigError as error:
         if not files:
             raise
-        errors = {str(error): "flops"}
+        reasons = [f"flops: {error}"]
     recipes: dict[str, Any] = {}
     for name, (cls, command) in RECIPES.items():
         if task in (None, name):
             try:
                 recipes[name] = load_for_print(cls, files)
             except ConfigError as error:
-                errors[str(error)] = command
+                reasons.append(f"{command}: {error}")
     if not recipes:
-        if len(errors) == 1:  # whatever it is read as
-            raise ConfigError(next(iter(errors)))
-        reasons = "; ".join(f"{command}: {error}" for error, command in errors.items())
-        raise ConfigError(f"not a configuration of any of these. {reasons}")
+        raise ConfigError(f"not a configuration of any of these. {'; '.join(reasons)}")
     if len(recipes) > 1:
         commands = " or ".join(RECIPES[name][1] for name in recipes)
         tasks = " or ".join(f"task={name}" for name in recipes)
@@ -118,31 +110,25 @@ def load_flops_settings(
     base = {"task": name, "model": recipe["model"]["name"]}
     for part in (recipe["model"], recipe.get("views", {}), recipe):
         base |= {key: part[key] for key in part.keys() & FlopsSettings.model_fields - base.keys()}
-    return load_settings(FlopsSettings, overrides=overrides, base=base)
+    return load_settings(FlopsSettings, [base], overrides)
 
 
 def load_for_print(
-    cls: type[Settings],
-    files: Sequence[str] = (),
-    overrides: Sequence[str | dict[str, Any]] = (),
-    base: dict[str, Any] | None = None,
+    cls: type[Settings], files: Sequence[Update] = (), overrides: Sequence[Update] = ()
 ) -> dict[str, Any]:
     """The whole configuration as plain data; required settings that are not set are None.
 
     Raises:
         ConfigError: as `load_settings`, but not for settings that are only missing.
     """
-    values, sources = merged(cls, files, overrides, base)
     try:
-        return to_dict(cls.model_validate(values))
-    except ValidationError as error:
-        if not all(_is_unset(cls, mistake) for mistake in error.errors()):
-            raise ConfigError(explain(cls, error, values, sources)) from None
-    return _typed(cls, values)
+        return load_settings(cls, files, overrides).model_dump(mode="json")
+    except UnsetError:
+        return _typed(cls, merged(cls, files, overrides)[0])
 
 
 def _typed(cls: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
-    """As `to_dict` of settings, field by field, so that some may be None."""
+    """As `model_dump` of settings, field by field, so that some may be None."""
     found: dict[str, Any] = {}
     for name, field in cls.model_fields.items():
         value = values.get(name)
@@ -151,25 +137,18 @@ def _typed(cls: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
         elif value is None:
             found[name] = None
         else:
-            annotation: Any = field.annotation
-            for item in field.metadata:
-                annotation = Annotated[annotation, item]
-            adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+            adapter: TypeAdapter[Any] = TypeAdapter(field.rebuild_annotation())
             found[name] = adapter.dump_python(adapter.validate_python(value), mode="json")
     return found
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file with every scalar as text or None; {} for an empty one."""
-    try:
-        loaded = yaml.load(path.read_bytes(), _TextLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if loaded is None:
-        return {}
-    if not isinstance(loaded, dict):
-        raise ConfigError(f"{path}: holds {_kind(loaded)}, not keys with values")
-    return loaded
+    loaded = _parsed(path.read_bytes(), path)
+    if loaded is not None and not isinstance(loaded, dict):
+        kind = "a list" if isinstance(loaded, list) else f"the text {loaded!r}"
+        raise ConfigError(f"{path}: holds {kind}, not keys with values")
+    return loaded or {}
 
 
 def parse_override(override: str) -> dict[str, Any]:
@@ -179,14 +158,17 @@ def parse_override(override: str) -> dict[str, Any]:
         raise ConfigError(f"{override!r} is not of the form key.path=value")
     value: Any = None if text == "null" else text
     if text[:1] in ("[", "{", "'", '"'):
-        try:
-            value = yaml.load(text, _TextLoader)
-        except yaml.YAMLError as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"{override}: not valid YAML: {reason}") from None
+        value = _parsed(text, override)
     for name in reversed(key.split(".")):
         value = {name: value}
     return value
+
+
+def _parsed(text: str | bytes, source: object) -> Any:
+    try:
+        return yaml.load(text, _TextLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -237,35 +219,31 @@ def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
     return found
 
 
-def explain(
-    cls: type[Settings], error: ValidationError, values: dict[str, Any], sources: dict[str, str]
-) -> str:
-    """The first mistake as a sentence: key, value, what is allowed; and the file it is in."""
-    errors = error.errors()
-    first = next((e for e in errors if not _is_unset(cls, e)), errors[0])
-    names = [str(part) for part in first["loc"]]
-    rule = first.get("ctx", {}).get("error")
-    if isinstance(rule, RuleError):
-        key = ".".join([*names, rule.key])
-        sentence = f"{_operand(cls, key)} is {shown(rule.value)}: needed is {rule.allowed}"
-    elif first["type"] == "extra_forbidden":
+def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[bool, str, str]:
+    """An error of pydantic's: whether a required setting is only not set, its key, and a sentence
+    with key, value and what is allowed."""
+    names = [str(part) for part in error["loc"]]
+    section, path = _field(cls, names)
+    rule = error.get("ctx", {}).get("error")
+    if error["type"] == "extra_forbidden":
         key = ".".join(names)
-        section, _ = _field(cls, names)
-        sentence = f"{key} is unknown{_nearest(names[-1], section)}"
+        known = f"; known here are {', '.join(section.model_fields)}"
+        near = did_you_mean(names[-1], section.model_fields)
+        return False, key, f"{key} is unknown{near or known}"
+    value: Any = values
+    if isinstance(rule, RuleError):
+        key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
+        is_required = True
     else:
-        section, path = _field(cls, names)
-        field = section.model_fields[path[-1]]
-        group = section_of(field)
-        allowed = allowed_values(field.annotation, field.metadata)
-        if group is not None:
-            allowed = f"a group with {', '.join(group.model_fields)}"
-        value: Any = values
+        key, field = ".".join(path), section.model_fields[path[-1]]
         for name in path:
             value = value.get(name) if isinstance(value, dict) else value
-        key = ".".join(path)
-        sentence = f"{_operand(cls, key)} is {shown(value)}: needed is {allowed}"
-    source = sources.get(key)
-    return sentence if source is None else f"{source}: {sentence}"
+        allowed = allowed_values(field.annotation, field.metadata)
+        if group := section_of(field):
+            allowed = f"a group with {', '.join(group.model_fields)}"
+        is_required = field.is_required()
+    sentence = f"{shown_key(cls, key)} is {shown(value)}: needed is {allowed}"
+    return value is None and is_required, key, sentence
 
 
 def _field(cls: type[Settings], names: Sequence[str]) -> tuple[type[Settings], list[str]]:
@@ -282,44 +260,9 @@ def _field(cls: type[Settings], names: Sequence[str]) -> tuple[type[Settings], l
     return section, path
 
 
-def _is_unset(cls: type[Settings], error: Any) -> bool:
-    """Whether a mistake is only that a required setting is not set."""
-    rule = error.get("ctx", {}).get("error")
-    if isinstance(rule, RuleError):
-        return rule.value is None
-    names = [str(part) for part in error["loc"]]
-    section, path = _field(cls, names)
-    if path != names or not section.model_fields[path[-1]].is_required():
-        return False
-    return error["type"] == "missing" or error["input"] is None
-
-
-def _operand(cls: type[Settings], key: str) -> str:
-    """How the user names a setting: FILE and the like stand on the command line without a key."""
-    field = cls.model_fields.get(key)
-    operands = [m.name for m in field.metadata if isinstance(m, Operand)] if field else []
-    return operands[0] if operands else key
-
-
-def _nearest(name: str, section: type[Settings]) -> str:
-    near = difflib.get_close_matches(name, section.model_fields, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean {near[0]!r}?"
-    return f"; known here are {', '.join(section.model_fields)}"
-
-
-def _kind(value: Any) -> str:
-    return "a list" if isinstance(value, list) else f"the text {value!r}"
-
-
-def to_dict(settings: Settings) -> dict[str, Any]:
-    """The configuration as plain data; tuples become lists, as in YAML."""
-    return settings.model_dump(mode="json")
-
-
 def to_yaml(values: Settings | dict[str, Any]) -> str:
     """The whole configuration, defaults included, as YAML."""
-    plain = to_dict(values) if isinstance(values, Settings) else values
+    plain = values.model_dump(mode="json") if isinstance(values, Settings) else values
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
@@ -335,14 +278,9 @@ def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[
     return found
 
 
-def configs_folder() -> Path:
-    """The folder of the recipes: inside the installed package, or beside it in a checkout."""
-    return shipped_folder("configs")
-
-
 def find_config(name: str) -> Path:
     """A path as given, or a shipped recipe by its name, with or without `.yaml` and `configs/`."""
-    shipped = configs_folder()
+    shipped = shipped_folder("configs")
     relative = name.removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     for path in (Path(name), shipped / relative):
         if path.is_file():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
-from pydantic import model_serializer, model_validator
+from pydantic import model_serializer
 
 from hiera_video.settings.base import (
     Count,
@@ -104,14 +104,12 @@ class Autoencoder(Backbone):
     target: Literal["pixels", "hog"] = "pixels"
     """What is predicted in hidden units: normalised pixels, or histograms of oriented gradients."""
 
-    @model_validator(mode="after")
-    def _check_heads(self) -> Self:
+    def check_rules(self) -> None:
         self.require(
             self.decoder_heads is None or self.decoder_dim % self.decoder_heads == 0,
             "decoder_heads",
             f"a divisor of decoder_dim={self.decoder_dim}",
         )
-        return self
 
 
 class Masking(Settings):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from annotated_types import MinLen
-from pydantic import model_validator
 
 from hiera_video.settings.base import (
     Allowed,
@@ -62,8 +61,7 @@ class FlopsSettings(Settings):
     table: bool = False
     """Instead, the sizes and FLOPs of all variants as in the paper's tables."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check_rules(self) -> None:
         self.require(
             not (self.table and self.model), "table", "false with a MODEL: it has all variants"
         )
@@ -75,7 +73,6 @@ class FlopsSettings(Settings):
             "num_classes",
             "null with task=pretraining, which has no classifier",
         )
-        return self
 
 
 class BenchmarkSettings(Settings):
@@ -112,8 +109,7 @@ class BenchmarkSettings(Settings):
     device: Device = "auto"
     """auto (cuda, else mps, else cpu), or a torch device."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check_rules(self) -> None:
         measured = "inference" in self.work and "eager" in self.execution
         self.require(
             self.videos is None or (measured and "fp16" not in self.precisions),
@@ -121,7 +117,6 @@ class BenchmarkSettings(Settings):
             "null unless inference is measured, eager, in fp32 or bf16: only that has decoding",
         )
         self.require(self.peers or not self.only, "only", "empty without --peers")
-        return self
 
 
 class ExportSettings(Settings):
@@ -166,7 +161,7 @@ class DemoSettings(Settings):
     """Seed of the data and the training."""
 
 
-class DemoAvaSettings(Settings):
+class DemoAvaSettings(DemoSettings):
     """Generate a small data set in AVA's files, train an action detector on it and score it.
 
     The same model is trained on key frames alone too: the difference is what motion contributes.
@@ -174,5 +169,3 @@ class DemoAvaSettings(Settings):
 
     output_dir: Path = "demo_ava"
     """Folder for the data and the runs."""
-    seed: Seed = 0
-    """Seed of the data and the training."""

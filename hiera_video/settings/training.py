@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Gt, Le
-from pydantic import model_validator
+from annotated_types import Ge, Le
 
 from hiera_video.settings.base import (
     Allowed,
     Ascending,
     Count,
     Device,
+    Natural,
     NonNegative,
     Path,
     Positive,
@@ -22,7 +22,7 @@ from hiera_video.settings.base import (
     Share,
 )
 from hiera_video.settings.model import Autoencoder, Backbone, Classifier, Detector, Masking
-from hiera_video.settings.video import Clips, KeyframeClips, Reading, Views, check_segments
+from hiera_video.settings.video import Clips, KeyframeClips, MultiView, Reading
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
 BoxList = Annotated[Path, Allowed("a list of boxes")]
@@ -79,14 +79,12 @@ class KeyframeData(Reading):
     """Without val_keyframes: every second from the first to the last counts, [902, 1798] for AVA.
     Null: the key frames that the ground truth or the proposals name."""
 
-    @model_validator(mode="after")
-    def _check_keyframes(self) -> Self:
+    def check_rules(self) -> None:
         self.require(
             self.keyframe_range_sec is None or self.val_keyframes is None,
             "keyframe_range_sec",
             "null beside val_keyframes, which states the same",
         )
-        return self
 
 
 class DetectionData(KeyframeData, TrainingData):
@@ -154,7 +152,7 @@ class Optim(Settings):
     """Decay rates of AdamW's running averages."""
     weight_decay: NonNegative = 0.05
     """Weight decay of matrices; vectors and position embeddings have none."""
-    layer_decay: Annotated[float, Gt(0), Le(1)] = 1.0
+    layer_decay: Share = 1.0
     """Learning rate of a block over that of the block above it."""
     clip_grad: Positive | None = 5.0
     """Largest norm of the gradient. Null: not clipped."""
@@ -186,14 +184,9 @@ class Loop(Settings):
     max_nonfinite_steps: Count = 10
     """Steps in a row with a non-finite gradient (each is skipped) after which training stops."""
 
-    @model_validator(mode="after")
-    def _check_warmup(self) -> Self:
-        self.require(
-            self.warmup_epochs < self.epochs,
-            "warmup_epochs",
-            f"less than epochs={self.epochs:g}",
-        )
-        return self
+    def check_rules(self) -> None:
+        is_shorter = self.warmup_epochs < self.epochs
+        self.require(is_shorter, "warmup_epochs", f"less than epochs={self.epochs:g}")
 
 
 class DetectionLoop(Loop):
@@ -204,21 +197,20 @@ class DetectionLoop(Loop):
 class Train(DetectionLoop):
     train_only: Literal["all", "head"] = "all"
     """head: a linear probe on the frozen backbone (its last norm is trained too)."""
-    freeze_stages: Seed = 0
+    freeze_stages: Natural = 0
     """Stages, from the first, that are not trained; with any, the patch embedding is not either."""
     class_weights: Literal["none", "balanced"] = "none"
     """balanced: weigh each class by the inverse of its share of the training videos."""
     ema_decay: Rate | None = None
     """Evaluate and export an exponential moving average of the weights with this decay."""
 
-    @model_validator(mode="after")
-    def _check_freezing(self) -> Self:
+    def check_rules(self) -> None:
+        super().check_rules()
         self.require(
             self.train_only == "all" or self.freeze_stages == 0,
             "freeze_stages",
             "0 with train_only=head, which freezes the backbone already",
         )
-        return self
 
 
 class RunSettings(Settings):
@@ -226,7 +218,7 @@ class RunSettings(Settings):
 
     data: TrainingData
     model: Backbone
-    optim: Optim
+    optim: Optim = Optim()
     train: Loop
     run_dir: Path
     device: Device = "auto"
@@ -235,28 +227,23 @@ class RunSettings(Settings):
     """Resume a run although its saved configuration differs."""
 
 
-class FinetuneSettings(RunSettings):
+class FinetuneSettings(MultiView, RunSettings):
     """Train a classifier on videos or images."""
 
     data: ClassificationData
     model: Classifier = Classifier()
-    clips: Clips = Clips()
     augment: Augment = Augment()
-    optim: Optim = Optim()
     train: Train = Train()
-    views: Views = Views()
     run_dir: Path = "runs/finetune"
     """Folder of the run; a run found there is resumed."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        check_segments(self, self.clips, "views.num_clips", self.views.num_clips)
+    def check_rules(self) -> None:
+        super().check_rules()
         self.require(
             self.train.train_only == "all" or self.model.init is not None,
             "model.init",
             "weights, when train.train_only=head: a probe on random features measures nothing",
         )
-        return self
 
 
 class PretrainSettings(RunSettings):
@@ -272,8 +259,7 @@ class PretrainSettings(RunSettings):
     run_dir: Path = "runs/pretrain"
     """Folder of the run; a run found there is resumed."""
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
+    def check_rules(self) -> None:
         self.require(
             self.model.decoder_heads is not None or self.model.init is not None,
             "model.decoder_heads",
@@ -284,7 +270,6 @@ class PretrainSettings(RunSettings):
             "optim.layer_decay",
             "1.0 in pretraining: all layers learn alike",
         )
-        return self
 
 
 class DetectTrainSettings(RunSettings):

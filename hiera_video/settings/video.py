@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, model_validator
+from pydantic import BeforeValidator
 
 from hiera_video.settings.base import Count, Natural, Path, Positive, Settings
 
@@ -69,6 +69,11 @@ class Views(Settings):
 class Windowing(Settings):
     """Windows of feature extraction."""
 
+    own_keys: ClassVar[dict[str, tuple[str, ...]]] = {  # that only one kind uses
+        "dense": ("clip_stride", "clip_stride_sec", "last_window"),
+        "views": ("num_clips", "clip_rule"),
+    }
+
     kind: Literal["dense", "views"] = "dense"
     """Windows over the whole video, or the clips of multi-view evaluation."""
     clip_stride: Count | None = None
@@ -89,29 +94,20 @@ class Windowing(Settings):
     short_side: Count | None = None
     """Short side after resizing, pixels. Null: the crop size for 3 crops, 256/224 of it for 1."""
 
-    @model_validator(mode="after")
-    def _check_unused(self) -> Self:
+    def check_rules(self) -> None:
         self.require(
             self.clip_stride is None or self.clip_stride_sec is None,
             "clip_stride_sec",
             "null beside clip_stride: only one of the two",
         )
-        used_by = {
-            "clip_stride": "dense",
-            "clip_stride_sec": "dense",
-            "last_window": "dense",
-            "num_clips": "views",
-            "clip_rule": "views",
-        }
-        for key, kind in used_by.items():
+        for key in self.own_keys["views" if self.kind == "dense" else "dense"]:
             default = type(self).model_fields[key].default
             self.require(
-                self.kind == kind or getattr(self, key) == default,
+                getattr(self, key) == default,
                 key,
                 f"{'null' if default is None else default} with kind={self.kind}, which does not "
                 "use it",
             )
-        return self
 
 
 def check_segments(settings: Settings, clips: Clips, key: str, num_clips: int) -> None:
@@ -119,3 +115,13 @@ def check_segments(settings: Settings, clips: Clips, key: str, num_clips: int) -
     settings.require(
         clips.sampling == "clip" or num_clips in (1, 2), key, "1 or 2 with clips.sampling=segments"
     )
+
+
+class MultiView(Settings):
+    """Clips and views of commands that evaluate whole videos."""
+
+    clips: Clips = Clips()
+    views: Views = Views()
+
+    def check_rules(self) -> None:
+        check_segments(self, self.clips, "views.num_clips", self.views.num_clips)

@@ -1,15 +1,11 @@
 """Checkpoints: everything that resuming needs, written whole or not at all.
 
-    checkpoints/step_00001200/    a torch.distributed.checkpoint: model, optimizer, average, step;
-        weights/                  the model alone, to evaluate or to start other runs from
-    checkpoints/.step_00001200.PID.part being written, or left by a killed run; never read
-
-N processes write their parts; M processes may read them.
+`step_00001200/` is a torch.distributed.checkpoint of model, optimizer, average and step, which any
+number of processes write or read. Its `weights/` is the model alone, to evaluate or to start from.
 """
 
 from __future__ import annotations
 
-import re
 import shutil
 import warnings
 from collections.abc import Callable
@@ -28,7 +24,7 @@ from hiera_video.errors import UserError
 from hiera_video.files import remove_unfinished, replacing
 from hiera_video.runtime.distributed import barrier, from_main, is_distributed
 
-_NAME = re.compile(r"step_(\d{8})")
+_NAMES = "step_" + 8 * "[0-9]"
 
 
 def save_checkpoint(
@@ -50,8 +46,7 @@ def save_checkpoint(
     with replacing(final) if main else nullcontext() as part:
         if part is not None:
             part.mkdir(parents=True)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's notes on running without a process group
+        with warnings.catch_warnings(action="ignore"):  # torch's, on running without a group
             save(
                 _state(step, model, optimizer, average),
                 checkpoint_id=from_main(part),
@@ -80,18 +75,13 @@ def load_checkpoint(
     settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     state = _state(0, model, optimizer, average)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             load(state, checkpoint_id=path, no_dist=not is_distributed())
     except CheckpointException as error:
         reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
         raise UserError(f"{path} does not go with this configuration: {reason}") from None
-    set_state_dict(
-        model,
-        optimizer,
-        model_state_dict=state["model"],
-        optim_state_dict=state["optimizer"],
-    )
+    weights, optimizer_state = state["model"], state["optimizer"]
+    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=optimizer_state)
     for group, values in zip(optimizer.param_groups, settings, strict=True):
         group.update(values)
     if average is not None:
@@ -101,19 +91,14 @@ def load_checkpoint(
 
 def latest_checkpoint(folder: Path) -> Path | None:
     """The complete checkpoint of the highest step, or None."""
-    found = _checkpoints(folder)
-    return found[-1] if found else None
+    return max(folder.glob(_NAMES), default=None)
 
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Deletes all but the `keep` newest checkpoints, and what killed runs left half-written."""
-    for path in _checkpoints(folder)[:-keep]:
+    for path in sorted(folder.glob(_NAMES))[:-keep]:
         shutil.rmtree(path)
     remove_unfinished(folder)
-
-
-def _checkpoints(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.glob("step_*") if _NAME.fullmatch(p.name))
 
 
 def _state(

@@ -9,7 +9,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -29,24 +29,15 @@ LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]
 Batch = ClipBatch | DetectionBatch
 
 
-class StopSignal:
-    """While entered, SIGTERM is noted instead of ending the process."""
-
-    def __init__(self) -> None:
-        self._received = False
-
-    def requested(self) -> bool:
-        return self._received
-
-    def _note(self, *_: object) -> None:
-        self._received = True
-
-    def __enter__(self) -> StopSignal:
-        self._previous = signal.signal(signal.SIGTERM, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self._previous)
+@contextmanager
+def noting_sigterm() -> Iterator[Callable[[], bool]]:
+    """Keeps SIGTERM from ending the process; yields a function that says whether it arrived."""
+    received: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda: bool(received)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclass(frozen=True)
@@ -99,8 +90,9 @@ def train_steps(
         started = time.perf_counter()
         group = list(islice(batches, accumulation_steps))
         waited = time.perf_counter() - started
-        torch.manual_seed(_mix_seeds(seed, step, process.rank))
-        rng = np.random.default_rng([seed, step, process.rank])
+        seeds = np.random.SeedSequence([seed, step, process.rank])
+        torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
+        rng = np.random.default_rng(seeds)
         counts = torch.tensor(
             [
                 sum(len(batch) for batch in group),
@@ -120,8 +112,9 @@ def train_steps(
         scale = process.world_size / max(num_targets, 1)
         loss_sum = torch.zeros((), device=device)
         for i, batch in enumerate(group):
-            last = i == len(group) - 1
-            with nullcontext() if last or not _is_ddp(model) else model.no_sync():  # type: ignore[operator]
+            is_last = i == len(group) - 1
+            is_ddp = isinstance(model, DistributedDataParallel)
+            with model.no_sync() if is_ddp and not is_last else nullcontext():  # type: ignore[operator]
                 with autocast:
                     loss = loss_function(model, batch, rng)
                 if not len(batch):
@@ -139,7 +132,7 @@ def train_steps(
         if not skipped:
             optimizer.step()
             if average is not None:
-                average.update_parameters(_unwrap(model))
+                average.update_parameters(model)
         optimizer.zero_grad(set_to_none=True)
         yield StepReport(
             step=step + 1,
@@ -157,15 +150,3 @@ def train_steps(
             data_sec=waited,
             step_sec=time.perf_counter() - started,
         )
-
-
-def _is_ddp(model: nn.Module) -> bool:
-    return isinstance(model, DistributedDataParallel)
-
-
-def _unwrap(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
-def _mix_seeds(*seeds: int) -> int:
-    return int(np.random.SeedSequence(seeds).generate_state(1, np.uint64)[0] >> 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 import torch
@@ -17,7 +18,22 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.settings.training import Augment
 
 
-class ClassificationLoss:
+@dataclass(kw_only=True)
+class _Loss:
+    """What all losses share: the clips of a batch on the device, normalised."""
+
+    normalize: Normalize
+    device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        self.normalize = self.normalize.to(self.device)
+
+    def _inputs(self, batch: ClipBatch | DetectionBatch) -> Tensor:
+        return self.normalize(batch.clips.to(self.device, non_blocking=True))
+
+
+@dataclass
+class ClassificationLoss(_Loss):
     """Normalises, mixes and classifies a batch of clips.
 
     Softmax cross entropy with soft targets for one label a video; for several, binary cross entropy
@@ -25,30 +41,19 @@ class ClassificationLoss:
 
     Args:
         augment: its mixup, cutmix and label smoothing are used.
-        class_weights: [L], factor on the loss of each class; None for none.
+        class_weights: [L], factor on the loss of each class; None: 1.
     """
 
-    def __init__(
-        self,
-        augment: Augment,
-        *,
-        num_classes: int,
-        normalize: Normalize,
-        multi_label: bool = False,
-        class_weights: Tensor | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.augment, self.num_classes, self.multi_label = augment, num_classes, multi_label
-        self.device, self.normalize = device, normalize.to(device)
-        self.class_weights = None if class_weights is None else class_weights.to(device)
+    augment: Augment
+    _: KW_ONLY
+    num_classes: int
+    multi_label: bool = False
+    class_weights: Tensor | None = None
 
     def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
-        device = self.device
-        clips = self.normalize(batch.clips.to(device, non_blocking=True))
-        targets = self._targets(batch).to(device, non_blocking=True)
         clips, targets = mix(
-            clips,
-            targets,
+            self._inputs(batch),
+            self._targets(batch).to(self.device, non_blocking=True),
             mixup=self.augment.mixup,
             cutmix=self.augment.cutmix,
             generator=rng,
@@ -60,7 +65,7 @@ class ClassificationLoss:
         else:
             losses = -targets * logits.log_softmax(dim=1)
         if self.class_weights is not None:
-            losses = losses * self.class_weights
+            losses = losses * self.class_weights.to(self.device)
         return losses.sum()
 
     def _targets(self, batch: ClipBatch) -> Tensor:
@@ -75,7 +80,8 @@ class ClassificationLoss:
         return targets * (1 - smoothing) + smoothing / self.num_classes
 
 
-class ReconstructionLoss:
+@dataclass
+class ReconstructionLoss(_Loss):
     """Normalises a batch and predicts its hidden units: mean squared error of each clip.
 
     Args:
@@ -83,51 +89,33 @@ class ReconstructionLoss:
         masking: what drew the batches' `visible`.
     """
 
-    def __init__(
-        self,
-        autoencoder: MaskedAutoencoderHiera,
-        masking: UnitMasking,
-        *,
-        normalize: Normalize,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.autoencoder, self.masking = autoencoder, masking
-        self.device, self.normalize = device, normalize.to(device)
+    autoencoder: MaskedAutoencoderHiera
+    masking: UnitMasking
 
     def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
-        device = self.device
         visible = batch.visible
         if visible is None:  # nothing could be read: any units of the one black clip
             visible = torch.from_numpy(self.masking(np.random.default_rng(0)))[None]
-        kept = kept_units(visible).to(device, non_blocking=True)
-        clips = self.normalize(batch.clips.to(device, non_blocking=True))
+        kept = kept_units(visible).to(self.device, non_blocking=True)
+        clips = self._inputs(batch)
         prediction = model(clips, kept)
         return reconstruction_losses(prediction, self.autoencoder.targets(clips, kept)).sum()
 
 
-class DetectionLoss:
+@dataclass(kw_only=True)
+class DetectionLoss(_Loss):
     """Binary cross entropy of each box, averaged over the actions.
 
     As SlowFast's on AVA: an action that is not annotated counts as absent.
     """
 
-    def __init__(
-        self,
-        *,
-        num_classes: int,
-        normalize: Normalize,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.num_classes = num_classes
-        self.device, self.normalize = device, normalize.to(device)
+    num_classes: int
 
     def __call__(self, model: nn.Module, batch: DetectionBatch, rng: np.random.Generator) -> Tensor:
-        device = self.device
-        clips = self.normalize(batch.clips.to(device, non_blocking=True))
-        boxes, clip_of_box = batch.boxes.to(device), batch.clip_of_box.to(device)
-        logits = model(clips, boxes, clip_of_box).float()
+        boxes, clip_of_box = batch.boxes.to(self.device), batch.clip_of_box.to(self.device)
+        logits = model(self._inputs(batch), boxes, clip_of_box).float()
         columns = [tuple(action - 1 for action in ids) for ids in batch.actions]
-        targets = multi_hot(columns, self.num_classes).to(device, non_blocking=True)
+        targets = multi_hot(columns, self.num_classes).to(self.device, non_blocking=True)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return losses.sum() / self.num_classes
 

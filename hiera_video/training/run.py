@@ -6,20 +6,22 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hiera_video.data.order import TrainingOrder, num_workers, steps_per_epoch, training_loader
+from hiera_video.data.loader import training_loader
+from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import encoder_of
@@ -30,9 +32,7 @@ from hiera_video.runtime.distributed import (
     first_process_first,
     from_main,
     process_group,
-    sum_over_processes,
 )
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
@@ -40,13 +40,13 @@ from hiera_video.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from hiera_video.training.loop import Batch, LossFunction, StopSignal, train_steps
+from hiera_video.training.loop import Batch, LossFunction, StepReport, noting_sigterm, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
-    ConsoleLine,
     FailureLimit,
     RunReport,
     check_same_config,
+    console_line,
     start_run,
 )
 from hiera_video.training.task import Evaluate, Model, Task
@@ -71,8 +71,7 @@ def train(
     """
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
-        stop = stack.enter_context(StopSignal())
-        setup_logging(quiet=not process.is_main)
+        stop_requested = stack.enter_context(noting_sigterm())
         task = make_task(settings)
         folder = Path(settings.run_dir)
         latest = find_run(folder, settings)
@@ -84,30 +83,22 @@ def train(
         average = None
         if task.ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
-        schedule = Schedule.plan(task.num_records, settings.train, settings.optim)
-        for line in (*task.describe(model), schedule.describe(process, settings.optim, task.unit)):
+        schedule = Schedule(task.num_records, settings.train, settings.optim)
+        for line in (*task.describe(model), schedule.describe(process, task.unit)):
             print(line) if dry_run else logger.info(line)
 
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
-        batches = training_loader(
+        loader = training_loader(
             task.dataset(model),
             schedule.order(process, start_step, task.record_weights),
             clip_shape=(*encoder_of(model).input_size, 3),
-            num_workers=num_workers(settings.data, process.local_world_size),
+            decoding=settings.data,
+            processes=process.local_world_size,
             pin_memory=process.device.type == "cuda",
         )
-        run = Run(
-            folder=folder,
-            settings=settings,
-            process=process,
-            schedule=schedule,
-            model=model,
-            average=average,
-            optimizer=optimizer,
-            card=task.card(model),
-            evaluate=task.evaluation(model, process),
-            evaluate_every=task.evaluate_every,
-        )
+        batches = stack.enter_context(closing(iter(loader)))
+        card, evaluate = task.card(model), task.evaluation(model, process)
+        run = Run(task, process, schedule, model, optimizer, average, card, evaluate)
         loss = task.loss(model, process.device)
         if dry_run:
             for batch in islice(batches, 1):
@@ -117,7 +108,7 @@ def train(
         if latest:
             logger.info("resumed from %s", latest)
         report = stack.enter_context(RunReport(folder, process, start_step))
-        if not run.take_steps(batches, loss, report, start_step, stop):
+        if not run.take_steps(batches, loss, report, start_step, stop_requested):
             return 143
         return run.finish(as_json)
 
@@ -143,11 +134,11 @@ def find_run(folder: Path, settings: RunSettings) -> Path | None:
 def build_model(task: Task, process: Process, latest: Path | None) -> Model:
     """The model with the weights it starts from, on the device.
 
-    The weights of the checkpoint to resume from stand in for `model.init`, which may have been
-    deleted since the run began.
+    A checkpoint to resume from replaces `model.init`, which may have been deleted since the run
+    began.
     """
     with configured(), torch.device("meta"):
-        task.create(None)  # do the settings fit, whatever the weights?
+        task.create(None)  # checks the settings without the weights
     torch.manual_seed(task.settings.train.seed)
     source = latest or task.settings.model.init
     with first_process_first(process):
@@ -158,7 +149,6 @@ def build_model(task: Task, process: Process, latest: Path | None) -> Model:
     return model
 
 
-@dataclass(frozen=True)
 class Schedule:
     """The length of a run and its learning rates.
 
@@ -166,56 +156,45 @@ class Schedule:
     over the videos.
     """
 
-    settings: Loop
-    num_videos: int
-    pass_steps: int  # steps of a pass over the videos
-    end_step: int
-    lr_at: Callable[[int], float]
-
-    @classmethod
-    def plan(cls, num_videos: int, settings: Loop, optim: Optim) -> Schedule:
-        pass_steps = steps_per_epoch(num_videos, settings.global_batch_size)
-        end_step = math.ceil(settings.epochs / settings.num_repeats * pass_steps)
-        lr_at = partial(
+    def __init__(self, num_videos: int, loop: Loop, optim: Optim) -> None:
+        self.num_videos, self.loop, self.optim = num_videos, loop, optim
+        self.pass_steps = steps_per_epoch(num_videos, loop.global_batch_size)
+        self.end_step = math.ceil(loop.epochs / loop.num_repeats * self.pass_steps)
+        self.lr_at = partial(
             learning_rate,
-            total_steps=end_step,
-            warmup_steps=round(settings.warmup_epochs / settings.num_repeats * pass_steps),
+            total_steps=self.end_step,
+            warmup_steps=round(loop.warmup_epochs / loop.num_repeats * self.pass_steps),
             peak=optim.lr,
             first=optim.warmup_lr,
             last=optim.final_lr,
         )
-        return cls(settings, num_videos, pass_steps, end_step, lr_at)
 
     def every(self, passes: float) -> int:
         """Steps of so many passes over the videos, at least 1."""
         return max(1, round(passes * self.pass_steps))
 
-    def order(self, process: Process, start_step: int = 0, weights: Any = None) -> TrainingOrder:
-        """Which videos this process reads in each step from `start_step` on.
-
-        Raises:
-            ValueError: the batch does not divide into equal parts.
-        """
+    def order(self, process: Process, start_step: int, weights: np.ndarray | None) -> TrainingOrder:
+        """Which videos this process reads in each step from `start_step` on."""
         return TrainingOrder(
             self.num_videos,
-            global_batch_size=self.settings.global_batch_size,
-            accumulation_steps=self.settings.accumulation_steps,
+            global_batch_size=self.loop.global_batch_size,
+            accumulation_steps=self.loop.accumulation_steps,
             start_step=start_step,
             end_step=self.end_step,
-            seed=self.settings.seed,
+            seed=self.loop.seed,
             rank=process.rank,
             world_size=process.world_size,
             weights=weights,
         )
 
-    def describe(self, process: Process, optim: Optim, unit: str = "videos") -> str:
-        s = self.settings
-        micro = s.global_batch_size // (process.world_size * s.accumulation_steps)
+    def describe(self, process: Process, unit: str) -> str:
+        loop, processes = self.loop, process.world_size
+        size, parts = loop.global_batch_size, loop.accumulation_steps
         return (
-            f"{self.end_step} steps of {s.global_batch_size} {unit} x {s.num_repeats} clips = "
-            f"{s.global_batch_size * s.num_repeats} clips: {process.world_size} processes x "
-            f"{s.accumulation_steps} parts x {micro} {unit}; peak lr {optim.lr:g} "
-            f"({optim.optimizer}, {s.precision}, {process.device})"
+            f"{self.end_step} steps of {size} {unit} x {loop.num_repeats} clips = "
+            f"{size * loop.num_repeats} clips: {processes} processes x {parts} parts x "
+            f"{size // (processes * parts)} {unit}; peak lr {self.optim.lr:g} "
+            f"({self.optim.optimizer}, {loop.precision}, {process.device})"
         )
 
 
@@ -223,16 +202,18 @@ class Schedule:
 class Run:
     """A run that is about to take steps."""
 
-    folder: Path
-    settings: RunSettings
+    task: Task
     process: Process
     schedule: Schedule
     model: Model
-    average: AveragedModel | None
     optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
     card: ModelCard  # of the weights that are written
     evaluate: Evaluate | None
-    evaluate_every: float | None  # passes; None: after the last step only
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.task.settings.run_dir)
 
     @property
     def trained(self) -> Model:
@@ -241,14 +222,15 @@ class Run:
 
     def take_steps(
         self,
-        batches: Iterable[Batch],
+        batches: Iterator[Batch],
         loss: LossFunction,
         report: RunReport,
         start_step: int,
-        stop: StopSignal,
+        stop_requested: Callable[[], bool],
     ) -> bool:
         """Trains from `start_step` on; False if it was stopped, after saving."""
-        loop, end_step = self.settings.train, self.schedule.end_step
+        settings, end_step = self.task.settings, self.schedule.end_step
+        loop = settings.train
         weights = self.folder / "weights"
         if self.process.is_main and start_step < end_step and weights.exists():
             logger.info("the run resumes: %s, of a shorter run, is removed", weights)
@@ -259,36 +241,33 @@ class Run:
         if self.process.world_size > 1:
             wrapped = DistributedDataParallel(self.model)
         checkpoint_steps = self.schedule.every(loop.checkpoint_every)
-        console = ConsoleLine(end_step, self.process.device)
-        limit = FailureLimit(self.settings.data.max_failed_frac)
+        recent: list[StepReport] = []
+        limit = FailureLimit(settings.data.max_failed_frac)
         num_nonfinite = 0
 
         # A run that was killed between saving and evaluating evaluates now.
-        if start_step and self.evaluation_due(start_step):
-            missing = torch.tensor(
-                float(self.process.is_main and not report.has(start_step, "val"))
-            )
-            if sum_over_processes(missing):
-                self.report_evaluation(report, start_step)
+        is_missing = self.process.is_main and not report.has(start_step, "val")
+        if start_step and self.evaluation_due(start_step) and any_process(is_missing):
+            self.report_evaluation(report, start_step)
         for done in train_steps(
             wrapped,
             loss,
             self.optimizer,
-            iter(batches),
+            batches,
             start_step=start_step,
             end_step=end_step,
             accumulation_steps=loop.accumulation_steps,
             lr_at=self.schedule.lr_at,
-            clip_grad=self.settings.optim.clip_grad,
+            clip_grad=settings.optim.clip_grad,
             bf16=loop.precision == "bf16",
             seed=loop.seed,
             process=self.process,
             average=self.average,
-            stop_requested=stop.requested,
+            stop_requested=stop_requested,
         ):
             step, is_last = done.step, done.step == end_step
             report.step(done)
-            console.add(done)
+            recent.append(done)
             limit.add(done, loop.num_repeats)
             num_nonfinite = num_nonfinite + 1 if done.skipped and done.num_targets else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
@@ -297,7 +276,8 @@ class Run:
                     "train with train.precision=fp32"
                 )
             if is_last or step % loop.log_every == 0 or step == start_step + 1:
-                logger.info(console.take(done))
+                logger.info(console_line(recent, end_step, self.process.device))
+                recent.clear()
             if is_last or done.stop or step % checkpoint_steps == 0:
                 self.save(step)
             if done.stop and not is_last:
@@ -310,24 +290,16 @@ class Run:
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step and deletes older ones."""
         folder = self.folder / "checkpoints"
-        save_checkpoint(
-            folder,
-            step,
-            self.model,
-            self.optimizer,
-            self.average,
-            write_weights=lambda path: save_model(path, self.trained, self.card),
-        )
+        parts = (self.model, self.optimizer, self.average)
+        write_weights = partial(save_model, model=self.trained, card=self.card)
+        save_checkpoint(folder, step, *parts, write_weights=write_weights)
         if self.process.is_main:
-            prune_checkpoints(folder, self.settings.train.keep_checkpoints)
+            prune_checkpoints(folder, self.task.settings.train.keep_checkpoints)
 
     def evaluation_due(self, step: int) -> bool:
-        if self.evaluate is None:
-            return False
-        if step == self.schedule.end_step:
-            return True
-        every = self.evaluate_every
-        return every is not None and step % self.schedule.every(every) == 0
+        every = self.task.evaluate_every
+        between = every is not None and step % self.schedule.every(every) == 0
+        return self.evaluate is not None and (between or step == self.schedule.end_step)
 
     def report_evaluation(self, report: RunReport, step: int) -> None:
         """Evaluates on all processes; the main one reports."""

@@ -1,14 +1,4 @@
-"""The run folder and the messages of training.
-
-runs/NAME/
-    config.yaml       the whole configuration
-    run.json          the data, and for each start versions, command and machine
-    train.log         what the console shows
-    metrics.jsonl     one line a step or evaluation
-    tb/               the same for TensorBoard, where it is installed
-    failures.jsonl    videos that could not be read
-    checkpoints/  weights/  eval/
-"""
+"""The run folder, whose files docs/README.md lists, and the messages of training."""
 
 from __future__ import annotations
 
@@ -16,7 +6,9 @@ import importlib.util
 import json
 import logging
 import math
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +20,7 @@ from hiera_video.files import append_jsonl, write_json, write_text
 from hiera_video.runtime.distributed import Process, barrier
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
-from hiera_video.settings.load import differences, load_settings, to_dict, to_yaml
+from hiera_video.settings.load import differences, load_settings, to_yaml
 from hiera_video.settings.training import RunSettings
 from hiera_video.training.loop import StepReport
 
@@ -91,20 +83,12 @@ class RunReport:
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
-        if done.skipped and done.names and not done.num_targets:
-            logger.warning(
-                "step %d skipped: no box in any of its clips: %s",
-                done.step,
-                ", ".join(dict.fromkeys(done.names)),
-            )
-        elif done.skipped:
-            logger.warning(
-                "step %d skipped: loss %g, gradient norm %g; its videos: %s",
-                done.step,
-                done.loss,
-                done.grad_norm,
-                ", ".join(dict.fromkeys(done.names)) or "none could be read",
-            )
+        if done.skipped:
+            reason = f"loss {done.loss:g}, gradient norm {done.grad_norm:g}; its videos"
+            if done.names and not done.num_targets:
+                reason = "no box in any of its clips"
+            names = ", ".join(dict.fromkeys(done.names)) or "none could be read"
+            logger.warning("step %d skipped: %s: %s", done.step, reason, names)
 
     def failures(self, failures: list[Failure], step: int) -> None:
         """Appends to failures.jsonl; every process writes its own."""
@@ -129,35 +113,27 @@ class RunReport:
             self._tensorboard.close()
 
 
-class ConsoleLine:
-    """The training line: loss, rate, speed, share of waiting for data, time left, memory."""
+def console_line(steps: Sequence[StepReport], end_step: int, device: torch.device) -> str:
+    """Loss, rate, gradient, speed, share of waiting for data, time left, memory.
 
-    def __init__(self, end_step: int, device: torch.device) -> None:
-        self.end_step, self.device = end_step, device
-        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
-
-    def add(self, done: StepReport) -> None:
-        self._steps += 1
-        self._seconds += done.step_sec
-        self._waited += done.data_sec
-        self._clips += done.num_clips
-
-    def take(self, done: StepReport) -> str:
-        """The line for the steps since the last one; loss and gradient are those of the last."""
-        seconds = self._seconds / self._steps
-        left = (self.end_step - done.step) * seconds
-        line = (
-            f"step {done.step}/{self.end_step}  loss {done.loss:.4f}  lr {done.lr:.2e}  "
-            f"grad {done.grad_norm:.2f}  "
-            f"{seconds:.2f} s/step  {self._clips / self._seconds:.1f} clips/s  "
-            f"data {100 * self._waited / self._seconds:.0f}%  eta {_clock(left)}"
-        )
-        if self.device.type == "cuda":
-            line += f"  mem {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB"
-        self._steps, self._seconds, self._waited, self._clips = 0, 0.0, 0.0, 0
-        return line
+    Args:
+        steps: those since the last line. Loss, rate and gradient are those of the last step.
+    """
+    last, seconds = steps[-1], sum(done.step_sec for done in steps)
+    clips = sum(done.num_clips for done in steps)
+    waited = sum(done.data_sec for done in steps)
+    left = timedelta(seconds=round((end_step - last.step) * seconds / len(steps)))
+    line = (
+        f"step {last.step}/{end_step}  loss {last.loss:.4f}  lr {last.lr:.2e}  "
+        f"grad {last.grad_norm:.2f}  {seconds / len(steps):.2f} s/step  "
+        f"{clips / seconds:.1f} clips/s  data {waited / seconds:.0%}  eta {left}"
+    )
+    if device.type == "cuda":
+        line += f"  mem {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    return line
 
 
+@dataclass
 class FailureLimit:
     """Stops training when too many videos, or key frames, cannot be read.
 
@@ -165,9 +141,9 @@ class FailureLimit:
         max_failed_frac: of the reads since the start, once there are 100 of them.
     """
 
-    def __init__(self, max_failed_frac: float) -> None:
-        self.max_failed_frac = max_failed_frac
-        self.num_read, self.num_failed = 0, 0
+    max_failed_frac: float
+    num_read: int = 0
+    num_failed: int = 0
 
     def add(self, done: StepReport, num_repeats: int) -> None:
         """Counts the reads of a step, over all processes.
@@ -197,7 +173,7 @@ def check_same_config(saved: Path, settings: RunSettings) -> None:
     earlier = load_settings(type(settings), [str(saved)])
     changed = [
         line
-        for line in differences(to_dict(earlier), to_dict(settings))
+        for line in differences(earlier.model_dump(mode="json"), settings.model_dump(mode="json"))
         if line.split(":")[0] not in FREE_TO_CHANGE
     ]
     if changed:
@@ -235,7 +211,7 @@ def start_run(
         started = {**environment(), "processes": process.world_size, "device": str(process.device)}
         run["starts"] = [*run["starts"], started]
         write_json(path, run)
-    setup_logging(folder / "train.log", quiet=not process.is_main)
+    setup_logging(folder / "train.log")
     barrier()
 
 
@@ -251,9 +227,3 @@ def _drop_beyond(path: Path, step: int) -> None:
         except json.JSONDecodeError:
             logger.warning("dropped an incomplete line of %s", path)
     write_text(path, "".join(kept))
-
-
-def _clock(seconds: float) -> str:
-    minutes, secs = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{secs:02}"

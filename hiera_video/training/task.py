@@ -12,7 +12,9 @@ import numpy as np
 import torch
 
 from hiera_video.data.batches import Failure
+from hiera_video.data.boxes.keyframes import TrainingKeyframeList
 from hiera_video.data.datasets import TrainingClips, TrainingKeyframes
+from hiera_video.data.videos.records import VideoList
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
@@ -44,12 +46,20 @@ class Task(ABC):
     """
 
     settings: RunSettings
-    data: dict[str, Any]  # what the run trains on, with a `fingerprint`, for run.json
-    num_records: int
+    train: VideoList | TrainingKeyframeList
     unit = "videos"  # what a record is
     record_weights: np.ndarray | None = None  # relative probability of each; None: each once
     ema_decay: float | None = None  # of the average of the weights that is evaluated and saved
     evaluate_every: float | None = None  # passes over the data; None: at the end only
+
+    def __init__(self, settings: RunSettings, train: VideoList | TrainingKeyframeList) -> None:
+        self.settings, self.train = settings, train
+        self.num_records = len(train.records)
+        self.data: dict[str, Any] = {  # for run.json
+            "train": train.source,
+            self.unit.replace(" ", ""): self.num_records,
+            "fingerprint": train.fingerprint,
+        }
 
     @abstractmethod
     def create(self, checkpoint: str | Path | None) -> Model:

@@ -23,7 +23,8 @@ from hiera_video.video.sampling import (
 class ClipSampler(Clips):
     """Chooses the frames of clips by the settings `Clips`.
 
-    Rates and lengths are in frames of the video, or of the video at `target_fps` if that is set.
+    Rates and lengths are in frames of the video, or of the video at `target_fps` if that is set. A
+    video that is shorter than a clip raises VideoError if `end_policy` is "error".
     """
 
     num_frames: Count
@@ -37,11 +38,7 @@ class ClipSampler(Clips):
     def random_clips(
         self, video: VideoReader, num_clips: int, rng: np.random.Generator
     ) -> np.ndarray:
-        """Source frame indices of `num_clips` independent clips, int64 [num_clips, T].
-
-        Raises:
-            VideoError: the video is shorter than a clip and `end_policy` is "error".
-        """
+        """Source frame indices of `num_clips` independent clips, int64 [num_clips, T]."""
         timeline = self.timeline(video)
         if self.sampling == "segments":
             clips = [segment_indices(len(timeline), self.num_frames, rng) for _ in range(num_clips)]
@@ -56,11 +53,7 @@ class ClipSampler(Clips):
     def uniform_clips(
         self, video: VideoReader, num_clips: int, rule: ClipRule = "offset"
     ) -> np.ndarray:
-        """Source frame indices of the clips of multi-view evaluation, int64 [num_clips, T].
-
-        Raises:
-            VideoError: the video is shorter than a clip and `end_policy` is "error".
-        """
+        """Source frame indices of the clips of multi-view evaluation, int64 [num_clips, T]."""
         timeline = self.timeline(video)
         if self.sampling == "segments":
             clips = segment_clips_indices(len(timeline), self.num_frames, num_clips)
@@ -118,11 +111,7 @@ class ClipSampler(Clips):
             raise VideoError(video.path, "timestamps", str(error)) from None
 
     def length(self, video: VideoReader, video_frames: int) -> int:
-        """Frames of the timeline that a clip covers.
-
-        Raises:
-            VideoError: the video has fewer, and `end_policy` is "error".
-        """
+        """Frames of the timeline that a clip covers."""
         length = clip_length(self.num_frames, self.sampling_rate, self.spacing)
         if self.end_policy == "error" and video_frames < length:
             raise VideoError(

@@ -36,8 +36,8 @@ class VideoIndex:
     container: str  # libavformat's name, e.g. "avi"
     stream_index: int
     num_streams: int  # real video streams in the file
-    order_from: Literal["timestamps", "decoder"]  # source of the order of presentation
-    stamp_name: Literal["pts", "dts"] | None  # the time stamp that identifies a packet after a seek
+    # The time stamp that identifies a packet after a seek: "pts" if these order the frames too.
+    stamp_name: Literal["pts", "dts"] | None
     stamps: np.ndarray  # int64, packet number -> that time stamp, in the stream's time base
     packet_of: np.ndarray  # int64 [F], the packet of each frame
     start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
@@ -53,16 +53,9 @@ class VideoIndex:
     @property
     def has_leading_frames(self) -> bool:
         """Whether a frame is presented before a key frame that is decoded earlier (open GOP)."""
-        keys = np.array([self.packet_of[position] for position in self.key_positions])
-        if len(keys) == 0:
-            return False
-        latest = np.searchsorted(keys, self.packet_of, side="right") - 1
-        return bool(np.any(keys[np.maximum(latest, 0)] > self.start_of))
-
-    def number_of(self, stamp: int | None) -> int | None:
-        """The number of the packet with a time stamp; None if there is none."""
-        found = [] if stamp is None else np.flatnonzero(self.stamps == stamp).tolist()
-        return found[0] if found else None
+        keys = self.packet_of[self.key_positions]
+        start, own = (np.searchsorted(keys, n, "right") for n in (self.start_of, self.packet_of))
+        return bool(np.any(start < own))  # a key frame lies between the start and the frame
 
 
 _cache: dict[tuple[str, int, int], VideoIndex] = {}  # the most recently used last
@@ -88,7 +81,7 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
     """
     try:
         # An absolute path, because libav would take "clip:1.mp4" for a protocol.
-        return av.open(os.path.abspath(path), timeout=deadline_sec, metadata_errors="replace")
+        return av.open(os.path.abspath(path), timeout=deadline_sec, **_metadata_options())
     except av.error.ExitError as error:
         raise VideoError(
             path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"
@@ -104,6 +97,11 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
             raise VideoError(path, "truncated", sentence) from error
         sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
         raise VideoError(path, "not_a_video", sentence) from error
+
+
+def _metadata_options() -> dict[str, str]:
+    """Makes PyAV before 19 open files whose metadata is not UTF-8; PyAV 19 has no such argument."""
+    return {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 
 
 def video_streams(container: InputContainer) -> list[VideoStream]:
@@ -175,9 +173,8 @@ def scan(
         raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
     stamps: list[int | None] = []
     stamp_name: Literal["pts", "dts"] | None = None
-    order_from: Literal["timestamps", "decoder"] = "decoder"
     if _has_ordered_timestamps(packets, container, stream):
-        order_from, stamp_name, stamps = "timestamps", "pts", packets.pts
+        stamp_name, stamps = "pts", packets.pts
         by_time = np.argsort(np.array(packets.pts, np.int64))
     else:
         if _all_differ(packets.dts):
@@ -199,7 +196,6 @@ def scan(
         container=container.format.name,
         stream_index=stream.index,
         num_streams=len(video_streams(container)),
-        order_from=order_from,
         stamp_name=stamp_name,
         stamps=np.array(stamps, np.int64),
         packet_of=order,

@@ -35,7 +35,7 @@ def open_video(
 
     Args:
         source: a path, or the content of a file as bytes or an open binary file, which is copied
-            to a temporary file that lives as long as the reader.
+            to a temporary file for the lifetime of the reader.
         backend: "pyav", "decord" or "torchcodec".
         deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each frame of
             `stream`. It is checked between packets; the native loops of decord and torchcodec

@@ -83,24 +83,24 @@ class VideoReader(ABC):
             can be read. None if no damage is known.
     """
 
-    path: str
     backend: str
     frame_times_sec: np.ndarray
     end_sec: float
     damage: str | None = None
-    deadline_sec: float
     source_file: IO[bytes] | None = None  # a temporary copy that `path` names
-    _shape: tuple[int, int] | None = None  # (height, width), once a frame has been decoded
+    _shape: tuple[int, ...] | None = None  # (height, width), once a frame has been decoded
+
+    def __init__(self, path: str, deadline_sec: float) -> None:
+        self.path, self.deadline_sec = path, deadline_sec
 
     @abstractmethod
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (position, uint8 [H, W, 3]) for each of the ascending unique positions.
 
-        Sets `_shape`. Raises VideoError if one of the frames does not decode.
+        Raises VideoError if one of the frames does not decode.
         """
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - readers of pictures hold nothing open
         """Closes the file and frees the decoder. Closing twice has no effect."""
 
     def __len__(self) -> int:
@@ -116,11 +116,8 @@ class VideoReader(ABC):
         """Columns of a frame in pixels, after rotation."""
         return self._decoded_shape()[1]
 
-    def _decoded_shape(self) -> tuple[int, int]:
-        if self._shape is None:
-            self.frames([0])
-        assert self._shape is not None
-        return self._shape
+    def _decoded_shape(self) -> tuple[int, ...]:
+        return self._shape or self[0].shape
 
     @property
     def fps(self) -> float:
@@ -159,13 +156,11 @@ class VideoReader(ABC):
         positions, slots = np.unique(self._checked(indices), return_inverse=True)
         if positions.size == 0:
             return np.empty((0, self.height, self.width, 3), np.uint8)
-        clip: np.ndarray | None = None
-        decoded = self._read(positions.tolist(), Deadline(self.path, self.deadline_sec))
-        for rank, (_, frame) in enumerate(decoded):
-            if clip is None:
+        clip = np.empty(0, np.uint8)
+        for rank, (_, frame) in enumerate(self._decoded(positions)):
+            if rank == 0:
                 clip = np.empty((len(slots), *frame.shape), np.uint8)
             clip[np.flatnonzero(slots == rank)] = frame
-        assert clip is not None
         return clip
 
     def stream(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -183,17 +178,17 @@ class VideoReader(ABC):
             raise ValueError(
                 "stream: indices must be ascending and unique; frames() takes any order"
             )
-        deadline = Deadline(self.path, self.deadline_sec)
-        return self._restarting(self._read(positions.tolist(), deadline), deadline)
+        return self._decoded(positions, limit_each=True)
 
-    @staticmethod
-    def _restarting(
-        decoded: Iterator[tuple[int, np.ndarray]], deadline: Deadline
+    def _decoded(
+        self, positions: np.ndarray, *, limit_each: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
-        deadline.restart()
-        for index, frame in decoded:
-            yield index, frame
-            deadline.restart()
+        deadline = Deadline(self.path, self.deadline_sec)
+        for position, frame in self._read(positions.tolist(), deadline):
+            self._shape = frame.shape[:2]
+            yield position, frame
+            if limit_each:
+                deadline.restart()
 
     def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         positions = np.asarray(indices)

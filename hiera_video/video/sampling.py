@@ -9,7 +9,7 @@ SlowFast's for Kinetics, SSv2 and AVA, VideoMAE's for two clips on SSv2. Wrong a
 from __future__ import annotations
 
 import math
-import operator
+from numbers import Integral
 from typing import get_args
 
 import numpy as np
@@ -37,24 +37,17 @@ def resample_indices(
         end_sec: time at which the last frame ends.
         target_fps: resampled frames per second.
     """
-    times = np.asarray(frame_times_sec, dtype=np.float64)
-    if times.ndim != 1 or not len(times):
-        raise ValueError(f"frame_times_sec must hold one time per frame, has shape {times.shape}")
-    if not np.isfinite(times).all() or (np.diff(times) < 0).any():
-        raise ValueError("frame_times_sec must be finite and ascending")
-    if not (math.isfinite(end_sec) and end_sec >= times[-1]):
-        raise ValueError(f"end_sec={end_sec} must not precede the last frame, at {times[-1]} s")
-    if not (math.isfinite(target_fps) and target_fps > 0):
-        raise ValueError(f"target_fps={target_fps} must be above 0")
-    virtual_frames = max(1, round((end_sec - times[0]) * target_fps))
+    virtual_frames = max(1, round((end_sec - frame_times_sec[0]) * target_fps))
     if virtual_frames > MAX_RESAMPLED_FRAMES:
         raise ValueError(
             f"end_sec={end_sec} at target_fps={target_fps} makes {virtual_frames} frames, over "
             f"{MAX_RESAMPLED_FRAMES}: the time stamps of this video look broken"
         )
-    shown_at = times[0] + np.arange(virtual_frames) / target_fps
+    shown_at = frame_times_sec[0] + np.arange(virtual_frames) / target_fps
     tolerance = min(FRAME_TIME_TOLERANCE_SEC + 1e-6, 0.25 / target_fps)
-    return (np.searchsorted(times, shown_at + tolerance, side="right") - 1).astype(np.int64)
+    return (np.searchsorted(frame_times_sec, shown_at + tolerance, side="right") - 1).astype(
+        np.int64
+    )
 
 
 def clip_length(num_frames: int, sampling_rate: int, spacing: Spacing) -> int:
@@ -63,8 +56,7 @@ def clip_length(num_frames: int, sampling_rate: int, spacing: Spacing) -> int:
     "linspace": num_frames * sampling_rate, as in SlowFast (16x4 covers 64).
     "strided": (num_frames - 1) * sampling_rate + 1, from the first sampled frame to the last (61).
     """
-    num_frames = _integer("num_frames", num_frames, 1)
-    sampling_rate = _integer("sampling_rate", sampling_rate, 1)
+    _check_counts(num_frames=num_frames, sampling_rate=sampling_rate)
     _check_choice("spacing", spacing, Spacing)
     if spacing == "linspace":
         return num_frames * sampling_rate
@@ -92,7 +84,7 @@ def uniform_clip_starts(
     47.2, 94.4, 141.6, 188.8 with "interval".
     """
     slack = _slack(video_frames, length)
-    num_clips = _integer("num_clips", num_clips, 1)
+    _check_counts(num_clips=num_clips)
     _check_choice("rule", rule, ClipRule)
     if rule == "interval":
         return [slack * k / num_clips for k in range(num_clips)]
@@ -123,7 +115,7 @@ def clip_indices(
       "error":       a ValueError.
     """
     length = clip_length(num_frames, sampling_rate, spacing)
-    video_frames = _integer("video_frames", video_frames, 1)
+    _check_counts(video_frames=video_frames)
     _check_choice("end_policy", end_policy, EndPolicy)
     if not math.isfinite(start):
         raise ValueError(f"start={start} must be finite")
@@ -157,8 +149,7 @@ def segment_indices(
     rounded down: 100 frames and T = 16 give 3, 9, 15, 22, 28, 34, 40, 46, 53, 59, 65, 71, 77, 83,
     90, 96. Frames repeat if the video has fewer than T.
     """
-    video_frames = _integer("video_frames", video_frames, 1)
-    num_frames = _integer("num_frames", num_frames, 1)
+    _check_counts(video_frames=video_frames, num_frames=num_frames)
     bounds = np.round((video_frames - 1) / num_frames * np.arange(num_frames + 1)).astype(np.int64)
     first, last = bounds[:-1], bounds[1:]
     if rng is None:
@@ -176,8 +167,7 @@ def segment_clips_indices(
     video has at most T frames. More clips are refused: SlowFast's would repeat the same frames, and
     no others have been published.
     """
-    video_frames = _integer("video_frames", video_frames, 1)
-    num_frames = _integer("num_frames", num_frames, 1)
+    _check_counts(video_frames=video_frames, num_frames=num_frames)
     if num_clips == 1:
         return [segment_indices(video_frames, num_frames, None)]
     if num_clips != 2:
@@ -197,14 +187,9 @@ def keyframe_indices(
     keyframe + 28, and the key frame is the ninth. Positions outside the video repeat its first or
     last frame; a key frame outside the video is a ValueError.
     """
-    num_frames = _integer("num_frames", num_frames, 1)
-    sampling_rate = _integer("sampling_rate", sampling_rate, 1)
-    video_frames = _integer("video_frames", video_frames, 1)
-    keyframe_index = _integer("keyframe_index", keyframe_index, 0)
-    if keyframe_index >= video_frames:
-        raise ValueError(
-            f"keyframe_index={keyframe_index} must be at most {video_frames - 1}, the last frame"
-        )
+    _check_counts(num_frames=num_frames, sampling_rate=sampling_rate, video_frames=video_frames)
+    if not 0 <= keyframe_index < video_frames:
+        raise ValueError(f"keyframe_index={keyframe_index} must be 0 to {video_frames - 1}")
     first = keyframe_index - num_frames * sampling_rate // 2
     return (first + sampling_rate * np.arange(num_frames, dtype=np.int64)).clip(0, video_frames - 1)
 
@@ -214,8 +199,7 @@ def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
 
     The longer side is rounded down: (340, 256) at 224 becomes (297, 224).
     """
-    height, width = _integer("height", height, 1), _integer("width", width, 1)
-    short_side = _integer("short_side", short_side, 1)
+    _check_counts(height=height, width=width, short_side=short_side)
     if min(height, width) == short_side:
         return height, width
     # Floats, in this order: SlowFast loses a pixel if the quotient is whole but inexact, which
@@ -230,7 +214,8 @@ def covering_short_side(height: int, width: int, size: tuple[int, int]) -> int:
 
     For a square `size` it is the side of the square.
     """
-    crop_height, crop_width = _integer("size", size[0], 1), _integer("size", size[1], 1)
+    crop_height, crop_width = size
+    _check_counts(height=height, width=width, size=min(crop_height, crop_width))
     short, long = (crop_height, crop_width) if height <= width else (crop_width, crop_height)
     side = max(short, long * min(height, width) // max(height, width))
     while True:
@@ -252,9 +237,8 @@ def crop_offsets(
     Args:
         size: side of a square crop, or (height, width), in pixels.
     """
-    height, width = _integer("height", height, 1), _integer("width", width, 1)
     crop_height, crop_width = (size, size) if not isinstance(size, tuple) else size
-    crop_height, crop_width = _integer("size", crop_height, 1), _integer("size", crop_width, 1)
+    _check_counts(height=height, width=width, size=min(crop_height, crop_width))
     if crop_height > height or crop_width > width:
         raise ValueError(f"size={size} must fit into the picture, {height} x {width}")
     if num_crops not in (1, 3):
@@ -267,14 +251,12 @@ def crop_offsets(
     return [(top, 0), (top, left), (top, width - crop_width)]
 
 
-def _integer(name: str, value: int, minimum: int) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise ValueError(f"{name}={value!r} must be an integer") from None
-    if number < minimum:
-        raise ValueError(f"{name}={value} must be at least {minimum}")
-    return number
+def _check_counts(**arguments: int) -> None:
+    for name, value in arguments.items():
+        if not isinstance(value, Integral):
+            raise ValueError(f"{name}={value!r} must be an integer")
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
 
 
 def _check_choice(name: str, value: str, choices: object) -> None:
@@ -283,4 +265,5 @@ def _check_choice(name: str, value: str, choices: object) -> None:
 
 
 def _slack(video_frames: int, length: int) -> int:
-    return max(_integer("video_frames", video_frames, 1) - _integer("length", length, 1), 0)
+    _check_counts(video_frames=video_frames, length=length)
+    return max(video_frames - length, 0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from itertools import pairwise
 
 import pytest
@@ -15,8 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.analysis import complexity
-from hiera_video.analysis.complexity import HANDLERS, by_stage, count, count_model
+from hiera_video.analysis.complexity import Cost, by_stage, count, count_model
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
 from tests.analysis.paper_costs import SIZES, encoder_by_hand
@@ -101,14 +101,6 @@ def test_bfloat16_on_a_cpu_has_an_attention_of_its_own():
     assert costs[0][""] == costs[1][""]
 
 
-def test_every_name_of_attention_has_a_handler():
-    names = {schema.name for schema in torch._C._jit_get_all_schemas()}
-    forward = {n for n in names if "scaled_dot_product" in n and "backward" not in n}
-    fused = {n for n in forward if n != "aten::_fused_sdp_choice"}
-    assert "aten::scaled_dot_product_attention" in fused
-    assert fused <= HANDLERS.keys()
-
-
 @pytest.mark.parametrize("task", ["classification", "pretraining", "detection"])
 def test_stages_add_up_and_lie_where_they_should(task):
     create = {
@@ -120,7 +112,7 @@ def test_stages_add_up_and_lie_where_they_should(task):
     model = on_meta(create, "hiera_tiny_16x224", **heads)
     costs = count_model(model, num_kept=39)
     stages = by_stage(model, costs)
-    zero = complexity.Cost(0, {}, 0)
+    zero = Cost(0, Counter(), 0)
     assert sum(stages.values(), zero) == zero + costs[""]
     assert stages["rest"].macs == stages["rest"].activations == 0  # each product has its module
     assert stages["patches"].operations.keys() == {"convolution"}
@@ -163,7 +155,7 @@ class Applied(nn.Module):
 
 
 def test_an_operator_that_nobody_reviewed_is_named():
-    with pytest.raises(NotImplementedError, match=r"aten::fft_fft in inner") as failure:
+    with pytest.raises(NotImplementedError, match=r"aten::_fft_r2c in inner") as failure:
         count(Applied(torch.fft.fft), (torch.rand(8),))
     assert "\n" not in str(failure.value)
 
@@ -197,6 +189,7 @@ def test_an_operator_that_nobody_reviewed_is_named():
         (lambda x: x.max(dim=1).values, [(2, 6)], {"pooling": 12}),
         (lambda x: x.mean(dim=1), [(2, 6)], {"pooling": 12}),
         (lambda x: F.adaptive_avg_pool2d(x, 1), [(2, 6, 4, 4)], {"pooling": 192}),
+        (lambda x: F.adaptive_avg_pool2d(x, 2), [(2, 6, 4, 4)], {"pooling": 192}),
         (
             lambda x: F.interpolate(x, size=(6, 6), mode="bilinear"),
             [(1, 2, 4, 4)],
@@ -211,8 +204,6 @@ def test_an_operator_that_nobody_reviewed_is_named():
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_operators(function, shapes, expected, device):
-    if device == "meta" and function is F.conv_transpose2d:
-        pytest.skip("torch cannot trace it there; no model of ours has one")
     inputs = tuple(torch.rand(shape, device=device) for shape in shapes)
     cost = count(Applied(function), inputs)[""]
     assert cost.operations == expected

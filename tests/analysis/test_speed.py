@@ -12,7 +12,7 @@ from hiera_video.analysis import speed as benchmark
 from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed
 from hiera_video.analysis.complexity import count_model
 from hiera_video.analysis.peers import Subject, ours, peers
-from hiera_video.analysis.speed import Measurement, Setting, measure
+from hiera_video.analysis.speed import Setting, measure
 from hiera_video.models.pretrained import create_model
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # faster; FLOPs are counted too
@@ -59,11 +59,9 @@ def subject(name, build, **options):
 
 
 def measured(subjects, setting=CPU, rounds=2):
-    reduced = []
-    results, failed = measure(
-        subjects, setting, rounds=rounds, on_reduced=lambda s, n: reduced.append((s.name, n))
-    )
-    return {m.subject.name: m for m in results}, failed, reduced
+    rows, failed = measure(subjects, setting, rounds=rounds, peak_tflops=0.5)
+    assert all(failure["setting"] == str(setting) for failure in failed)
+    return {row["model"]: row for row in rows}, {f["model"]: f["cause"] for f in failed}
 
 
 @pytest.fixture
@@ -73,10 +71,14 @@ def quick(monkeypatch):
     monkeypatch.setattr(benchmark, "peak_in_child", lambda *_: 0.25)
 
 
-def test_clips_per_second_and_utilisation():
-    m = Measurement(subject("a", nn.Identity), 8, (0.5, 0.4, 9.0), 1.0, 10**12)
-    assert m.clips_per_sec == 16
-    assert m.tflops == 2
+def test_clips_per_second_and_utilisation(quick, monkeypatch):
+    seconds = iter((0.5, 1.0, 0.4, 2.0, 9.0, 0.5))
+    monkeypatch.setattr(benchmark, "seconds_a_call", lambda *_: next(seconds))
+    monkeypatch.setattr(benchmark, "flops_of_clip", lambda *_: 10**10)
+    results, _ = measured([subject("a", Sleeper), subject("b", Sleeper)], rounds=3)
+    assert [row["clips_per_sec"] for row in results.values()] == [8, 4]
+    assert [row["model_flops_utilisation"] for row in results.values()] == [0.16, 0.08]
+    assert [row["ours_is"] for row in results.values()] == [1, 2]
 
 
 def test_a_failure_in_a_later_round_affects_no_other_subject(quick):
@@ -89,7 +91,7 @@ def test_a_failure_in_a_later_round_affects_no_other_subject(quick):
                 raise ValueError("tired")
             return super().forward(x)
 
-    results, failed, _ = measured([subject("a", Tires), subject("b", Sleeper)], rounds=3)
+    results, failed = measured([subject("a", Tires), subject("b", Sleeper)], rounds=3)
     assert list(results) == ["b"]
     assert failed == {"a": "ValueError: tired"}
 
@@ -103,16 +105,16 @@ def test_models_take_turns(quick):
                 order.append(self.seconds)
             return super().forward(x)
 
-    results, failed, _ = measured(
+    results, failed = measured(
         [subject("a", partial(Recorder, 0.01)), subject("b", partial(Recorder, 0.02))], rounds=3
     )
     assert order == [0.01, 0.02] * 4  # the first round warms up
     assert not failed
-    assert len(results["a"].seconds) == 3
-    assert results["a"].clips_per_sec == pytest.approx(400, rel=0.5)
-    assert results["a"].clips_per_sec > results["b"].clips_per_sec
-    assert results["a"].flops == 4 * 2 * 6 * 5
-    assert results["a"].peak_gib == 0.25
+    assert len(results["a"]["seconds"]) == 3
+    assert results["a"]["clips_per_sec"] == pytest.approx(400, rel=0.5)
+    assert results["a"]["clips_per_sec"] > results["b"]["clips_per_sec"]
+    assert results["a"]["flops"] == 4 * 2 * 6 * 5
+    assert results["a"]["peak_gib"] == 0.25
 
 
 @pytest.mark.parametrize(
@@ -123,12 +125,14 @@ def test_models_take_turns(quick):
         MemoryError(),
     ],
 )
-def test_a_batch_that_does_not_fit_is_halved_and_reported(quick, error):
+def test_a_batch_that_does_not_fit_is_halved_and_reported(quick, caplog, error):
     subjects = [subject("small", partial(Hungry, 1, error)), subject("large", Sleeper)]
-    results, failed, reduced = measured(subjects)
-    assert {name: m.batch_size for name, m in results.items()} == {"small": 1, "large": 4}
-    assert results["small"].flops == 2 * 6 * 5
-    assert reduced == [("small", 2), ("small", 1)]
+    results, failed = measured(subjects)
+    sizes = {name: row["batch_size"] for name, row in results.items()}
+    assert sizes == {"small": 1, "large": 4}
+    assert results["small"]["flops"] == 2 * 6 * 5
+    start = "small, inference, fp32, eager: out of memory, batch reduced to"
+    assert caplog.messages == [f"{start} 2", f"{start} 1"]
     assert not failed
 
 
@@ -138,7 +142,7 @@ def test_what_cannot_be_measured_is_named_and_the_others_are_measured(quick):
         subject("broken", partial(Hungry, 0, ValueError("no such thing"))),
         subject("good", Sleeper),
     ]
-    results, failed, _ = measured(subjects)
+    results, failed = measured(subjects)
     assert list(results) == ["good"]
     assert "one clip does not fit" in failed["none"]
     assert failed["broken"] == "ValueError: no such thing"
@@ -154,17 +158,17 @@ def flops_of_tiny():
 def test_ours_in_each_kind_of_work(quick, monkeypatch, work):
     monkeypatch.setattr(benchmark, "AUTOCAST", {"fp32": torch.bfloat16})
     small = ours("hiera_tiny_224")
-    results, failed, _ = measured([small], Setting(work, "fp32", "eager", 1, "cpu"), rounds=1)
+    results, failed = measured([small], Setting(work, "fp32", "eager", 1, "cpu"), rounds=1)
     assert not failed
     forward = flops_of_tiny()
     if work == "pretraining":  # fewer tokens, and the decoder
-        assert 0 < results[small.name].flops != 3 * forward
+        assert 0 < results[small.name]["flops"] != 3 * forward
     else:
-        assert results[small.name].flops == forward * (3 if work == "finetuning" else 1)
+        assert results[small.name]["flops"] == forward * (3 if work == "finetuning" else 1)
 
 
 def test_a_subject_without_pretraining_is_left_out(quick):
-    results, failed, _ = measured(
+    results, failed = measured(
         [subject("a", Sleeper)], Setting("pretraining", "fp32", "eager", 1, "cpu")
     )
     assert not results
@@ -200,14 +204,15 @@ class Killed(Sleeper):
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_peak_of_an_unknown_device_is_measured(monkeypatch, precision):
     monkeypatch.setattr(benchmark, "MIN_ROUND_SEC", 0.0001)
-    peak, source = benchmark.peak_tflops("cpu", precision)
-    assert 0 < peak < 1000
-    assert "measured" in source
+    peak = benchmark.peak_tflops("cpu", precision)
+    assert 0 < peak["tflops"] < 1000
+    assert "measured" in peak["source"]
 
 
 def test_the_peak_of_a_known_device_is_that_of_its_data_sheet(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    assert benchmark.peak_tflops("cuda", "bf16") == (989.4, "data sheet of H100 80GB HBM3")
+    expected = {"tflops": 989.4, "source": "data sheet of H100 80GB HBM3"}
+    assert benchmark.peak_tflops("cuda", "bf16") == expected
 
 
 def test_other_deaths_of_the_process_are_no_lack_of_memory(forked):
@@ -238,7 +243,7 @@ def _never():
 
 
 def test_unknown_variants_name_the_nearest():
-    with pytest.raises(ValueError, match=r"nearest is 'hiera_base_16x224'"):
+    with pytest.raises(ValueError, match=r"did you mean 'hiera_base_16x224'"):
         ours("hiera_bas_16x224")
 
 

@@ -221,15 +221,6 @@ def test_visible_statistics_are_the_average_of_visible_patches(
     assert np.abs(shown.prediction[~seen] / 255 - (average * std + mean)).max() < 1 / 255
 
 
-def test_other_targets_and_modes_are_refused() -> None:
-    model = autoencoder(VIDEO, target="hog")
-    with pytest.raises(ValueError, match="target='hog': only target='pixels' can be shown"):
-        show(model, noise(model), draw(model), "normalised")
-    model = autoencoder(VIDEO)
-    with pytest.raises(ValueError, match="mode is 'raw': allowed are normalised, visible_stat"):
-        show(model, noise(model), draw(model), "raw")  # type: ignore[arg-type]
-
-
 # Layout.
 
 

@@ -12,9 +12,7 @@ from hiera_video.data.batches import (
     ViewSample,
     collate_boxed_clips,
     collate_clips,
-    only_sample,
 )
-from hiera_video.data.order import readable
 
 SHAPE = (2, 4, 4, 3)
 
@@ -74,19 +72,6 @@ def test_views_are_cut_from_the_frames_that_are_given():
     assert torch.equal(
         sample.view(sample.frames + 1, 4, (2, 3)), sample.view(sample.frames, 4, (2, 3)) + 1
     )
-
-
-def test_evaluation_takes_videos_one_by_one():
-    assert only_sample([failure("x")]) == failure("x")
-    with pytest.raises(ValueError, match="too many values"):
-        only_sample([failure("x"), failure("y")])
-
-
-def test_readable_sets_failures_aside():
-    failures = []
-    good = [views(), views()]
-    assert list(readable([failure("x"), good[0], failure("y"), good[1]], failures)) == good
-    assert [f.name for f in failures] == ["x", "y"]
 
 
 def test_samples_travel_between_processes():

@@ -5,24 +5,20 @@ import logging
 import numpy as np
 import pytest
 
+from hiera_video.data.boxes.files import read_detections, read_ground_truth, read_proposals
 from hiera_video.data.boxes.keyframes import (
     KeyframeRecord,
     TrainingKeyframeList,
     detections_of,
-    every_second,
     keyframe_records,
     named_keyframes,
+    num_boxes,
+    num_reached,
     read_evaluation,
     read_training,
     with_proposals,
 )
-from hiera_video.data.boxes.table import (
-    LabelMap,
-    read_detections,
-    read_ground_truth,
-    read_proposals,
-    write_detections,
-)
+from hiera_video.data.boxes.table import LabelMap, write_detections
 from hiera_video.data.videos.files import AnnotationError
 from hiera_video.settings.training import DetectionData, KeyframeData
 
@@ -115,12 +111,6 @@ def test_a_table_without_boxes_has_no_records(tmp_path, text):
     assert len(named_keyframes(table)) == len(text.split())
 
 
-def test_every_second():
-    assert every_second(["a", "b"], 902, 904) == [
-        (video, second) for video in "ab" for second in (902.0, 903.0, 904.0)
-    ]
-
-
 # ---- proposals
 
 
@@ -141,6 +131,21 @@ def test_the_least_overlap(min_iou, taken):
     truth = [record(1, [0, 0, 1, 1], actions=[(1,)])]
     (result,) = with_proposals(truth, [record(1, [0, 0, 0.5, 1])], min_iou)
     assert len(result.boxes) == 1 + taken
+
+
+def test_boxes_that_proposals_reach(files):
+    """A box of several actions counts once."""
+    truth = keyframe_records(read_ground_truth(files / "truth.csv"), {"a": "", "b": ""})
+    assert num_boxes(truth) == 4
+    part = [0.1, 0.2, 0.4, 0.56]  # 0.6 of the left box of a at second 2
+    for proposed, min_iou, reached in (
+        ([record(2, part)], 0.59, 1),
+        ([record(2, part)], 0.61, 0),
+        ([record(2, part, corners(RIGHT)), record(3, corners(LEFT), video="b")], 0.5, 3),
+        ([record(2, part, video="b")], 0.5, 0),
+        ([], 0.5, 0),
+    ):
+        assert num_reached(truth, proposed, min_iou) == reached
 
 
 # ---- lists for training

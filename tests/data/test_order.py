@@ -5,13 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiera_video.data.order import (
-    EvaluationOrder,
-    TrainingOrder,
-    balanced_weights,
-    default_num_workers,
-    steps_per_epoch,
-)
+from hiera_video.data.order import TrainingOrder, balanced_weights, steps_per_epoch
 
 
 def order(rank=0, world_size=1, start_step=0, **changes):
@@ -85,15 +79,3 @@ def test_balanced_weights_make_classes_equally_likely():
     for epoch in range(3):  # a video drawn again has another number, and so other randomness
         assert len(set(drawn[epoch])) == 100
     assert rare == pytest.approx(weights[90:99].sum() / weights.sum(), abs=0.02)
-
-
-@given(num_videos=st.integers(0, 40), world_size=st.integers(1, 7))
-def test_evaluation_shares_are_disjoint_and_complete(num_videos, world_size):
-    shares = [
-        list(EvaluationOrder(num_videos, rank=r, world_size=world_size)) for r in range(world_size)
-    ]
-    assert sorted(itertools.chain(*shares)) == list(range(num_videos))
-
-
-def test_default_workers_share_the_cores():
-    assert default_num_workers(1) >= default_num_workers(2) >= 1

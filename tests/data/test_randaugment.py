@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiera_video.data.randaugment import OPERATIONS, RandAugment, apply_operation
+from hiera_video.data.randaugment import NUM_LAYERS, OPERATIONS, RandAugment, apply_operation
 
 MEAN = (0.45, 0.43, 0.4)
 FILL = np.array([115, 110, 102], np.uint8)
@@ -124,7 +124,7 @@ def test_policy_is_that_of_timm(auto_augment):
     theirs = auto_augment.rand_augment_transform("rand-m7-mstd0.5-inc1", {"img_mean": (0, 0, 0)})
     ours = RandAugment(MEAN)
     assert [TIMM_NAMES[name] for name in OPERATIONS] == [op.name for op in theirs.ops]
-    assert theirs.num_layers == ours.num_layers == 2
+    assert theirs.num_layers == NUM_LAYERS
     assert theirs.choice_weights is None
     assert {op.prob for op in theirs.ops} == {0.5}
     assert {op.magnitude for op in theirs.ops} == {ours.magnitude}
@@ -203,15 +203,6 @@ def test_clip_is_a_function_of_the_generator():
     assert len(set(outcomes)) > 15
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"magnitude": 11.0}, "magnitude is 11"),
-        ({"magnitude_std": -1.0}, "magnitude_std is -1"),
-        ({"num_layers": -1}, "num_layers is -1"),
-        ({"mean": (123.0, 116.0, 104.0)}, "mean is"),
-    ],
-)
-def test_mistakes_are_named(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        RandAugment(**({"mean": MEAN} | arguments))
+def test_a_mean_in_grey_levels_is_refused():
+    with pytest.raises(ValueError, match=r"mean is \(123"):
+        RandAugment((123.0, 116.0, 104.0))

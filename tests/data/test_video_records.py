@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hiera_video.data.videos.files import AnnotationError
 from hiera_video.data.videos.records import (
-    AnnotationError,
-    VideoList,
     VideoRecord,
-    check_splits,
     read_class_names,
+    read_splits,
     read_video_list,
 )
 
@@ -581,29 +580,24 @@ def test_a_repeated_line_is_kept_once_and_counted(root, caplog):
 # ---- two lists together
 
 
-def videos_of(source, labels, names=("run", "jump", "swim")):
-    records = tuple(VideoRecord(f"/v/{name}", (label,), name) for name, label in labels.items())
-    return VideoList(source, records, names)
+def test_what_two_lists_share_and_lack_is_logged(root, caplog):
+    train = write(root, "train.csv", "a.mp4,jump\nb.mp4,run\n")
+    val = write(root, "val.csv", "b.mp4,jump\nc.webm,run\n")
+    read_splits(train, write(root, "other.csv", "c.webm,run\n"))
+    assert not caplog.text
+    trained, validated = read_splits(train, val, class_names=["run", "jump", "swim", "surf"])
+    assert trained.class_names == validated.class_names == ("run", "jump", "swim", "surf")
+    shared, unseen = [record.getMessage() for record in caplog.records]
+    assert shared == f"1 of 2 videos of {val} are also in {train}: 'b.mp4'"
+    assert unseen == f"2 of 4 classes have no video in {train}: 'swim', 'surf'"
 
 
-def test_check_splits():
-    train = videos_of("train.csv", {"a": 0, "b": 1, "c": 2})
-    assert check_splits(train, videos_of("val.csv", {"d": 0})) == []
-    train = videos_of("train.csv", {"a": 0, "b": 0})
-    shared, unseen = check_splits(train, videos_of("val.csv", {"b": 1, "d": 0}))
-    assert shared == "1 of 2 videos of val.csv are also in train.csv: 'b'"
-    assert unseen == "2 of 3 classes have no video in train.csv: 'jump', 'swim'"
-
-
-@pytest.mark.parametrize(
-    ("names", "detail"),
-    [
-        (("run", "swim", "jump"), "id 1 is 'jump' and 'swim'"),
-        (("run", "jump"), "3 and 2 classes"),
-        ((), "3 and 0 classes"),
-    ],
-)
-def test_splits_with_different_classes_are_refused(names, detail):
-    train = videos_of("train.csv", {"a": 0})
-    with pytest.raises(AnnotationError, match=rf"{detail}\); read both with the same class_names"):
-        check_splits(train, videos_of("val.csv", {"d": 0}, names))
+def test_a_validation_list_has_the_classes_of_its_training_list(root):
+    train = write(root, "train.csv", "a.mp4,jump\nb.mp4,run\n")
+    assert read_splits(train, None)[1] is None
+    with pytest.raises(AnnotationError, match=r"val\.csv:1: unknown class 'swim'"):
+        read_splits(train, write(root, "val.csv", "c.webm,swim\n"))
+    for lists in (("a.mp4\n", "b.mp4,run\n"), ("a.mp4,run\n", "b.mp4\n")):
+        paths = [write(root, name, text) for name, text in zip("tv", lists, strict=True)]
+        with pytest.raises(AnnotationError, match="1 videos have no label, for example"):
+            read_splits(*paths)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,8 +27,8 @@ def data(tmp_path_factory) -> demo_ava.DemoAvaData:
 
 
 @pytest.fixture(scope="module")
-def plays() -> list[demo_ava.Play]:
-    return [demo_ava.draw_play(11, "train", number) for number in range(700)]
+def scenes() -> list[demo.Scene]:
+    return [demo_ava.draw_scene(11, "train", number) for number in range(700)]
 
 
 def rows(path: Path) -> list[list[str]]:
@@ -91,16 +92,16 @@ def test_videos_are_h264_of_several_sizes_and_whole_rates(data):
     assert rates <= set(demo_ava.FRAME_RATES)
 
 
-def test_a_key_frame_of_a_file_shows_its_play(data):
-    play = demo_ava.draw_play(5, "val", 0)
+def test_a_key_frame_of_a_file_shows_its_scene(data):
+    scene = demo_ava.draw_scene(5, "val", 0)
     with open_video(data.example) as video:
-        for second in play.key_seconds:
+        for second in demo_ava.key_seconds(scene):
             index = int(np.argmin(np.abs(video.frame_times_sec - second)))
             assert video.frame_times_sec[index] == pytest.approx(second, abs=1e-6)
-            difference = video.frames([index])[0].astype(int) - demo_ava.picture_at(play, second)
+            difference = video.frames([index])[0].astype(int) - demo.picture_at(scene, second)
             assert np.abs(difference).mean() < 6
-    assert play.key_seconds[0] >= 1
-    assert play.key_seconds[-1] <= play.scene.num_frames / play.scene.fps - 1
+    assert demo_ava.key_seconds(scene)[0] >= 1
+    assert demo_ava.key_seconds(scene)[-1] <= scene.num_frames / scene.fps - 1
 
 
 def test_depends_on_the_seed_only_and_can_be_resumed(tmp_path, monkeypatch):
@@ -130,18 +131,15 @@ def test_depends_on_the_seed_only_and_can_be_resumed(tmp_path, monkeypatch):
     assert all(files(first.folder)[name] != files(other.folder)[name] for name in videos)
 
 
-def test_boxes_enclose_the_visible_part_exactly(plays):
-    """The pixels that differ between pictures with and without the actor."""
+def test_boxes_enclose_the_visible_part_exactly(scenes):
+    """The pixels that differ between pictures with and without the figure."""
     checked = 0
-    for play in plays[:40]:
-        height, width = play.scene.background.shape[:2]
-        for person, box in demo_ava.boxes_at(play, 2.0).items():
-            actors = list(play.actors)
-            del actors[person]
-            without = demo_ava.Play(play.scene, tuple(actors))
-            changed = (demo_ava.picture_at(play, 2.0) != demo_ava.picture_at(without, 2.0)).any(
-                axis=2
-            )
+    for scene in scenes[:40]:
+        height, width = scene.background.shape[:2]
+        for person, box in demo_ava.boxes_at(scene, 2.0).items():
+            others = scene.figures[:person] + scene.figures[person + 1 :]
+            without = dataclasses.replace(scene, figures=others)
+            changed = (demo.picture_at(scene, 2.0) != demo.picture_at(without, 2.0)).any(axis=2)
             x1, y1, x2, y2 = np.rint(box * (width, height, width, height)).astype(int)
             inside = changed[y1:y2, x1:x2]
             assert inside.sum() == changed.sum() > 0
@@ -152,32 +150,35 @@ def test_boxes_enclose_the_visible_part_exactly(plays):
     assert checked > 50
 
 
-def test_an_actor_that_is_mostly_hidden_has_no_box(plays):
+def test_a_figure_that_is_mostly_hidden_has_no_box(scenes):
     seen: dict[bool, list[float]] = {True: [], False: []}
-    for play in plays[:100]:
-        boxes = demo_ava.boxes_at(play, 1.0)
-        covers = [demo_ava.coverage(play, person, 1.0) for person in range(len(play.actors))]
+    for scene in scenes[:100]:
+        boxes = demo_ava.boxes_at(scene, 1.0)
+        covers = [demo_ava.coverage(scene, figure, 1.0) for figure in scene.figures]
         for person, cover in enumerate(covers):
             hidden = sum((other == 1 for other in covers[person + 1 :]), np.zeros_like(cover)) > 0
-            visible_frac = cover[~hidden].sum() / demo_ava.area_px(play, person, 1.0)
+            visible_frac = cover[~hidden].sum() / demo_ava.area_px(
+                scene, scene.figures[person], 1.0
+            )
             seen[person in boxes].append(visible_frac)
     assert min(seen[True]) > demo_ava.VISIBLE_FRAC >= max(seen[False])
     assert max(seen[True]) == pytest.approx(1)
 
 
-def looks(plays: list[demo_ava.Play], second: int) -> Iterator[tuple[tuple[int, ...], list[float]]]:
+def looks(scenes: list[demo.Scene], second: int) -> Iterator[tuple[list[int], list[float]]]:
     """Actions of every box, and its centre, area and brightness."""
-    for play in plays:
-        for person, (x1, y1, x2, y2) in demo_ava.boxes_at(play, second).items():
-            actor = play.actors[person]
+    for scene in scenes:
+        for person, (x1, y1, x2, y2) in demo_ava.boxes_at(scene, second).items():
+            figure = scene.figures[person]
             area = (x2 - x1) * (y2 - y1)
-            yield actor.actions, [(x1 + x2) / 2, (y1 + y2) / 2, area, actor.is_bright(second)]
+            look = [(x1 + x2) / 2, (y1 + y2) / 2, area, figure.is_bright(second)]
+            yield demo_ava.actions_of(figure), look
 
 
 @pytest.mark.parametrize("second", [1, 2, 3])
-def test_boxes_do_not_depend_on_the_action(plays, second):
+def test_boxes_do_not_depend_on_the_action(scenes, second):
     """Kolmogorov-Smirnov between boxes with and without each action, at the 0.02 % level."""
-    actions, values = zip(*looks(plays, second), strict=True)
+    actions, values = zip(*looks(scenes, second), strict=True)
     values = np.array(values)
     grid = np.sort(values, axis=0)
     for action in range(1, len(demo_ava.ACTIONS) + 1):
@@ -192,19 +193,19 @@ def test_boxes_do_not_depend_on_the_action(plays, second):
             assert distance < bound, (demo_ava.ACTIONS[action - 1], column)
 
 
-def test_only_blinking_actors_change_their_brightness(plays):
+def test_only_blinking_figures_change_their_brightness(scenes):
     times = np.arange(0, 1.2, 0.02)
-    for play in plays[:50]:
-        for actor in play.actors:
-            levels = {actor.is_bright(time) for time in times}
-            assert len(levels) == 1 + actor.blinks
+    for scene in scenes[:50]:
+        for figure in scene.figures:
+            levels = {figure.is_bright(time) for time in times}
+            assert len(levels) == 1 + figure.blinks
 
 
-def test_proposals_reach_most_boxes_and_false_ones_score_lower(plays):
+def test_proposals_reach_most_boxes_and_false_ones_score_lower(scenes):
     rng = np.random.default_rng(0)
     reached, boxes, true_scores, false_scores = 0, 0, [], []
-    for play in plays[:200]:
-        truth = list(demo_ava.boxes_at(play, 1.0).values())
+    for scene in scenes[:200]:
+        truth = list(demo_ava.boxes_at(scene, 1.0).values())
         overlaps = np.zeros(len(truth))
         for box, score in demo_ava.draw_proposals(dict(enumerate(truth)), rng):
             ious = np.array([iou(box, other) for other in truth])
@@ -221,7 +222,7 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
     return common / (float(np.prod(a[2:] - a[:2]) + np.prod(b[2:] - b[:2])) - common)
 
 
-def test_the_torus_is_larger_than_the_picture_by_the_largest_radius(plays):
-    for play in plays[:50]:
-        side = min(play.scene.background.shape[:2])
-        assert play.scene.margin_px > demo.RADIUS[1] * side
+def test_the_torus_is_larger_than_the_picture_by_the_largest_radius(scenes):
+    for scene in scenes[:50]:
+        side = min(scene.background.shape[:2])
+        assert scene.margin_px > demo.RADIUS[1] * side

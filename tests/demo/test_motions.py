@@ -60,8 +60,8 @@ def test_is_a_list_of_h264_files_with_equally_many_of_each_class(data):
 def test_a_file_shows_its_scene(data):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "DURATION_SEC", (0.8, 0.9))
-        scene = demo.draw_scene(5, "val", 0)
-    drawn = np.stack(list(demo.render(scene, "growing")))
+        scene = demo.draw_scene(5, "val", 0, "growing")
+    drawn = np.stack(list(demo.render(scene)))
     with open_video(data.example) as video:
         assert video.fps == pytest.approx(float(scene.fps), rel=1e-3)
         read = video.frames(np.arange(len(video)))
@@ -99,10 +99,11 @@ def test_depends_on_the_seed_only_and_can_be_resumed(tmp_path, monkeypatch):
 
 def test_a_scene_is_the_same_for_all_classes_at_its_start():
     for number in range(3):
-        scene = demo.draw_scene(0, "train", number)
-        pictures = [next(demo.render(scene, motion)) for motion in demo.CLASSES]
+        scenes = [demo.draw_scene(0, "train", number, motion) for motion in demo.CLASSES]
+        pictures = [next(demo.render(scene)) for scene in scenes]
         assert all((picture == pictures[0]).all() for picture in pictures)
-    assert not np.array_equal(pictures[0], demo.draw_scene(0, "val", number).background)
+    other = demo.draw_scene(0, "val", number, "growing")
+    assert not np.array_equal(pictures[0], other.background)
 
 
 def test_frame_sizes_rates_and_lengths_vary_and_are_the_same_for_all_classes(data):
@@ -118,7 +119,7 @@ def test_frame_sizes_rates_and_lengths_vary_and_are_the_same_for_all_classes(dat
 
 @pytest.fixture(scope="module")
 def scenes() -> list[demo.Scene]:
-    return [demo.draw_scene(11, "train", number) for number in range(250)]
+    return [demo.draw_scene(11, "train", number, "standing_still") for number in range(250)]
 
 
 @pytest.mark.parametrize("time_sec", [0.0, 0.7, 1.9, 3.3])
@@ -130,7 +131,8 @@ def test_positions_and_sizes_are_uniform_at_any_time(scenes, time_sec):
         height, width = scene.background.shape[:2]
         for motion, of_class in values.items():
             for figure in scene.figures:
-                (x, y), radius = demo.place(scene, figure, motion, time_sec)
+                moving = dataclasses.replace(figure, motion=motion)
+                (x, y), radius = demo.place(scene, moving, time_sec)
                 phase = np.log(radius / min(height, width) / smallest) / np.log(largest / smallest)
                 of_class.append((x / width, y / height, phase))
     for motion, of_class in values.items():
@@ -143,7 +145,7 @@ def test_positions_and_sizes_are_uniform_at_any_time(scenes, time_sec):
 
 def test_motions_match_their_names():
     scene = dataclasses.replace(
-        demo.draw_scene(0, "train", 0),
+        demo.draw_scene(0, "train", 0, "standing_still"),
         background=np.zeros((100, 100, 3), np.uint8),
         fps=Fraction(10),
         speed=0.5,
@@ -151,10 +153,10 @@ def test_motions_match_their_names():
     figure = dataclasses.replace(
         scene.figures[0], position_px=np.array([50.0, 50.0]), size_phase=0.5, orbit_phase=0.0
     )
-    before = demo.place(scene, figure, "standing_still", 0.0)
+    before = demo.place(scene, figure, 0.0)
     moved, sizes = {}, {}
     for motion in demo.CLASSES:
-        position, radius = demo.place(scene, figure, motion, 0.2)
+        position, radius = demo.place(scene, dataclasses.replace(figure, motion=motion), 0.2)
         moved[motion] = tuple(np.sign(np.round(position - before[0], 6)))
         sizes[motion] = np.sign(round(radius - before[1], 6))
     assert moved["moving_left"] == (-1, 0)

@@ -11,13 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    read_detections,
-    read_ground_truth,
-    read_keyframes,
-    read_label_map,
-)
+from hiera_video.data.boxes.files import read_detections, read_ground_truth, read_keyframes
+from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.evaluation.ava import (
     PROTOCOLS,
     frame_ap,

@@ -1,13 +1,12 @@
 """Bad files and mistakes: skipped, counted and listed, or one clear line. Never a traceback."""
 
 import json
-import multiprocessing
-import sys
 from collections import Counter
 
 import pytest
 
-from hiera_video.data.datasets import TrainingClips
+from hiera_video.commands import finetune
+from tests.dying_decoder import open_with_a_defect
 from tests.video.striped_video import make_audio, make_striped_video
 
 FASTSTART = {"movflags": "+faststart"}
@@ -220,27 +219,12 @@ def test_a_damaged_config_json_is_named(commands, trained, tmp_path):
     result.told("config.json", "not JSON")
 
 
-def end_in_another_process(commands, *arguments):
-    """Exit code of a command that must end by itself, its decoding processes included."""
-
-    def target():
-        sys.exit(commands.run(*arguments).code)
-
-    process = multiprocessing.get_context("fork").Process(target=target)
-    process.start()
-    try:
-        return commands.exit_code(process)
-    finally:
-        process.kill()
-
-
 def test_an_error_in_a_decoding_process_ends_the_command(commands, monkeypatch, tmp_path):
-    def broken(self, key):
-        raise ZeroDivisionError("a mistake of ours")
-
-    monkeypatch.setattr(TrainingClips, "__getitem__", broken)
+    monkeypatch.setattr(finetune, "opener", lambda decoding: open_with_a_defect)
     arguments = commands.finetune(tmp_path, "data.num_workers=2")
-    assert end_in_another_process(commands, *arguments) == 1
+    with pytest.raises(ZeroDivisionError, match="a defect of ours") as caught:
+        commands.run(*arguments)
+    assert "open_with_a_defect" in caught.value.__notes__[0]
 
 
 def test_an_error_beside_busy_decoding_processes_ends_the_command(commands, tmp_path):
@@ -249,7 +233,6 @@ def test_an_error_beside_busy_decoding_processes_ends_the_command(commands, tmp_
         *("optim.lr=1.0e+30", "optim.clip_grad=null", "train.max_nonfinite_steps=2"),
         *("train.epochs=50", "data.num_workers=2"),
     )
-    assert end_in_another_process(commands, *arguments) == 1
     result = commands.finish(commands.start(*arguments), timeout_sec=60)
     assert result.code == 1
     result.told("2 steps in a row had a non-finite gradient")

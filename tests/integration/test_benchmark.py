@@ -106,7 +106,7 @@ def _refuse():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["hiera_tiny_225"], "nearest is 'hiera_tiny_224'"),
+        (["hiera_tiny_225"], "did you mean 'hiera_tiny_224'"),
         (["hiera_tiny_224", "hiera_tiny_16x224"], "all must be of video, or all of images"),
         (["precisions=[fp16]", "device=cpu"], "fp32 and bf16"),
         (["precisions=[fp8]"], "precisions"),

@@ -28,7 +28,8 @@ def shortened(steps):
     """`steps`, with two epochs of training."""
     recipes = {"--config=demo/finetune", "--config=demo/ava"}
     return lambda folder, seed: [
-        [*step, "train.epochs=2"] if recipes & {*step} else step for step in steps(folder, seed)
+        ([*words, "train.epochs=2"] if recipes & {*words} else words, report)
+        for words, report in steps(folder, seed)
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hiera_video.data.boxes.table import read_detections
+from hiera_video.data.boxes.files import read_detections
 from hiera_video.demo.actions import DemoAvaData, generate
 from hiera_video.models.pretrained import (
     create_autoencoder,

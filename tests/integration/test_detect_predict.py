@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hiera_video.commands.detect_predict import clip_size
-from hiera_video.data.boxes.table import read_detections
+from hiera_video.data.boxes.files import read_detections
 from hiera_video.models import people
 from hiera_video.models.pretrained import create_detector, load_model, save_model
 from hiera_video.video.open import open_video

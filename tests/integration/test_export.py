@@ -84,7 +84,7 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     result.told("hiera_base_16x224.mae_k400 is a masked autoencoder", "fine-tune it")
     result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "format=pt2")
     assert result.code == 2
-    result.told("no such file or folder", "nearest are hiera_base_224.mae_in1k_ft_in1k, ")
+    result.told("no such file or folder", "did you mean 'hiera_base_224.mae_in1k_ft_in1k'?")
     result = commands.run("export", f"checkpoint={weights / 'model.safetensors'}", "format=pt2")
     result.told("model.safetensors is a file", "`hiera-video convert` writes one")
 

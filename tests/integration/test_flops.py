@@ -8,13 +8,14 @@ import pytest
 
 from hiera_video.cli import main as cli
 from hiera_video.commands import flops as command
-from hiera_video.settings.load import configs_folder, load_flops_settings
+from hiera_video.files import shipped_folder
+from hiera_video.settings.load import load_flops_settings
 from tests.analysis.paper_costs import PAPER, encoder_by_hand, parameters_by_hand
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # of traces
 
 PAGE = (Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8")
-CONFIGS = configs_folder()
+CONFIGS = shipped_folder("configs")
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
 
 
@@ -117,8 +118,8 @@ def test_each_recipe_of_training_is_understood(name):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["hiera_bas_16x224"], ["nearest is 'hiera_base_16x224'"]),
-        (["hiera_base_16x224.mae_k"], ["nearest is 'hiera_base_16x224.mae_k400'"]),
+        (["hiera_bas_16x224"], ["did you mean 'hiera_base_16x224'"]),
+        (["hiera_base_16x224.mae_k"], ["did you mean 'hiera_base_16x224.mae_k400'"]),
         (["hiera_tiny_16x224", "num_frames=15"], ["nearest that works is (16, 224, 224)"]),
         (["hiera_tiny_16x224", "image_size=225"], ["nearest that works is (16, 224, 224)"]),
         (["hiera_tiny_224", "num_frames=4"], ["is an image model"]),

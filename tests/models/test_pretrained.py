@@ -122,7 +122,7 @@ def test_saving_replaces_weights_and_nothing_else(
     [
         ({"class_names": ["a"]}, "the card: there are 1 class_names for 5 classes"),
         ({"num_classes": 5, "class_names": []}, "num_classes: the model decides, give none"),
-        ({"class_name": ["a"]}, "'class_name' is unknown; nearest is 'class_names'"),
+        ({"class_name": ["a"]}, "'class_name' is unknown.*; did you mean 'class_names'"),
         ({"mean": 3}, "the card: mean: "),
         ({"notes": {"scores": object()}}, r"config\.json cannot hold the card"),
     ],
@@ -139,11 +139,11 @@ def test_refused_entries(entries: dict[str, Any], message: str, tmp_path: Path) 
 def test_a_classifier_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
     model = hiera(VIDEO)
     model.head.projection = nn.Linear(128, 9)
-    message = r"head\.projection\.bias is \[9\], described is \[5\].*model\.reset_classifier"
+    message = r"head\.projection\.bias is \[9\], needed is \[5\].*model\.reset_classifier"
     with pytest.raises(WeightsError, match=message):
         save_model(tmp_path / "w", model)
     model.head.projection = nn.Identity()
-    with pytest.raises(WeightsError, match=r"is missing, described is .* and 1 more.*by hand"):
+    with pytest.raises(WeightsError, match=r"is missing, needed is .* and 1 more.*by hand"):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
     model.reset_classifier(9)
@@ -154,9 +154,7 @@ def test_a_classifier_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
 def test_other_changes_by_hand_are_not_saved(tmp_path: Path) -> None:
     model = hiera(VIDEO)
     model.adapter = nn.Linear(2, 2)
-    with pytest.raises(
-        WeightsError, match=r"adapter\.bias is \[2\], described is none.*torch.save"
-    ):
+    with pytest.raises(WeightsError, match=r"adapter\.bias is \[2\], needed is none.*torch.save"):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
 

@@ -79,7 +79,7 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load_card(tmp_path)
     with pytest.raises(WeightsNotFoundError, match="no such file or folder"):
         load_card(tmp_path / "nowhere")
-    with pytest.raises(WeightsNotFoundError, match=r"nearest are hiera_base_16x224\.mae_k400"):
+    with pytest.raises(WeightsNotFoundError, match=r"did you mean 'hiera_base_16x224\.mae_k400"):
         load_card("hiera_bse_16x224.mae_k400")
 
 

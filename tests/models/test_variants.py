@@ -85,10 +85,10 @@ def test_images_without_a_time_axis() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("hiera_bsae_16x224", {}, "'hiera_bsae_16x224' is unknown; nearest is 'hiera_base_16x224'"),
-        ("hiera_base_16x224.mae_k600", {}, "nearest is 'hiera_base_16x224.mae_k400'"),
+        ("hiera_bsae_16x224", {}, "'hiera_bsae_16x224' is unknown.*mean 'hiera_base_16x224'"),
+        ("hiera_base_16x224.mae_k600", {}, "did you mean 'hiera_base_16x224.mae_k400'"),
         ("hiera_base_16x224.mae_k400", {"checkpoint": "x.pth"}, "no checkpoint beside it"),
-        ("hiera_tiny_16x224", {"mask_units": (1, 8, 8)}, "nearest is 'mask_unit'"),
+        ("hiera_tiny_16x224", {"mask_units": (1, 8, 8)}, "did you mean 'mask_unit'"),
         ("hiera_tiny_16x224", {"image_size": 472}, r"\(16, 480, 480\)"),
         ("hiera_tiny_16x224", {"image_size": (224, 450)}, r"\(16, 224, 448\)"),
         ("hiera_tiny_16x224", {"num_frames": 7}, r"\(8, 224, 224\)"),

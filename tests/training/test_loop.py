@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
 from hiera_video.runtime.distributed import Process
-from hiera_video.training.loop import StopSignal, train_steps
+from hiera_video.training.loop import noting_sigterm, train_steps
 from hiera_video.training.run_folder import RunReport
 
 PROCESS = Process(0, 1, 1, torch.device("cpu"))
@@ -168,11 +168,11 @@ def test_the_file_names_of_a_skipped_step_are_told(tmp_path, capsys):
 
 def test_sigterm_is_noted_and_the_old_handler_comes_back():
     before = signal.getsignal(signal.SIGTERM)
-    with StopSignal() as stop:
-        assert not stop.requested()
+    with noting_sigterm() as stop_requested:
+        assert not stop_requested()
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.requested()
-        done = next(steps([batch(1.0)] * 2, stop_requested=stop.requested))[0]
+        assert stop_requested()
+        done = next(steps([batch(1.0)] * 2, stop_requested=stop_requested))[0]
         assert done.stop
     assert signal.getsignal(signal.SIGTERM) == before
 

@@ -8,7 +8,7 @@ from hiera_video.errors import UserError
 from hiera_video.runtime.distributed import Process
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.training.loop import StepReport
-from hiera_video.training.run_folder import ConsoleLine, FailureLimit, RunReport
+from hiera_video.training.run_folder import FailureLimit, RunReport, console_line
 
 MAIN = Process(0, 1, 1, torch.device("cpu"))
 
@@ -67,15 +67,12 @@ def test_other_processes_write_no_metrics_but_their_failures(tmp_path):
 
 
 def test_console_line():
-    console = ConsoleLine(100, torch.device("cpu"))
-    console.add(done(9))
-    console.add(done(10))
-    line = console.take(done(10))
+    line = console_line([done(9), done(10)], 100, torch.device("cpu"))
     for part in ("step 10/100", "loss 0.5000", "0.40 s/step", "20.0 clips/s", "data 25%"):
         assert part in line
     assert "eta 0:00:36" in line
-    console.add(done(11, step_sec=0.1, data_sec=0.0))
-    assert "80.0 clips/s  data 0%  eta 0:00:09" in console.take(done(11))  # counted afresh
+    line = console_line([done(11, step_sec=0.1, data_sec=0.0)], 100, torch.device("cpu"))
+    assert "80.0 clips/s  data 0%  eta 0:00:09" in line
 
 
 def test_the_failure_limit_waits_for_a_hundred_videos():

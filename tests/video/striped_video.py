@@ -45,6 +45,7 @@ def make_striped_video(
     default_stream: int | None = None,
     cover_art: bool = False,
     container_options: dict[str, str] | None = None,
+    title: str | None = None,
 ) -> Path:
     """Write a striped video; the container follows from the suffix.
 
@@ -55,9 +56,12 @@ def make_striped_video(
         streams: the number of the first frame in each video stream.
         default_stream: the only stream marked as default.
         cover_art: put an attached picture before the video streams.
+        title: entry of the metadata.
     """
     height, width = size
     with av.open(str(path), "w", options=container_options or {}) as container:
+        if title is not None:
+            container.metadata["title"] = title
         if cover_art:
             cover = container.add_stream("mjpeg", rate=1)
             cover.width, cover.height, cover.pix_fmt = 32, 32, "yuvj420p"

@@ -77,6 +77,34 @@ def test_cut_off_file_is_read_as_far_as_it_goes(tmp_path, backend, caplog):
     assert any("60" in r.getMessage() or "not whole" in r.getMessage() for r in caplog.records)
 
 
+def with_latin_metadata(path):
+    """A video whose title is not UTF-8."""
+    make_striped_video(path, 5, title="Fr\u00e4ulein")
+    data = path.read_bytes()
+    assert "Fr\u00e4ulein".encode() in data
+    path.write_bytes(data.replace("Fr\u00e4ulein".encode(), "Fr\u00e4ulein ".encode("latin-1")))
+    return path
+
+
+def test_metadata_that_is_not_utf8(tmp_path, backend):
+    with open_video(with_latin_metadata(tmp_path / "a.mkv"), backend) as reader:
+        assert read_number(reader[4]) == 4
+
+
+def test_a_library_without_the_argument_for_such_metadata(tmp_path, monkeypatch):
+    """PyAV 19 reads all metadata, and refuses the argument that older versions need."""
+    path = make_striped_video(tmp_path / "a.mkv", 5)
+    real_open = index.av.open
+
+    def open_as_in_19(file, *, timeout):
+        return real_open(file, timeout=timeout)
+
+    monkeypatch.setattr(index.av, "open", open_as_in_19)
+    monkeypatch.setattr(index, "InputContainer", object)
+    with open_video(path) as reader:
+        assert read_number(reader[4]) == 4
+
+
 def test_over_reported_frame_count(tmp_path, backend, caplog):
     """An AVI header announces three times the frames that are there."""
     path = make_striped_video(tmp_path / "over.avi", 20, codec="mpeg4")

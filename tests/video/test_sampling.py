@@ -87,22 +87,9 @@ def test_resampled_frames_are_those_on_screen(gaps, first, fps):
         assert index == len(times) - 1 or times[index + 1] > now
 
 
-@pytest.mark.parametrize(
-    ("times", "end", "fps", "message"),
-    [
-        ([], 1, 30, "frame_times_sec"),
-        ([[0.0]], 1, 30, "frame_times_sec"),
-        ([0, float("nan")], 1, 30, "finite"),
-        ([0, 1, 0.5], 2, 30, "ascending"),
-        ([0, 1], 0.5, 30, "end_sec=0.5"),
-        ([0, 1], 2, 0, "target_fps=0"),
-        ([0, 1], 2, float("inf"), "target_fps=inf"),
-        ([0, 1e9], 2e9, 30, "look broken"),
-    ],
-)
-def test_resampling_refuses(times, end, fps, message):
-    with pytest.raises(ValueError, match=message):
-        resample_indices(np.array(times, float), end, fps)
+def test_resampling_refuses_broken_time_stamps():
+    with pytest.raises(ValueError, match="look broken"):
+        resample_indices(np.array([0, 1e9]), 2e9, 30)
 
 
 # ---- clips
@@ -431,7 +418,7 @@ def test_crops_lie_inside(height, width, size, num_crops):
         (segment_indices, (10, 0, None), "num_frames=0"),
         (segment_clips_indices, (10, 4, 3), "num_clips=3 must be 1 or 2"),
         (segment_clips_indices, (10, 4, 0), "num_clips=0 must be 1 or 2"),
-        (keyframe_indices, (10, 16, 4, 10), "keyframe_index=10 must be at most 9"),
+        (keyframe_indices, (10, 16, 4, 10), "keyframe_index=10 must be 0 to 9"),
         (keyframe_indices, (-1, 16, 4, 10), "keyframe_index=-1"),
         (resized_shape, (0, 10, 224), "height=0"),
         (resized_shape, (10, 10, 0), "short_side=0"),

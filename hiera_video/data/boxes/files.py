@@ -1,31 +1,34 @@
-"""Reads files of boxes (csv, JSON lines, pickled proposals) into columns of numbers.
+"""Reads files of boxes at key frames: ground truth, proposals and detections.
 
-A csv file without mistakes is parsed by columns (pyarrow). Any other csv file, and JSON lines, are
-read row by row, which finds the mistakes and their lines.
+The official files of AVA, and those of SlowFast and mmaction2, are read without changes. Other data
+sets use the same csv format, or csv with a header, or JSON lines, with the columns video, second,
+x1, y1, x2, y2 and, where they apply, action (id or name), person, score.
 """
 
 from __future__ import annotations
 
 import csv
-import io
 import logging
+import math
+import os
 import pickle
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from hiera_video.data.videos.files import AnnotationError, load_json, read_text
+from hiera_video.data.boxes.table import BoxTable, Kind, LabelMap, Problem
+from hiera_video.data.videos.files import AnnotationError, json_lines, read_text
 
 logger = logging.getLogger(__name__)
 
-LastColumn = Literal["person", "score"]
-Kind = Literal["row", "box", "action", "duplicate"]
-NUMBERS = ("second", "x1", "y1", "x2", "y2", "action", "person", "score")
-IDS = ("action", "person")
-REQUIRED = ("video", *NUMBERS[:5])
+Role = Literal["ground truth", "proposals", "detections"]
+
+CORNERS = ("x1", "y1", "x2", "y2")
+REQUIRED = ("video", "second", *CORNERS)
+COLUMNS = (*REQUIRED, "action", "person", "score")
 SYNONYMS = {
     "video_id": "video",
     "timestamp": "second",
@@ -38,74 +41,322 @@ SYNONYMS = {
     "person_id": "person",
     "entity_id": "person",
 }
+NEEDED = {"action": "a whole number from 1, or a name of the label map", "person": "a whole number"}
 MAX_ID = 2**31 - 1
-KEYFRAME_COLUMNS = ["video", "second"]  # rows of these alone are key frames without boxes
+LOWEST_ID = {"action": 1, "person": -MAX_ID}
 
 
-@dataclass(frozen=True)
-class Problem:
-    """A mistake in one row."""
+def read_ground_truth(
+    path: str | os.PathLike[str], label_map: LabelMap | None = None, *, strict: bool = True
+) -> BoxTable:
+    """Reads boxes with actions (7 or 8 columns); rows of 2 columns are empty key frames.
 
-    line: int
-    kind: Kind  # "row": the row cannot be used at all
-    text: str
-
-
-@dataclass(frozen=True)
-class RawRows:
-    """The readable rows of a file."""
-
-    videos: tuple[str, ...]
-    video: np.ndarray  # int32 [R], position in `videos`
-    values: dict[str, np.ndarray]  # float64 [R] for each of NUMBERS; NaN: not given
-    lines: np.ndarray  # int64 [R]
-    problems: list[Problem]
-
-
-def read_rows(path: Path, last: LastColumn, action_ids: Mapping[str, int]) -> RawRows:
-    """Reads a csv, JSON-lines or pickle file.
+    Repeated rows are kept, with a warning.
 
     Args:
-        last: meaning of the eighth column of a csv file without header.
-        action_ids: ids of action names, for files that contain names.
+        strict: False: boxes with problems, and ids that are not in the label map, are kept.
 
     Raises:
-        AnnotationError: the file as a whole cannot be read.
+        AnnotationError: the first mistake, with file and line, and the number of others.
     """
-    match path.suffix.lower():
+    table = inspect_boxes(path, "ground truth", label_map, check_actions=strict)
+    return _checked(table, {"row", "box", "action"} if strict else {"row"})
+
+
+def read_proposals(path: str | os.PathLike[str]) -> BoxTable:
+    """Reads person boxes with scores: SlowFast's csv, mmaction2's pickle, csv or JSON lines.
+
+    Raises:
+        AnnotationError: as `read_ground_truth`; scores are outside 0..1 or given for some boxes
+            only; a pickle would run code.
+    """
+    return _checked(inspect_boxes(path, "proposals", None), {"row", "box"})
+
+
+def read_detections(path: str | os.PathLike[str], label_map: LabelMap | None = None) -> BoxTable:
+    """Reads boxes with actions and scores. Boxes and ids are not checked: scoring counts them.
+
+    Raises:
+        AnnotationError: as `read_ground_truth`; a box has no score or no action.
+    """
+    return _checked(inspect_boxes(path, "detections", label_map, check_actions=False), {"row"})
+
+
+def _checked(table: BoxTable, fatal: set[Kind]) -> BoxTable:
+    """Returns the table; raises AnnotationError for problems of `fatal` kinds.
+
+    Repeated rows are logged as a warning.
+    """
+    mistakes = [problem for problem in table.problems if problem.kind in fatal]
+    if mistakes:
+        others = f" (and {len(mistakes) - 1} more such lines)" if mistakes[1:] else ""
+        raise AnnotationError(f"{table.source}:{mistakes[0].line}: {mistakes[0].text}{others}")
+    repeated = [problem.line for problem in table.problems if problem.kind == "duplicate"]
+    if repeated:
+        text = f"{len(repeated)} rows repeat an earlier row, the first in line {repeated[0]}"
+        logger.warning("%s: %s; all rows count", table.source, text)
+    return table
+
+
+def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
+    """Reads (video, second) of a list such as AVA's excluded time stamps; ignores other columns.
+
+    Raises:
+        AnnotationError: a row has no video and number.
+    """
+    source, result = Path(path).expanduser(), []
+    reader = csv.reader(read_text(source).split("\n"), skipinitialspace=True)
+    for row in reader:
+        if not any(row) or (reader.line_num == 1 and row[0] in ("video", "video_id")):
+            continue
+        try:
+            second = float(row[1])
+            if not row[0].strip() or not 0 <= second < 1e6:
+                raise ValueError
+        except (IndexError, ValueError):
+            raise AnnotationError(
+                f"{source}:{reader.line_num}: {','.join(row)!r}; needed is video,second"
+            ) from None
+        result.append((row[0].strip(), second))
+    return result
+
+
+def inspect_boxes(
+    path: str | os.PathLike[str],
+    role: Role,
+    label_map: LabelMap | None,
+    *,
+    check_actions: bool = True,
+) -> BoxTable:
+    """Reads the rows of a file that can be read; `problems` lists all mistakes.
+
+    Args:
+        role: kind of the file, which decides on the checks. The last column of a csv without header
+            is the person in ground truth, else the score.
+        check_actions: whether ids that are not in the label map are a problem.
+    """
+    import pyarrow.compute
+
+    source = Path(path).expanduser()
+    match source.suffix.lower():
         case ".pkl" | ".pickle":
-            return _read_pickle(path)
+            fields, lines, problems = _read_pickle(source)
         case ".jsonl" | ".ndjson":
-            return _convert(_json_rows(path), action_ids)
+            fields, lines, problems = _read_json_lines(source)
+        case _:
+            fields, lines, problems = _read_csv(
+                source, "person" if role == "ground truth" else "score"
+            )
+    names = pyarrow.compute.utf8_trim_whitespace(fields["video"].fill_null(""))
+    fields = fields.set_column(0, "video", names)
+    ids = {} if label_map is None else {name: i for i, name in label_map.names.items()}
+    values = {name: _numbers(name, fields[name], ids) for name in COLUMNS[1:]}
+    mistakes = _mistakes(fields, values)
+    problems += [Problem(int(lines[row]), "row", text) for row, text in mistakes.items()]
+    kept = np.ones(len(lines), dtype=bool)
+    kept[list(mistakes)] = False
+    values = {name: numbers[kept] for name, numbers in values.items()}
+    video = names.filter(kept).combine_chunks().dictionary_encode()
+    no_score = np.isnan(values["score"]).all() and role != "detections"
+    table = BoxTable(
+        source=str(source),
+        videos=tuple(video.dictionary.to_pylist()),
+        video=video.indices.to_numpy(),
+        second=values["second"],
+        boxes=np.column_stack([values[name] for name in CORNERS]),
+        action=np.nan_to_num(values["action"], nan=0).astype(np.int32),
+        person=np.nan_to_num(values["person"], nan=-1).astype(np.int32),
+        score=None if no_score else values["score"],
+        lines=lines[kept],
+    )
+    problems += _problems(table, role, label_map.names if label_map and check_actions else {})
+    return replace(table, problems=tuple(sorted(problems, key=lambda problem: problem.line)))
+
+
+def _problems(table: BoxTable, role: Role, names: Mapping[int, str]) -> list[Problem]:
+    """Mistakes in the rows of a table. `names` are those of the actions; empty: not checked."""
+    is_box, score, (x1, y1, x2, y2) = table.is_box, table.score, table.boxes.T
+    is_outside: Any = ((table.boxes < 0) | (table.boxes > 1)).any(axis=1)
+    is_wrong_time = (table.second < 0) | (table.second >= 1e6)
+    checks: list[tuple[Kind, np.ndarray, str]] = [
+        ("box", is_outside, "box {box} leaves the picture; corners are fractions 0..1"),
+        ("box", (x1 >= x2) | (y1 >= y2), "box {box} has no area; needed are x1 < x2 and y1 < y2"),
+        ("row", is_wrong_time, "second is {second:g}; needed is 0 up to 1,000,000"),
+        ("duplicate", _repeated(table), "repeats an earlier row; remove it"),
+    ]
+    if names:
+        is_unknown = ~np.isin(table.action, [0, *names])
+        known = f"{len(names)} ids from {min(names)} to {max(names)}"
+        text = f"action {{action}} is not in the label map, which has {known}"
+        checks.append(("action", is_unknown, text))
+    if role == "detections" and score is not None:
+        unnamed = is_box & (table.action == 0)
+        checks.append(("row", is_box & np.isnan(score), "no score; each detection needs one"))
+        checks.append(("row", unnamed, "no action; each detection needs one"))
+    if role == "proposals" and score is not None:
+        unscored = is_box & np.isnan(score)
+        checks.append(("row", unscored, "no score, but other rows have one; needed is 0..1"))
+        text = "score is {score:g}; needed is 0..1; is this the person id of a ground-truth file?"
+        checks.append(("row", is_box & ((score < 0) | (score > 1)), text))
+    return [
+        Problem(
+            int(table.lines[row]),
+            kind,
+            text.format(
+                box=",".join(f"{corner:g}" for corner in table.boxes[row]),
+                second=table.second[row],
+                action=table.action[row],
+                score=math.nan if score is None else score[row],
+            ),
+        )
+        for kind, is_wrong, text in checks
+        for row in np.flatnonzero(is_wrong).tolist()
+    ]
+
+
+def _repeated(table: BoxTable) -> np.ndarray:
+    """Bool [R]: rows that equal an earlier one in video, second, box, action and person."""
+    import pyarrow
+
+    columns = [table.video, table.second, *table.boxes.T, table.action, table.person]
+    keys = [str(number) for number in range(len(columns))]
+    rows = pyarrow.table([*columns, np.arange(len(table))], [*keys, "row"])
+    firsts = rows.group_by(keys, use_threads=False).aggregate([("row", "min")])
+    result = np.ones(len(table), dtype=bool)
+    result[firsts["row_min"].to_numpy()] = False
+    return result
+
+
+# ---- columns: pyarrow arrays of texts or numbers, with null where nothing is given
+
+Columns = tuple[Any, np.ndarray, list[Problem]]
+"""A table with COLUMNS, the line of each row, int64 [R], and problems that left no row."""
+
+
+def _numbers(name: str, column: Any, ids: Mapping[str, int]) -> np.ndarray:
+    """Converts a column, and names of actions to their `ids`.
+
+    Returns:
+        Float64 [R]: NaN where nothing is given, infinite for anything but a number that is allowed.
+    """
+    import pyarrow
+
+    def number(text: str | None) -> float | None:
+        text = (text or "").strip()
+        try:
+            return float(ids[text] if name == "action" and text in ids else text) if text else None
+        except ValueError:
+            return math.inf
+
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise AnnotationError(f"{path}: {error.strerror}") from None
-    columns, num_skipped = _columns(path, data, last)
+        column = column.cast(pyarrow.float64())
+    except pyarrow.ArrowInvalid:  # words, or spaces around numbers
+        column = pyarrow.array(map(number, column.to_pylist()), pyarrow.float64())
+    numbers = np.asarray(column)
+    is_right = np.isfinite(numbers)
+    if name in LOWEST_ID:
+        is_right &= (
+            (numbers >= LOWEST_ID[name]) & (numbers <= MAX_ID) & (numbers == np.rint(numbers))
+        )
+    return np.where(is_right | np.asarray(column.is_null()), numbers, np.inf)
+
+
+def _mistakes(fields: Any, values: Mapping[str, np.ndarray]) -> dict[int, str]:
+    """The rows that cannot be used, each with its first mistake."""
+    import pyarrow.compute
+
+    unnamed = np.asarray(pyarrow.compute.equal(fields["video"], ""))
+    mistakes = dict.fromkeys(np.flatnonzero(unnamed).tolist(), "no video named; needed is its name")
+    only_keyframe = np.all([np.isnan(values[name]) for name in COLUMNS[2:]], axis=0)
+    for name, numbers in values.items():
+        is_wrong = np.isinf(numbers)
+        if name in REQUIRED:
+            is_wrong |= np.isnan(numbers) & ((name == "second") | ~only_keyframe)
+        for row in np.flatnonzero(is_wrong).tolist():
+            field = fields[name][row].as_py()
+            stated = "empty" if field is None else repr(field)
+            needed = NEEDED.get(name, "a finite number")
+            mistakes.setdefault(row, f"{name} is {stated}; needed is {needed}")
+    return mistakes
+
+
+def _table(rows: Iterable[Mapping[str, Any]]) -> Any:
+    """A table of texts."""
+    import pyarrow
+
+    schema = pyarrow.schema(dict.fromkeys(COLUMNS, pyarrow.string()))
+    texts = [{k: None if v in (None, "") else str(v) for k, v in row.items()} for row in rows]
+    return pyarrow.Table.from_pylist(texts, schema=schema)
+
+
+def _read_json_lines(path: Path) -> Columns:
+    example = '{"video": ..., "second": ..., "x1": ...}'
+    rows = {
+        line: {SYNONYMS.get(key, key): field for key, field in entry.items()}
+        for line, entry in json_lines(path, read_text(path), example)
+    }
+    return _table(rows.values()), np.fromiter(rows, np.int64), []
+
+
+def _read_csv(path: Path, last: str) -> Columns:
+    """Reads a csv file; `last` is the name of the eighth column if it has no header."""
+    import pyarrow
+    from pyarrow import csv as arrow_csv
+
+    text = read_text(path)
+    columns, num_skipped = _header(path, text, last)
+    others: dict[int, str] = {}  # rows with more or fewer fields than columns, by line
+
+    def set_aside(row: Any) -> str:
+        others[row.number] = row.text
+        return "skip"
+
     try:
-        return _read_by_columns(data, columns, num_skipped)
-    except _NeedsSlowPath as reason:
-        logger.debug("%s is read row by row: %s", path, reason)
-        return _convert(_csv_rows(path, columns, num_skipped), action_ids)
+        table = arrow_csv.read_csv(
+            pyarrow.BufferReader(f"{text}\n".encode()),
+            arrow_csv.ReadOptions(use_threads=False, column_names=columns, skip_rows=num_skipped),
+            arrow_csv.ParseOptions(ignore_empty_lines=False, invalid_row_handler=set_aside),
+            arrow_csv.ConvertOptions(
+                column_types=dict.fromkeys(COLUMNS, pyarrow.string()),
+                include_columns=COLUMNS,
+                include_missing_columns=True,
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+        parsed = [next(csv.reader([row], skipinitialspace=True), []) for row in others.values()]
+    except (pyarrow.ArrowInvalid, csv.Error) as error:
+        reason = str(error).partition("\n")[0]
+        raise AnnotationError(f"{path}: {reason}; check the quotes") from None
+    end = num_skipped + len(table) + len(others) + 1
+    is_other = np.isin(np.arange(num_skipped + 1, end), list(others))
+    lines = np.flatnonzero(~is_other) + num_skipped + 1
+    is_blank = np.all([np.asarray(column.is_null()) for column in table.columns], axis=0)
+    rows, problems = {}, []
+    for line, fields in zip(others, parsed, strict=True):
+        if len(fields) == len(columns) or (len(fields) == 2 and columns[:2] == [*COLUMNS[:2]]):
+            rows[line] = dict(zip(columns, fields, strict=False))
+        elif any(field.strip() for field in fields):
+            needed = f"needed are {len(columns)} as in the rows before: {','.join(columns)}"
+            problems.append(Problem(line, "row", f"{len(fields)} columns, {needed}"))
+    lines = np.concatenate([lines[~is_blank], np.fromiter(rows, np.int64)])
+    order = np.argsort(lines)
+    table = pyarrow.concat_tables([table.filter(~is_blank), _table(rows.values())])
+    return table.take(order), lines[order], problems
 
 
-# ---- csv
-
-
-def _columns(path: Path, data: bytes, last: LastColumn) -> tuple[list[str], int]:
-    """Names of the columns, and the number of header lines (0 or 1)."""
-    without_header = ["video", *NUMBERS[:6], last]
-    text = data[: 1 << 16].decode("utf-8-sig", errors="replace")
-    rows = [row for row in csv.reader(io.StringIO(text[: text.rfind("\n") + 1] or text)) if row]
+def _header(path: Path, text: str, last: str) -> tuple[list[str], int]:
+    """Names of the columns of a csv file, and the number of header lines (0 or 1)."""
+    without_header = [*COLUMNS[:7], last]
+    head = text[: 1 << 16]
+    rows = [row for row in csv.reader((head[: head.rfind("\n") + 1] or text).split("\n")) if row]
     if not rows:
         return without_header, 0
-    header = [field.strip().lower() for field in rows[0]]
-    names = [SYNONYMS.get(field, field) for field in header]
+    names = [SYNONYMS.get(field, field) for field in (f.strip().lower() for f in rows[0])]
     if "video" not in names:
         width = next((len(row) for row in rows if len(row) != 2), 8)
         return without_header[: 7 if width == 7 else 8], 0
-    missing = [name for name in REQUIRED if name not in names]
-    if missing:
+    if missing := [name for name in REQUIRED if name not in names]:
         raise AnnotationError(
             f"{path}:1: no column {', '.join(missing)}; needed are {', '.join(REQUIRED)}, and "
             "possible action, person, score"
@@ -113,215 +364,13 @@ def _columns(path: Path, data: bytes, last: LastColumn) -> tuple[list[str], int]
     return names, 1
 
 
-class _NeedsSlowPath(Exception):
-    """A csv file that cannot be parsed by columns. `str()` is the reason."""
-
-
-def _read_by_columns(data: bytes, columns: list[str], num_skipped: int) -> RawRows:
-    """Reads a csv file without mistakes.
-
-    Raises:
-        _NeedsSlowPath: the file may contain a mistake.
-    """
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        raise _NeedsSlowPath("it is not UTF-8") from None
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    if num_skipped:
-        data = data.partition(b"\n")[2]
-    if not data.strip():
-        return _raw_rows((), [], np.empty((len(NUMBERS), 0)), [])
-    try:
-        table = _parse(data, columns)
-    except _NeedsSlowPath:
-        table = _parse(_with_full_rows(data, columns), columns)
-    values = np.full((len(NUMBERS), len(table)), np.nan)
-    for row, name in zip(values, NUMBERS, strict=True):
-        if name in columns:
-            row[:] = table[name].to_numpy()
-    _check(table, columns, values)
-    coded = table["video"].chunk(0)
-    lines = np.arange(1, len(table) + 1) + num_skipped
-    return _raw_rows(coded.dictionary.to_pylist(), coded.indices.to_numpy(), values, lines)
-
-
-def _with_full_rows(data: bytes, columns: list[str]) -> bytes:
-    """Adds the missing fields, empty, to rows of two columns."""
-    if columns[:2] != KEYFRAME_COLUMNS or b'"' in data:
-        raise _NeedsSlowPath("rows have different numbers of columns, or other mistakes")
-    rest = b"," * (len(columns) - 2)
-    lines = data.split(b"\n")
-    return b"\n".join(
-        line.rstrip(b"\r") + rest if line.count(b",") == 1 else line for line in lines
-    )
-
-
-def _parse(data: bytes, columns: list[str]) -> Any:
-    """A pyarrow table of `columns`, with empty fields as null."""
-    import pyarrow
-    from pyarrow import csv as arrow_csv
-
-    types = {name: pyarrow.float64() for name in columns if name in NUMBERS}
-    types["video"] = pyarrow.dictionary(pyarrow.int32(), pyarrow.string())
-    try:
-        table = arrow_csv.read_csv(
-            pyarrow.BufferReader(data),
-            arrow_csv.ReadOptions(
-                use_threads=False, column_names=columns, block_size=max(len(data) + 1, 1 << 20)
-            ),
-            arrow_csv.ParseOptions(ignore_empty_lines=False),
-            arrow_csv.ConvertOptions(
-                column_types=types,
-                include_columns=["video", *(name for name in NUMBERS if name in columns)],
-                null_values=[""],
-                strings_can_be_null=False,
-            ),
-        )
-    except pyarrow.ArrowInvalid as error:
-        raise _NeedsSlowPath(str(error)) from None
-    return table.combine_chunks()
-
-
-def _check(table: Any, columns: list[str], values: np.ndarray) -> None:
-    """Raises _NeedsSlowPath unless all rows of a table are boxes or empty key frames."""
-    names = table["video"].chunk(0).dictionary.to_pylist()
-    if any(name != name.strip() or not name for name in names):
-        raise _NeedsSlowPath("names of videos are empty or have spaces around them")
-    by_name = dict(zip(NUMBERS, values, strict=True))
-    needed = [name for name in (*REQUIRED[1:], "score") if name in columns]
-    is_box = np.logical_and.reduce([np.isfinite(by_name[name]) for name in needed])
-    is_empty = np.isfinite(values[0, ~is_box]) & np.isnan(values[1:, ~is_box]).all(axis=0)
-    if not is_empty.all():
-        raise _NeedsSlowPath("numbers are missing or not finite")
-    for name, numbers in by_name.items():
-        given = numbers[~np.isnan(numbers)]
-        if name in columns and table[name].null_count != len(table) - len(given):
-            raise _NeedsSlowPath(f"a {name} is the word nan")
-        if name in IDS and ((given != np.rint(given)) | (np.abs(given) > MAX_ID)).any():
-            raise _NeedsSlowPath(f"a {name} is not a whole number")
-
-
-def _raw_rows(
-    videos: Iterable[str],
-    video: Any,
-    values: np.ndarray,
-    lines: Any,
-    problems: Iterable[Problem] = (),
-) -> RawRows:
-    """Rows of `values` [len(NUMBERS), R]."""
-    return RawRows(
-        tuple(videos),
-        np.asarray(video, dtype=np.int32),
-        dict(zip(NUMBERS, values, strict=True)),
-        np.asarray(lines, dtype=np.int64),
-        list(problems),
-    )
-
-
-def _csv_rows(
-    path: Path, columns: list[str], num_skipped: int
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yields (line, fields by column) or (line, description of a mistake)."""
-    reader = csv.reader(io.StringIO(read_text(path)), skipinitialspace=True)
-    for fields in reader:
-        if reader.line_num <= num_skipped or not any(field.strip() for field in fields):
-            continue
-        is_keyframe = len(fields) == 2 and columns[:2] == KEYFRAME_COLUMNS
-        if len(fields) == len(columns) or is_keyframe:
-            yield reader.line_num, dict(zip(columns, fields, strict=False))
-        else:
-            yield (
-                reader.line_num,
-                f"{len(fields)} columns, needed are {len(columns)} as in the rows before: "
-                + ",".join(columns),
-            )
-
-
-# ---- row by row
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        entry = load_json(line, f"{path}:{number}")
-        if isinstance(entry, dict):
-            yield number, {SYNONYMS.get(key.lower(), key.lower()): entry[key] for key in entry}
-        else:
-            yield number, 'not an object such as {"video": ..., "second": ..., "x1": ...}'
-
-
-def _convert(
-    rows: Iterable[tuple[int, dict[str, Any] | str]], action_ids: Mapping[str, int]
-) -> RawRows:
-    """Converts rows one by one; a row with a mistake becomes a `Problem`."""
-    position: dict[str, int] = {}
-    video, lines, problems = [], [], []
-    table: list[list[float]] = []
-    for line, fields in rows:
-        if isinstance(fields, str):
-            problems.append(Problem(line, "row", fields))
-            continue
-        try:
-            name = str(fields.get("video") or "").strip()
-            if not name:
-                raise ValueError("no video named; needed is its name")
-            numbers = [_number(key, fields, action_ids) for key in NUMBERS]
-        except ValueError as error:
-            problems.append(Problem(line, "row", str(error)))
-            continue
-        video.append(position.setdefault(name, len(position)))
-        table.append(numbers)
-        lines.append(line)
-    values = np.array(table, dtype=np.float64).reshape(-1, len(NUMBERS))
-    return _raw_rows(position, video, values.T.copy(), lines, problems)
-
-
-def _number(key: str, fields: dict[str, Any], action_ids: Mapping[str, int]) -> float:
-    """One field as a number. NaN if it is empty and optional, or only the key frame is given.
-
-    Raises:
-        ValueError: with the mistake, for a `Problem`.
-    """
-    value = fields.get(key)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        only_keyframe = not any(fields.get(k) not in (None, "") for k in NUMBERS[1:])
-        optional = key in IDS or key not in fields
-        if (key not in REQUIRED and optional) or (key != "second" and only_keyframe):
-            return float("nan")
-        raise ValueError(f"{key} is empty; needed is a number")
-    if key == "action" and isinstance(value, str) and value.strip() in action_ids:
-        return action_ids[value.strip()]
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        known = ", an id or a name of the label map" if key == "action" else ""
-        raise ValueError(f"{key} is {value!r}; needed is a number{known}") from None
-    if not np.isfinite(number):
-        raise ValueError(f"{key} is {value!r}; needed is a finite number")
-    if key in IDS and (number != int(number) or abs(number) > MAX_ID):
-        raise ValueError(f"{key} is {value!r}; needed is a whole number")
-    return number
-
-
 # ---- pickled proposals
 
 
-def _latin1_bytes(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for text in {encoding}")
-    return text.encode("latin1")
-
-
-def _empty_bytes() -> bytes:
-    return b""
-
-
 SUBSTITUTES = {  # protocol 2 writes bytes as calls of these functions
-    ("_codecs", "encode"): _latin1_bytes,
-    ("builtins", "bytes"): _empty_bytes,
-    ("__builtin__", "bytes"): _empty_bytes,
+    ("_codecs", "encode"): lambda text, _latin1: text.encode("latin1"),
+    ("builtins", "bytes"): lambda: b"",
+    ("__builtin__", "bytes"): lambda: b"",
 }
 ALLOWED = {
     ("numpy._core.multiarray", "_reconstruct"),
@@ -344,7 +393,7 @@ class _ArraysOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"it asks for {module}.{name}")
 
 
-def _read_pickle(path: Path) -> RawRows:
+def _read_pickle(path: Path) -> Columns:
     """Reads mmaction2's proposals: {"video,0902": [N, 5] of x1 y1 x2 y2 score}.
 
     `lines` are the numbers of the entries. Nothing in the file is executed.
@@ -361,30 +410,20 @@ def _read_pickle(path: Path) -> RawRows:
         ) from None
     if not isinstance(content, dict):
         raise AnnotationError(f"{path}: a {type(content).__name__}; needed is a dict of arrays")
-    position: dict[str, int] = {}
-    video, lines, parts, problems = [], [], [], []
+    rows, lines, problems = [], [], []
     for line, (key, boxes) in enumerate(content.items(), 1):
-        name, _, stamp = str(key).rpartition(",")
         try:
-            rows = np.asarray(boxes, dtype=np.float64)
-            second = float(stamp)
+            part = np.asarray(boxes, dtype=np.float64)
         except (TypeError, ValueError):
-            problems.append(Problem(line, "row", f"{key!r}: needed is 'video,second' and an array"))
-            continue
-        if rows.size == 0:
-            rows = np.full((1, 5), np.nan)  # an empty key frame
-        elif rows.ndim != 2 or rows.shape[1] != 5 or not np.isfinite(rows).all():
-            text = f"{key!r}: an array {list(rows.shape)}; needed are finite numbers [N, 5]"
+            part = np.zeros(1)
+        name, _, second = str(key).rpartition(",")
+        is_array = not part.size or (part.shape[1:] == (5,) and np.isfinite(part).all())
+        if not name or not is_array:
+            text = f"{key!r}: needed is 'video,second' and an array [N, 5] of finite numbers"
             problems.append(Problem(line, "row", text))
             continue
-        if not name or not np.isfinite(second):
-            problems.append(Problem(line, "row", f"{key!r}: needed is 'video,second'"))
-            continue
-        part = np.full((len(NUMBERS), len(rows)), np.nan)
-        part[NUMBERS.index("second")] = second
-        part[[NUMBERS.index(name) for name in ("x1", "y1", "x2", "y2", "score")]] = rows.T
-        parts.append(part)
-        video += [position.setdefault(name, len(position))] * len(rows)
-        lines += [line] * len(rows)
-    values = np.concatenate([np.empty((len(NUMBERS), 0)), *parts], axis=1)
-    return _raw_rows(position, video, values, lines, problems)
+        for box in part.tolist() or [[]]:  # an empty key frame
+            numbers = zip((*CORNERS, "score"), box, strict=False)
+            rows.append({"video": name, "second": second, **dict(numbers)})
+            lines.append(line)
+    return _table(rows), np.array(lines, dtype=np.int64), problems

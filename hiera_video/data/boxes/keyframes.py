@@ -11,14 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from hiera_video.data.boxes.table import (
-    BoxTable,
-    LabelMap,
-    box_iou,
-    read_ground_truth,
-    read_keyframes,
-    read_proposals,
-)
+from hiera_video.data.boxes.files import read_ground_truth, read_keyframes, read_proposals
+from hiera_video.data.boxes.table import BoxTable, LabelMap, box_iou
 from hiera_video.data.videos.files import AnnotationError, locate_videos
 from hiera_video.errors import listing
 from hiera_video.settings.training import DetectionData, KeyframeData
@@ -62,42 +56,25 @@ def keyframe_records(
         keyframes: key frames to use. None: all.
         min_score: lowest score of the boxes, if they have scores.
     """
-    has_box = ~np.isnan(table.boxes).any(axis=1)
+    is_used = table.is_box
     if min_score is not None and table.score is not None:
-        has_box &= table.score >= min_score
-    rows = np.flatnonzero(has_box)
-    keys = np.column_stack([table.video, table.second, table.boxes])[rows]
-    order = np.lexsort(keys.T[::-1])
-    rows, keys = rows[order], keys[order]
-    new_box = np.ones(len(rows), dtype=bool)
-    new_box[1:] = (keys[1:] != keys[:-1]).any(axis=1)
-    new_keyframe = np.ones(len(rows), dtype=bool)
-    new_keyframe[1:] = (keys[1:, :2] != keys[:-1, :2]).any(axis=1)
-
-    excluded = frozenset(excluded)
+        is_used &= table.score >= min_score
+    columns = (table.video, table.second, *table.boxes.T, table.action)
+    found: dict[tuple[int, float], dict[tuple[float, ...], set[int]]] = {}
+    for video, second, *box, action in zip(*(c[is_used].tolist() for c in columns), strict=True):
+        actions = found.setdefault((video, second), {}).setdefault(tuple(box), set())
+        if action:
+            actions.add(action)
+    left_out = frozenset(excluded)
     allowed = None if keyframes is None else frozenset(keyframes)
     records = []
-    for members in np.split(np.arange(len(rows)), np.flatnonzero(new_keyframe)[1:]):
-        if not len(members):
+    for (video, second), actions_of in sorted(found.items()):
+        name = table.videos[video]
+        if (name, second) in left_out or (allowed is not None and (name, second) not in allowed):
             continue
-        first = rows[members[0]]
-        keyframe = (table.videos[table.video[first]], float(table.second[first]))
-        if keyframe in excluded or (allowed is not None and keyframe not in allowed):
-            continue
-        actions: list[set[int]] = []
-        for member in members:
-            if new_box[member]:
-                actions.append(set())
-            if action := int(table.action[rows[member]]):
-                actions[-1].add(action)
-        records.append(
-            KeyframeRecord(
-                paths[keyframe[0]],
-                *keyframe,
-                table.boxes[rows[members[new_box[members]]]],
-                tuple(tuple(sorted(ids)) for ids in actions),
-            )
-        )
+        boxes = sorted(actions_of)
+        ids = tuple(tuple(sorted(actions_of[box])) for box in boxes)
+        records.append(KeyframeRecord(paths[name], name, second, np.array(boxes), ids))
     return records
 
 
@@ -125,9 +102,16 @@ def with_proposals(
     return result
 
 
-def every_second(videos: Iterable[str], first: float, last: float) -> list[Keyframe]:
-    """All whole seconds of the videos from `first` to `last`, both included."""
-    return [(video, float(s)) for video in videos for s in range(int(first), int(last) + 1)]
+def num_reached(
+    records: Iterable[KeyframeRecord], proposals: Iterable[KeyframeRecord], min_iou: float
+) -> int:
+    """Number of boxes of the records that a proposal overlaps with an IoU of at least `min_iou`."""
+    boxes = {(record.video, record.second): record.boxes for record in proposals}
+    return sum(
+        int((box_iou(record.boxes, boxes[key]).max(axis=1) >= min_iou).sum())
+        for record in records
+        if (key := (record.video, record.second)) in boxes
+    )
 
 
 @dataclass(frozen=True)
@@ -178,12 +162,8 @@ def read_training(data: DetectionData, label_map: LabelMap) -> TrainingKeyframeL
         annotated = num_boxes(records)
         records = with_proposals(records, found, data.proposal_iou)
         added = num_boxes(records) - annotated
-        logger.info(
-            "%s: %d of %d proposals overlap an annotated box and are used",
-            proposals,
-            added,
-            int(proposed.is_box.sum()),
-        )
+        number = f"{added} of {int(proposed.is_box.sum())} proposals"
+        logger.info("%s: %s overlap an annotated box and are used", proposals, number)
         if not added:
             raise AnnotationError(
                 f"{proposals}: no proposal overlaps an annotated box of {source}; check that they "
@@ -207,20 +187,16 @@ def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluati
     truth = read_ground_truth(source, label_map)
     scored = truth if proposals is None else read_proposals(proposals)
     if unknown := sorted(set(scored.videos) - set(truth.videos)):
-        logger.warning(
-            "%s: %d of its videos have no ground truth in %s, so that all detections in them count "
-            "as wrong: %s",
-            proposals,
-            len(unknown),
-            source,
-            listing(unknown),
-        )
+        text = f"{len(unknown)} of its videos have no ground truth in {source}, so that all "
+        text += f"detections in them count as wrong: {listing(unknown)}"
+        logger.warning("%s: %s", proposals, text)
     excluded = [] if data.val_excluded is None else read_keyframes(data.val_excluded)
     if data.val_keyframes is not None:
         keyframes = read_keyframes(data.val_keyframes)
     elif data.keyframe_range_sec is not None:
+        first, last = map(int, data.keyframe_range_sec)
         videos = sorted({*truth.videos, *scored.videos})
-        keyframes = every_second(videos, *data.keyframe_range_sec)
+        keyframes = [(video, float(s)) for video in videos for s in range(first, last + 1)]
     else:
         keyframes = sorted({*named_keyframes(truth), *named_keyframes(scored)})
     left_out = frozenset(excluded)
@@ -239,13 +215,8 @@ def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluati
     boxes = "ground truth" if proposals is None else "proposals"
     if proposals is not None and scored.score is not None:
         low = int((scored.score < data.proposal_score).sum())
-        logger.info(
-            "%s: %d of %d proposals have a score below %g and are not used",
-            proposals,
-            low,
-            int(scored.is_box.sum()),
-            data.proposal_score,
-        )
+        text = f"{low} of {int(scored.is_box.sum())} proposals have a score below "
+        logger.info("%s: %s%g and are not used", proposals, text, data.proposal_score)
     return KeyframeEvaluation(truth, records, boxes, keyframes, excluded)
 
 
@@ -266,13 +237,8 @@ def video_paths(videos: Iterable[str], source: str, root: str | None) -> dict[st
             "set data.root to the folder of the videos, or of folders of frames"
         )
     if missing:
-        logger.warning(
-            "%d of %d videos are not in %s: %s",
-            len(missing),
-            len(names),
-            folder,
-            listing(missing),
-        )
+        number = f"{len(missing)} of {len(names)} videos"
+        logger.warning("%s are not in %s: %s", number, folder, listing(missing))
     return {name: str(found.get(name, folder / name)) for name in names}
 
 
@@ -296,21 +262,23 @@ def detections_of(
             without scores have no rows.
     """
     ids = np.array(sorted(label_map.names), dtype=np.int32)
-    videos = tuple(dict.fromkeys(record.video for record in records))
-    positions = {video: i for i, video in enumerate(videos)}
+    positions = {name: i for i, name in enumerate(dict.fromkeys(r.video for r in records))}
     scored = [(records[i], scores[i]) for i in sorted(scores)]
-    num_rows = [len(record.boxes) * len(ids) for record, _ in scored]
-    boxes = np.concatenate([np.empty((0, 4)), *(record.boxes for record, _ in scored)])
+    of_boxes = [
+        (positions[record.video], record.second, *box)
+        for record, _ in scored
+        for box in record.boxes.tolist()
+    ]
+    rows = np.repeat(np.reshape(of_boxes, (-1, 6)).astype(np.float64), len(ids), axis=0)
     by_action = [box_scores[:, ids - 1].ravel() for _, box_scores in scored]
-    total = sum(num_rows)
     return BoxTable(
         source="detections",
-        videos=videos,
-        video=np.repeat([positions[r.video] for r, _ in scored], num_rows).astype(np.int32),
-        second=np.repeat([r.second for r, _ in scored], num_rows).astype(np.float64),
-        boxes=np.repeat(boxes, len(ids), axis=0),
-        action=np.tile(ids, len(boxes)),
-        person=np.full(total, -1, np.int32),
+        videos=tuple(positions),
+        video=rows[:, 0].astype(np.int32),
+        second=rows[:, 1],
+        boxes=rows[:, 2:],
+        action=np.tile(ids, len(of_boxes)),
+        person=np.full(len(rows), -1, np.int32),
         score=np.concatenate([np.empty(0), *by_action]).astype(np.float64),
-        lines=np.arange(1, total + 1),
+        lines=np.arange(1, len(rows) + 1),
     )

@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 PATH_COLUMNS = ("path", "video", "filename")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name")
+EXAMPLE = '{"path": ..., "label": ...}'
 KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
 
 Entry = tuple[str, dict[str, Any]]  # "FILE:LINE", and the fields by column name
@@ -55,26 +56,19 @@ def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, 
 
     Returns:
         The rows, sorted, and the names of the class folders, or None if there are none.
-
-    Raises:
-        AnnotationError: there are no videos or images.
     """
     base = os.path.abspath(folder)
     skipped: Counter[str] = Counter()
-    classes: list[str] = []
-    if labelled:
-        names = []
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            if entry.is_dir() and not entry.name.startswith("."):
-                classes.append(entry.name)
-            elif _is_usable(entry.name, skipped):
-                names.append(entry.name)
-    else:
-        names = sorted(name.removeprefix("./") for name in _walk(base, "", skipped))
-    found: list[tuple[str, tuple[str, ...]]] = [(name, ()) for name in names]
+    entries = {entry.name: entry.is_dir() for entry in os.scandir(base)} if labelled else {}
+    classes = sorted(name for name in entries if entries[name] and not name.startswith("."))
+    found: list[tuple[str, tuple[str, ...]]]
     if classes:
-        skipped["beside the class folders"] += len(names)
+        beside = entries.keys() - classes
+        skipped["beside the class folders"] += sum(_is_usable(name, skipped) for name in beside)
         found = [(name, (label,)) for label in classes for name in _walk(base, label, skipped)]
+    else:
+        names = (name.removeprefix("./") for name in _walk(base, "", skipped))
+        found = [(name, ()) for name in sorted(names)]
     if reasons := [f"{count} {reason}" for reason, count in sorted(skipped.items()) if count]:
         logger.warning("%s: files left out: %s", folder, ", ".join(reasons))
     if not found:
@@ -168,9 +162,6 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
 
     Returns:
         The rows, and whether all labels are names. If not, they may be ids.
-
-    Raises:
-        AnnotationError: with the file and line.
     """
     if is_media(file.name):
         raise AnnotationError(f"{file}: a single video; give a list of videos or a folder")
@@ -179,7 +170,9 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
         case ".json":
             return _rows_of_table(_json_entries(file, text), file, root, known)
         case ".jsonl" | ".ndjson":
-            return _rows_of_table(_json_lines(file, text), file, root, known)
+            lines = json_lines(file, text, EXAMPLE)
+            entries = ((f"{file}:{number}", fields) for number, fields in lines)
+            return _rows_of_table(entries, file, root, known)
     delimiter = _header_delimiter(text)
     if delimiter in ("\t", ","):
         return _rows_of_table(_csv_entries(file, text, delimiter), file, root, known)
@@ -205,10 +198,7 @@ def _rows_of_lines(
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     for number, line in lines[skip_header:]:
         where = f"{file}:{number}"
-        try:
-            name, label = _split_line(line.strip())
-        except csv.Error as error:
-            raise AnnotationError(f"{where}: {error}; expected 'path label'") from None
+        name, label = _split_line(line.strip())
         rows.append(Row(where, name, _below(root, name), _split_labels(label, where, known)))
     if len(rows) > 1 and not is_media(rows[0].name) and is_media(rows[1].name):
         raise AnnotationError(
@@ -267,11 +257,19 @@ def _csv_entries(file: Path, text: str, delimiter: str) -> Iterator[Entry]:
         raise AnnotationError(f"{file}:{reader.line_num}: {error}; check the quotes") from None
 
 
-def _json_lines(file: Path, text: str) -> Iterator[Entry]:
+def json_lines(file: Path, text: str, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields the number of each line that is not blank, and its fields by names in lower case.
+
+    Args:
+        example: of a line, for the message.
+
+    Raises:
+        AnnotationError: a line is not a JSON object.
+    """
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{file}:{number}"
-            yield where, _json_object(load_json(line, where), where)
+            yield number, _json_object(load_json(line, where), where, example)
 
 
 def _json_entries(file: Path, text: str) -> Iterator[Entry]:
@@ -285,9 +283,9 @@ def _json_entries(file: Path, text: str) -> Iterator[Entry]:
         yield where, _json_object(entry, where)
 
 
-def _json_object(entry: Any, where: str) -> dict[str, Any]:
+def _json_object(entry: Any, where: str, example: str = EXAMPLE) -> dict[str, Any]:
     if not isinstance(entry, dict):
-        raise AnnotationError(f'{where}: expected an object such as {{"path": ..., "label": ...}}')
+        raise AnnotationError(f"{where}: expected an object such as {example}")
     return {key.strip().lower(): value for key, value in entry.items()}
 
 
@@ -394,14 +392,7 @@ def read_text(path: Path) -> str:
 
 
 def load_json(text: str, where: str) -> Any:
-    """Parses JSON text.
-
-    Args:
-        where: file, and line if known, for the message.
-
-    Raises:
-        AnnotationError: the text is not JSON.
-    """
+    """Parses JSON text; AnnotationErrors name `where`, the file and line."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

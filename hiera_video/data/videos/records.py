@@ -35,17 +35,6 @@ from hiera_video.data.videos.files import (
 from hiera_video.errors import did_you_mean, listing
 from hiera_video.files import own_or_shipped
 
-__all__ = [
-    "AnnotationError",
-    "VideoList",
-    "VideoRecord",
-    "check_splits",
-    "read_class_names",
-    "read_splits",
-    "read_video_list",
-    "require_labels",
-]
-
 logger = logging.getLogger(__name__)
 
 MAX_DERIVED_CLASSES = 100_000  # higher ids probably come from another column than the labels
@@ -178,12 +167,17 @@ def read_splits(
     require_labels(train_list)
     if val is None:
         return train_list, None
-    val_list = read_video_list(
-        val, root=root, class_names=train_list.class_names, multi_label=multi_label
-    )
+    names = train_list.class_names
+    val_list = read_video_list(val, root=root, class_names=names, multi_label=multi_label)
     require_labels(val_list)
-    for warning in check_splits(train_list, val_list):
-        logger.warning(warning)
+    paths = {record.path for record in train_list.records}
+    if shared := [record.name for record in val_list.records if record.path in paths]:
+        num_shared = f"{len(shared)} of {len(val_list.records)} videos"
+        logger.warning("%s of %s are also in %s: %s", num_shared, val, train, listing(shared))
+    seen = {label for record in train_list.records for label in record.labels}
+    if unseen := [name for i, name in enumerate(names) if i not in seen]:
+        num_unseen = f"{len(unseen)} of {len(names)} classes"
+        logger.warning("%s have no video in %s: %s", num_unseen, train, listing(unseen))
     return train_list, val_list
 
 
@@ -195,38 +189,6 @@ def require_labels(videos: VideoList) -> None:
             f"{videos.source}: {len(unlabelled)} videos have no label, for example "
             f"{unlabelled[0]}; each needs a class (`hiera-video predict` needs no labels)"
         )
-
-
-def check_splits(train: VideoList, val: VideoList) -> list[str]:
-    """Warnings about a training list and a validation list.
-
-    Raises:
-        AnnotationError: the lists have different classes.
-    """
-    if train.class_names != val.class_names:
-        pairs = enumerate(zip(train.class_names, val.class_names, strict=False))
-        differences = (f"id {i} is {a!r} and {b!r}" for i, (a, b) in pairs if a != b)
-        detail = next(differences, f"{len(train.class_names)} and {len(val.class_names)} classes")
-        raise AnnotationError(
-            f"{val.source}: its classes differ from those of {train.source} ({detail}); read both "
-            "with the same class_names"
-        )
-    warnings = []
-    train_paths = {record.path for record in train.records}
-    shared = [record.name for record in val.records if record.path in train_paths]
-    if shared:
-        warnings.append(
-            f"{len(shared)} of {len(val.records)} videos of {val.source} are also in "
-            f"{train.source}: {listing(shared)}"
-        )
-    seen = {label for record in train.records for label in record.labels}
-    unseen = [name for i, name in enumerate(train.class_names) if i not in seen]
-    if unseen:
-        warnings.append(
-            f"{len(unseen)} of {len(train.class_names)} classes have no video in {train.source}: "
-            f"{listing(unseen)}"
-        )
-    return warnings
 
 
 def _root_folder(source: Path, root: str | os.PathLike[str] | None) -> str:

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,19 +32,24 @@ class CheckedReader(VideoReader):
     Args:
         exact: PyAV's reader of the file.
 
+    Attributes:
+        errors: what the library raises for a file that it cannot read.
+
     Raises:
         BackendRefusal: the backend cannot open the file, or decodes it differently.
         MissingLibrary: the library is not installed.
     """
 
+    errors: tuple[type[Exception], ...]
+
     def __init__(self, exact: PyavReader) -> None:
+        super().__init__(exact.path, exact.deadline_sec)
         library = self._import_library()
-        if exact.index.order_from != "timestamps":
+        if exact.index.stamp_name != "pts":
             raise BackendRefusal("its timestamps do not determine the order of its frames")
-        self._video: Any = self._open(library, exact)
+        with self._refusing("open"):
+            self._video: Any = self._open(library, exact)
         self._exact = exact
-        self.path = exact.path
-        self.deadline_sec = exact.deadline_sec
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
         self.damage = exact.damage
@@ -57,14 +63,12 @@ class CheckedReader(VideoReader):
             if not np.array_equal(decoded, true):
                 raise BackendRefusal(f"frame {position} is decoded differently")
 
-    @staticmethod
     @abstractmethod
-    def _import_library() -> Any:
+    def _import_library(self) -> Any:
         """The library, or what is needed of it."""
 
-    @staticmethod
     @abstractmethod
-    def _open(library: Any, exact: PyavReader) -> Any:
+    def _open(self, library: Any, exact: PyavReader) -> Any:
         """The library's decoder of the file."""
 
     @abstractmethod
@@ -74,7 +78,19 @@ class CheckedReader(VideoReader):
     def _batch(self, positions: list[int]) -> np.ndarray:
         if self._video is None:
             raise ValueError(f"the reader of {self.path} is closed")
-        return self._decode(positions)
+        with self._refusing("decode"):
+            return self._decode(positions)
+
+    @contextmanager
+    def _refusing(self, action: str) -> Iterator[None]:
+        """Raises the errors of the library as refusals."""
+        try:
+            yield
+        except BackendRefusal:
+            raise
+        except self.errors as error:
+            line = (str(error).strip().splitlines() or [repr(error)])[0][:160]
+            raise BackendRefusal(f"{self.backend} cannot {action} it: {line}") from error
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for first in range(0, len(positions), FRAMES_PER_BATCH):
@@ -95,8 +111,3 @@ class CheckedReader(VideoReader):
     def close(self) -> None:
         self._video = None
         self._exact.close()
-
-
-def first_line(error: Exception) -> str:
-    """The first line of the message of a library's error, at most 160 characters."""
-    return (str(error).strip().splitlines() or [repr(error)])[0][:160]

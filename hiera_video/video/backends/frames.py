@@ -23,8 +23,7 @@ class FrameFolderReader(VideoReader):
     def __init__(self, path: str, deadline_sec: float, fps: float) -> None:
         if not fps > 0:
             raise ValueError(f"frames_fps={fps} must be positive")
-        self.path = path
-        self.deadline_sec = deadline_sec
+        super().__init__(path, deadline_sec)
         numbered = {}
         for entry in os.scandir(path):
             stem, suffix = os.path.splitext(entry.name)
@@ -45,9 +44,6 @@ class FrameFolderReader(VideoReader):
         self.frame_times_sec = np.arange(len(numbered)) / fps
         self.end_sec = len(numbered) / fps
 
-    def close(self) -> None:
-        pass
-
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
             deadline.check()
@@ -55,9 +51,7 @@ class FrameFolderReader(VideoReader):
             picture = cv2.imread(file, cv2.IMREAD_COLOR)
             if picture is None:
                 raise VideoError(file, "truncated", "does not decode as a picture; replace it")
-            if self._shape is None:
-                self._shape = picture.shape[:2]
-            if picture.shape[:2] != self._shape:
+            if self._shape is not None and picture.shape[:2] != self._shape:
                 size, others = (f"{h} x {w}" for h, w in (picture.shape[:2], self._shape))
                 raise VideoError(file, "truncated", f"is {size}, others are {others}; replace it")
             yield position, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)

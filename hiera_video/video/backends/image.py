@@ -17,8 +17,7 @@ class ImageReader(VideoReader):
     def __init__(self, path: str, deadline_sec: float) -> None:
         from PIL import Image, ImageOps
 
-        self.path = path
-        self.deadline_sec = deadline_sec
+        super().__init__(path, deadline_sec)
         self.frame_times_sec = np.zeros(1)
         self.end_sec = IMAGE_DURATION_SEC
         try:
@@ -28,11 +27,7 @@ class ImageReader(VideoReader):
             raise VideoError(
                 path, "not_a_video", f"does not decode as an image ({error}); replace the file"
             ) from error
-        self._shape = self._frame.shape[:2]
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
             yield position, self._frame.copy()
-
-    def close(self) -> None:
-        pass

@@ -33,8 +33,7 @@ class PyavReader(VideoReader):
     backend = "pyav"
 
     def __init__(self, path: str, deadline_sec: float) -> None:
-        self.path = path
-        self.deadline_sec = deadline_sec
+        super().__init__(path, deadline_sec)
         self._container: InputContainer | None = None
         self._current_read: Iterator[tuple[int, av.Packet]] | None = None
         self._reformatter = VideoReformatter()
@@ -99,8 +98,7 @@ class PyavReader(VideoReader):
             for packet_number, frame in self._decode(start, run[done:], from_start, deadline):
                 held[packet_number] = frame
                 while done < len(run) and (packet := int(self.index.packet_of[run[done]])) in held:
-                    frame = held.pop(packet)
-                    yield run[done], self._to_rgb(frame)
+                    yield run[done], self._to_rgb(held.pop(packet))
                     done += 1
                 if len(held) > MAX_HELD_FRAMES:
                     break
@@ -152,9 +150,7 @@ class PyavReader(VideoReader):
         """
         if self._container is None:
             raise ValueError(f"the reader of {self.path} is closed")
-        packets: Iterator[tuple[int, av.Packet]] | None = None
-        if not from_start:
-            packets = self._seek(first, self._container)
+        packets = None if from_start else self._seek(first, self._container)
         if packets is None:
             packets = enumerate(filled_packets(self.path, self._open(), self._stream))
         self._current_read = packets
@@ -192,9 +188,10 @@ class PyavReader(VideoReader):
         for packet in packets:
             stamp = getattr(packet, self.index.stamp_name or "pts")
             if number is None:
-                number = self.index.number_of(stamp)
-                if number is None:
+                found = np.flatnonzero(stamps == stamp)
+                if not len(found):
                     continue  # the rest of a packet in whose middle a transport stream was entered
+                number = int(found[0])
             else:
                 number += 1
                 if number == len(stamps) or stamps[number] != stamp:
@@ -205,10 +202,7 @@ class PyavReader(VideoReader):
         """The rotated frame, uint8 [H, W, 3], scaled to the size of the first frame."""
         if self._stored_size is None:  # only a decoded frame has the display matrix
             self._stored_size = frame.width, frame.height
-            self._quarter_turns = round(frame.rotation / 90) % 4
-            self._shape = (frame.height, frame.width)
-            if self._quarter_turns % 2:
-                self._shape = (frame.width, frame.height)
+            self._quarter_turns = round(frame.rotation / 90)
         width, height = self._stored_size
         try:
             rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()

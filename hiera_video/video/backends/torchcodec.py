@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.errors import MissingLibrary
-from hiera_video.video.backends.checked import BackendRefusal, CheckedReader, first_line
+from hiera_video.video.backends.checked import BackendRefusal, CheckedReader
 from hiera_video.video.backends.pyav import PyavReader
 
 TIME_TOLERANCE_SEC = 1e-4
@@ -18,9 +18,9 @@ class TorchcodecReader(CheckedReader):
     """See `VideoReader`; built on an open PyAV reader."""
 
     backend = "torchcodec"
+    errors = (RuntimeError, ValueError, IndexError)
 
-    @staticmethod
-    def _import_library() -> Any:
+    def _import_library(self) -> Any:
         try:
             import torchcodec
             from torchcodec.decoders import VideoDecoder
@@ -38,27 +38,20 @@ class TorchcodecReader(CheckedReader):
             raise MissingLibrary(f'{sentence}; backend="pyav" needs nothing more') from error
         return VideoDecoder
 
-    @staticmethod
-    def _open(library: Any, exact: PyavReader) -> Any:
-        try:
-            video = library(
-                exact.path,
-                stream_index=exact.index.stream_index,
-                dimension_order="NHWC",
-                num_ffmpeg_threads=1,
-                seek_mode="exact",
-            )
-        except (RuntimeError, ValueError) as error:
-            raise BackendRefusal(f"torchcodec cannot open it: {first_line(error)}") from error
+    def _open(self, library: Any, exact: PyavReader) -> Any:
+        video = library(
+            exact.path,
+            stream_index=exact.index.stream_index,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            seek_mode="exact",
+        )
         if len(video) != len(exact):
             raise BackendRefusal(f"torchcodec counts {len(video)} frames, not {len(exact)}")
         return video
 
     def _decode(self, positions: list[int]) -> np.ndarray:
-        try:
-            batch = self._video.get_frames_at(positions)
-        except (RuntimeError, ValueError, IndexError) as error:
-            raise BackendRefusal(f"torchcodec fails to decode it: {first_line(error)}") from error
+        batch = self._video.get_frames_at(positions)
         offsets = batch.pts_seconds.numpy() - self.frame_times_sec[positions]
         if np.abs(offsets).max() > TIME_TOLERANCE_SEC:
             raise BackendRefusal("torchcodec returns frames of other times")

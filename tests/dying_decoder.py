@@ -1,4 +1,4 @@
-"""Readers for files that kill or hang their process, by name; in a module that workers import."""
+"""Opening files that kill or hang their process, by name; in a module that workers can import."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ def open_or_die(path: str) -> VideoReader:
     if name.startswith("no_library"):
         raise ImportError("pip install something")
     return open_video(path)
+
+
+def open_with_a_defect(path: str) -> VideoReader:
+    """What a mistake in the package does."""
+    raise ZeroDivisionError("a defect of ours")

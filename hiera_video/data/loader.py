@@ -1,0 +1,172 @@
+"""Loaders: samples and batches, in order, read by supervised processes."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from operator import itemgetter
+from typing import Any
+
+from hiera_video.data.batches import Failure, Sample, collate_boxed_clips, collate_clips
+from hiera_video.data.datasets import (
+    EvaluationViews,
+    KeyframeClips,
+    RecordDataset,
+    TrainingClips,
+    TrainingKeyframes,
+)
+from hiera_video.data.order import TrainingOrder
+from hiera_video.runtime.prefetch import prefetch
+from hiera_video.runtime.workers import NUM_JOBS, Death, Report, Workers
+from hiera_video.settings.video import Decoding
+
+Collate = Callable[[Sequence[Any]], Any]
+
+
+class Loader:
+    """Batches of a data set; each iteration starts at the first.
+
+    A video whose decoder crashes or hangs is a `Failure` of its batch.
+
+    Args:
+        order: keys of the samples of each batch.
+        collate: from the samples of a batch to the batch.
+        decoding: how many processes decode, and how long opening or reading a video may take. With
+            0, or for a single batch, this process decodes, and a crash ends it.
+        processes: processes like this one on this machine, which share its cores.
+        pin_memory: call `pin_memory` of each batch.
+    """
+
+    def __init__(
+        self,
+        dataset: RecordDataset,
+        order: Sequence[Sequence[Any]] | TrainingOrder,
+        collate: Collate,
+        *,
+        decoding: Decoding,
+        processes: int = 1,
+        pin_memory: bool = False,
+    ) -> None:
+        self.dataset, self.order, self.collate = dataset, order, collate
+        self.num_workers = min(num_workers(decoding, processes), len(order) - 1)
+        self.deadline_sec, self.pin_memory = decoding.deadline_sec, pin_memory
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Generator[Any, None, None]:
+        if self.num_workers < 1:
+            for keys in self.order:
+                yield self._finished(self.collate([self.dataset[key] for key in keys]))
+            return
+        with contextlib.closing(prefetch(self._read_ahead(), 1)) as batches:
+            yield from batches
+
+    def _read_ahead(self) -> Generator[Any, None, None]:
+        """The batches in order; None now and then, when nothing has happened."""
+        done: dict[int, Any] = {}
+        first = 0  # the batch that is yielded next
+
+        def jobs() -> Iterator[list[tuple[Any, Any]] | None]:
+            for number, keys in enumerate(self.order):
+                while number >= first + NUM_JOBS * self.num_workers:
+                    yield None  # batches that wait for the first one take memory
+                yield [(self.dataset.record(key), key) for key in keys]
+
+        dataset = copy.copy(self.dataset)
+        dataset.records = ()  # each job brings its own
+        work = _ReadBatch(dataset, self.collate)
+        with Workers(work, self.num_workers, limit_sec=2 * self.deadline_sec) as workers:
+            for result in workers.results(jobs()):
+                if result is None:
+                    yield None
+                    continue
+                number, batch = result
+                done[number] = batch
+                while first in done:
+                    yield self._finished(done.pop(first))
+                    first += 1
+
+    def _finished(self, batch: Any) -> Any:
+        return batch.pin_memory() if self.pin_memory else batch
+
+
+@dataclass(frozen=True)
+class _ReadBatch:
+    """Reads the records of a batch in a decoding process."""
+
+    dataset: RecordDataset
+    collate: Collate
+
+    def __call__(
+        self, items: Sequence[tuple[Any, Any]], deaths: Mapping[int, Death], report: Report
+    ) -> Any:
+        samples = []
+        for i, (record, key) in enumerate(items):
+            report.working(i)
+            if i in deaths:
+                samples.append(Failure.of_death(record, deaths[i]))
+            else:
+                samples.append(self.dataset.read(record, key))
+        report.working(len(items))
+        return self.collate(samples)
+
+
+def training_loader(
+    dataset: TrainingClips | TrainingKeyframes,
+    order: TrainingOrder,
+    *,
+    clip_shape: tuple[int, int, int, int],
+    decoding: Decoding,
+    processes: int = 1,
+    pin_memory: bool = False,
+) -> Loader:
+    """Batches of `order`: `ClipBatch` or `DetectionBatch`; `clip_shape` is [T, H, W, C]."""
+    collate: Any = collate_clips if isinstance(dataset, TrainingClips) else collate_boxed_clips
+    return Loader(
+        dataset,
+        order,
+        partial(collate, clip_shape=clip_shape),
+        decoding=decoding,
+        processes=processes,
+        pin_memory=pin_memory,
+    )
+
+
+def evaluation_loader(
+    dataset: EvaluationViews | KeyframeClips,
+    decoding: Decoding,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    processes: int = 1,
+) -> Loader:
+    """One sample or `Failure` for every `world_size`-th record: disjoint, complete, no padding."""
+    order = [[index] for index in range(rank, len(dataset), world_size)]
+    return Loader(dataset, order, itemgetter(0), decoding=decoding, processes=processes)
+
+
+def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> Iterator[Sample]:
+    """The samples that could be read; the others are appended to `failures`."""
+    for sample in samples:
+        if isinstance(sample, Failure):
+            failures.append(sample)
+        else:
+            yield sample
+
+
+def num_workers(decoding: Decoding, processes: int) -> int:
+    """Decoding processes of each of `processes` processes on this machine, as configured."""
+    if decoding.num_workers is not None:
+        return decoding.num_workers
+    return default_num_workers(processes)
+
+
+def default_num_workers(processes: int) -> int:
+    """CPU cores that this machine grants, shared by `processes` processes."""
+    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (granted or 1) // processes)

@@ -1,0 +1,133 @@
+"""Windows of a video, read in a decoding process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from hiera_video.data.batches import Failure
+from hiera_video.extraction.windows import Crops, WindowSampler, stream_windows
+from hiera_video.runtime.workers import Death, Report
+from hiera_video.video.open import OpenVideo
+from hiera_video.video.reader import VideoError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video to extract from: its file, and the name of its output."""
+
+    name: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Window:
+    """Window `n` of a video."""
+
+    n: int
+    views: UInt8[np.ndarray, "S T H W C"]
+
+
+@dataclass(frozen=True)
+class Read:
+    """The end of a video whose windows have all been sent."""
+
+    start_sec: Float[np.ndarray, " N"]
+    end_sec: Float[np.ndarray, " N"]
+    facts: dict[str, Any]  # about the video, as JSON can hold them
+    decode_sec: float
+    transform_sec: float
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The end of a video that could not be read, maybe after some windows."""
+
+    failure: Failure
+    seconds: float  # until it failed
+
+
+End = Read | Failed
+
+
+@dataclass(frozen=True)
+class ReadWindows:
+    """Sends the windows of a video, and returns how it ended: the work of a decoding process."""
+
+    windows: WindowSampler
+    crops: Crops
+    num_frames: int
+    open_video: OpenVideo
+    deadline_sec: float
+
+    @property
+    def views_shape(self) -> tuple[int, ...]:
+        """Of one window: [S, T, H, W, C]."""
+        return (self.crops.num_crops, self.num_frames, *self.crops.size, 3)
+
+    def __call__(self, items: Sequence[Video], deaths: Mapping[int, Death], report: Report) -> End:
+        (video,) = items
+        if deaths:
+            return Failed(Failure.of_death(video, deaths[0]), deaths[0].seconds)
+        begin = time.monotonic()
+        try:
+            return self._read(video, report)
+        except VideoError as error:
+            cause, message = str(error.cause), str(error)
+        except (ImportError, ConnectionError):  # not the video's fault
+            raise
+        except Exception as error:  # whatever a file provokes costs that file alone
+            logger.error("%s: %s", video.path, traceback.format_exc())
+            cause = "error"
+            message = f"{video.path}: reading failed with {type(error).__name__}: {error}"
+        failure = Failure(video.name, video.path, cause, message)
+        return Failed(failure, time.monotonic() - begin)
+
+    def _read(self, video: Video, report: Report) -> Read:
+        transform_sec = sent_sec = 0.0
+        begin = time.perf_counter()
+        with self.open_video(video.path) as reader:
+            windows = self.windows(reader)
+            unique = np.unique(windows.indices)
+
+            def frames() -> Iterator[tuple[int, np.ndarray]]:
+                nonlocal transform_sec
+                for index, frame in reader.stream(unique):
+                    report.working(0)
+                    start = time.perf_counter()
+                    crops = self.crops(frame, is_image=len(unique) == 1)
+                    transform_sec += time.perf_counter() - start
+                    yield index, crops
+
+            report.working(0)
+            for n, window in enumerate(stream_windows(frames(), windows.indices)):
+                start = time.perf_counter()
+                report.value(Window(n, np.stack(window, axis=1)))
+                sent_sec += time.perf_counter() - start
+            seconds = time.perf_counter() - begin - sent_sec
+            facts = {
+                "size_bytes": os.path.getsize(video.path),
+                "num_windows": len(windows.indices),
+                "is_short": windows.is_short,
+                "damage": reader.damage,
+                "video_frames": len(reader),
+                "duration_sec": reader.end_sec - float(reader.frame_times_sec[0]),
+                "fps": reader.fps,
+                "height": reader.height,
+                "width": reader.width,
+                "backend": reader.backend,
+                "seconds": round(seconds, 3),
+            }
+        return Read(
+            windows.start_sec, windows.end_sec, facts, seconds - transform_sec, transform_sec
+        )

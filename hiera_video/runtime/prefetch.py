@@ -1,0 +1,60 @@
+"""Values made in a thread, ahead of their use."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Generator
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+def prefetch(values: Generator[T | None, None, None], number: int) -> Generator[T, None, None]:
+    """The values that are not None, made in a thread that is up to `number` of them ahead.
+
+    An exception is raised where the value would have been used. Closing this generator closes
+    `values`, which must return to it now and then: that is what None is for.
+    """
+    ready: queue.Queue[T | BaseException | None] = queue.Queue(number)
+    stop = threading.Event()
+    # The current device belongs to a thread: pinned memory would else open a context on GPU 0.
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else None
+
+    def put(item: T | BaseException | None) -> None:
+        while not stop.is_set():
+            with contextlib.suppress(queue.Full):
+                ready.put(item, timeout=0.1)
+                return
+
+    def fill() -> None:
+        end: BaseException | None = None
+        try:
+            if device is not None:
+                torch.cuda.set_device(device)
+            for value in values:
+                if value is not None:
+                    put(value)
+                if stop.is_set():
+                    break
+        except BaseException as error:  # raised where the values are used
+            end = error
+        finally:
+            values.close()
+            put(end)
+
+    # Not waited for at exit: a program may leave a loader half used.
+    thread = threading.Thread(target=fill, daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        if thread is not threading.current_thread():  # as in garbage collection it may be
+            thread.join()
