@@ -12,6 +12,7 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores
 import torch
+from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
 
 # Every annotated shape in the models is checked at every call. Before the first import of them.
@@ -35,6 +36,15 @@ def _logging() -> Iterator[None]:
     level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
     yield
     logger.level, logger.propagate, logger.handlers = level, propagate, handlers
+
+
+@pytest.fixture
+def unchecked_shapes() -> Iterator[None]:
+    """Without the checks of shapes, whose steps a trace of a model would record: it takes a third
+    of the time, and is that of the user."""
+    jaxtyping_config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping_config.update("jaxtyping_disable", False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

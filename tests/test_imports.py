@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from functools import cache
@@ -88,6 +89,7 @@ def imported(path: Path, *, typing: bool = True, at_the_top: bool = False) -> fr
     return frozenset(names)
 
 
+@functools.cache
 def arrows(typing: bool) -> dict[str, set[str]]:
     """For each module the modules of the package that it imports, inside functions too."""
     return {

@@ -36,22 +36,32 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"wheel": wheel, "sdist": sdist}
 
 
+@pytest.fixture(scope="module")
+def pip(tmp_path_factory: pytest.TempPathFactory) -> tuple[str | Path, ...]:
+    """The command for pip: of an environment of its own, which takes seconds to make."""
+    folder = tmp_path_factory.mktemp("pip")
+    venv.create(folder, with_pip=True)
+    return folder / "bin" / "python", "-m", "pip"
+
+
 @pytest.fixture(scope="module", params=["wheel", "sdist"])
 def run(
     request: pytest.FixtureRequest,
     distributions: dict[str, Path],
+    pip: tuple[str | Path, ...],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
     """Runs a script of a new environment that has the package, and sees our dependencies."""
     folder = tmp_path_factory.mktemp(request.param)
-    venv.create(folder / "venv", with_pip=True)
+    venv.create(folder / "venv")
     scripts = folder / "venv" / "bin"
     python = scripts / "python"
     site = call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
     paths = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     Path(site.strip(), "dependencies.pth").write_text("\n".join(sorted(paths)))
     options = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed")
-    call(python, "-m", "pip", "install", *options, distributions[request.param], cwd=folder)
+    pip = (*pip, "--python", python)
+    call(*pip, "install", *options, distributions[request.param], cwd=folder)
     return lambda name, *arguments: call(scripts / name, *arguments, cwd=folder)
 
 

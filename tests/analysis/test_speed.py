@@ -1,7 +1,8 @@
 """Speed and memory: what is reported, not how fast this machine is."""
 
+import multiprocessing
 import time
-from functools import partial
+from functools import cache, partial
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hiera_video.analysis.peers import Subject, ours, peers
 from hiera_video.analysis.speed import Setting, measure
 from hiera_video.models.pretrained import create_model
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # faster; FLOPs are counted too
 CPU = Setting("inference", "fp32", "eager", 4, "cpu")
 
 
@@ -146,14 +148,19 @@ def test_what_cannot_be_measured_is_named_and_the_others_are_measured(quick):
     assert failed["broken"] == "ValueError: no such thing"
 
 
+@cache
+def flops_of_tiny():
+    with torch.device("meta"):
+        return count_model(create_model("hiera_tiny_224"))[""].flops
+
+
 @pytest.mark.parametrize("work", ["inference", "finetuning", "pretraining"])
 def test_ours_in_each_kind_of_work(quick, monkeypatch, work):
     monkeypatch.setattr(benchmark, "AUTOCAST", {"fp32": torch.bfloat16})
     small = ours("hiera_tiny_224")
     results, failed = measured([small], Setting(work, "fp32", "eager", 1, "cpu"), rounds=1)
     assert not failed
-    with torch.device("meta"):
-        forward = count_model(create_model("hiera_tiny_224"))[""].flops
+    forward = flops_of_tiny()
     if work == "pretraining":  # fewer tokens, and the decoder
         assert 0 < results[small.name]["flops"] != 3 * forward
     else:
@@ -171,11 +178,17 @@ def test_a_subject_without_pretraining_is_left_out(quick):
 def test_peak_memory_is_that_of_one_call():
     if not benchmark.CLEAR_REFS.exists():
         pytest.skip("only Linux has it")
-    assert benchmark.peak_in_child(subject("a", Sleeper), CPU) < 0.05
-    assert 0.18 < benchmark.peak_in_child(subject("b", Tall), CPU) < 0.3
+    assert 0.18 < benchmark.peak_in_child(subject("a", Tall), CPU) < 0.2 + 0.05
 
 
-def test_a_killed_process_counts_as_out_of_memory():
+@pytest.fixture
+def forked(monkeypatch):
+    """Forks the process that measures memory, which saves it the imports."""
+    context = multiprocessing.get_context("fork")
+    monkeypatch.setattr(benchmark.multiprocessing, "get_context", lambda _: context)
+
+
+def test_a_killed_process_counts_as_out_of_memory(forked):
     with pytest.raises(MemoryError):
         benchmark.peak_in_child(subject("a", Killed), CPU)
 
@@ -202,7 +215,7 @@ def test_the_peak_of_a_known_device_is_that_of_its_data_sheet(monkeypatch):
     assert benchmark.peak_tflops("cuda", "bf16") == expected
 
 
-def test_other_deaths_of_the_process_are_no_lack_of_memory():
+def test_other_deaths_of_the_process_are_no_lack_of_memory(forked):
     with pytest.raises(RuntimeError, match="ended with 7"):
         benchmark.peak_in_child(subject("a", Exits), CPU)
     with pytest.raises(ValueError, match="no such thing"):

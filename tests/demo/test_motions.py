@@ -26,10 +26,10 @@ TRAIN_SCENES, VAL_SCENES = 12, 16
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> demo.DemoData:
-    """Encoded as in the demo, of fewer scenes, none longer than 1.6 s."""
+    """Encoded as in the demo, of fewer scenes, none longer than 0.9 s."""
     made = demo.DemoData(tmp_path_factory.mktemp("demo"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "DURATION_SEC", (1.5, 1.6))
+        patch.setattr(demo, "DURATION_SEC", (0.8, 0.9))
         demo.generate(made, seed=5, train_scenes=TRAIN_SCENES, val_scenes=VAL_SCENES)
     return made
 
@@ -59,7 +59,7 @@ def test_is_a_list_of_h264_files_with_equally_many_of_each_class(data):
 
 def test_a_file_shows_its_scene(data):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "DURATION_SEC", (1.5, 1.6))
+        patch.setattr(demo, "DURATION_SEC", (0.8, 0.9))
         scene = demo.draw_scene(5, "val", 0, "growing")
     drawn = np.stack(list(demo.render(scene)))
     with open_video(data.example) as video:
@@ -222,7 +222,7 @@ def accuracy_of_one_frame(train, val, *, difference: bool) -> float:
         return x[:, :, 1:] - x[:, :, :1] if difference else x[:, :, :1]
 
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05)
-    for _ in range(400):
+    for _ in range(120):
         chosen = [train[i] for i in rng.integers(len(train), size=32)]
         clips = np.stack([pairs[rng.integers(len(pairs))] for pairs, _ in chosen])
         labels = torch.tensor([label for _, label in chosen])

@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch.distributed import TCPStore
 
 from hiera_video.cli.main import main
 from hiera_video.video.writer import write_video
@@ -44,7 +46,7 @@ augment:
 optim: {lr: 1.0e-2}
 train:
   {epochs: 3, warmup_epochs: 0, global_batch_size: 4, num_repeats: 1, precision: fp32,
-   evaluate_every: null, log_every: 100}
+   evaluate_every: null, checkpoint_every: 3, log_every: 100}
 views: {num_clips: 2, num_crops: 3, batch_size: 5}
 device: cpu
 """
@@ -88,6 +90,14 @@ def run(*arguments: object) -> Result:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(argument) for argument in arguments])
     return Result(code, out.getvalue(), err.getvalue())
+
+
+def run_rank(
+    connection: Connection, variables: dict[str, object], arguments: tuple[object, ...]
+) -> None:
+    """Runs a command with more environment variables, and sends its result."""
+    os.environ.update({name: str(value) for name, value in variables.items()})
+    connection.send(run(*arguments))
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -151,6 +161,34 @@ class Commands:
         process.start()
         return process
 
+    def together(self, *arguments: object, timeout_sec: float = 120) -> list[Result]:
+        """A command in two forked processes, with the variables that torchrun sets; by rank.
+
+        As `start(..., processes=2)`, without the seconds that three imports of torch take.
+        """
+        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        context, ranks = multiprocessing.get_context("fork"), []
+        for rank in range(2):
+            ours, theirs = context.Pipe(duplex=False)
+            variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+            variables |= {"MASTER_ADDR": "localhost", "MASTER_PORT": store.port}
+            variables |= {"TORCHELASTIC_USE_AGENT_STORE": True, "TORCHELASTIC_RESTART_COUNT": 0}
+            process = context.Process(target=run_rank, args=(theirs, variables, arguments))
+            process.start()
+            theirs.close()
+            ranks.append((process, ours))
+        deadline = time.monotonic() + timeout_sec
+        try:
+            results = []
+            for process, ours in ranks:
+                assert ours.poll(max(0, deadline - time.monotonic())), "the processes hang"
+                results.append(ours.recv())
+                assert self.exit_code(process) == 0
+            return results
+        finally:
+            for process, _ in ranks:
+                process.kill()
+
     def exit_code(self, process: multiprocessing.process.BaseProcess) -> int:
         """Waits for a forked process; not by join(), which its own workers hold up."""
         deadline = time.monotonic() + 60
@@ -186,6 +224,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_sync() -> Iterator[None]:
+    """Files need not survive a loss of power; waiting for the disk is left out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 def moving_square(rightwards: bool, num_frames: int, seed: int) -> Iterator[np.ndarray]:

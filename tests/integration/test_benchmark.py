@@ -1,16 +1,31 @@
 """`benchmark` end to end: tables, files, decoding, and errors in one line."""
 
 import json
+from dataclasses import replace
+from functools import cache, partial
 
 import pytest
 
+from hiera_video.analysis import peers
 from hiera_video.analysis import speed as measuring
 from hiera_video.analysis.peers import Subject
 from hiera_video.cli import main as cli
 from hiera_video.commands import benchmark as command
 from tests.video.striped_video import make_striped_video
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # faster; FLOPs are counted too
 SMALL = ("hiera_tiny_224", "rounds=1", "device=cpu", "precisions=[fp32]")
+
+
+SIDE = 64
+peak_tflops = cache(command.peak_tflops)  # measured once, not for each test
+
+
+def small(name):
+    """A variant for smaller clips."""
+    subject = peers.ours(name)
+    build = partial(subject.build, image_size=SIDE)
+    return replace(subject, build=build, clip=(*subject.clip[:2], SIDE, SIDE))
 
 
 @pytest.fixture
@@ -18,6 +33,10 @@ def run(capsys, monkeypatch):
     """Runs the command, with rounds of one call and no processes to measure memory in."""
     monkeypatch.setattr(measuring, "MIN_ROUND_SEC", 0.0001)
     monkeypatch.setattr(measuring, "peak_in_child", lambda *_: None)
+    monkeypatch.setattr(command, "peak_tflops", peak_tflops)
+    monkeypatch.setattr(command, "ours", small)
+    autoencoder = partial(peers.create_autoencoder, image_size=SIDE)
+    monkeypatch.setattr(peers, "create_autoencoder", autoencoder)
 
     def call(*arguments):
         code = cli.main(["benchmark", *map(str, arguments)])
@@ -44,7 +63,8 @@ def test_tables_files_and_json(run, tmp_path):
     code, _, err = run(*SMALL, "--output-dir", tmp_path / "b")
     assert code == 1
     assert "overwrite=true" in err
-    code, out, _ = run(*SMALL, "--output-dir", tmp_path / "b", "--overwrite", "--json")
+    again = ("work=[inference]", "--output-dir", tmp_path / "b", "--overwrite", "--json")
+    code, out, _ = run(*SMALL, *again)
     assert code == 0
     assert json.loads(out)["results"]
 

@@ -7,6 +7,7 @@ import shlex
 
 import pytest
 
+from hiera_video.commands import demo as command
 from hiera_video.demo import actions as demo_ava
 from hiera_video.demo import motions as demo
 from hiera_video.settings.load import load_settings
@@ -15,10 +16,32 @@ from tests.integration.conftest import environment, run
 
 
 @pytest.fixture
-def few_videos(monkeypatch):
-    """16 training and 8 validation videos; the processes that the demo starts find the package."""
+def few_steps(monkeypatch):
+    """Trains for two epochs; the processes that the demo starts find the package."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
+    for name in ("class_steps", "detection_steps"):
+        monkeypatch.setattr(command, name, shortened(getattr(command, name)))
+
+
+def shortened(steps):
+    """`steps`, with two epochs of training."""
+    recipes = {"--config=demo/finetune", "--config=demo/ava"}
+    return lambda folder, seed: [
+        ([*words, "train.epochs=2"] if recipes & {*words} else words, report)
+        for words, report in steps(folder, seed)
+    ]
+
+
+def call_here(words, as_json):
+    """As `command.call`, in this process, which saves it the imports."""
+    result = run(*words, *(["--json"] if as_json else []))
+    return result.code, result.out
+
+
+@pytest.fixture
+def few_videos(few_steps, monkeypatch):
+    """16 training and 8 validation videos, two epochs."""
     write_all = demo.generate
 
     def write_few(data, *, seed):
@@ -28,7 +51,9 @@ def few_videos(monkeypatch):
     monkeypatch.setattr(demo, "DURATION_SEC", (1.0, 1.2))
 
 
-def test_trains_evaluates_and_predicts_and_goes_on_when_started_again(tmp_path, few_videos):
+def test_trains_evaluates_and_predicts_and_goes_on_when_started_again(
+    tmp_path, few_videos, monkeypatch
+):
     folder = tmp_path / "a demo"
     first = run("demo", f"output_dir={folder}", "seed=3", "--json")
     assert first.code == 0, first.err
@@ -43,6 +68,7 @@ def test_trains_evaluates_and_predicts_and_goes_on_when_started_again(tmp_path, 
     assert tuple(meta["class_names"]) == demo.CLASSES
 
     weights = (folder / "run" / "weights" / "model.safetensors").read_bytes()
+    monkeypatch.setattr(command, "call", call_here)
     again = run("demo", f"output_dir={folder}", "seed=3", "--json")
     assert again.code == 0, again.err
     assert "Evaluated already" in again.err
@@ -104,10 +130,9 @@ def test_refuses_a_file(tmp_path):
 
 
 def test_detection_prints_the_figures_of_the_detector_of_one_frame_and_of_chance(
-    tmp_path, monkeypatch
+    tmp_path, few_steps, monkeypatch
 ):
-    for name, value in environment().items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(command, "call", call_here)
     write_all = demo_ava.generate
 
     def write_few(data, *, seed):

@@ -441,9 +441,8 @@ def test_two_processes_train_and_evaluate_as_one(commands, ava, tmp_path, lines_
     folder, _ = broken
     overrides = (f"data.val={ava.val}", f"data.val_proposals={ava.val_proposals}", "train.epochs=1")
     train(commands, ava, tmp_path / "one", *overrides)
-    started = commands.start(*training(ava, tmp_path / "two", *overrides), processes=2)
-    result = commands.finish(started)
-    assert result.code == 0, result.out
+    results = commands.together(*training(ava, tmp_path / "two", *overrides))
+    assert [result.code for result in results] == [0, 0], results
     one, two = (lines_of(tmp_path / n / "metrics.jsonl") for n in ("one", "two"))
     np.testing.assert_allclose(losses(two), losses(one), atol=1e-5)
     assert [line["num_clips"] for line in two[:-1]] == [line["num_clips"] for line in one[:-1]]
@@ -452,8 +451,8 @@ def test_two_processes_train_and_evaluate_as_one(commands, ava, tmp_path, lines_
     arguments = (tmp_path / "one", tmp_path / "eval one", f"data.root={folder}")
     assert commands.run(*evaluation(ava, *arguments)).code == 3
     arguments = (tmp_path / "one", tmp_path / "eval two", f"data.root={folder}", "batch_size=3")
-    result = commands.finish(commands.start(*evaluation(ava, *arguments), processes=2))
-    assert "exitcode  : 3" in result.out, result.out
+    results = commands.together(*evaluation(ava, *arguments))
+    assert [result.code for result in results] == [3, 3], results
     ours, theirs = (
         read_detections(tmp_path / f"eval {n}" / "detections.csv") for n in ("one", "two")
     )

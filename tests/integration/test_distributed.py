@@ -1,4 +1,8 @@
-"""Several processes do what one does. All under torchrun with gloo; none of them may hang."""
+"""Several processes do what one does, with gloo; none of them may hang.
+
+All but the last are forked, with the variables that torchrun sets; test_extract.py and the last
+start torchrun.
+"""
 
 import csv
 import json
@@ -16,10 +20,8 @@ def test_evaluation_of_a_list_that_does_not_divide(commands, trained, tmp_path):
     arguments = (*arguments, "data.num_workers=0", "device=cpu")
     alone = commands.run(*arguments, f"output_dir={tmp_path / 'one'}")
     assert alone.code == 3
-    started = commands.start(*arguments, f"output_dir={tmp_path / 'two'}", processes=2)
-    together = commands.finish(started)
-    assert together.code != 0  # torchrun's own code says only that a process gave one
-    assert "exitcode  : 3" in together.out
+    together = commands.together(*arguments, f"output_dir={tmp_path / 'two'}")
+    assert [result.code for result in together] == [3, 3], together
 
     one, two = (json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two"))
     assert one.pop("environment")
@@ -52,8 +54,8 @@ def alone(commands, tmp_path_factory, lines_of):
 
 def test_training_on_two_processes(commands, alone, tmp_path, lines_of):
     """Ten videos in batches of four: the last step of an epoch gives each process one video."""
-    result = commands.finish(commands.start(*commands.finetune(tmp_path, SMALL_STEPS), processes=2))
-    assert result.code == 0, result.out
+    results = commands.together(*commands.finetune(tmp_path, SMALL_STEPS))
+    assert [result.code for result in results] == [0, 0], results
     losses = [line["loss"] for line in lines_of(tmp_path / "metrics.jsonl")]
     np.testing.assert_allclose(losses, alone, atol=1e-5)
 
@@ -80,10 +82,8 @@ def test_processes_without_videos_do_not_hang(commands, list_of, tmp_path, lines
         f"data.val={toy / 'val_bad.csv'}",
         "train.evaluate_every=2",
     )
-    together = commands.finish(
-        commands.start(*commands.finetune(tmp_path / "two", *overrides), processes=2)
-    )
-    assert "exitcode  : 3" in together.out, together.out
+    together = commands.together(*commands.finetune(tmp_path / "two", *overrides))
+    assert [result.code for result in together] == [3, 3], together
     assert (tmp_path / "two" / "weights" / "model.safetensors").exists()
     result = commands.run(*commands.finetune(tmp_path / "one", *overrides))
     assert result.code == 3

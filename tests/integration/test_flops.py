@@ -1,13 +1,18 @@
 """`flops` end to end: what it prints, recipes, the paper's table, and mistakes in one line."""
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 
 from hiera_video.cli import main as cli
+from hiera_video.commands import flops as command
 from hiera_video.files import shipped_folder
 from hiera_video.settings.load import load_flops_settings
+from tests.analysis.paper_costs import PAPER, encoder_by_hand, parameters_by_hand
+
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # of traces
 
 PAGE = (Path(__file__).parents[2] / "docs" / "complexity.md").read_text(encoding="utf-8")
 CONFIGS = shipped_folder("configs")
@@ -32,15 +37,26 @@ def test_the_page_shows_what_is_printed(capsys):
     assert f"```\n{out}```" in PAGE
 
 
-def test_the_papers_table(capsys):
+def test_the_papers_table(capsys, monkeypatch):
+    """Counted once: as printed and as in the paper, and to the unit as a formula says."""
+    monkeypatch.setattr(command, "table_row", functools.cache(command.table_row))
     code, out, err = flops(capsys, "--table")
     assert (code, err) == (0, "")
     assert f"```\n{out}```" in PAGE
     cells = [line.split() for line in out.splitlines()[1:]]
-    assert [(int(flops), int(params)) for _, _, flops, params, _ in cells] == [
-        *[(102, 51), (133, 69), (413, 213), (1159, 672), (1029, 213)],
-        *[(5, 28), (6, 35), (9, 52), (13, 70), (40, 214), (125, 673)],
-    ]
+    assert [(int(flops), int(params)) for _, _, flops, params, _ in cells] == [*PAPER.values()]
+
+    rows = counted(capsys, "--table")
+    for row, (size, frames), printed in zip(rows, PAPER, PAPER.values(), strict=True):
+        assert row["model"] == f"hiera_{size}_224" if frames == 1 else f"hiera_{size}_16x224"
+        assert row["input"] == [frames, 224, 224]
+        assert (round(row["paper_flops"] / 1e9), round(row["parameters"] / 1e6)) == printed
+        classes = 1000 if frames == 1 else 400
+        macs, norms, width, _ = encoder_by_hand(size, frames, 224)
+        assert row["macs"] == macs + width * classes
+        assert row["operations"]["layer_norm"] == 5 * (norms + width)
+        assert row["parameters"] == parameters_by_hand(size, frames, 224, classes)
+        assert row["flops"] == 2 * row["macs"]
 
 
 def test_a_video_costs_its_views(capsys):

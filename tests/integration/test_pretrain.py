@@ -25,7 +25,7 @@ SHAPE = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "num_heads": 1, "sta
 def pretrained(commands, tmp_path_factory):
     """A run folder. Do not write into it."""
     folder = tmp_path_factory.mktemp("pretrained") / "run"
-    result = commands.run(*commands.pretrain(folder, "train.epochs=40"))
+    result = commands.run(*commands.pretrain(folder, "train.epochs=20"))
     assert result.code == 0, result.err
     return folder
 
@@ -153,9 +153,8 @@ def test_killed_three_times(commands, tmp_path, weights_of, lines_of):
 def test_two_processes(commands, tmp_path, lines_of):
     overrides = ("optim.lr=1.0e-3",)  # larger ones magnify the rounding of sums in another order
     assert commands.run(*commands.pretrain(tmp_path / "one", *overrides)).code == 0
-    two = commands.start(*commands.pretrain(tmp_path / "two", *overrides), processes=2)
-    result = commands.finish(two)
-    assert result.code == 0, result.out
+    results = commands.together(*commands.pretrain(tmp_path / "two", *overrides))
+    assert [result.code for result in results] == [0, 0], results
     one, two = (
         [line["loss"] for line in lines_of(tmp_path / n / "metrics.jsonl")] for n in ("one", "two")
     )

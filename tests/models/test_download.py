@@ -180,7 +180,7 @@ def test_progress_is_for_terminals(
 def test_of_several_processes_one_downloads(server: Server, tmp_path: Path) -> None:
     server.delay_sec = 0.5
     path = tmp_path / "weights.pth"
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")
     processes = [context.Process(target=download, args=(server.url, path)) for _ in range(3)]
     for process in processes:
         process.start()
