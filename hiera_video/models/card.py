@@ -16,7 +16,7 @@ from hiera_video.errors import WeightsError
 from hiera_video.models.variants import Statistics, as_tuple, input_statistics, variant_name
 from hiera_video.settings.base import Natural
 from hiera_video.settings.model import Masking
-from hiera_video.settings.video import Clips, KeyframeClips, Views
+from hiera_video.settings.video import Clips, FrameSampling, Views
 
 Kind = Literal["classifier", "backbone", "autoencoder", "detector"]
 
@@ -70,7 +70,7 @@ class ModelCard(BaseModel):
     mean: Statistics = Field(default=(), validate_default=True)
     std: Statistics = Field(default=(), validate_default=True)
     multi_label: bool = False
-    clips: KeyframeClips | Clips | None = None
+    clips: FrameSampling | Clips | None = None
     views: Views | None = None
     masking: Masking | None = None
     label_map: dict[int, str] = {}
@@ -196,7 +196,7 @@ class ModelCard(BaseModel):
             return cls(**fields)
         except ValidationError as error:
             # For `clips`, pydantic names each class that it tried, the more general one last.
-            mistake, classes = error.errors()[-1], {"KeyframeClips", "Clips"}
+            mistake, classes = error.errors()[-1], {"FrameSampling", "Clips"}
             key = ".".join(str(part) for part in mistake["loc"] if part not in classes)
             message = mistake["msg"].removeprefix("Value error, ")
             raise WeightsError(f"{source}: {key + ': ' if key else ''}{message}") from None

@@ -23,7 +23,7 @@ from hiera_video.settings.training import BoxList, KeyframeData, VideoList
 from hiera_video.settings.video import (
     Clips,
     Decoding,
-    KeyframeClips,
+    FrameSampling,
     MultiView,
     Reading,
     Windowing,
@@ -144,7 +144,7 @@ class DetectEvaluateSettings(WritingInference):
     """Compute the frame mAP of a trained action detector, in both protocols."""
 
     data: DetectionEvaluationData
-    clips: KeyframeClips = KeyframeClips()
+    clips: FrameSampling = FrameSampling()
     batch_size: Count = 16
     """Clips in a forward pass."""
     output_dir: Path | None = None
@@ -174,7 +174,7 @@ class DetectPredictSettings(WritingInference):
     top_k: Count = 3
     """Most actions of a person in the overlay and the JSON file."""
     data: Decoding = Decoding()
-    clips: KeyframeClips = KeyframeClips()
+    clips: FrameSampling = FrameSampling()
     output_dir: Path = "detections"
     """Folder for NAME_detections.csv, NAME_detections.json and NAME_overlay.mp4 of each file."""
     batch_size: Count = 8

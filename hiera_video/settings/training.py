@@ -22,7 +22,7 @@ from hiera_video.settings.base import (
     Share,
 )
 from hiera_video.settings.model import Autoencoder, Backbone, Classifier, Detector, Masking
-from hiera_video.settings.video import Clips, KeyframeClips, MultiView, Reading
+from hiera_video.settings.video import Clips, FrameSampling, MultiView, Reading
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
 BoxList = Annotated[Path, Allowed("a list of boxes")]
@@ -277,7 +277,7 @@ class DetectTrainSettings(RunSettings):
 
     data: DetectionData
     model: Detector = Detector()
-    clips: KeyframeClips = KeyframeClips()
+    clips: FrameSampling = FrameSampling()
     augment: DetectionAugment = DetectionAugment()
     optim: Optim = Optim(lr=1e-4, final_lr=1e-6, warmup_lr=1e-6)
     train: DetectionLoop = DetectionLoop(
