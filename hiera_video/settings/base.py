@@ -29,7 +29,6 @@ class Settings(BaseModel):
     )
 
     is_compact: ClassVar[bool] = False  # listed as one setting in help texts
-    renamed: ClassVar[dict[str, str]] = {}  # old names, which saved runs may have
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:

@@ -6,7 +6,6 @@ and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -38,6 +37,7 @@ RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
     "pretraining": (PretrainSettings, "pretrain"),
     "detection": (DetectTrainSettings, "detect train"),
 }
+RENAMED = {"seconds": "keyframe_range_sec"}  # old names, which saved runs may have
 
 
 class UnsetError(ConfigError):
@@ -72,9 +72,7 @@ def merged(
     updates = [(f, read_yaml(find_config(f))) if isinstance(f, str) else ("", f) for f in files]
     updates += [("", parse_override(o) if isinstance(o, str) else o) for o in overrides]
     for source, update in updates:
-        update = _renamed(cls, update)
-        _merge(values, update)
-        sources |= dict.fromkeys(_keys(update), source)
+        _merge(values, update, sources, source, "")
     return values, sources
 
 
@@ -188,35 +186,18 @@ class _TextLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _merge(values: dict[str, Any], update: dict[str, Any]) -> None:
-    """Replaces values, group by group."""
-    for key, value in update.items():
+def _merge(
+    values: dict[str, Any], update: dict[str, Any], sources: dict[str, str], source: str, at: str
+) -> None:
+    """Replaces values, group by group, and notes their source; `at` begins their dotted keys."""
+    for name, value in update.items():
+        today = RENAMED.get(name, name)
+        key = today if today in values else name
+        sources[at + key] = source
         if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _merge(values[key], value)
+            _merge(values[key], value, sources, source, f"{at}{key}.")
         else:
             values[key] = value
-
-
-def _renamed(cls: type[Settings], update: dict[str, Any]) -> dict[str, Any]:
-    """With today's names for keys that had others in an earlier version."""
-    found = {}
-    for key, value in update.items():
-        field = cls.model_fields.get(key)
-        section = section_of(field) if field else None
-        if section and isinstance(value, dict):
-            value = _renamed(section, value)
-        found[cls.renamed.get(key, key)] = value
-    return found
-
-
-def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys of nested plain data."""
-    found = []
-    for key, value in values.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            found += _keys(value, f"{prefix}{key}.")
-    return found
 
 
 def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[bool, str, str]:
@@ -286,6 +267,5 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml"))
-    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "shipped are " + ", ".join(known)
-    raise ConfigError(f"{name}: there is no such configuration file; {hint}")
+    hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
+    raise ConfigError(f"{name}: there is no such configuration file{hint}")

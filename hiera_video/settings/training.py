@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -53,8 +53,6 @@ class ClassificationData(TrainingData):
 
 class KeyframeData(Reading):
     """Lists of boxes at key frames, and where their videos are."""
-
-    renamed: ClassVar[dict[str, str]] = {"seconds": "keyframe_range_sec"}
 
     root: Path | None = None
     """Folder that holds each video, or a folder of its frames, under its name in the lists. Null:

@@ -249,8 +249,8 @@ def test_a_file_that_is_no_text(tmp_path):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("kinetics400/hiera_bse", "did you mean kinetics400/hiera_base?"),
-        ("configs/ssv2/hiera_large_16x244.yaml", "ssv2/hiera_large_16x224?"),
+        ("kinetics400/hiera_bse", "did you mean 'kinetics400/hiera_base'?"),
+        ("configs/ssv2/hiera_large_16x244.yaml", "'ssv2/hiera_large_16x224'?"),
         ("/zzz", "shipped are"),
     ],
 )
