@@ -14,7 +14,7 @@ from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -88,7 +88,11 @@ Size3 = tuple[Count, Count, Count]
 ImageSize = Annotated[
     int | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
 ]
-Device = Annotated[str, Allowed("auto, cpu, cuda, cuda:N or mps")]
+Device = Annotated[
+    str,
+    Allowed("auto, cpu, cuda, cuda:N or mps"),
+    Field(description="auto (cuda, else mps, else cpu), or a torch device."),
+]
 
 
 def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:

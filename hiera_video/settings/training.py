@@ -26,6 +26,7 @@ from hiera_video.settings.video import Clips, FrameSampling, MultiView, Reading
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
 BoxList = Annotated[Path, Allowed("a list of boxes")]
+Precision = Literal["bf16", "fp32"]
 
 
 class TrainingData(Reading):
@@ -167,7 +168,7 @@ class Loop(Settings):
     """Parts in which each process goes through its share of a step."""
     num_repeats: Count = 2
     """Clips of each decoded video (repeated sampling)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """bf16: autocast; weights, loss and optimizer stay in float32."""
     seed: Seed = 0
     """Decides the order of the videos and all randomness."""
@@ -220,7 +221,6 @@ class RunSettings(Settings):
     train: Loop
     run_dir: Path
     device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
     overwrite_config: bool = False
     """Resume a run although its saved configuration differs."""
 
