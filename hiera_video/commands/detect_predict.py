@@ -19,9 +19,8 @@ from hiera_video.data.boxes.keyframes import (
     num_boxes,
 )
 from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
-from hiera_video.data.datasets import KeyframeClips
 from hiera_video.errors import did_you_mean
-from hiera_video.evaluation.scoring import score_keyframes
+from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.files import write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
@@ -31,7 +30,6 @@ from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
 from hiera_video.runtime.results import exit_code, numbered_stems, print_result, refuse_existing
 from hiera_video.settings.evaluation import DetectPredictSettings
-from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError, VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
@@ -193,15 +191,9 @@ def action_scores(
     """
     if not records:
         return []
-    num_frames, *_ = model.encoder.input_size
     scored, failures = score_keyframes(
         model,
-        KeyframeClips(
-            records,
-            ClipSampler.of(config.clips, num_frames),
-            size=model.encoder.input_size[1:],
-            open_video=opener(config.data),
-        ),
+        keyframe_clips_of(records, model, config.clips, config.data),
         process,
         normalize=Normalize(card.mean, card.std),
         batch_size=config.batch_size,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from hiera_video.data.boxes.keyframes import (
     read_training,
 )
 from hiera_video.data.boxes.table import read_label_map
-from hiera_video.data.datasets import KeyframeClips, TrainingKeyframes
+from hiera_video.data.datasets import TrainingKeyframes
 from hiera_video.data.transforms import DetectionTransform
 from hiera_video.evaluation.ava import frame_aps
-from hiera_video.evaluation.scoring import KeyframeScores, score_keyframes
+from hiera_video.evaluation.scoring import KeyframeScores, keyframe_clips_of, score_keyframes
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.loading import card_of
@@ -32,8 +31,6 @@ from hiera_video.training.losses import DetectionLoss
 from hiera_video.training.run import train
 from hiera_video.training.task import Task
 from hiera_video.video.open import opener
-
-logger = logging.getLogger(__name__)
 
 
 class DetectTrainTask(Task):
@@ -53,7 +50,6 @@ class DetectTrainTask(Task):
         if data.val is not None:
             self.val = read_evaluation(data, self.label_map)
             self.val_note = f"boxes: {self.val.boxes}"
-        self.open_video = opener(data, data.frames_fps)
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> ActionDetector:
@@ -65,14 +61,6 @@ class DetectTrainTask(Task):
             **model.arguments(),
         )
 
-    def prepare(self, model: ActionDetector, checkpoint: str | Path | None) -> None:
-        known = model.card.label_map if model.card is not None else {}
-        if known and known != self.label_map.names:
-            logger.info(
-                "%s has other actions: the classifier starts with random weights", checkpoint
-            )
-            model.reset_classifier(model.num_classes)
-
     def dataset(self, model: ActionDetector) -> TrainingKeyframes:
         return TrainingKeyframes(
             self.train.records,
@@ -81,7 +69,7 @@ class DetectTrainTask(Task):
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             start_sec=self.settings.data.start_sec,
-            open_video=self.open_video,
+            open_video=opener(self.settings.data, self.settings.data.frames_fps),
         )
 
     def loss(self, model: ActionDetector, device: torch.device) -> DetectionLoss:
@@ -93,16 +81,9 @@ class DetectTrainTask(Task):
     ) -> tuple[list[KeyframeScores], list[Failure]]:
         settings = self.settings
         assert self.val is not None
-        clips = KeyframeClips(
-            self.val.records,
-            self.sampler(model),
-            size=model.encoder.input_size[1:],
-            start_sec=settings.data.start_sec,
-            open_video=self.open_video,
-        )
         return score_keyframes(
             model,
-            clips,
+            keyframe_clips_of(self.val.records, model, settings.clips, settings.data),
             process,
             normalize=self.normalize(model),
             batch_size=settings.batch_size,

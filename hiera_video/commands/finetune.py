@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -29,8 +28,6 @@ from hiera_video.training.optim import freeze
 from hiera_video.training.run import train
 from hiera_video.training.task import Task
 from hiera_video.video.open import opener
-
-logger = logging.getLogger(__name__)
 
 
 class FinetuneTask(Task):
@@ -69,12 +66,7 @@ class FinetuneTask(Task):
         )
 
     def prepare(self, model: Hiera, checkpoint: str | Path | None) -> None:
-        known = model.card.class_names if model.card is not None else ()
-        if known and known != tuple(self.class_names):
-            logger.info(
-                "%s has other classes: the classifier starts with random weights", checkpoint
-            )
-            model.reset_classifier(len(self.class_names))
+        super().prepare(model, checkpoint)
         freeze(model, self.settings.train)
         views = self.settings.views  # checked now, for `evaluate` later:
         checked_short_side(views.short_side, model.input_size[1:], views.num_crops)

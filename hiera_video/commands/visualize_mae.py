@@ -21,7 +21,6 @@ from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code, numbered_stems, print_result, refuse_existing
 from hiera_video.settings.evaluation import VisualizeSettings
 from hiera_video.video.clips import ClipSampler
@@ -31,7 +30,6 @@ from hiera_video.video.reader import VideoError
 
 def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
-    setup_logging()
     model, card = load_model(
         config.checkpoint, kind="autoencoder", decoder_heads=config.decoder_heads
     )

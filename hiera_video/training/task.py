@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 from hiera_video.training.loop import LossFunction
 from hiera_video.video.clips import ClipSampler
+
+logger = logging.getLogger(__name__)
 
 Model = Hiera | MaskedAutoencoderHiera | ActionDetector
 TaskSettings = FinetuneSettings | PretrainSettings | DetectTrainSettings
@@ -59,9 +62,17 @@ class Task(ABC):
     def create(self, checkpoint: str | Path | None) -> Model:
         """The model with the weights of `checkpoint`, or with random ones."""
 
-    @abstractmethod
     def prepare(self, model: Any, checkpoint: str | Path | None) -> None:
         """Changes the model after its weights are loaded: a new classifier, frozen parameters."""
+        if model.card is None:
+            return
+        cards = (model.card, self.card(model))
+        known, own = (card.class_names or card.label_map for card in cards)
+        if known and known != own:
+            logger.info(
+                "%s has other classes: the classifier starts with random weights", checkpoint
+            )
+            model.reset_classifier(model.num_classes)
 
     def describe(self, model: Any) -> list[str]:
         """What is about to be trained, in a few lines."""

@@ -199,7 +199,7 @@ def test_start_from_a_detector_keeps_its_classifier_if_it_knows_the_actions(
     (tmp_path / "other.pbtxt").write_text(names)
     other = f"data.label_map={tmp_path / 'other.pbtxt'}"
     result = train(commands, ava, tmp_path / "other", init, other, *NOTHING_LEARNT)
-    result.told(str(trained), "has other actions: the classifier starts with random weights")
+    result.told(str(trained), "has other classes: the classifier starts with random weights")
     state = state_of(tmp_path / "other")
     assert {n for n in before if not torch.equal(before[n], state[n])} == HEAD
 
