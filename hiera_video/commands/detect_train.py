@@ -46,7 +46,7 @@ class DetectTrainTask(Task):
         self.label_map = read_label_map(data.label_map)
         super().__init__(settings, read_training(data, self.label_map))
         boxes, actions = num_boxes(self.train.records), len(self.label_map.names)
-        self.contents = f" with {boxes} boxes, {actions} actions,"
+        self.contents = f" with {boxes} boxes of {actions} actions"
         if data.val is not None:
             self.val = read_evaluation(data, self.label_map)
             self.val_note = f"boxes: {self.val.boxes}"

@@ -161,8 +161,8 @@ def test_proposals_are_trained_on_too(commands, ava, tmp_path):
     proposals.write_text("".join(",".join(row) + ",,0.9\n" for row in sorted(rows)))
     overrides = (f"data.train_proposals={proposals}", "--dry-run")
     plain = train(commands, ava, tmp_path, "--dry-run").out
-    assert f"with {len(rows)} boxes from" in plain
-    assert f"with {2 * len(rows)} boxes from" in train(commands, ava, tmp_path, *overrides).out
+    assert f"with {len(rows)} boxes of" in plain
+    assert f"with {2 * len(rows)} boxes of" in train(commands, ava, tmp_path, *overrides).out
     result = train(commands, ava, tmp_path, *overrides, "data.proposal_score=0.95", code=1)
     result.told("no proposal overlaps an annotated box", "data.proposal_score")
 
