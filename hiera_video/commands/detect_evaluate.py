@@ -33,12 +33,7 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.results import (
-    evaluation_folder,
-    exit_code,
-    print_result,
-    refuse_existing,
-)
+from hiera_video.runtime.results import evaluation_folder, exit_code, print_result
 from hiera_video.settings.evaluation import DetectEvaluateSettings
 
 RESULTS = ("report.json", "detections.csv", "keyframes.csv")
@@ -51,8 +46,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         model, card = load_model(config.checkpoint, kind="detector")
         known, label_map = actions(config, card)
         val = read_evaluation(data, known)
-        folder = evaluation_folder(config.output_dir, config.checkpoint)
-        refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
+        folder = evaluation_folder(config, RESULTS)
         clips = keyframe_clips_of(val.records, model, config.clips, data)
         protocol = describe_protocol(config, val, clips)
         if dry_run:

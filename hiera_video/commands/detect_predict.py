@@ -28,7 +28,7 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
-from hiera_video.runtime.results import exit_code, numbered_stems, print_result, refuse_existing
+from hiera_video.runtime.results import exit_code, output_files, print_result
 from hiera_video.settings.evaluation import DetectPredictSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError, VideoReader
@@ -47,15 +47,9 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     model, card = load_model(config.checkpoint, kind="detector")
     label_map = LabelMap(card.actions, {})
     table = None if config.boxes is None else read_proposals(config.boxes)
-    folder = Path(config.output_dir)
-    outputs = [
-        {kind: folder / f"{name}_{end}" for kind, end in OUTPUTS.items()}
-        for name in numbered_stems(config.inputs)
-    ]
-    written = [path for files in outputs for path in files.values()]
-    refuse_existing(written, overwrite=config.overwrite)
+    outputs = output_files(config, OUTPUTS)
     if dry_run:
-        print("\n".join(map(str, written)))
+        print("\n".join(str(file) for files in outputs for file in files.values()))
         return 0
 
     failed = 0
@@ -64,7 +58,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
         people = None
         if table is None:
             people = load_person_detector(config.detector).to(process.device)
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
                 with opener(config.data)(path) as video:
