@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
@@ -123,19 +123,8 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    limits = {type(m): m for m in metadata}
-    if Ge in limits and Le in limits:
-        return f" from {limits[Ge].ge:g} to {limits[Le].le:g}"
-    if Ge in limits and Lt in limits:
-        return f" from {limits[Ge].ge:g} up to less than {limits[Lt].lt:g}"
-    if Ge in limits:
-        return f" of {limits[Ge].ge:g} or more"
-    parts = [f"above {limits[Gt].gt:g}"] if Gt in limits else []
-    if Le in limits:
-        parts.append(f"up to {limits[Le].le:g}")
-    if Lt in limits:
-        parts.append(f"below {limits[Lt].lt:g}")
-    return f" {' and '.join(parts)}" if parts else ""
+    words = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
+    return " and".join(f" {words[type(m)]} {astuple(m)[0]:g}" for m in metadata if type(m) in words)
 
 
 def shown(value: Any) -> str:
@@ -191,11 +180,8 @@ def leaves(
 
 def operand_of(cls: type[Settings]) -> tuple[str, Operand] | None:
     """The setting that the command line takes without its key, as FILE in `predict FILE ...`."""
-    for name, field in cls.model_fields.items():
-        for item in field.metadata:
-            if isinstance(item, Operand):
-                return name, item
-    return None
+    items = ((name, item) for name, field in cls.model_fields.items() for item in field.metadata)
+    return next(((name, item) for name, item in items if isinstance(item, Operand)), None)
 
 
 def shown_key(cls: type[Settings], key: str) -> str:

@@ -204,41 +204,34 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
     """An error of pydantic's: whether a required setting is only not set, its key, and a sentence
     with key, value and what is allowed."""
     names = [str(part) for part in error["loc"]]
-    section, path = _field(cls, names)
-    rule = error.get("ctx", {}).get("error")
+    value: Any = values
+    group, path = cls, list[str]()  # the innermost group that `names` lead to
+    for name in names:
+        if name not in group.model_fields:
+            break
+        path.append(name)
+        value = value.get(name) if isinstance(value, dict) else value
+        inner = section_of(group.model_fields[name])
+        if inner is None or len(path) == len(names):
+            break
+        group = inner
     if error["type"] == "extra_forbidden":
         key = ".".join(names)
-        known = f"; known here are {', '.join(section.model_fields)}"
-        near = did_you_mean(names[-1], section.model_fields)
+        known = f"; known here are {', '.join(group.model_fields)}"
+        near = did_you_mean(names[-1], group.model_fields)
         return False, key, f"{key} is unknown{near or known}"
-    value: Any = values
+    rule = error.get("ctx", {}).get("error")
     if isinstance(rule, RuleError):
         key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
         is_required = True
     else:
-        key, field = ".".join(path), section.model_fields[path[-1]]
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else value
+        key, field = ".".join(path), group.model_fields[path[-1]]
         allowed = allowed_values(field.annotation, field.metadata)
-        if group := section_of(field):
-            allowed = f"a group with {', '.join(group.model_fields)}"
+        if section := section_of(field):
+            allowed = f"a group with {', '.join(section.model_fields)}"
         is_required = field.is_required()
     sentence = f"{shown_key(cls, key)} is {shown(value)}: needed is {allowed}"
     return value is None and is_required, key, sentence
-
-
-def _field(cls: type[Settings], names: Sequence[str]) -> tuple[type[Settings], list[str]]:
-    """The innermost group that the names of an error lead to, and those that are fields."""
-    section, path = cls, list[str]()
-    for name in names:
-        if name not in section.model_fields:
-            break
-        path.append(name)
-        inner = section_of(section.model_fields[name])
-        if inner is None or len(path) == len(names):
-            break
-        section = inner
-    return section, path
 
 
 def to_yaml(values: Settings | dict[str, Any]) -> str:
