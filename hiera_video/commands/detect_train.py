@@ -53,13 +53,8 @@ class DetectTrainTask(Task):
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> ActionDetector:
-        model = self.settings.model
-        return create_detector(
-            model.name,
-            checkpoint=checkpoint,
-            num_classes=max(self.label_map.names),
-            **model.arguments(),
-        )
+        arguments, number = self.settings.model.arguments(), max(self.label_map.names)
+        return create_detector(checkpoint=checkpoint, num_classes=number, **arguments)
 
     def dataset(self, model: ActionDetector) -> TrainingKeyframes:
         return TrainingKeyframes(

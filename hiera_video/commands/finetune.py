@@ -57,13 +57,8 @@ class FinetuneTask(Task):
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> Hiera:
-        model = self.settings.model
-        return create_model(
-            model.name,
-            checkpoint=checkpoint,
-            num_classes=len(self.class_names),
-            **model.arguments(),
-        )
+        arguments = self.settings.model.arguments()
+        return create_model(checkpoint=checkpoint, num_classes=len(self.class_names), **arguments)
 
     def prepare(self, model: Hiera, checkpoint: str | Path | None) -> None:
         super().prepare(model, checkpoint)

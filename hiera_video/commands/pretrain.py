@@ -38,7 +38,7 @@ class PretrainTask(Task):
         arguments = model.arguments()
         if checkpoint is None and model.decoder_heads is None:
             arguments["decoder_heads"] = 1  # to check the sizes; `init` states the number
-        return create_autoencoder(model.name, checkpoint=checkpoint, **arguments)
+        return create_autoencoder(checkpoint=checkpoint, **arguments)
 
     def prepare(self, model: MaskedAutoencoderHiera, checkpoint: str | Path | None) -> None:
         self.masking(model)  # do the settings fit?

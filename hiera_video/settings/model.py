@@ -82,7 +82,7 @@ class Backbone(Settings):
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the builders in `hiera_video.models`, weights left out."""
-        own = self.model_dump(exclude={"name", "init", "overrides", "grad_checkpointing"})
+        own = self.model_dump(exclude={"init", "overrides", "grad_checkpointing"})
         return own | self.overrides.arguments()
 
 
