@@ -21,6 +21,7 @@ from hiera_video.settings.base import (
     Settings,
     allowed_values,
     defaults,
+    leaves,
     section_of,
     shown,
     shown_key,
@@ -240,16 +241,12 @@ def to_yaml(values: Settings | dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for each leaf that differs between two configurations."""
-    found = []
-    for key in sorted(a.keys() | b.keys()):
-        old, new = a.get(key), b.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}: {old} -> {new}")
-    return found
+def differences(a: Settings, b: Settings) -> list[str]:
+    """`key: old -> new` for each setting that differs between two configurations of a command."""
+    old, new = (
+        {key: value for key, _, value in leaves(type(s), s.model_dump(mode="json"))} for s in (a, b)
+    )
+    return [f"{key}: {old[key]} -> {new[key]}" for key in sorted(old) if old[key] != new[key]]
 
 
 def find_config(name: str) -> Path:

@@ -396,8 +396,8 @@ def test_every_setting_is_described():
 
 
 def test_differences_are_listed_by_key():
-    changed = finetune("optim.lr=1", "augment.crop_area=[0.5,1]").model_dump(mode="json")
-    assert differences(finetune().model_dump(mode="json"), changed) == [
+    changed = finetune("optim.lr=1", "augment.crop_area=[0.5,1]")
+    assert differences(finetune(), changed) == [
         "augment.crop_area: [0.08, 1.0] -> [0.5, 1.0]",
         "optim.lr: 0.0008 -> 1.0",
     ]
