@@ -21,42 +21,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.2.0"
 
-_HOME = {
-    "Features": "hiera_video.extraction.store",
-    "Hiera": "hiera_video.models.pretrained",
-    "MaskedAutoencoderHiera": "hiera_video.models.mae",
-    "ModelCard": "hiera_video.models.card",
-    "create_autoencoder": "hiera_video.models.pretrained",
-    "create_model": "hiera_video.models.pretrained",
-    "list_models": "hiera_video.models.variants",
-    "load_features": "hiera_video.extraction.store",
-    "load_model": "hiera_video.evaluation.prediction",
-    "model_transform": "hiera_video.evaluation.prediction",
-    "open_video": "hiera_video.video.open",
-    "save_model": "hiera_video.models.pretrained",
+_NAMES = {
+    "evaluation.prediction": ("load_model", "model_transform"),
+    "extraction.store": ("Features", "load_features"),
+    "models.card": ("ModelCard",),
+    "models.mae": ("MaskedAutoencoderHiera",),
+    "models.pretrained": ("Hiera", "create_autoencoder", "create_model", "save_model"),
+    "models.variants": ("list_models",),
+    "video.open": ("open_video",),
 }
-__all__ = [
-    "Features",
-    "Hiera",
-    "MaskedAutoencoderHiera",
-    "ModelCard",
-    "__version__",
-    "create_autoencoder",
-    "create_model",
-    "list_models",
-    "load_features",
-    "load_model",
-    "model_transform",
-    "open_video",
-    "save_model",
-]
+_HOME = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> object:
     """Imports a public name when it is first used: torch alone takes seconds."""
     if name not in _HOME:
         raise AttributeError(f"module 'hiera_video' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME[name]), name)
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
     globals()[name] = value
     return value
 

@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 import torch
@@ -27,9 +26,9 @@ from hiera_video.files import replacing
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
 from hiera_video.models.normalize import Normalize
+from hiera_video.settings.evaluation import Mode
 from hiera_video.video.writer import write_video
 
-Mode = Literal["normalised", "visible_statistics", "ground_truth_statistics"]
 Frames = UInt8[np.ndarray, "t H W 3"]
 Picture = UInt8[np.ndarray, "H W 3"]
 Colour = tuple[int, int, int]

@@ -12,6 +12,7 @@ Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 done but some inputs 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import multiprocessing
 import re
@@ -208,18 +209,12 @@ def configuration(
         if not kind.is_list and words[1:]:
             raise ConfigError(f"{words[1]!r} is a second {kind.name}: only one is allowed")
         overrides.append({name: words if kind.is_list else words[0]})
-    if groups := card_groups(cls):
-        checkpoint = merged(cls, args.config, overrides)[0].get("checkpoint")
-        if isinstance(checkpoint, str):
-            trained = card_settings(groups, checkpoint, CHECKPOINT_KINDS.get(args.command))
+    checkpoint = merged(cls, args.config, overrides)[0].get("checkpoint")
+    if (groups := card_groups(cls)) and isinstance(checkpoint, str):
+        # Weights that are missing are an error of the command, after those of other settings.
+        with contextlib.suppress(WeightsNotFoundError):
+            card = load_card(checkpoint, CHECKPOINT_KINDS.get(args.command))
+            stated = {key: getattr(card, key) for key in groups}
+            trained = {key: group.model_dump() for key, group in stated.items() if group}
             return cls, [trained, *args.config], overrides
     return cls, args.config, overrides
-
-
-def card_settings(groups: Sequence[str], checkpoint: str, kind: Kind | None) -> dict[str, Any]:
-    """These groups of settings as the weights were trained, as far as their card states them."""
-    try:
-        card = load_card(checkpoint, kind)
-    except WeightsNotFoundError:
-        return {}  # the command raises it again, once the other settings have been checked
-    return {key: group.model_dump() for key in groups if (group := getattr(card, key)) is not None}

@@ -171,16 +171,11 @@ def check_folder(folder: Path, made: dict[str, Any]) -> None:
         return
     try:
         earlier = {"kind": "classes"} | json.loads(marker.read_text(encoding="utf-8"))
-        seed, kind = earlier["seed"], earlier["kind"]
+        found = f"the demo of seed={earlier['seed']} and kind {earlier['kind']}"
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{marker} is damaged: remove {folder} or choose another") from None
-    if kind != made["kind"]:
-        raise UserError(f"output_dir={folder} holds another demo: choose another folder")
-    if seed != made["seed"]:
-        raise UserError(
-            f"output_dir={folder} holds the demo of seed={seed}: choose another folder, remove "
-            "it, or set that seed"
-        )
+    if earlier != made:
+        raise UserError(f"output_dir={folder} holds {found}: choose another folder, or remove it")
 
 
 def report_of(run_dir: Path) -> Path:

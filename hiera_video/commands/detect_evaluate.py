@@ -26,22 +26,15 @@ from hiera_video.data.datasets import KeyframeClips
 from hiera_video.errors import UserError
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import frame_aps
-from hiera_video.evaluation.scoring import score_keyframes
+from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.results import (
-    evaluation_folder,
-    exit_code,
-    print_result,
-    refuse_existing,
-)
+from hiera_video.runtime.results import evaluation_folder, exit_code, print_result
 from hiera_video.settings.evaluation import DetectEvaluateSettings
-from hiera_video.video.clips import ClipSampler
-from hiera_video.video.open import opener
 
 RESULTS = ("report.json", "detections.csv", "keyframes.csv")
 
@@ -53,15 +46,8 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         model, card = load_model(config.checkpoint, kind="detector")
         known, label_map = actions(config, card)
         val = read_evaluation(data, known)
-        folder = evaluation_folder(config.output_dir, config.checkpoint)
-        refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
-        clips = KeyframeClips(
-            val.records,
-            ClipSampler.of(config.clips, model.encoder.input_size[0]),
-            size=model.encoder.input_size[1:],
-            start_sec=data.start_sec,
-            open_video=opener(data, data.frames_fps),
-        )
+        folder = evaluation_folder(config, RESULTS)
+        clips = keyframe_clips_of(val.records, model, config.clips, data)
         protocol = describe_protocol(config, val, clips)
         if dry_run:
             print(json.dumps({"keyframes_to_score": len(val.records), **protocol}, indent=2))

@@ -19,9 +19,8 @@ from hiera_video.data.boxes.keyframes import (
     num_boxes,
 )
 from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
-from hiera_video.data.datasets import KeyframeClips
 from hiera_video.errors import did_you_mean
-from hiera_video.evaluation.scoring import score_keyframes
+from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.files import write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
@@ -29,9 +28,8 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
-from hiera_video.runtime.results import exit_code, numbered_stems, print_result, refuse_existing
+from hiera_video.runtime.results import exit_code, output_files, print_result
 from hiera_video.settings.evaluation import DetectPredictSettings
-from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError, VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
@@ -49,15 +47,9 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     model, card = load_model(config.checkpoint, kind="detector")
     label_map = LabelMap(card.actions, {})
     table = None if config.boxes is None else read_proposals(config.boxes)
-    folder = Path(config.output_dir)
-    outputs = [
-        {kind: folder / f"{name}_{end}" for kind, end in OUTPUTS.items()}
-        for name in numbered_stems(config.inputs)
-    ]
-    written = [path for files in outputs for path in files.values()]
-    refuse_existing(written, overwrite=config.overwrite)
+    outputs = output_files(config, OUTPUTS)
     if dry_run:
-        print("\n".join(map(str, written)))
+        print("\n".join(str(file) for files in outputs for file in files.values()))
         return 0
 
     failed = 0
@@ -66,7 +58,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
         people = None
         if table is None:
             people = load_person_detector(config.detector).to(process.device)
-        folder.mkdir(parents=True, exist_ok=True)
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
                 with opener(config.data)(path) as video:
@@ -193,15 +185,9 @@ def action_scores(
     """
     if not records:
         return []
-    num_frames, *_ = model.encoder.input_size
     scored, failures = score_keyframes(
         model,
-        KeyframeClips(
-            records,
-            ClipSampler.of(config.clips, num_frames),
-            size=model.encoder.input_size[1:],
-            open_video=opener(config.data),
-        ),
+        keyframe_clips_of(records, model, config.clips, config.data),
         process,
         normalize=Normalize(card.mean, card.std),
         batch_size=config.batch_size,

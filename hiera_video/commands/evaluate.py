@@ -18,12 +18,7 @@ from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.results import (
-    evaluation_folder,
-    exit_code,
-    print_result,
-    refuse_existing,
-)
+from hiera_video.runtime.results import evaluation_folder, exit_code, print_result
 from hiera_video.settings.evaluation import EvaluateSettings
 
 RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
@@ -40,8 +35,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             multi_label=card.multi_label,
         )
         require_labels(val)
-        folder = evaluation_folder(config.output_dir, config.checkpoint)
-        refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
+        folder = evaluation_folder(config, RESULTS)
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         if dry_run:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from functools import partial
 from pathlib import Path
 
 import torch
 
+from hiera_video.data.batches import Failure
 from hiera_video.data.datasets import TrainingClips, checked_short_side
 from hiera_video.data.order import balanced_weights
 from hiera_video.data.transforms import FinetuneTransform
 from hiera_video.data.videos.records import VideoList, read_splits
-from hiera_video.evaluation.accuracy import summarize
+from hiera_video.evaluation.accuracy import VideoScores, summarize
 from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.scoring import validate
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.loading import card_of
-from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import create_model
 from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
@@ -27,11 +26,8 @@ from hiera_video.settings.video import Views
 from hiera_video.training.losses import ClassificationLoss, balanced_class_weights
 from hiera_video.training.optim import freeze
 from hiera_video.training.run import train
-from hiera_video.training.task import Evaluate, Evaluation, Task
-from hiera_video.video.clips import ClipSampler
+from hiera_video.training.task import Task
 from hiera_video.video.open import opener
-
-logger = logging.getLogger(__name__)
 
 
 class FinetuneTask(Task):
@@ -39,6 +35,7 @@ class FinetuneTask(Task):
 
     settings: FinetuneSettings
     train: VideoList
+    val: VideoList | None
 
     def __init__(self, settings: FinetuneSettings) -> None:
         data = settings.data
@@ -52,6 +49,7 @@ class FinetuneTask(Task):
         super().__init__(settings, train)
         self.class_names = list(train.class_names)
         self.data["classes"] = len(self.class_names)
+        self.contents = f" of {len(self.class_names)} classes"
         self.labels = [record.labels for record in train.records]
         if data.balanced:
             self.record_weights = balanced_weights(self.labels, len(self.class_names))
@@ -59,41 +57,20 @@ class FinetuneTask(Task):
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> Hiera:
-        model = self.settings.model
-        return create_model(
-            model.name,
-            checkpoint=checkpoint,
-            num_classes=len(self.class_names),
-            **model.arguments(),
-        )
+        arguments = self.settings.model.arguments()
+        return create_model(checkpoint=checkpoint, num_classes=len(self.class_names), **arguments)
 
     def prepare(self, model: Hiera, checkpoint: str | Path | None) -> None:
-        known = model.card.class_names if model.card is not None else ()
-        if known and known != tuple(self.class_names):
-            logger.info(
-                "%s has other classes: the classifier starts with random weights", checkpoint
-            )
-            model.reset_classifier(len(self.class_names))
+        super().prepare(model, checkpoint)
         freeze(model, self.settings.train)
-
-    def describe(self, model: Hiera) -> list[str]:
-        num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        clips = self.settings.clips
-        val = f"{len(self.val.records)} validation videos" if self.val else "no validation"
-        return [
-            f"{self.num_records} training videos of {len(self.class_names)} classes from "
-            f"{self.train.source}, {val}",
-            f"{self.settings.model.name}, input {model.input_size}, {num_trained / 1e6:.2f} M "
-            f"trained parameters; {clips.sampling} sampling "
-            f"{model.input_size[0]}x{clips.sampling_rate}, "
-            f"flips {'on' if self.settings.augment.flip else 'off'}",
-        ]
+        views = self.settings.views  # checked now, for `evaluate` later:
+        checked_short_side(views.short_side, model.input_size[1:], views.num_crops)
 
     def dataset(self, model: Hiera) -> TrainingClips:
         mean, std = input_statistics(model.architecture)
         return TrainingClips(
             self.train.records,
-            ClipSampler.of(self.settings.clips, model.input_size[0]),
+            self.sampler(model),
             FinetuneTransform(model.input_size[1:], self.settings.augment, mean=mean, std=std),
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
@@ -107,46 +84,33 @@ class FinetuneTask(Task):
         return ClassificationLoss(
             self.settings.augment,
             num_classes=len(self.class_names),
-            normalize=Normalize(*input_statistics(model.architecture)),
+            normalize=self.normalize(model),
             multi_label=self.settings.data.multi_label,
             class_weights=weights,
             device=device,
         )
 
-    def evaluation(self, model: Hiera, process: Process) -> Evaluate | None:
-        """One centre view of each validation video; every process takes its share."""
-        views = self.settings.views  # checked now, for `evaluate` later:
-        checked_short_side(views.short_side, model.input_size[1:], views.num_crops)
-        if self.val is None:
-            return None
-        data, records = self.settings.data, self.val.records
+    def score(self, model: Hiera, process: Process) -> tuple[list[VideoScores], list[Failure]]:
+        """Of one centre view of each video."""
+        settings, data = self.settings, self.settings.data
+        assert self.val is not None
         one_view = Views(num_clips=1, num_crops=1)
-        centre_views = views_of(records, model, self.settings.clips, one_view, data)
+        return validate(
+            model,
+            views_of(self.val.records, model, settings.clips, one_view, data),
+            process,
+            normalize=self.normalize(model),
+            batch_size=settings.views.batch_size,
+            decoding=data,
+            bf16=settings.train.precision == "bf16",
+            multi_label=data.multi_label,
+        )
 
-        def evaluate(model: Hiera) -> Evaluation:
-            videos, failures = validate(
-                model,
-                centre_views,
-                process,
-                normalize=Normalize(*input_statistics(model.architecture)),
-                batch_size=views.batch_size,
-                decoding=data,
-                bf16=self.settings.train.precision == "bf16",
-                multi_label=data.multi_label,
-            )
-            if not process.is_main:
-                return Evaluation({}, failures, "")
-            expected = [record.labels for record in records]
-            summary = summarize(videos, expected=expected, multi_label=data.multi_label)
-            accuracy = summary.get("video", {})
-            figures = "  ".join(f"{name} {100 * value:.2f}" for name, value in accuracy.items())
-            return Evaluation(
-                {**accuracy, "decoded": summary["decoded"]},
-                failures,
-                f"(1 view)  {figures}  {summary['decoded']} of {summary['expected']} videos",
-            )
-
-        return evaluate
+    def figures(self, scored: list[VideoScores]) -> dict[str, float]:
+        assert self.val is not None
+        expected = [record.labels for record in self.val.records]
+        multi_label = self.settings.data.multi_label
+        return summarize(scored, expected=expected, multi_label=multi_label).get("video", {})
 
     def card(self, model: Hiera) -> ModelCard:
         return card_of(

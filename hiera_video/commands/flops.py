@@ -46,7 +46,14 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
         print(json.dumps(rows) if as_json or dry_run else format_paper_table(rows))
         return 0
     with configured(), torch.device("meta"):
-        model = build(config)
+        name = config.model
+        assert name is not None  # the settings require it without `table`
+        create, keys = BUILDERS[config.task or "classification"]
+        model = create(
+            name.split(".")[0] if name in PUBLISHED else name,
+            **config.model_dump(include={"num_frames", "image_size", *keys}),
+            **config.overrides.arguments(),
+        )
         masking = None
         if isinstance(model, MaskedAutoencoderHiera):
             masking = UnitMasking.of(model.encoder, config.masking)
@@ -83,18 +90,6 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
         }
     print(json.dumps(report) if as_json else format_report(report))
     return 0
-
-
-def build(config: FlopsSettings) -> Model:
-    """Builds the model of the settings."""
-    name = config.model
-    assert name is not None  # the settings require it without `table`
-    create, keys = BUILDERS[config.task or "classification"]
-    return create(
-        name.split(".")[0] if name in PUBLISHED else name,
-        **config.model_dump(include={"num_frames", "image_size", *keys}),
-        **config.overrides.arguments(),
-    )
 
 
 def describe(cost: Cost) -> dict[str, Any]:

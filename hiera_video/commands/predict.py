@@ -50,12 +50,10 @@ def files(inputs: list[str]) -> list[str]:
     """The files among the inputs, and the videos and images below the folders among them."""
     found: list[str] = []
     for name in inputs:
-        path = Path(name)
-        if path.is_dir():
-            inside = sorted(str(p) for p in path.rglob("*") if p.is_file() and is_media(str(p)))
-            if not inside:
-                raise UserError(f"{name}: a folder without videos or images")
-            found += inside
-        else:
-            found.append(name)
+        inside = [name]
+        if (folder := Path(name)).is_dir():
+            inside = sorted(str(p) for p in folder.rglob("*") if p.is_file() and is_media(str(p)))
+        if not inside:
+            raise UserError(f"{name}: a folder without videos or images")
+        found += inside
     return found

@@ -15,15 +15,11 @@ from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import card_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
-from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import create_autoencoder
-from hiera_video.models.variants import input_statistics
-from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import PretrainSettings
 from hiera_video.training.losses import ReconstructionLoss
 from hiera_video.training.run import train
 from hiera_video.training.task import Task
-from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 
 
@@ -42,7 +38,7 @@ class PretrainTask(Task):
         arguments = model.arguments()
         if checkpoint is None and model.decoder_heads is None:
             arguments["decoder_heads"] = 1  # to check the sizes; `init` states the number
-        return create_autoencoder(model.name, checkpoint=checkpoint, **arguments)
+        return create_autoencoder(checkpoint=checkpoint, **arguments)
 
     def prepare(self, model: MaskedAutoencoderHiera, checkpoint: str | Path | None) -> None:
         self.masking(model)  # do the settings fit?
@@ -53,24 +49,19 @@ class PretrainTask(Task):
             return UnitMasking.of(model.encoder, self.settings.masking)
 
     def describe(self, model: MaskedAutoencoderHiera) -> list[str]:
-        encoder, decoder, masking = model.encoder, model.decoder_architecture, self.masking(model)
-        name, clips = self.settings.model.name, self.settings.clips
-        millions = sum(p.numel() for p in model.parameters()) / 1e6
+        decoder, masking = model.decoder_architecture, self.masking(model)
         return [
-            f"{self.num_records} training videos from {self.train.source}",
-            f"{name}, input {encoder.input_size}, {millions:.2f} M parameters; "
-            f"{masking.num_visible} of {masking.num_units} mask units of {encoder.mask_unit} "
+            *super().describe(model),
+            f"{masking.num_visible} of {masking.num_units} mask units of {model.encoder.mask_unit} "
             f"tokens are visible ({masking.kind} masking); decoder of "
             f"{decoder['decoder_depth']} blocks, width {decoder['decoder_dim']}, "
-            f"{decoder['decoder_heads']} heads; "
-            f"{clips.sampling} sampling {encoder.input_size[0]}x{clips.sampling_rate}, "
-            f"flips {'on' if self.settings.augment.flip else 'off'}",
+            f"{decoder['decoder_heads']} heads",
         ]
 
     def dataset(self, model: MaskedAutoencoderHiera) -> TrainingClips:
         return TrainingClips(
             self.train.records,
-            ClipSampler.of(self.settings.clips, model.encoder.input_size[0]),
+            self.sampler(model),
             PretrainTransform(model.encoder.input_size[1:], self.settings.augment),
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
@@ -79,11 +70,8 @@ class PretrainTask(Task):
         )
 
     def loss(self, model: MaskedAutoencoderHiera, device: torch.device) -> ReconstructionLoss:
-        normalize = Normalize(*input_statistics(model.encoder.architecture))
-        return ReconstructionLoss(model, self.masking(model), normalize=normalize, device=device)
-
-    def evaluation(self, model: MaskedAutoencoderHiera, process: Process) -> None:
-        return None
+        masking, normalize = self.masking(model), self.normalize(model)
+        return ReconstructionLoss(model, masking, normalize=normalize, device=device)
 
     def card(self, model: MaskedAutoencoderHiera) -> ModelCard:
         masking = self.masking(model)

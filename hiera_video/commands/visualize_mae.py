@@ -21,8 +21,7 @@ from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.logging import setup_logging
-from hiera_video.runtime.results import exit_code, numbered_stems, print_result, refuse_existing
+from hiera_video.runtime.results import exit_code, output_files, print_result
 from hiera_video.settings.evaluation import VisualizeSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -31,7 +30,6 @@ from hiera_video.video.reader import VideoError
 
 def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
-    setup_logging()
     model, card = load_model(
         config.checkpoint, kind="autoencoder", decoder_heads=config.decoder_heads
     )
@@ -44,13 +42,9 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
         masking = UnitMasking.of(model.encoder, config.masking)
     sampler = ClipSampler.of(config.clips, model.encoder.input_size[0])
     suffixes = ("png", "mp4") if model.encoder.tokens_shape[0] > 1 else ("png",)
-    outputs = [
-        [Path(config.output_dir, f"{name}_{config.mode}.{suffix}") for suffix in suffixes]
-        for name in numbered_stems(config.inputs)
-    ]
-    refuse_existing((file for files in outputs for file in files), overwrite=config.overwrite)
+    outputs = output_files(config, {suffix: f"{config.mode}.{suffix}" for suffix in suffixes})
     if dry_run:
-        print("\n".join(str(file) for files in outputs for file in files))
+        print("\n".join(str(file) for files in outputs for file in files.values()))
         return 0
 
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
@@ -79,12 +73,12 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
             )
             shown_sec = times_sec[:: model.token_pixels[0]].tolist()
             caption = describe(reconstruction, masking)
-            write_png(files[0], contact_sheet(reconstruction, shown_sec, caption))
-            for movie in files[1:]:
-                write_movie(movie, reconstruction, shown_sec, caption)
+            write_png(files["png"], contact_sheet(reconstruction, shown_sec, caption))
+            if "mp4" in files:
+                write_movie(files["mp4"], reconstruction, shown_sec, caption)
             loss = reconstruction.loss
             finite = loss if math.isfinite(loss) else None  # JSON has no NaN
-            written = {file.suffix[1:]: str(file) for file in files}
+            written = {kind: str(file) for kind, file in files.items()}
             print_result(
                 {"path": path, **written, "loss": finite},
                 "\n  ".join([f"{path}: reconstruction loss {loss:.4f}", *written.values()]),

@@ -21,7 +21,7 @@ from hiera_video.models import pretrained
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.normalize import Normalize
-from hiera_video.settings.video import Clips, Decoding, KeyframeClips, Views
+from hiera_video.settings.video import Clips, Decoding, FrameSampling, Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 from hiera_video.video.sampling import crop_offsets
@@ -104,7 +104,7 @@ def model_transform(
 def views_of(
     records: Sequence[VideoRecord],
     model: Any,
-    clips: KeyframeClips,
+    clips: FrameSampling,
     views: Views,
     decoding: Decoding,
 ) -> EvaluationViews:

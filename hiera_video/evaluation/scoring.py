@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from hiera_video.data.batches import Failure
+from hiera_video.data.boxes.keyframes import KeyframeRecord
 from hiera_video.data.datasets import EvaluationViews, KeyframeClips
 from hiera_video.data.loader import evaluation_loader, readable
 from hiera_video.evaluation.accuracy import VideoScores
@@ -20,7 +21,10 @@ from hiera_video.evaluation.views import score_views
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.distributed import Process, gather_on_main
-from hiera_video.settings.video import Decoding
+from hiera_video.settings.training import KeyframeData
+from hiera_video.settings.video import Decoding, FrameSampling
+from hiera_video.video.clips import ClipSampler
+from hiera_video.video.open import opener
 
 Scores = TypeVar("Scores", "VideoScores", "KeyframeScores")
 
@@ -73,6 +77,22 @@ class KeyframeScores:
     scores: np.ndarray  # float32 [n, L], probabilities
     num_outside: int  # boxes outside of the clip's picture
     backend: str  # the library that decoded
+
+
+def keyframe_clips_of(
+    records: Sequence[KeyframeRecord], model: ActionDetector, clips: FrameSampling, data: Decoding
+) -> KeyframeClips:
+    """The clips around key frames for a model; `data` may state where annotations begin."""
+    start_sec = frames_fps = None
+    if isinstance(data, KeyframeData):
+        start_sec, frames_fps = data.start_sec, data.frames_fps
+    return KeyframeClips(
+        records,
+        ClipSampler.of(clips, model.encoder.input_size[0]),
+        size=model.encoder.input_size[1:],
+        start_sec=start_sec,
+        open_video=opener(data, frames_fps),
+    )
 
 
 def score_keyframes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Shaped, UInt8
@@ -13,10 +12,7 @@ from torch import Tensor
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
-
-Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]
-Pooling = Literal["mean", "spatial", "temporal", "none"]
-DType = Literal["float32", "float16", "bfloat16"]
+from hiera_video.settings.evaluation import DType, Layer, Pooling
 
 POOLED_AXES: dict[Pooling, tuple[int, ...]] = {
     "mean": (1, 2, 3),

@@ -16,7 +16,7 @@ from hiera_video.errors import WeightsError
 from hiera_video.models.variants import Statistics, as_tuple, input_statistics, variant_name
 from hiera_video.settings.base import Natural
 from hiera_video.settings.model import Masking
-from hiera_video.settings.video import Clips, KeyframeClips, Views
+from hiera_video.settings.video import Clips, FrameSampling, Views
 
 Kind = Literal["classifier", "backbone", "autoencoder", "detector"]
 
@@ -70,7 +70,7 @@ class ModelCard(BaseModel):
     mean: Statistics = Field(default=(), validate_default=True)
     std: Statistics = Field(default=(), validate_default=True)
     multi_label: bool = False
-    clips: KeyframeClips | Clips | None = None
+    clips: FrameSampling | Clips | None = None
     views: Views | None = None
     masking: Masking | None = None
     label_map: dict[int, str] = {}

@@ -20,7 +20,6 @@ from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.download import fetch_file
 from hiera_video.models.layouts import (
     PATCHES,
-    Layout,
     architecture_of,
     rename,
     statements_of,
@@ -34,6 +33,7 @@ from hiera_video.models.sources import (
     read_config,
 )
 from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
+from hiera_video.settings.tools import Layout
 
 STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files keep the tensors
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile

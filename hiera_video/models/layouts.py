@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ from hiera_video.errors import WeightsError
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.variants import VARIANTS, as_tuple, is_image, variant_name
-
-Layout = Literal["hiera_video", "official", "timm", "transformers"]
+from hiera_video.settings.tools import Layout
 
 PATCHES = "patch_embed.proj.weight"
 TIMM = {"head.fc.": "head.projection.", "head.norm.": "norm."}

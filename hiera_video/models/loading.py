@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -36,13 +36,13 @@ from hiera_video.models.layouts import PATCHES
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.units import divided
 from hiera_video.models.variants import as_tuple, check_known, variant_name
+from hiera_video.settings.model import PosEmbedResize
 
 if TYPE_CHECKING:
     from hiera_video.models.detector import ActionDetector
 
 logger = logging.getLogger(__name__)
 
-PosEmbedResize = Literal["window", "bicubic"]
 Model: TypeAlias = "Hiera | MaskedAutoencoderHiera | ActionDetector"
 
 

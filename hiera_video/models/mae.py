@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,7 @@ from hiera_video.models.hiera import Hiera, HieraBlock, Trainable
 from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
 from hiera_video.models.units import Size3, divided, merged, unravel, unroll
-
-Target = Literal["pixels", "hog"]
+from hiera_video.settings.model import Target
 
 HOG_BINS, HOG_CELL = 9, 8  # orientations without sign; pixels of a cell's side (MaskFeat)
 

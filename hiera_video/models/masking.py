@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ from torch import Tensor
 from hiera_video.errors import ModelError
 from hiera_video.models.units import Size3
 from hiera_video.models.variants import paper_mask_ratio
-from hiera_video.settings.model import Masking
+from hiera_video.settings.model import Masking, MaskingKind
 
 if TYPE_CHECKING:
     from hiera_video.models.hiera import Hiera
 
-MaskingKind = Literal["random", "tube", "frame", "block"]
 BLOCK_SIDE = (0.25, 0.5)  # of a box, as a share of the clip's extent along that axis
 
 

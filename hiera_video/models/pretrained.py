@@ -30,8 +30,8 @@ from hiera_video.models.checkpoint import (
 from hiera_video.models.hiera import Hiera as Hiera
 from hiera_video.models.hub import SCHEME, write_repository
 from hiera_video.models.layouts import rename
-from hiera_video.models.loading import Model, PosEmbedResize, card_of, load_weights, official_name
-from hiera_video.models.mae import MaskedAutoencoderHiera, Target
+from hiera_video.models.loading import Model, card_of, load_weights, official_name
+from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.sources import Source
 from hiera_video.models.variants import (
     PUBLISHED,
@@ -41,6 +41,7 @@ from hiera_video.models.variants import (
     is_image,
     list_models,
 )
+from hiera_video.settings.model import PosEmbedResize, Target
 
 if TYPE_CHECKING:
     from hiera_video.models.detector import ActionDetector

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import UserError
+from hiera_video.settings.evaluation import (
+    DetectEvaluateSettings,
+    DetectPredictSettings,
+    EvaluateSettings,
+    VisualizeSettings,
+)
 
 
 def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
@@ -20,25 +26,37 @@ def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
         )
 
 
-def evaluation_folder(output_dir: str | None, checkpoint: str) -> Path:
-    """`output_dir`, else eval/ beside the weights of a run."""
-    if output_dir is not None:
-        return Path(output_dir)
-    path = Path(checkpoint)
-    return (path.parent if path.name == "weights" else path) / "eval"
+def evaluation_folder(
+    config: EvaluateSettings | DetectEvaluateSettings, results: Iterable[str]
+) -> Path:
+    """`output_dir`, else eval/ beside the weights of a run, for files of these names."""
+    path = Path(config.checkpoint)
+    beside = path.parent if path.name == "weights" else path
+    folder = Path(config.output_dir or beside / "eval")
+    refuse_existing((folder / name for name in results), overwrite=config.overwrite)
+    return folder
 
 
-def numbered_stems(paths: Iterable[str]) -> list[str]:
-    """The name of each file without its suffix; equal names are numbered, whatever their case."""
-    stems: list[str] = []
+def output_files(
+    config: VisualizeSettings | DetectPredictSettings, ends: Mapping[str, str]
+) -> list[dict[str, Path]]:
+    """The files that each input gets: by kind, STEM_END in `output_dir`.
+
+    Equal stems are numbered, whatever their case.
+
+    Args:
+        ends: of the names, by kind.
+    """
+    outputs: list[dict[str, Path]] = []
     taken: set[str] = set()
-    for path in paths:
+    for path in config.inputs:
         stem, number = Path(path).stem, 1
         while (name := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
             number += 1
         taken.add(name.casefold())
-        stems.append(name)
-    return stems
+        outputs.append({k: Path(config.output_dir, f"{name}_{end}") for k, end in ends.items()})
+    refuse_existing((p for files in outputs for p in files.values()), overwrite=config.overwrite)
+    return outputs
 
 
 def print_result(record: Any, text: str, *, as_json: bool) -> None:

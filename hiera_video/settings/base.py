@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 
@@ -29,7 +29,6 @@ class Settings(BaseModel):
     )
 
     is_compact: ClassVar[bool] = False  # listed as one setting in help texts
-    renamed: ClassVar[dict[str, str]] = {}  # old names, which saved runs may have
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
@@ -89,7 +88,11 @@ Size3 = tuple[Count, Count, Count]
 ImageSize = Annotated[
     int | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
 ]
-Device = Annotated[str, Allowed("auto, cpu, cuda, cuda:N or mps")]
+Device = Annotated[
+    str,
+    Allowed("auto, cpu, cuda, cuda:N or mps"),
+    Field(description="auto (cuda, else mps, else cpu), or a torch device."),
+]
 
 
 def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
@@ -120,19 +123,8 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _bounds(metadata: Sequence[Any]) -> str:
-    limits = {type(m): m for m in metadata}
-    if Ge in limits and Le in limits:
-        return f" from {limits[Ge].ge:g} to {limits[Le].le:g}"
-    if Ge in limits and Lt in limits:
-        return f" from {limits[Ge].ge:g} up to less than {limits[Lt].lt:g}"
-    if Ge in limits:
-        return f" of {limits[Ge].ge:g} or more"
-    parts = [f"above {limits[Gt].gt:g}"] if Gt in limits else []
-    if Le in limits:
-        parts.append(f"up to {limits[Le].le:g}")
-    if Lt in limits:
-        parts.append(f"below {limits[Lt].lt:g}")
-    return f" {' and '.join(parts)}" if parts else ""
+    words = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
+    return " and".join(f" {words[type(m)]} {astuple(m)[0]:g}" for m in metadata if type(m) in words)
 
 
 def shown(value: Any) -> str:
@@ -188,11 +180,8 @@ def leaves(
 
 def operand_of(cls: type[Settings]) -> tuple[str, Operand] | None:
     """The setting that the command line takes without its key, as FILE in `predict FILE ...`."""
-    for name, field in cls.model_fields.items():
-        for item in field.metadata:
-            if isinstance(item, Operand):
-                return name, item
-    return None
+    items = ((name, item) for name, field in cls.model_fields.items() for item in field.metadata)
+    return next(((name, item) for name, item in items if isinstance(item, Operand)), None)
 
 
 def shown_key(cls: type[Settings], key: str) -> str:

@@ -19,11 +19,11 @@ from hiera_video.settings.base import (
     Settings,
 )
 from hiera_video.settings.model import Masking
-from hiera_video.settings.training import BoxList, KeyframeData, VideoList
+from hiera_video.settings.training import BoxList, KeyframeData, Precision, VideoList
 from hiera_video.settings.video import (
     Clips,
     Decoding,
-    KeyframeClips,
+    FrameSampling,
     MultiView,
     Reading,
     Windowing,
@@ -32,7 +32,10 @@ from hiera_video.settings.video import (
 
 Checkpoint = Annotated[Path, Allowed("a run, checkpoint or weights folder, or published weights")]
 Files = Annotated[list[Path], MinLen(1), Operand("FILE"), Allowed("at least one file or folder")]
-Precision = Literal["bf16", "fp32"]
+Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]
+Pooling = Literal["mean", "spatial", "temporal", "none"]
+DType = Literal["float32", "float16", "bfloat16"]
+Mode = Literal["normalised", "visible_statistics", "ground_truth_statistics"]
 
 
 class Inference(Settings):
@@ -41,7 +44,6 @@ class Inference(Settings):
     checkpoint: Checkpoint
     """A run, checkpoint or weights folder, or published weights."""
     device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
     precision: Precision = "fp32"
     """Precision of the forward pass."""
 
@@ -81,18 +83,16 @@ class ExtractSettings(WritingInference):
     The same command resumes where it stopped.
     """
 
-    inputs: Annotated[
-        list[Path], MinLen(1), Operand("FILE"), Allowed("a folder, a list, or videos")
-    ]
+    inputs: Annotated[Files, Allowed("a folder, a list, or videos")]
     """A folder or a list, or files."""
     output_dir: Path = "features"
     """Folder for the features, index.jsonl and failures.jsonl."""
-    layer: Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"] = "pre_logits"
+    layer: Layer = "pre_logits"
     """Tokens of a stage; the mean of the last tokens, normalised; or the classifier's outputs."""
-    pooling: Literal["mean", "spatial", "temporal", "none"] = "mean"
+    pooling: Pooling = "mean"
     """Pooling of a stage's tokens [t, h, w, D]: mean leaves [D], spatial [t, D], temporal
     [h, w, D]."""
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: DType = "float32"
     """Type of the stored numbers; bfloat16 with format=safetensors only."""
     format: Literal["npz", "npy", "safetensors", "parquet"] = "npz"
     """Kind of file. npy: with a json file beside it; parquet: npz files, and one table of all."""
@@ -144,7 +144,7 @@ class DetectEvaluateSettings(WritingInference):
     """Compute the frame mAP of a trained action detector, in both protocols."""
 
     data: DetectionEvaluationData
-    clips: KeyframeClips = KeyframeClips()
+    clips: FrameSampling = FrameSampling()
     batch_size: Count = 16
     """Clips in a forward pass."""
     output_dir: Path | None = None
@@ -174,7 +174,7 @@ class DetectPredictSettings(WritingInference):
     top_k: Count = 3
     """Most actions of a person in the overlay and the JSON file."""
     data: Decoding = Decoding()
-    clips: KeyframeClips = KeyframeClips()
+    clips: FrameSampling = FrameSampling()
     output_dir: Path = "detections"
     """Folder for NAME_detections.csv, NAME_detections.json and NAME_overlay.mp4 of each file."""
     batch_size: Count = 8
@@ -213,7 +213,7 @@ class VisualizeSettings(Settings):
     """Files; the centre clip of each is shown."""
     checkpoint: Checkpoint
     """A run, checkpoint or weights folder, or published weights, of a masked autoencoder."""
-    mode: Literal["normalised", "visible_statistics", "ground_truth_statistics"] = "normalised"
+    mode: Mode = "normalised"
     """Source of the brightness and contrast of predicted patches: none, all patches being shown in
     normalised units; the average of the visible patches; or the hidden patches themselves, which
     flatters the model."""
@@ -229,7 +229,6 @@ class VisualizeSettings(Settings):
     """Decides, with the position of a file among the inputs, which units are visible."""
     data: Decoding = Decoding()
     device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
 
 
 class CheckAvaSettings(Settings):

@@ -6,7 +6,6 @@ and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -22,6 +21,7 @@ from hiera_video.settings.base import (
     Settings,
     allowed_values,
     defaults,
+    leaves,
     section_of,
     shown,
     shown_key,
@@ -38,6 +38,7 @@ RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
     "pretraining": (PretrainSettings, "pretrain"),
     "detection": (DetectTrainSettings, "detect train"),
 }
+RENAMED = {"seconds": "keyframe_range_sec"}  # old names, which saved runs may have
 
 
 class UnsetError(ConfigError):
@@ -72,9 +73,7 @@ def merged(
     updates = [(f, read_yaml(find_config(f))) if isinstance(f, str) else ("", f) for f in files]
     updates += [("", parse_override(o) if isinstance(o, str) else o) for o in overrides]
     for source, update in updates:
-        update = _renamed(cls, update)
-        _merge(values, update)
-        sources |= dict.fromkeys(_keys(update), source)
+        _merge(values, update, sources, source, "")
     return values, sources
 
 
@@ -188,76 +187,52 @@ class _TextLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _merge(values: dict[str, Any], update: dict[str, Any]) -> None:
-    """Replaces values, group by group."""
-    for key, value in update.items():
+def _merge(
+    values: dict[str, Any], update: dict[str, Any], sources: dict[str, str], source: str, at: str
+) -> None:
+    """Replaces values, group by group, and notes their source; `at` begins their dotted keys."""
+    for name, value in update.items():
+        today = RENAMED.get(name, name)
+        key = today if today in values else name
+        sources[at + key] = source
         if isinstance(value, dict) and isinstance(values.get(key), dict):
-            _merge(values[key], value)
+            _merge(values[key], value, sources, source, f"{at}{key}.")
         else:
             values[key] = value
-
-
-def _renamed(cls: type[Settings], update: dict[str, Any]) -> dict[str, Any]:
-    """With today's names for keys that had others in an earlier version."""
-    found = {}
-    for key, value in update.items():
-        field = cls.model_fields.get(key)
-        section = section_of(field) if field else None
-        if section and isinstance(value, dict):
-            value = _renamed(section, value)
-        found[cls.renamed.get(key, key)] = value
-    return found
-
-
-def _keys(values: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys of nested plain data."""
-    found = []
-    for key, value in values.items():
-        found.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            found += _keys(value, f"{prefix}{key}.")
-    return found
 
 
 def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[bool, str, str]:
     """An error of pydantic's: whether a required setting is only not set, its key, and a sentence
     with key, value and what is allowed."""
     names = [str(part) for part in error["loc"]]
-    section, path = _field(cls, names)
-    rule = error.get("ctx", {}).get("error")
+    value: Any = values
+    group, path = cls, list[str]()  # the innermost group that `names` lead to
+    for name in names:
+        if name not in group.model_fields:
+            break
+        path.append(name)
+        value = value.get(name) if isinstance(value, dict) else value
+        inner = section_of(group.model_fields[name])
+        if inner is None or len(path) == len(names):
+            break
+        group = inner
     if error["type"] == "extra_forbidden":
         key = ".".join(names)
-        known = f"; known here are {', '.join(section.model_fields)}"
-        near = did_you_mean(names[-1], section.model_fields)
+        known = f"; known here are {', '.join(group.model_fields)}"
+        near = did_you_mean(names[-1], group.model_fields)
         return False, key, f"{key} is unknown{near or known}"
-    value: Any = values
+    rule = error.get("ctx", {}).get("error")
     if isinstance(rule, RuleError):
         key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
         is_required = True
     else:
-        key, field = ".".join(path), section.model_fields[path[-1]]
-        for name in path:
-            value = value.get(name) if isinstance(value, dict) else value
+        key, field = ".".join(path), group.model_fields[path[-1]]
         allowed = allowed_values(field.annotation, field.metadata)
-        if group := section_of(field):
-            allowed = f"a group with {', '.join(group.model_fields)}"
+        if section := section_of(field):
+            allowed = f"a group with {', '.join(section.model_fields)}"
         is_required = field.is_required()
     sentence = f"{shown_key(cls, key)} is {shown(value)}: needed is {allowed}"
     return value is None and is_required, key, sentence
-
-
-def _field(cls: type[Settings], names: Sequence[str]) -> tuple[type[Settings], list[str]]:
-    """The innermost group that the names of an error lead to, and those that are fields."""
-    section, path = cls, list[str]()
-    for name in names:
-        if name not in section.model_fields:
-            break
-        path.append(name)
-        inner = section_of(section.model_fields[name])
-        if inner is None or len(path) == len(names):
-            break
-        section = inner
-    return section, path
 
 
 def to_yaml(values: Settings | dict[str, Any]) -> str:
@@ -266,16 +241,12 @@ def to_yaml(values: Settings | dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def differences(a: dict[str, Any], b: dict[str, Any], prefix: str = "") -> list[str]:
-    """`key: old -> new` for each leaf that differs between two configurations."""
-    found = []
-    for key in sorted(a.keys() | b.keys()):
-        old, new = a.get(key), b.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            found.append(f"{prefix}{key}: {old} -> {new}")
-    return found
+def differences(a: Settings, b: Settings) -> list[str]:
+    """`key: old -> new` for each setting that differs between two configurations of a command."""
+    old, new = (
+        {key: value for key, _, value in leaves(type(s), s.model_dump(mode="json"))} for s in (a, b)
+    )
+    return [f"{key}: {old[key]} -> {new[key]}" for key in sorted(old) if old[key] != new[key]]
 
 
 def find_config(name: str) -> Path:
@@ -286,6 +257,5 @@ def find_config(name: str) -> Path:
         if path.is_file():
             return path
     known = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml"))
-    near = difflib.get_close_matches(name.removesuffix(".yaml"), known, n=1, cutoff=0.4)
-    hint = f"did you mean {near[0]}?" if near else "shipped are " + ", ".join(known)
-    raise ConfigError(f"{name}: there is no such configuration file; {hint}")
+    hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
+    raise ConfigError(f"{name}: there is no such configuration file{hint}")

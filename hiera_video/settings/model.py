@@ -18,6 +18,10 @@ from hiera_video.settings.base import (
     Size3,
 )
 
+PosEmbedResize = Literal["window", "bicubic"]
+Target = Literal["pixels", "hog"]
+MaskingKind = Literal["random", "tube", "frame", "block"]
+
 
 class Architecture(Settings):
     """Keyword arguments of `Hiera` that replace those of the variant. Null: the variant's."""
@@ -71,14 +75,14 @@ class Backbone(Settings):
     """Keyword arguments of `Hiera` that differ from the variant's, e.g. {mask_unit: [2, 8, 8]}."""
     drop_path: Rate = 0.0
     """Rate of stochastic depth in the last block."""
-    pos_embed_resize: Literal["window", "bicubic"] = "window"
+    pos_embed_resize: PosEmbedResize = "window"
     """How position embeddings are resized: aware of attention windows, or plainly bicubic."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments of the builders in `hiera_video.models`, weights left out."""
-        own = self.model_dump(exclude={"name", "init", "overrides", "grad_checkpointing"})
+        own = self.model_dump(exclude={"init", "overrides", "grad_checkpointing"})
         return own | self.overrides.arguments()
 
 
@@ -101,7 +105,7 @@ class Autoencoder(Backbone):
     """Width of the decoder."""
     decoder_depth: Count = 8
     """Blocks of the decoder."""
-    target: Literal["pixels", "hog"] = "pixels"
+    target: Target = "pixels"
     """What is predicted in hidden units: normalised pixels, or histograms of oriented gradients."""
 
     def check_rules(self) -> None:
@@ -113,7 +117,7 @@ class Autoencoder(Backbone):
 
 
 class Masking(Settings):
-    kind: Literal["random", "tube", "frame", "block"] = "random"
+    kind: MaskingKind = "random"
     """Each mask unit on its own, one spatial pattern for all times, whole time steps, or boxes."""
     mask_ratio: Annotated[float, Gt(0), Lt(1)] | None = None
     """Fraction of the mask units that is hidden. Null: 0.9 for video, 0.6 for images."""

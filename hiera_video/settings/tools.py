@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from annotated_types import MinLen
 
@@ -17,10 +17,11 @@ from hiera_video.settings.base import (
     Settings,
 )
 from hiera_video.settings.evaluation import Checkpoint
-from hiera_video.settings.model import Architecture, Masking
+from hiera_video.settings.model import Architecture, Masking, Target
 from hiera_video.settings.video import Decoding
 
 Work = Literal["inference", "finetuning", "pretraining"]
+Layout = Literal["hiera_video", "official", "timm", "transformers"]
 
 
 class FlopsSettings(Settings):
@@ -48,7 +49,7 @@ class FlopsSettings(Settings):
     """Width of the decoder in pretraining."""
     decoder_depth: Count = 8
     """Blocks of the decoder in pretraining."""
-    target: Literal["pixels", "hog"] = "pixels"
+    target: Target = "pixels"
     """What is predicted in pretraining."""
     roi_resolution: Count = 7
     """Bins of RoIAlign along each side of a box in detection."""
@@ -88,7 +89,7 @@ class BenchmarkSettings(Settings):
     """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours."""
     only: str = ""
     """Restrict the peers to those whose names contain this text, e.g. official."""
-    work: Annotated[tuple[Work, ...], MinLen(1)] = ("inference", "finetuning", "pretraining")
+    work: Annotated[tuple[Work, ...], MinLen(1)] = get_args(Work)
     """Forward passes, or steps of training without the optimizer."""
     precisions: Annotated[tuple[Literal["fp32", "bf16", "fp16"], ...], MinLen(1)] = ("fp32", "bf16")
     """Number types (bf16 and fp16 by autocast; fp16 on a GPU only)."""
@@ -107,7 +108,6 @@ class BenchmarkSettings(Settings):
     overwrite: bool = False
     """Replace results in output_dir."""
     device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
 
     def check_rules(self) -> None:
         measured = "inference" in self.work and "eager" in self.execution
@@ -145,7 +145,7 @@ class ConvertSettings(Settings):
 
     checkpoint: Annotated[Path, Allowed("a file, a folder or published weights")]
     """A file or folder in any of the layouts, or published weights."""
-    layout: Literal["hiera_video", "official", "timm", "transformers"] = "hiera_video"
+    layout: Layout = "hiera_video"
     """Layout to write: a weights folder of this project; a .pth file; or, of image models, a
     folder for timm or transformers."""
     output: Annotated[Path, Allowed("the name of a file or folder that does not exist")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
 
@@ -22,10 +22,11 @@ from hiera_video.settings.base import (
     Share,
 )
 from hiera_video.settings.model import Autoencoder, Backbone, Classifier, Detector, Masking
-from hiera_video.settings.video import Clips, KeyframeClips, MultiView, Reading
+from hiera_video.settings.video import Clips, FrameSampling, MultiView, Reading
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
 BoxList = Annotated[Path, Allowed("a list of boxes")]
+Precision = Literal["bf16", "fp32"]
 
 
 class TrainingData(Reading):
@@ -53,8 +54,6 @@ class ClassificationData(TrainingData):
 
 class KeyframeData(Reading):
     """Lists of boxes at key frames, and where their videos are."""
-
-    renamed: ClassVar[dict[str, str]] = {"seconds": "keyframe_range_sec"}
 
     root: Path | None = None
     """Folder that holds each video, or a folder of its frames, under its name in the lists. Null:
@@ -169,7 +168,7 @@ class Loop(Settings):
     """Parts in which each process goes through its share of a step."""
     num_repeats: Count = 2
     """Clips of each decoded video (repeated sampling)."""
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     """bf16: autocast; weights, loss and optimizer stay in float32."""
     seed: Seed = 0
     """Decides the order of the videos and all randomness."""
@@ -222,7 +221,6 @@ class RunSettings(Settings):
     train: Loop
     run_dir: Path
     device: Device = "auto"
-    """auto (cuda, else mps, else cpu), or a torch device."""
     overwrite_config: bool = False
     """Resume a run although its saved configuration differs."""
 
@@ -277,7 +275,7 @@ class DetectTrainSettings(RunSettings):
 
     data: DetectionData
     model: Detector = Detector()
-    clips: KeyframeClips = KeyframeClips()
+    clips: FrameSampling = FrameSampling()
     augment: DetectionAugment = DetectionAugment()
     optim: Optim = Optim(lr=1e-4, final_lr=1e-6, warmup_lr=1e-6)
     train: DetectionLoop = DetectionLoop(

@@ -30,8 +30,8 @@ class Reading(Decoding):
     """Folder that relative paths in lists start from. Null: the folder of the list."""
 
 
-class KeyframeClips(Settings):
-    """Clips around key frames."""
+class FrameSampling(Settings):
+    """The rate at which the frames of a clip are sampled."""
 
     sampling_rate: Count = 4
     """Distance between sampled frames, source frames (frames at target_fps where that is set)."""
@@ -39,7 +39,7 @@ class KeyframeClips(Settings):
     """Sample the video as if played at this rate, frames per second. Null: its own frames."""
 
 
-class Clips(KeyframeClips):
+class Clips(FrameSampling):
     """Which frames of a video make a clip."""
 
     sampling: Literal["clip", "segments"] = "clip"

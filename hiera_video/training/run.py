@@ -49,13 +49,13 @@ from hiera_video.training.run_folder import (
     console_line,
     start_run,
 )
-from hiera_video.training.task import Evaluate, Model, Task
+from hiera_video.training.task import Model, Task, TaskSettings
 
 logger = logging.getLogger(__name__)
 
 
 def train(
-    make_task: Callable[[Any], Task], settings: RunSettings, *, dry_run: bool, as_json: bool
+    make_task: Callable[[Any], Task], settings: TaskSettings, *, dry_run: bool, as_json: bool
 ) -> int:
     """Trains to the end, or until stopped, and writes weights; returns the exit code.
 
@@ -97,8 +97,7 @@ def train(
             pin_memory=process.device.type == "cuda",
         )
         batches = stack.enter_context(closing(iter(loader)))
-        card, evaluate = task.card(model), task.evaluation(model, process)
-        run = Run(task, process, schedule, model, optimizer, average, card, evaluate)
+        run = Run(task, process, schedule, model, optimizer, average, task.card(model))
         loss = task.loss(model, process.device)
         if dry_run:
             for batch in islice(batches, 1):
@@ -209,7 +208,6 @@ class Run:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     card: ModelCard  # of the weights that are written
-    evaluate: Evaluate | None
 
     @property
     def folder(self) -> Path:
@@ -299,18 +297,22 @@ class Run:
     def evaluation_due(self, step: int) -> bool:
         every = self.task.evaluate_every
         between = every is not None and step % self.schedule.every(every) == 0
-        return self.evaluate is not None and (between or step == self.schedule.end_step)
+        return self.task.val is not None and (between or step == self.schedule.end_step)
 
     def report_evaluation(self, report: RunReport, step: int) -> None:
         """Evaluates on all processes; the main one reports."""
-        assert self.evaluate is not None
-        result = self.evaluate(self.trained)
+        task = self.task
+        assert task.val is not None
+        scored, failures = task.score(self.trained, self.process)
         self.model.train()
         self.trained.train()
         if self.process.is_main:
-            report.failures(result.failures, step)
-            report.metrics(step, "val", result.values)
-            logger.info("step %d  val %s", step, result.text)
+            figures = task.figures(scored)
+            report.failures(failures, step)
+            report.metrics(step, "val", {**figures, "decoded": len(scored)})
+            text = "  ".join(f"{name} {100 * value:.2f}" for name, value in figures.items())
+            decoded = f"{len(scored)} of {len(task.val.records)} {task.unit}"
+            logger.info("step %d  val (%s)  %s  %s", step, task.val_note, text, decoded)
 
     def finish(self, as_json: bool) -> int:
         """Writes the weights; returns the exit code."""

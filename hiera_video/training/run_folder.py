@@ -172,9 +172,7 @@ def check_same_config(saved: Path, settings: RunSettings) -> None:
         return
     earlier = load_settings(type(settings), [str(saved)])
     changed = [
-        line
-        for line in differences(earlier.model_dump(mode="json"), settings.model_dump(mode="json"))
-        if line.split(":")[0] not in FREE_TO_CHANGE
+        line for line in differences(earlier, settings) if line.split(":")[0] not in FREE_TO_CHANGE
     ]
     if changed:
         raise ConfigError(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +11,25 @@ import numpy as np
 import torch
 
 from hiera_video.data.batches import Failure
-from hiera_video.data.boxes.keyframes import TrainingKeyframeList
+from hiera_video.data.boxes.keyframes import KeyframeEvaluation, TrainingKeyframeList
 from hiera_video.data.datasets import TrainingClips, TrainingKeyframes
 from hiera_video.data.videos.records import VideoList
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.loading import encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
-from hiera_video.settings.training import RunSettings
+from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 from hiera_video.training.loop import LossFunction
+from hiera_video.video.clips import ClipSampler
+
+logger = logging.getLogger(__name__)
 
 Model = Hiera | MaskedAutoencoderHiera | ActionDetector
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Figures of a model on validation data; on processes other than the main one, of its share."""
-
-    values: dict[str, float]
-    failures: list[Failure]
-    text: str  # for the console
-
-
-Evaluate = Callable[[Any], Evaluation]
+TaskSettings = FinetuneSettings | PretrainSettings | DetectTrainSettings
 
 
 class Task(ABC):
@@ -45,14 +39,17 @@ class Task(ABC):
     methods in the order in which they stand here.
     """
 
-    settings: RunSettings
+    settings: TaskSettings
     train: VideoList | TrainingKeyframeList
+    val: VideoList | KeyframeEvaluation | None = None
     unit = "videos"  # what a record is
+    contents = ""  # of the training records, for the console
+    val_note = "1 view"  # how validation differs from evaluation, for the console
     record_weights: np.ndarray | None = None  # relative probability of each; None: each once
     ema_decay: float | None = None  # of the average of the weights that is evaluated and saved
     evaluate_every: float | None = None  # passes over the data; None: at the end only
 
-    def __init__(self, settings: RunSettings, train: VideoList | TrainingKeyframeList) -> None:
+    def __init__(self, settings: TaskSettings, train: VideoList | TrainingKeyframeList) -> None:
         self.settings, self.train = settings, train
         self.num_records = len(train.records)
         self.data: dict[str, Any] = {  # for run.json
@@ -65,13 +62,39 @@ class Task(ABC):
     def create(self, checkpoint: str | Path | None) -> Model:
         """The model with the weights of `checkpoint`, or with random ones."""
 
-    @abstractmethod
     def prepare(self, model: Any, checkpoint: str | Path | None) -> None:
         """Changes the model after its weights are loaded: a new classifier, frozen parameters."""
+        if model.card is None:
+            return
+        cards = (model.card, self.card(model))
+        known, own = (card.class_names or card.label_map for card in cards)
+        if known and known != own:
+            logger.info(
+                "%s has other classes: the classifier starts with random weights", checkpoint
+            )
+            model.reset_classifier(model.num_classes)
 
-    @abstractmethod
     def describe(self, model: Any) -> list[str]:
         """What is about to be trained, in a few lines."""
+        sampler, settings = self.sampler(model), self.settings
+        num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        val = f"{len(self.val.records)} validation {self.unit}" if self.val else "no validation"
+        return [
+            f"{self.num_records} training {self.unit}{self.contents} from {self.train.source}, "
+            f"{val}",
+            f"{settings.model.name}, input {encoder_of(model).input_size}, "
+            f"{num_trained / 1e6:.2f} M trained parameters; {sampler.sampling} sampling "
+            f"{sampler.num_frames}x{sampler.sampling_rate}, "
+            f"flips {'on' if settings.augment.flip else 'off'}",
+        ]
+
+    def sampler(self, model: Any) -> ClipSampler:
+        """Chooses the frames of clips for the model."""
+        return ClipSampler.of(self.settings.clips, encoder_of(model).input_size[0])
+
+    def normalize(self, model: Any) -> Normalize:
+        """The normalisation of the model's input."""
+        return Normalize(*input_statistics(encoder_of(model).architecture))
 
     @abstractmethod
     def dataset(self, model: Any) -> TrainingClips | TrainingKeyframes:
@@ -82,9 +105,16 @@ class Task(ABC):
         """The card of the weights that are written."""
 
     @abstractmethod
-    def evaluation(self, model: Any, process: Process) -> Evaluate | None:
-        """What scores a model on the validation data, on all processes; None without such data."""
-
-    @abstractmethod
     def loss(self, model: Any, device: torch.device) -> LossFunction:
         """The loss of a batch."""
+
+    def score(self, model: Any, process: Process) -> tuple[list[Any], list[Failure]]:
+        """Scores of the records of `val`, and those that could not be read.
+
+        Every process takes its share; the main process gets the whole.
+        """
+        raise NotImplementedError  # by tasks without `val`
+
+    def figures(self, scored: list[Any]) -> dict[str, float]:
+        """Shares, by name, that all scores amount to."""
+        raise NotImplementedError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hiera_video.settings.base import Count
-from hiera_video.settings.video import ClipRule, Clips, KeyframeClips
+from hiera_video.settings.video import ClipRule, Clips, FrameSampling
 from hiera_video.video.reader import VideoError, VideoReader
 from hiera_video.video.sampling import (
     FRAME_TIME_TOLERANCE_SEC,
@@ -31,7 +31,7 @@ class ClipSampler(Clips):
     """Frames of a clip."""
 
     @classmethod
-    def of(cls, clips: KeyframeClips, num_frames: int) -> ClipSampler:
+    def of(cls, clips: FrameSampling, num_frames: int) -> ClipSampler:
         """The sampler of clips of `num_frames` frames."""
         return cls(num_frames=num_frames, **dict(clips))
 

@@ -128,7 +128,7 @@ def test_print_config_of_a_shipped_recipe(capsys):
         (["finetune"], ["data.train is not set"]),
         (
             ["finetune", "--config", "kinetics400/hiera_bse"],
-            ["did you mean kinetics400/hiera_base"],
+            ["did you mean 'kinetics400/hiera_base'"],
         ),
         (["evaluate", "data.val=x"], ["checkpoint is not set"]),
         (["evaluate", "checkpoint=x"], ["data.val is not set"]),
@@ -143,7 +143,7 @@ def test_print_config_of_a_shipped_recipe(capsys):
         (["flops", "a", "task=pretraining", "num_classes=3"], ["num_classes is 3"]),
         (["flops", "a", "masking.mask_ratio=1"], ["masking.mask_ratio is 1"]),
         (["flops", "--config", "ava/hiera_base"], ["finetune or detect train", "task=detection"]),
-        (["flops", "--config", "ava/hiera_bse"], ["did you mean ava/hiera_base?"]),
+        (["flops", "--config", "ava/hiera_bse"], ["did you mean 'ava/hiera_base'?"]),
         (["flops", "--config", "extract/views"], ["extract/views", "windows"]),
         (["predict", "a.mp4", "checkpoint=x", "top_k=0"], ["top_k is 0"]),
     ],

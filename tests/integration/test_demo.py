@@ -161,4 +161,4 @@ def test_detection_prints_the_figures_of_the_detector_of_one_frame_and_of_chance
         assert what in again.out
     other = run("demo", f"output_dir={folder}", "seed=3")
     assert other.code == 1
-    other.told("holds another demo")
+    other.told("holds the demo of seed=3 and kind ava")

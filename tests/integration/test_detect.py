@@ -161,8 +161,8 @@ def test_proposals_are_trained_on_too(commands, ava, tmp_path):
     proposals.write_text("".join(",".join(row) + ",,0.9\n" for row in sorted(rows)))
     overrides = (f"data.train_proposals={proposals}", "--dry-run")
     plain = train(commands, ava, tmp_path, "--dry-run").out
-    assert f"with {len(rows)} boxes from" in plain
-    assert f"with {2 * len(rows)} boxes from" in train(commands, ava, tmp_path, *overrides).out
+    assert f"with {len(rows)} boxes of" in plain
+    assert f"with {2 * len(rows)} boxes of" in train(commands, ava, tmp_path, *overrides).out
     result = train(commands, ava, tmp_path, *overrides, "data.proposal_score=0.95", code=1)
     result.told("no proposal overlaps an annotated box", "data.proposal_score")
 
@@ -199,7 +199,7 @@ def test_start_from_a_detector_keeps_its_classifier_if_it_knows_the_actions(
     (tmp_path / "other.pbtxt").write_text(names)
     other = f"data.label_map={tmp_path / 'other.pbtxt'}"
     result = train(commands, ava, tmp_path / "other", init, other, *NOTHING_LEARNT)
-    result.told(str(trained), "has other actions: the classifier starts with random weights")
+    result.told(str(trained), "has other classes: the classifier starts with random weights")
     state = state_of(tmp_path / "other")
     assert {n for n in before if not torch.equal(before[n], state[n])} == HEAD
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.models.card import ModelCard
 from hiera_video.models.variants import VARIANTS
-from hiera_video.settings.video import Clips, KeyframeClips
+from hiera_video.settings.video import Clips, FrameSampling
 
 FIRST_EDITION = Path(__file__).parents[1] / "golden" / "cards"
 
@@ -94,8 +94,8 @@ def test_settings_of_training_are_typed() -> None:
     classifier = ModelCard.from_json(read("classifier"), "config.json")
     assert classifier.clips == Clips(sampling_rate=2, target_fps=25.0)
     detector = ModelCard.from_json(read("detector"), "config.json")
-    assert type(detector.clips) is KeyframeClips
-    assert detector.clips == KeyframeClips(sampling_rate=2)
+    assert type(detector.clips) is FrameSampling
+    assert detector.clips == FrameSampling(sampling_rate=2)
 
 
 def test_names_and_ids_of_actions() -> None:

@@ -16,7 +16,7 @@ from hiera_video.models.card import ModelCard
 from hiera_video.models.conversion import convert
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.layouts import Layout, from_official, to_official
+from hiera_video.models.layouts import from_official, to_official
 from hiera_video.models.loading import card_of, load_weights
 from hiera_video.models.pretrained import (
     create_autoencoder,
@@ -24,6 +24,7 @@ from hiera_video.models.pretrained import (
     load_model,
     save_model,
 )
+from hiera_video.settings.tools import Layout
 
 IMAGE: dict[str, Any] = {
     "input_size": (1, 64, 64),

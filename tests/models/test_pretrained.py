@@ -16,7 +16,7 @@ from hiera_video import ModelCard, create_model, load_model, save_model
 from hiera_video.errors import ModelError, WeightsError
 from hiera_video.models.loading import card_of
 from hiera_video.models.pretrained import create_autoencoder, create_detector
-from hiera_video.settings.video import KeyframeClips, Views
+from hiera_video.settings.video import FrameSampling, Views
 from tests.models.tiny_models import IMAGE, VIDEO, hiera, logits, official, saved
 
 
@@ -197,7 +197,7 @@ def test_a_fresh_classifier_has_no_class_names(folder: Path, tmp_path: Path) -> 
         save_model(tmp_path / "again", changed)
         again = load_model(tmp_path / "again")[1]
         assert (again.class_names, again.multi_label) == ((), False)
-        assert (again.mean, again.clips) == ((0.5, 0.5, 0.5), KeyframeClips(sampling_rate=2))
+        assert (again.mean, again.clips) == ((0.5, 0.5, 0.5), FrameSampling(sampling_rate=2))
     with pytest.raises(WeightsError, match="5 class_names for 3 classes"):
         save_model(tmp_path / "again", other, card)
 

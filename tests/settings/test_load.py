@@ -249,8 +249,8 @@ def test_a_file_that_is_no_text(tmp_path):
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("kinetics400/hiera_bse", "did you mean kinetics400/hiera_base?"),
-        ("configs/ssv2/hiera_large_16x244.yaml", "ssv2/hiera_large_16x224?"),
+        ("kinetics400/hiera_bse", "did you mean 'kinetics400/hiera_base'?"),
+        ("configs/ssv2/hiera_large_16x244.yaml", "'ssv2/hiera_large_16x224'?"),
         ("/zzz", "shipped are"),
     ],
 )
@@ -277,42 +277,42 @@ def test_training_needs_data():
 @pytest.mark.parametrize(
     ("override", "allowed"),
     [
-        ("model.drop_path=1", "a number from 0 up to less than 1"),
-        ("model.head_dropout=-0.1", "a number from 0 up to less than 1"),
+        ("model.drop_path=1", "a number of at least 0 and below 1"),
+        ("model.head_dropout=-0.1", "a number of at least 0 and below 1"),
         (
             "augment.crop_area=[0.5, 0.1]",
-            "[low, high] with low <= high, each a number above 0 and up to 1",
+            "[low, high] with low <= high, each a number above 0 and of at most 1",
         ),
         (
             "augment.crop_area=[0, 1]",
-            "[low, high] with low <= high, each a number above 0 and up to 1",
+            "[low, high] with low <= high, each a number above 0 and of at most 1",
         ),
         (
             "augment.crop_area=[0.5, 1.5]",
-            "[low, high] with low <= high, each a number above 0 and up to",
+            "[low, high] with low <= high, each a number above 0 and of at most",
         ),
         ("augment.crop_aspect=[2, 1]", "[low, high] with low <= high, each a number above 0"),
-        ("augment.rand_augment_magnitude=11", "a number from 0 to 10, or null"),
-        ("augment.erasing_prob=1.5", "a number from 0 to 1"),
-        ("train.global_batch_size=0", "a whole number of 1 or more"),
-        ("train.num_repeats=-1", "a whole number of 1 or more"),
+        ("augment.rand_augment_magnitude=11", "a number of at least 0 and of at most 10, or null"),
+        ("augment.erasing_prob=1.5", "a number of at least 0 and of at most 1"),
+        ("train.global_batch_size=0", "a whole number of at least 1"),
+        ("train.num_repeats=-1", "a whole number of at least 1"),
         ("train.warmup_epochs=100", "less than epochs=100"),
         ("optim.lr=0", "a number above 0"),
-        ("optim.betas=[0.9, 1]", "a list of 2, each a number from 0 up to less than 1"),
-        ("optim.layer_decay=1.1", "a number above 0 and up to 1"),
-        ("optim.layer_decay=0", "a number above 0 and up to 1"),
-        ("clips.sampling_rate=0", "a whole number of 1 or more"),
+        ("optim.betas=[0.9, 1]", "a list of 2, each a number of at least 0 and below 1"),
+        ("optim.layer_decay=1.1", "a number above 0 and of at most 1"),
+        ("optim.layer_decay=0", "a number above 0 and of at most 1"),
+        ("clips.sampling_rate=0", "a whole number of at least 1"),
         ("clips.target_fps=0", "a number above 0, or null"),
         ("views.num_crops=2", "1 or 3"),
-        ("views.num_clips=0", "a whole number of 1 or more"),
-        ("views.batch_size=0", "a whole number of 1 or more"),
-        ("views.short_side=0", "a whole number of 1 or more, or null"),
+        ("views.num_clips=0", "a whole number of at least 1"),
+        ("views.batch_size=0", "a whole number of at least 1"),
+        ("views.short_side=0", "a whole number of at least 1, or null"),
         ("optim.clip_grad=0", "a number above 0, or null"),
-        ("train.ema_decay=1", "a number from 0 up to less than 1, or null"),
-        ("augment.mixup=-1", "a number of 0 or more"),
-        ("train.seed=-1", "a whole number of 0 or more"),
+        ("train.ema_decay=1", "a number of at least 0 and below 1, or null"),
+        ("augment.mixup=-1", "a number of at least 0"),
+        ("train.seed=-1", "a whole number of at least 0"),
         ("train.evaluate_every=0", "a number above 0, or null"),
-        ("data.num_workers=-1", "a whole number of 0 or more, or null"),
+        ("data.num_workers=-1", "a whole number of at least 0, or null"),
         ("data.deadline_sec=0", "a number above 0"),
     ],
 )
@@ -396,8 +396,8 @@ def test_every_setting_is_described():
 
 
 def test_differences_are_listed_by_key():
-    changed = finetune("optim.lr=1", "augment.crop_area=[0.5,1]").model_dump(mode="json")
-    assert differences(finetune().model_dump(mode="json"), changed) == [
+    changed = finetune("optim.lr=1", "augment.crop_area=[0.5,1]")
+    assert differences(finetune(), changed) == [
         "augment.crop_area: [0.08, 1.0] -> [0.5, 1.0]",
         "optim.lr: 0.0008 -> 1.0",
     ]
