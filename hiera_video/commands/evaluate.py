@@ -91,7 +91,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
         "num_frames": views.sampler.num_frames,
         **config.clips.model_dump(),
         "crop_size": list(views.crop_size),
-        "short_side": views.short_side,
+        "short_side": views.crops.short_side,
         "backend": config.data.backend,
         "precision": config.precision,
         "fusion": "mean of probabilities over views",

@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.datasets import checked_short_side
 from hiera_video.data.loader import num_workers
+from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.errors import UserError
@@ -21,7 +21,7 @@ from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows, Video
 from hiera_video.extraction.runner import Summary, extract
 from hiera_video.extraction.store import FeatureStore, output_names
-from hiera_video.extraction.windows import Crops, DenseWindows, ViewWindows, WindowSampler
+from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
@@ -135,8 +135,7 @@ def make_work(
     """What to read of each video, and all settings that decide on its features."""
     num_frames, crop_size, how = model.input_size[0], model.input_size[1:], config.windows
     sampler = ClipSampler.of(config.clips, num_frames)
-    short_side = checked_short_side(how.short_side, crop_size, how.num_crops, "windows.short_side")
-    crops = Crops(crop_size, how.num_crops, short_side)
+    crops = Crops(crop_size, how.num_crops, how.short_side, "windows.short_side")
     windows: WindowSampler = DenseWindows(sampler, how)
     if how.kind == "views":
         windows = ViewWindows(sampler, how.num_clips, how.clip_rule)

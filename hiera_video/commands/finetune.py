@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from hiera_video.data.datasets import TrainingClips, checked_short_side
+from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.order import balanced_weights
-from hiera_video.data.transforms import FinetuneTransform
+from hiera_video.data.transforms import Crops, FinetuneTransform
 from hiera_video.data.videos.records import VideoList, read_splits
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.prediction import views_of
@@ -116,7 +116,7 @@ class FinetuneTask(Task):
     def evaluation(self, model: Hiera, process: Process) -> Evaluate | None:
         """One centre view of each validation video; every process takes its share."""
         views = self.settings.views  # checked now, for `evaluate` later:
-        checked_short_side(views.short_side, model.input_size[1:], views.num_crops)
+        Crops(model.input_size[1:], views.num_crops, views.short_side)
         if self.val is None:
             return None
         data, records = self.settings.data, self.val.records

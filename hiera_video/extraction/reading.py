@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hiera_video.data.batches import Failure
-from hiera_video.extraction.windows import Crops, WindowSampler, stream_windows
+from hiera_video.data.transforms import Crops
+from hiera_video.extraction.windows import WindowSampler, stream_windows
 from hiera_video.runtime.workers import Death, Report
 from hiera_video.video.open import OpenVideo
 from hiera_video.video.reader import VideoError
@@ -105,14 +106,14 @@ class ReadWindows:
                 for index, frame in reader.stream(unique):
                     report.working(0)
                     start = time.perf_counter()
-                    crops = self.crops(frame, is_image=len(unique) == 1)
+                    crops = self.crops(frame[None], is_image=len(unique) == 1)
                     transform_sec += time.perf_counter() - start
                     yield index, crops
 
             report.working(0)
             for n, window in enumerate(stream_windows(frames(), windows.indices)):
                 start = time.perf_counter()
-                report.value(Window(n, np.stack(window, axis=1)))
+                report.value(Window(n, np.concatenate(window, axis=1)))
                 sent_sec += time.perf_counter() - start
             seconds = time.perf_counter() - begin - sent_sec
             facts = {

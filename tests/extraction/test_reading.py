@@ -6,8 +6,9 @@ import os
 
 import pytest
 
+from hiera_video.data.transforms import Crops
 from hiera_video.extraction.reading import Failed, Read, ReadWindows, Video, Window
-from hiera_video.extraction.windows import Crops, DenseWindows
+from hiera_video.extraction.windows import DenseWindows
 from hiera_video.runtime import workers
 from hiera_video.runtime.workers import Workers
 from hiera_video.settings.video import Windowing
