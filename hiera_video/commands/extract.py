@@ -14,11 +14,11 @@ from typing import Any
 from hiera_video.data.loader import num_workers
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
-from hiera_video.data.videos.records import read_video_list
+from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import UserError
 from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
-from hiera_video.extraction.reading import ReadWindows, Video
+from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Summary, extract
 from hiera_video.extraction.store import FeatureStore, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
@@ -109,8 +109,8 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         return from_main(code) or 0
 
 
-def find_videos(inputs: list[str], root: str | None) -> list[Video]:
-    """The videos of a folder or a list, or the files named one by one.
+def find_videos(inputs: list[str], root: str | None) -> list[VideoRecord]:
+    """The videos of a folder or a list, or those named one by one; their names are of outputs.
 
     Raises:
         UserError: none, several folders or lists, or two videos with the same output.
@@ -126,7 +126,7 @@ def find_videos(inputs: list[str], root: str | None) -> list[Video]:
     else:
         raise UserError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
     names = output_names(paths, os.path.abspath(os.path.expanduser(base)))
-    return [Video(name, path) for name, path in zip(names, paths, strict=True)]
+    return [VideoRecord(path, (), name) for name, path in zip(names, paths, strict=True)]
 
 
 def make_work(
@@ -164,7 +164,7 @@ def make_work(
 def finish(
     config: ExtractSettings,
     store: FeatureStore,
-    videos: list[Video],
+    videos: list[VideoRecord],
     summary: Summary,
     as_json: bool,
 ) -> int:

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.extraction.features import FeatureExtractor
-from hiera_video.extraction.reading import ReadWindows, Video, Window
+from hiera_video.extraction.reading import ReadWindows, Window
 from hiera_video.extraction.runner import Assembly, Summary, extract_windows
 from hiera_video.extraction.store import FeatureStore
 from hiera_video.models.hiera import Hiera
@@ -83,7 +83,7 @@ class Model:
 
 
 def extract_with_ray(
-    videos: Sequence[Video],
+    videos: Sequence[VideoRecord],
     work: ReadWindows,
     make_extractor: Callable[..., FeatureExtractor],
     model: Hiera,
@@ -102,10 +102,8 @@ def extract_with_ray(
         import ray
     except ImportError:
         raise ImportError("engine=ray needs Ray: pip install 'hiera-video[ray]'") from None
-    summary = Summary(num_workers)
-    begin = time.perf_counter()
     if not videos:
-        return summary
+        return Summary(num_workers)
     if not ray.is_initialized():
         ray.init()
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -128,15 +126,13 @@ def extract_with_ray(
             num_gpus=1 if num_gpus else 0,
         )
     )
-    bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
-    assembly = Assembly(videos, store, summary, bar)
-    with bar, contextlib.closing(assembly):
+    assembly = Assembly(videos, store, num_workers, progress)
+    with contextlib.closing(assembly):
         for row in results.iter_rows():
             if row["n"] == END:
                 assembly.end(row["index"], pickle.loads(row["end"]))
             else:
-                summary.clips += work.crops.num_crops
-                summary.model_sec += row["model_sec"]
+                assembly.summary.clips += work.crops.num_crops
+                assembly.summary.model_sec += row["model_sec"]
                 assembly.add([(row["index"], row["n"])], pickle.loads(row["features"])[None])
-    summary.wall_sec = time.perf_counter() - begin
-    return summary
+    return assembly.summary

@@ -15,20 +15,13 @@ from jaxtyping import Float, UInt8
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.transforms import Crops
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.extraction.windows import WindowSampler, stream_windows
 from hiera_video.runtime.workers import Death, Report
 from hiera_video.video.open import OpenVideo
 from hiera_video.video.reader import VideoError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video to extract from: its file, and the name of its output."""
-
-    name: str
-    path: str
 
 
 @dataclass(frozen=True)
@@ -76,7 +69,9 @@ class ReadWindows:
         """Of one window: [S, T, H, W, C]."""
         return (self.crops.num_crops, self.num_frames, *self.crops.size, 3)
 
-    def __call__(self, items: Sequence[Video], deaths: Mapping[int, Death], report: Report) -> End:
+    def __call__(
+        self, items: Sequence[VideoRecord], deaths: Mapping[int, Death], report: Report
+    ) -> End:
         (video,) = items
         if deaths:
             return Failed(Failure.of_death(video, deaths[0]), deaths[0].seconds)
@@ -94,7 +89,7 @@ class ReadWindows:
         failure = Failure(video.name, video.path, cause, message)
         return Failed(failure, time.monotonic() - begin)
 
-    def _read(self, video: Video, report: Report) -> Read:
+    def _read(self, video: VideoRecord, report: Report) -> Read:
         transform_sec = sent_sec = 0.0
         begin = time.perf_counter()
         with self.open_video(video.path) as reader:

@@ -26,6 +26,7 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 import hiera_video
+from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
 from hiera_video.files import remove_unfinished, replacing, write_json
 
@@ -314,19 +315,19 @@ class FeatureStore:
                 if format == "npy":
                     output.with_suffix(".json").unlink(missing_ok=True)
 
-    def fail(self, name: str, path: str, *, cause: str, message: str, seconds: float) -> None:
-        """Records that a video has no features, and why."""
-        self._remove_others(name)
+    def fail(self, failure: Failure, seconds: float) -> None:
+        """Records that a video has no features, and why, and after how long."""
+        self._remove_others(failure.name)
         row = {
-            "video": name,
-            "path": _printable(path),
+            "video": failure.name,
+            "path": _printable(failure.path),
             "status": "failed",
-            "cause": cause,
-            "error": _printable(message),
+            "cause": failure.cause,
+            "error": _printable(failure.message),
             "seconds": round(seconds, 3),
             "hash": self.hash,
         }
-        _write_lines(self.failure(name), [row])
+        _write_lines(self.failure(failure.name), [row])
 
     def write_tables(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Writes index.jsonl and failures.jsonl of these videos, and returns the rows."""

@@ -7,7 +7,8 @@ import os
 import pytest
 
 from hiera_video.data.transforms import Crops
-from hiera_video.extraction.reading import Failed, Read, ReadWindows, Video, Window
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.extraction.reading import Failed, Read, ReadWindows, Window
 from hiera_video.extraction.windows import DenseWindows
 from hiera_video.runtime import workers
 from hiera_video.runtime.workers import Workers
@@ -38,7 +39,7 @@ def gather(paths, num_workers=2):
     windows = {i: [] for i in range(len(paths))}
     ends = {}
     with Workers(WORK, num_workers, limit_sec=WORK.deadline_sec) as pool:
-        for result in pool.results([Video(path.name, str(path))] for path in paths):
+        for result in pool.results([VideoRecord(str(path), (), path.name)] for path in paths):
             if result is None:
                 continue
             index, value = result

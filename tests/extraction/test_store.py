@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from hiera_video.data.batches import Failure
 from hiera_video.extraction import store as store_module
 from hiera_video.extraction.store import (
     FeatureStore,
@@ -100,7 +101,7 @@ def test_failures_and_what_is_pending(tmp_path):
     store = FeatureStore(tmp_path, "npz", {"layer": "stage1"})
     pending = {"retry_failed": False, "overwrite": False}
     assert store.is_pending("a", "/v/a", **pending)
-    store.fail("a", "/v/a", cause="missing", message="/v/a: no such file", seconds=0.1)
+    store.fail(Failure("a", "/v/a", "missing", "/v/a: no such file"), 0.1)
     assert not store.is_pending("a", "/v/a", **pending)
     assert store.is_pending("a", "/v/a", retry_failed=True, overwrite=False)
     assert store.is_pending("a", "/w/a", **pending)  # another video of that name
@@ -142,7 +143,7 @@ def test_other_formats_of_a_video_go(tmp_path):
 def test_other_formats_of_the_same_settings_stay(tmp_path):
     write(FeatureStore(tmp_path, "npz", {}), "a", torch.zeros(3, 1))
     npy = FeatureStore(tmp_path, "npy", {})
-    npy.fail("a", "/v/a", cause="missing", message="gone", seconds=0.0)
+    npy.fail(Failure("a", "/v/a", "missing", "gone"), 0.0)
     assert FeatureStore(tmp_path, "npz", {}).row("a")["status"] == "done"
     write(npy, "a", torch.zeros(3, 1))
     files = sorted(path.name for path in (tmp_path / "features").iterdir())
@@ -186,7 +187,7 @@ def test_other_settings(tmp_path):
     FeatureStore(tmp_path, "npz", {"layer": "stage1"}).start()
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
         other.check()
-    other.fail("a", "/v/a", cause="missing", message="gone", seconds=0.0)
+    other.fail(Failure("a", "/v/a", "missing", "gone"), 0.0)
     assert other.row("a")["status"] == "failed"
     # what failed with other settings may work with these
     assert FeatureStore(tmp_path, "npz", {"layer": "stage1"}).row("a") is None
