@@ -151,7 +151,7 @@ class TrainingKeyframes(RecordDataset):
         self, video: VideoReader, record: KeyframeRecord, key: tuple[int, int, int]
     ) -> DetectionSample:
         rng = np.random.default_rng([self.seed, *key])
-        frames = read_keyframe_clip(video, self.sampler, record, self.start_sec)
+        frames = video.frames(self.sampler.keyframe_clip(video, record.second, self.start_sec))
         clips = []
         for _ in range(self.num_repeats):
             clip, boxes = self.transform(frames, record.boxes, rng)
@@ -182,7 +182,7 @@ class KeyframeClips(RecordDataset):
     open_video: OpenVideo = open_video
 
     def sample(self, video: VideoReader, record: KeyframeRecord, key: int) -> KeyframeSample:
-        frames = read_keyframe_clip(video, self.sampler, record, self.start_sec)
+        frames = video.frames(self.sampler.keyframe_clip(video, record.second, self.start_sec))
         clip, boxes = centre_crop(frames, record.boxes, self.size)
         boxes = boxes.clip(0, 1)
         outside = int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum())
@@ -193,11 +193,3 @@ class KeyframeClips(RecordDataset):
             outside,
             video.backend,
         )
-
-
-def read_keyframe_clip(
-    video: VideoReader, sampler: ClipSampler, record: KeyframeRecord, start_sec: float | None
-) -> Frames:
-    """The frames of the clip around a key frame, uint8 [T, H, W, C]."""
-    frames, positions = read_frames(video, sampler.keyframe_clip(video, record.second, start_sec))
-    return frames[positions]

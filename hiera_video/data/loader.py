@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -27,6 +27,7 @@ from hiera_video.settings.video import Decoding
 Collate = Callable[[Sequence[Any]], Any]
 
 
+@dataclass
 class Loader:
     """Batches of a data set; each iteration starts at the first.
 
@@ -41,19 +42,16 @@ class Loader:
         pin_memory: call `pin_memory` of each batch.
     """
 
-    def __init__(
-        self,
-        dataset: RecordDataset,
-        order: Sequence[Sequence[Any]] | TrainingOrder,
-        collate: Collate,
-        *,
-        decoding: Decoding,
-        processes: int = 1,
-        pin_memory: bool = False,
-    ) -> None:
-        self.dataset, self.order, self.collate = dataset, order, collate
-        self.num_workers = min(num_workers(decoding, processes), len(order) - 1)
-        self.deadline_sec, self.pin_memory = decoding.deadline_sec, pin_memory
+    dataset: RecordDataset
+    order: Sequence[Sequence[Any]] | TrainingOrder
+    collate: Collate
+    _: KW_ONLY
+    decoding: Decoding
+    processes: int = 1
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        self.num_workers = min(num_workers(self.decoding, self.processes), len(self.order) - 1)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -80,7 +78,8 @@ class Loader:
         dataset = copy.copy(self.dataset)
         dataset.records = ()  # each job brings its own
         work = _ReadBatch(dataset, self.collate)
-        with Workers(work, self.num_workers, limit_sec=2 * self.deadline_sec) as workers:
+        limit_sec = 2 * self.decoding.deadline_sec
+        with Workers(work, self.num_workers, limit_sec=limit_sec) as workers:
             for result in workers.results(jobs()):
                 if result is None:
                     yield None
@@ -159,13 +158,11 @@ def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> It
 
 
 def num_workers(decoding: Decoding, processes: int) -> int:
-    """Decoding processes of each of `processes` processes on this machine, as configured."""
+    """Decoding processes of each of `processes` processes on this machine.
+
+    As configured, else the CPU cores that the machine grants, shared by the processes.
+    """
     if decoding.num_workers is not None:
         return decoding.num_workers
-    return default_num_workers(processes)
-
-
-def default_num_workers(processes: int) -> int:
-    """CPU cores that this machine grants, shared by `processes` processes."""
     granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (granted or 1) // processes)

@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -88,9 +87,20 @@ def train(
             print(line) if dry_run else logger.info(line)
 
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
+        order = TrainingOrder(
+            task.num_records,
+            global_batch_size=settings.train.global_batch_size,
+            accumulation_steps=settings.train.accumulation_steps,
+            start_step=start_step,
+            end_step=schedule.end_step,
+            seed=settings.train.seed,
+            rank=process.rank,
+            world_size=process.world_size,
+            weights=task.record_weights,
+        )
         loader = training_loader(
             task.dataset(model),
-            schedule.order(process, start_step, task.record_weights),
+            order,
             clip_shape=(*encoder_of(model).input_size, 3),
             decoding=settings.data,
             processes=process.local_world_size,
@@ -157,7 +167,7 @@ class Schedule:
     """
 
     def __init__(self, num_videos: int, loop: Loop, optim: Optim) -> None:
-        self.num_videos, self.loop, self.optim = num_videos, loop, optim
+        self.loop, self.optim = loop, optim
         self.pass_steps = steps_per_epoch(num_videos, loop.global_batch_size)
         self.end_step = math.ceil(loop.epochs / loop.num_repeats * self.pass_steps)
         self.lr_at = partial(
@@ -172,20 +182,6 @@ class Schedule:
     def every(self, passes: float) -> int:
         """Steps of so many passes over the videos, at least 1."""
         return max(1, round(passes * self.pass_steps))
-
-    def order(self, process: Process, start_step: int, weights: np.ndarray | None) -> TrainingOrder:
-        """Which videos this process reads in each step from `start_step` on."""
-        return TrainingOrder(
-            self.num_videos,
-            global_batch_size=self.loop.global_batch_size,
-            accumulation_steps=self.loop.accumulation_steps,
-            start_step=start_step,
-            end_step=self.end_step,
-            seed=self.loop.seed,
-            rank=process.rank,
-            world_size=process.world_size,
-            weights=weights,
-        )
 
     def describe(self, process: Process, unit: str) -> str:
         loop, processes = self.loop, process.world_size

@@ -14,8 +14,8 @@ from hiera_video.data.batches import ViewSample
 from hiera_video.data.datasets import EvaluationViews, RecordDataset, TrainingClips
 from hiera_video.data.loader import (
     Loader,
-    default_num_workers,
     evaluation_loader,
+    num_workers,
     readable,
     training_loader,
 )
@@ -190,4 +190,4 @@ def test_batches_ahead_are_bounded(folder):
 
 
 def test_default_workers_share_the_cores():
-    assert default_num_workers(1) >= default_num_workers(2) >= 1
+    assert num_workers(Decoding(), 1) >= num_workers(Decoding(), 2) >= 1
