@@ -42,8 +42,8 @@ from hiera_video.training.checkpoint import (
 from hiera_video.training.loop import Batch, LossFunction, StepReport, noting_sigterm, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
-    FailureLimit,
     RunReport,
+    check_failures,
     check_same_config,
     console_line,
     start_run,
@@ -238,8 +238,7 @@ class Run:
             wrapped = DistributedDataParallel(self.model)
         checkpoint_steps = self.schedule.every(loop.checkpoint_every)
         recent: list[StepReport] = []
-        limit = FailureLimit(settings.data.max_failed_frac)
-        num_nonfinite = 0
+        num_failed = num_read = num_nonfinite = 0
 
         # A run that was killed between saving and evaluating evaluates now.
         is_missing = self.process.is_main and not report.has(start_step, "val")
@@ -264,7 +263,9 @@ class Run:
             step, is_last = done.step, done.step == end_step
             report.step(done)
             recent.append(done)
-            limit.add(done, loop.num_repeats)
+            num_failed += done.num_failed
+            num_read += done.num_clips // loop.num_repeats + done.num_failed
+            check_failures(num_failed, num_read, settings.data.max_failed_frac)
             num_nonfinite = num_nonfinite + 1 if done.skipped and done.num_targets else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
                 raise UserError(
