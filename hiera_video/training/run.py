@@ -23,7 +23,7 @@ from hiera_video.data.loader import training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
 from hiera_video.models.card import ModelCard
-from hiera_video.models.loading import encoder_of
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
     Process,
@@ -48,7 +48,7 @@ from hiera_video.training.run_folder import (
     console_line,
     start_run,
 )
-from hiera_video.training.task import Evaluate, Model, Task
+from hiera_video.training.task import Evaluate, Task
 
 logger = logging.getLogger(__name__)
 

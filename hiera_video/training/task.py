@@ -16,14 +16,10 @@ from hiera_video.data.boxes.keyframes import TrainingKeyframeList
 from hiera_video.data.datasets import TrainingClips, TrainingKeyframes
 from hiera_video.data.videos.records import VideoList
 from hiera_video.models.card import ModelCard
-from hiera_video.models.detector import ActionDetector
-from hiera_video.models.hiera import Hiera
-from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.loading import Model
 from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import RunSettings
 from hiera_video.training.loop import LossFunction
-
-Model = Hiera | MaskedAutoencoderHiera | ActionDetector
 
 
 @dataclass(frozen=True)

@@ -180,10 +180,10 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
     table = list(entries)
     columns = {column for _, fields in table for column in fields}
     if columns >= KINETICS_COLUMNS:
-        return _kinetics_rows(table, root), True
+        return list(_kinetics_rows(table, root)), True
     path_column = next((column for column in PATH_COLUMNS if column in columns), "")
     if not path_column and "id" in columns:
-        return _ssv2_rows(table, root), True
+        return list(_ssv2_rows(table, root)), True
     if not path_column and table:
         raise AnnotationError(
             f"{table[0][0]}: no column of paths; call it one of {listing(PATH_COLUMNS)}"
@@ -307,9 +307,8 @@ def _json_object(entry: Any, where: str, example: str = EXAMPLE) -> dict[str, An
     return {key.strip().lower(): value for key, value in entry.items()}
 
 
-def _kinetics_rows(table: list[Entry], root: str) -> list[Row]:
+def _kinetics_rows(table: list[Entry], root: str) -> Iterator[Row]:
     """Rows of an official Kinetics list, with videos in the root or in folders by label."""
-    rows = []
     folders: dict[str, str] = {}
     for where, fields in table:
         try:
@@ -323,14 +322,12 @@ def _kinetics_rows(table: list[Entry], root: str) -> list[Row]:
             folders[label] = next(present, "")
         name = f"{fields.get('youtube_id')}_{start:06d}_{end:06d}.mp4"
         path = _below(root, os.path.join(folders[label], name))
-        rows.append(Row(where, name, path, (label,) if label else ()))
-    return rows
+        yield Row(where, name, path, (label,) if label else ())
 
 
-def _ssv2_rows(table: list[Entry], root: str) -> list[Row]:
+def _ssv2_rows(table: list[Entry], root: str) -> Iterator[Row]:
     """Rows of an official SSv2 list, whose classes are the templates without brackets."""
     present = frozenset(os.listdir(root))
-    rows = []
     for where, fields in table:
         name, template = str(fields.get("id") or ""), fields.get("template") or ""
         if not name or not isinstance(template, str):
@@ -338,8 +335,7 @@ def _ssv2_rows(table: list[Entry], root: str) -> list[Row]:
         is_mp4 = f"{name}.mp4" in present and f"{name}.webm" not in present
         path = _below(root, name + (".mp4" if is_mp4 else ".webm"))
         class_name = template.replace("[", "").replace("]", "")
-        rows.append(Row(where, name, path, (class_name,) if class_name else ()))
-    return rows
+        yield Row(where, name, path, (class_name,) if class_name else ())
 
 
 # ---- fields and files
