@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
@@ -19,7 +20,7 @@ from hiera_video.errors import UserError
 from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows
-from hiera_video.extraction.runner import Summary, extract
+from hiera_video.extraction.runner import Assembly, Summary, extract
 from hiera_video.extraction.store import FeatureStore, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
 from hiera_video.models.card import ModelCard
@@ -92,19 +93,18 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         if process.is_main:
             store.start(overwrite=config.overwrite)
         barrier()  # and not before the folder is there
-        how: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "num_workers": num_workers(config.data, process.local_world_size),
-            "progress": process.is_main,
-        }
-        if config.engine == "ray":
-            from hiera_video.extraction.ray import extract_with_ray
+        workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
+        with closing(Assembly(to_do, store, workers, progress=process.is_main)) as assembly:
+            if config.engine == "ray":
+                from hiera_video.extraction.ray import extract_with_ray
 
-            summary = extract_with_ray(to_do, work, make_extractor, model, store, **how)
-        else:
-            summary = extract(to_do, work, extractor, store, **how)
+                extract_with_ray(assembly, work, make_extractor, model, batch_size=batch_size)
+            else:
+                extract(assembly, work, extractor, batch_size=batch_size)
         barrier()
-        code = finish(config, store, videos, summary, as_json) if process.is_main else None
+        code = None
+        if process.is_main:
+            code = finish(config, store, videos, assembly.summary, as_json)
         # Together: torchrun ends all processes when one has left with another code than 0.
         return from_main(code) or 0
 

@@ -8,7 +8,6 @@ the output folder must have the same paths on all machines.
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,11 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from hiera_video.data.videos.records import VideoRecord
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.reading import End, ReadWindows, Window
-from hiera_video.extraction.runner import Assembly, Summary, extract_windows
-from hiera_video.extraction.store import FeatureStore
+from hiera_video.extraction.runner import Assembly, extract_windows
 from hiera_video.models.hiera import Hiera
 from hiera_video.runtime.workers import Workers
 
@@ -67,16 +64,13 @@ def _pickled(values: Sequence[Any]) -> np.ndarray:
 
 
 def extract_with_ray(
-    videos: Sequence[VideoRecord],
+    assembly: Assembly,
     work: ReadWindows,
     make_extractor: Callable[..., FeatureExtractor],
     model: Hiera,
-    store: FeatureStore,
     *,
     batch_size: int,
-    num_workers: int,
-    progress: bool = False,
-) -> Summary:
+) -> None:
     """What `extract` does, on the Ray cluster that this process belongs to, or a local one.
 
     Raises:
@@ -86,19 +80,19 @@ def extract_with_ray(
         import ray
     except ImportError:
         raise ImportError("engine=ray needs Ray: pip install 'hiera-video[ray]'") from None
-    if not videos:
-        return Summary(num_workers)
+    if not assembly.videos:
+        return
     if not ray.is_initialized():
         ray.init()
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    jobs = [{"index": index, "video": video} for index, video in enumerate(videos)]
+    jobs = [{"index": index, "video": video} for index, video in enumerate(assembly.videos)]
     results = (
         ray.data.from_items(jobs)
         .map_batches(
             Decoder,
             fn_constructor_args=(work,),
             batch_size=1,
-            concurrency=(1, num_workers),
+            concurrency=(1, assembly.summary.num_workers),
             num_cpus=1,
         )
         .map_batches(
@@ -110,15 +104,12 @@ def extract_with_ray(
             num_gpus=1 if num_gpus else 0,
         )
     )
-    assembly = Assembly(videos, store, num_workers, progress)
-    with contextlib.closing(assembly):
-        for row in results.iter_rows():
-            value = pickle.loads(row["value"])
-            if isinstance(value, End):
-                assembly.end(row["index"], value)
-                continue
-            n, features, seconds = value
-            assembly.summary.clips += work.crops.num_crops
-            assembly.summary.model_sec += seconds
-            assembly.add([(row["index"], n)], features[None])
-    return assembly.summary
+    for row in results.iter_rows():
+        value = pickle.loads(row["value"])
+        if isinstance(value, End):
+            assembly.end(row["index"], value)
+            continue
+        n, features, seconds = value
+        assembly.summary.clips += work.crops.num_crops
+        assembly.summary.model_sec += seconds
+        assembly.add([(row["index"], n)], features[None])

@@ -73,6 +73,8 @@ class Assembly:
 
     Args:
         videos: by the index of their jobs.
+        num_workers: decoding processes.
+        progress: show a bar, on a terminal.
     """
 
     def __init__(
@@ -171,26 +173,16 @@ class _Batch:
 
 
 def extract(
-    videos: Sequence[VideoRecord],
-    work: ReadWindows,
-    extractor: FeatureExtractor,
-    store: FeatureStore,
-    *,
-    batch_size: int,
-    num_workers: int,
-    progress: bool = False,
-) -> Summary:
-    """Stores the features of videos, or why there are none.
+    assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor, *, batch_size: int
+) -> None:
+    """Stores the features of the videos of an assembly, or why there are none.
 
     Args:
         batch_size: views in a forward pass.
-        num_workers: decoding processes.
-        progress: show a bar, on a terminal.
 
     Raises:
         StoreError: the output cannot be written.
     """
-    assembly = Assembly(videos, store, num_workers, progress)
     summary = assembly.summary
     num_windows = max(1, batch_size // work.crops.num_crops)
     pinned = extractor.device.type == "cuda"
@@ -203,8 +195,8 @@ def extract(
         summary.model_sec += time.perf_counter() - start
         assembly.add(keys, features)
 
-    made = prefetch(_batches(work, videos, num_workers, num_windows, pinned), NUM_BATCHES_AHEAD)
-    with contextlib.closing(assembly), contextlib.closing(made) as batches:
+    made = _batches(work, assembly.videos, summary.num_workers, num_windows, pinned)
+    with contextlib.closing(prefetch(made, NUM_BATCHES_AHEAD)) as batches:
         for batch in batches:
             if batch.views is not None:
                 start = time.perf_counter()
@@ -217,7 +209,6 @@ def extract(
                 assembly.end(index, end)
         while launched:
             fetch()
-    return summary
 
 
 def extract_windows(
