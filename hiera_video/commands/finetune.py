@@ -42,13 +42,7 @@ class FinetuneTask(Task):
 
     def __init__(self, settings: FinetuneSettings) -> None:
         data = settings.data
-        train, self.val = read_splits(
-            data.train,
-            data.val,
-            root=data.root,
-            class_names=data.class_names,
-            multi_label=data.multi_label,
-        )
+        train, self.val = read_splits(data)
         super().__init__(settings, train)
         self.class_names = list(train.class_names)
         self.data["classes"] = len(self.class_names)

@@ -137,14 +137,7 @@ class Assembly:
         if read is None or rows is None or len(rows) < len(read.start_sec):
             return
         start = time.perf_counter()
-        self.store.write(
-            self.videos[index].name,
-            self.videos[index].path,
-            rows,
-            start_sec=read.start_sec,
-            end_sec=read.end_sec,
-            facts=read.facts,
-        )
+        self.store.write(self.videos[index], rows, read)
         self.summary.store_sec += time.perf_counter() - start
         self._drop(index)
         self.summary.done += 1

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
 from hiera_video.files import remove_unfinished, replacing, write_json
+
+if TYPE_CHECKING:  # reading features needs no decoder
+    from hiera_video.data.videos.records import VideoRecord
+    from hiera_video.extraction.reading import Read
 
 Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
@@ -260,30 +264,20 @@ class FeatureStore:
                 error.strerror,
             )
 
-    def write(
-        self,
-        name: str,
-        path: str,
-        features: Rows,
-        *,
-        start_sec: np.ndarray,
-        end_sec: np.ndarray,
-        facts: Mapping[str, Any],
-    ) -> None:
+    def write(self, video: VideoRecord, features: Rows, read: Read) -> None:
         """Writes the features of a video; replaces its earlier features or failure."""
         metadata = {
             "hiera_video": hiera_video.__version__,
-            "video": name,
-            "path": _printable(path),
+            "video": video.name,
+            "path": _printable(video.path),
             "hash": self.hash,
             "settings": self.settings,
-            "facts": dict(facts),
+            "facts": read.facts,
         }
         text = json.dumps(metadata, ensure_ascii=False)
-        start, end = np.asarray(start_sec, np.float64), np.asarray(end_sec, np.float64)
-        center = (start + end) / 2
-        times: dict[str, Any] = {"start_sec": start, "end_sec": end, "center_sec": center}
-        output, tensor = self.output(name), features.tensor()
+        columns = (read.start_sec, read.end_sec, (read.start_sec + read.end_sec) / 2)
+        times: dict[str, Any] = dict(zip(TIMES, columns, strict=True))
+        output, tensor = self.output(video.name), features.tensor()
         if self.format == "npz":
             with _written(output) as file:
                 np.savez(file, features=tensor.numpy(), **times, metadata=np.array(text))
@@ -300,8 +294,8 @@ class FeatureStore:
             data = save({**tensors, "features": tensor}, metadata={"hiera_video": text})
             with _written(output) as file:
                 file.write(data)
-        self._remove_others(name, keep=self.format)
-        self.failure(name).unlink(missing_ok=True)
+        self._remove_others(video.name, keep=self.format)
+        self.failure(video.name).unlink(missing_ok=True)
 
     def _remove_others(self, name: str, keep: Format | None = None) -> None:
         """Removes outputs in other formats than `keep`, except for those of these settings."""

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from hiera_video.data.batches import Failure
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.extraction import store as store_module
+from hiera_video.extraction.reading import Read
 from hiera_video.extraction.store import (
     FeatureStore,
     Rows,
@@ -29,7 +31,8 @@ def write(store, name, features):
     for n in reversed(range(len(features))):  # in any order
         rows.put(n, features[n])
     start = np.arange(len(features)) * 0.5
-    store.write(name, f"/v/{name}", rows, start_sec=start, end_sec=start + 1, facts=FACTS)
+    video = VideoRecord(f"/v/{name}", (), name)
+    store.write(video, rows, Read(start, start + 1, FACTS, 0.0, 0.0))
     rows.close()
 
 
@@ -123,7 +126,8 @@ def test_another_file_under_the_same_name(tmp_path):
     rows = Rows(folder)
     rows.put(0, torch.zeros(1))
     facts = FACTS | {"size_bytes": 5}
-    store.write("a", str(film), rows, start_sec=[0.0], end_sec=[1.0], facts=facts)
+    read = Read(np.array([0.0]), np.array([1.0]), facts, 0.0, 0.0)
+    store.write(VideoRecord(str(film), (), "a"), rows, read)
     rows.close()
     pending = {"retry_failed": False, "overwrite": False}
     assert not store.is_pending("a", str(film), **pending)
