@@ -89,11 +89,7 @@ def model_transform(
     views = card.views or Views(num_crops=1)
     crops = Crops((height, width), views.num_crops, views.short_side)
     normalize = Normalize(card.mean, card.std)
-
-    def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
-        return normalize(torch.from_numpy(crops(frames)))
-
-    return transform
+    return lambda frames: normalize(torch.from_numpy(crops(frames)))
 
 
 def views_of(
