@@ -20,6 +20,7 @@ from hiera_video.data.datasets import (
     TrainingKeyframes,
 )
 from hiera_video.data.order import TrainingOrder
+from hiera_video.runtime.distributed import ALONE, Process
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.workers import NUM_JOBS, Death, Report, Workers
 from hiera_video.settings.video import Decoding
@@ -136,15 +137,11 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: EvaluationViews | KeyframeClips,
-    decoding: Decoding,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    processes: int = 1,
+    dataset: EvaluationViews | KeyframeClips, decoding: Decoding, process: Process = ALONE
 ) -> Loader:
-    """One sample or `Failure` for every `world_size`-th record: disjoint, complete, no padding."""
-    order = [[index] for index in range(rank, len(dataset), world_size)]
+    """One sample or `Failure` for each record of a process: disjoint, complete, no padding."""
+    order = [[index] for index in range(process.rank, len(dataset), process.world_size)]
+    processes = process.local_world_size
     return Loader(dataset, order, itemgetter(0), decoding=decoding, processes=processes)
 
 

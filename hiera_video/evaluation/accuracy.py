@@ -17,7 +17,6 @@ class VideoScores:
     """The views of one evaluated video."""
 
     index: int  # of its record
-    labels: tuple[int, ...]
     views: np.ndarray  # float32 [V, L], probabilities
     backend: str = "pyav"  # the library that decoded
 
@@ -81,8 +80,8 @@ def summarize(
     if not videos:
         return result
     averaged = np.stack([v.views.mean(axis=0, dtype=np.float64) for v in videos])
-    truth = [video.labels for video in videos]
-    view_truth = [video.labels for video in videos for _ in video.views]
+    truth = [expected[video.index] for video in videos]
+    view_truth = [expected[video.index] for video in videos for _ in video.views]
     views = np.concatenate([video.views for video in videos])
     levels = {"video": (averaged, truth), "clip": (views, view_truth)}
     if multi_label:

@@ -25,7 +25,7 @@ def write_scores(path: Path, val: VideoList, videos: Sequence[VideoScores]) -> N
         np.savez_compressed(
             file,
             names=np.array([val.records[v.index].name for v in videos]),
-            labels=np.array([";".join(map(str, v.labels)) for v in videos]),
+            labels=np.array([";".join(map(str, val.records[v.index].labels)) for v in videos]),
             scores=np.stack([v.views for v in videos]) if videos else np.empty((0, 0, 0)),
             class_names=np.array(val.class_names),
         )
@@ -58,7 +58,7 @@ def write_predictions(
 def write_confusion(path: Path, val: VideoList, videos: Sequence[VideoScores]) -> None:
     """Writes a csv with the number of videos by class (row) and predicted class (column)."""
     scores = np.stack([average_views(video.views) for video in videos])
-    counts = confusion(scores, np.array([video.labels[0] for video in videos]))
+    counts = confusion(scores, np.array([val.records[video.index].labels[0] for video in videos]))
     rows: list[list[Any]] = [["class", *val.class_names]]
     rows += [[name, *row] for name, row in zip(val.class_names, counts.tolist(), strict=True)]
     write_csv(path, rows, line_end="\r\n")

@@ -59,7 +59,7 @@ def validate(
             multi_label=multi_label,
         )
         for v, scores in scored:
-            yield VideoScores(v.index, views.records[v.index].labels, scores, v.backend)
+            yield VideoScores(v.index, scores, v.backend)
 
     return _shared_out(score, views, decoding, process, "video", progress)
 
@@ -119,13 +119,7 @@ def _shared_out(
 ) -> tuple[list[Scores], list[Failure]]:
     """What `validate` returns; `score` turns the samples that this process read into scores."""
     failures: list[Failure] = []
-    loader = evaluation_loader(
-        dataset,
-        decoding,
-        rank=process.rank,
-        world_size=process.world_size,
-        processes=process.local_world_size,
-    )
+    loader = evaluation_loader(dataset, decoding, process)
     bar = tqdm(loader, unit=unit, disable=None if progress else True)
     own = list(score(readable(bar, failures))), failures
     gathered = gather_on_main(own) or [own]
