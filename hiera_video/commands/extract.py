@@ -158,7 +158,7 @@ def make_work(
         "std": list(card.std),
     }
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
-    return ReadWindows(windows, crops, num_frames, open_video, deadline_sec), settings
+    return ReadWindows(windows, crops, open_video, deadline_sec), settings
 
 
 def finish(

@@ -60,14 +60,8 @@ class ReadWindows:
 
     windows: WindowSampler
     crops: Crops
-    num_frames: int
     open_video: OpenVideo
     deadline_sec: float
-
-    @property
-    def views_shape(self) -> tuple[int, ...]:
-        """Of one window: [S, T, H, W, C]."""
-        return (self.crops.num_crops, self.num_frames, *self.crops.size, 3)
 
     def __call__(
         self, items: Sequence[VideoRecord], deaths: Mapping[int, Death], report: Report

@@ -232,7 +232,7 @@ def _batches(
             index, value = result
             if isinstance(value, Window):
                 if batch.views is None:
-                    shape = (num_windows, *work.views_shape)
+                    shape = (num_windows, *value.views.shape)
                     batch.views = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
                 batch.views[len(batch.keys)] = torch.from_numpy(value.views)
                 batch.keys.append((index, value.n))

@@ -20,7 +20,6 @@ from tests.video.striped_video import make_striped_video, read_number
 WORK = ReadWindows(
     DenseWindows(ClipSampler(num_frames=4, sampling_rate=2), Windowing(clip_stride=3)),
     Crops((64, 64), 1, 64),
-    4,
     open_or_die,
     deadline_sec=1.0,
 )
