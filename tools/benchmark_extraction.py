@@ -31,8 +31,9 @@ import numpy as np
 import torch
 
 from hiera_video import create_model, open_video, save_model
+from hiera_video.data.transforms import Crops
 from hiera_video.extraction.features import FeatureExtractor
-from hiera_video.extraction.windows import Crops, DenseWindows, stream_windows
+from hiera_video.extraction.windows import DenseWindows, stream_windows
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.variants import KINETICS_MEAN, KINETICS_STD
 from hiera_video.settings.video import Windowing
@@ -52,9 +53,9 @@ def ours(path: str) -> int:
     with open_video(path) as video:
         indices = WINDOWS(video).indices
         frames = (
-            (i, CROPS(frame, is_image=False)) for i, frame in video.stream(np.unique(indices))
+            (i, CROPS(frame[None], is_image=False)) for i, frame in video.stream(np.unique(indices))
         )
-        windows = [np.stack(window, axis=1) for window in stream_windows(frames, indices)]
+        windows = [np.concatenate(window, axis=1) for window in stream_windows(frames, indices)]
     return len(windows)
 
 
@@ -65,7 +66,7 @@ def window_by_window(path: str) -> int:
         indices = WINDOWS(video).indices
     for clip in indices:
         frames = decord.VideoReader(path, num_threads=1).get_batch(clip).asnumpy()
-        np.stack([CROPS(frame, is_image=False) for frame in frames], axis=1)
+        CROPS(frames, is_image=False)
     return len(indices)
 
 

@@ -28,13 +28,13 @@ TARGET = 30
 OURS = """
 import json, sys, time
 import pyarrow.csv
-from hiera_video.data.boxes.files import read_detections, read_ground_truth
+from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.evaluation.ava import frame_ap
 begin = time.perf_counter()
 labels = read_label_map(sys.argv[3])
-truth = read_ground_truth(sys.argv[1], labels, strict=False)
-detections = read_detections(sys.argv[2], labels)
+truth = read_boxes("ground truth", sys.argv[1], labels, strict=False)
+detections = read_boxes("detections", sys.argv[2], labels)
 read = time.perf_counter()
 result = frame_ap(truth, detections, classes=list(labels.names), protocol="activitynet")
 end = time.perf_counter()

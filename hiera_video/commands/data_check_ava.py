@@ -30,7 +30,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
     if dry_run:
         return 0
-    truth = inspect_boxes(config.ground_truth, "ground truth", labels)
+    truth = inspect_boxes("ground truth", config.ground_truth, labels)
     problems = problems_of(truth)
     if not len(truth):
         problems.append(f"{truth.source}: no rows that can be read; needed are boxes with actions")
@@ -39,7 +39,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
         "excluded_keyframes": len(excluded),
     }
     if config.proposals is not None:
-        proposals = inspect_boxes(config.proposals, "proposals", None)
+        proposals = inspect_boxes("proposals", config.proposals, None)
         problems += problems_of(proposals) + problems_of_videos(proposals, truth)
         paths = dict.fromkeys((*truth.videos, *proposals.videos), "")
         boxes = keyframe_records(truth, paths, excluded=excluded)

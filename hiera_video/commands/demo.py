@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.boxes.files import read_ground_truth, read_keyframes
+from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.demo import actions, motions
@@ -141,7 +141,7 @@ def detection_result(folder: Path, seed: int) -> tuple[dict[str, Any], str]:
 
 def chance(data: actions.DemoAvaData, seed: int) -> float:
     """Frame mAP of random scores for the ground-truth boxes, the mean of 20 draws."""
-    truth, labels = read_ground_truth(data.val), read_label_map(data.label_map)
+    truth, labels = read_boxes("ground truth", data.val), read_label_map(data.label_map)
     excluded = read_keyframes(data.val_excluded)
     records = keyframe_records(truth, dict.fromkeys(truth.videos, ""), excluded=excluded)
     rng = np.random.default_rng(seed)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
-from hiera_video.data.boxes.files import read_proposals
+from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.keyframes import (
     KeyframeRecord,
     detections_of,
@@ -46,7 +46,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
     model, card = load_model(config.checkpoint, kind="detector")
     label_map = LabelMap(card.actions, {})
-    table = None if config.boxes is None else read_proposals(config.boxes)
+    table = None if config.boxes is None else read_boxes("proposals", config.boxes)
     outputs = output_files(config, OUTPUTS)
     if dry_run:
         print("\n".join(str(file) for files in outputs for file in files.values()))

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from typing import Any
 
-from hiera_video.data.boxes.files import read_detections, read_ground_truth, read_keyframes
+from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation import ava_report
@@ -20,8 +20,8 @@ from hiera_video.settings.evaluation import DetectScoreSettings
 def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Computes and prints frame mAP; returns 1 if it is not defined."""
     labels = read_label_map(config.label_map)
-    truth = read_ground_truth(config.ground_truth, labels, strict=False)
-    detections = read_detections(config.detections, labels)
+    truth = read_boxes("ground truth", config.ground_truth, labels, strict=False)
+    detections = read_boxes("detections", config.detections, labels)
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
     keyframes = None if config.keyframes is None else read_keyframes(config.keyframes)
     if dry_run:

@@ -66,12 +66,10 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
                 "decoded_by": Counter(video.backend for video in videos),
                 "environment": environment(),
             }
-            write_scores(folder / "scores.npz", videos, val.records, val.class_names)
-            write_predictions(
-                folder / "predictions.csv", videos, failures, val.records, val.class_names
-            )
+            write_scores(folder / "scores.npz", val, videos)
+            write_predictions(folder / "predictions.csv", val, videos, failures)
             if videos and not card.multi_label:
-                write_confusion(folder / "confusion.csv", videos, val.class_names)
+                write_confusion(folder / "confusion.csv", val, videos)
             write_json(folder / "report.json", report)
             print_result(report, format_report(report, folder), as_json=as_json)
         return exit_code(done=any_process(bool(videos)), failed=any_process(bool(failures)))
@@ -85,7 +83,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
         "num_frames": views.sampler.num_frames,
         **config.clips.model_dump(),
         "crop_size": list(views.crop_size),
-        "short_side": views.short_side,
+        "short_side": views.crops.short_side,
         "backend": config.data.backend,
         "precision": config.precision,
         "fusion": "mean of probabilities over views",

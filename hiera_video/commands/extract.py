@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import os
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.datasets import checked_short_side
 from hiera_video.data.loader import num_workers
+from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
-from hiera_video.data.videos.records import read_video_list
+from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import UserError
 from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
-from hiera_video.extraction.reading import ReadWindows, Video
-from hiera_video.extraction.runner import Summary, extract
+from hiera_video.extraction.reading import ReadWindows
+from hiera_video.extraction.runner import Assembly, Summary, extract
 from hiera_video.extraction.store import FeatureStore, output_names
-from hiera_video.extraction.windows import Crops, DenseWindows, ViewWindows, WindowSampler
+from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
@@ -92,25 +93,24 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         if process.is_main:
             store.start(overwrite=config.overwrite)
         barrier()  # and not before the folder is there
-        how: dict[str, Any] = {
-            "batch_size": config.batch_size,
-            "num_workers": num_workers(config.data, process.local_world_size),
-            "progress": process.is_main,
-        }
-        if config.engine == "ray":
-            from hiera_video.extraction.ray import extract_with_ray
+        workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
+        with closing(Assembly(to_do, store, workers, progress=process.is_main)) as assembly:
+            if config.engine == "ray":
+                from hiera_video.extraction.ray import extract_with_ray
 
-            summary = extract_with_ray(to_do, work, make_extractor, model, store, **how)
-        else:
-            summary = extract(to_do, work, extractor, store, **how)
+                extract_with_ray(assembly, work, make_extractor, model, batch_size=batch_size)
+            else:
+                extract(assembly, work, extractor, batch_size=batch_size)
         barrier()
-        code = finish(config, store, videos, summary, as_json) if process.is_main else None
+        code = None
+        if process.is_main:
+            code = finish(config, store, videos, assembly.summary, as_json)
         # Together: torchrun ends all processes when one has left with another code than 0.
         return from_main(code) or 0
 
 
-def find_videos(inputs: list[str], root: str | None) -> list[Video]:
-    """The videos of a folder or a list, or the files named one by one.
+def find_videos(inputs: list[str], root: str | None) -> list[VideoRecord]:
+    """The videos of a folder or a list, or those named one by one; their names are of outputs.
 
     Raises:
         UserError: none, several folders or lists, or two videos with the same output.
@@ -126,7 +126,7 @@ def find_videos(inputs: list[str], root: str | None) -> list[Video]:
     else:
         raise UserError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
     names = output_names(paths, os.path.abspath(os.path.expanduser(base)))
-    return [Video(name, path) for name, path in zip(names, paths, strict=True)]
+    return [VideoRecord(path, (), name) for name, path in zip(names, paths, strict=True)]
 
 
 def make_work(
@@ -135,8 +135,7 @@ def make_work(
     """What to read of each video, and all settings that decide on its features."""
     num_frames, crop_size, how = model.input_size[0], model.input_size[1:], config.windows
     sampler = ClipSampler.of(config.clips, num_frames)
-    short_side = checked_short_side(how.short_side, crop_size, how.num_crops, "windows.short_side")
-    crops = Crops(crop_size, how.num_crops, short_side)
+    crops = Crops(crop_size, how.num_crops, how.short_side, "windows.short_side")
     windows: WindowSampler = DenseWindows(sampler, how)
     if how.kind == "views":
         windows = ViewWindows(sampler, how.num_clips, how.clip_rule)
@@ -159,13 +158,13 @@ def make_work(
         "std": list(card.std),
     }
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
-    return ReadWindows(windows, crops, num_frames, open_video, deadline_sec), settings
+    return ReadWindows(windows, crops, open_video, deadline_sec), settings
 
 
 def finish(
     config: ExtractSettings,
     store: FeatureStore,
-    videos: list[Video],
+    videos: list[VideoRecord],
     summary: Summary,
     as_json: bool,
 ) -> int:

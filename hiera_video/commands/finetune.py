@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from hiera_video.data.batches import Failure
-from hiera_video.data.datasets import TrainingClips, checked_short_side
+from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.order import balanced_weights
-from hiera_video.data.transforms import FinetuneTransform
+from hiera_video.data.transforms import Crops, FinetuneTransform
 from hiera_video.data.videos.records import VideoList, read_splits
 from hiera_video.evaluation.accuracy import VideoScores, summarize
 from hiera_video.evaluation.prediction import views_of
@@ -39,13 +39,7 @@ class FinetuneTask(Task):
 
     def __init__(self, settings: FinetuneSettings) -> None:
         data = settings.data
-        train, self.val = read_splits(
-            data.train,
-            data.val,
-            root=data.root,
-            class_names=data.class_names,
-            multi_label=data.multi_label,
-        )
+        train, self.val = read_splits(data)
         super().__init__(settings, train)
         self.class_names = list(train.class_names)
         self.data["classes"] = len(self.class_names)
@@ -64,7 +58,7 @@ class FinetuneTask(Task):
         super().prepare(model, checkpoint)
         freeze(model, self.settings.train)
         views = self.settings.views  # checked now, for `evaluate` later:
-        checked_short_side(views.short_side, model.input_size[1:], views.num_crops)
+        Crops(model.input_size[1:], views.num_crops, views.short_side)
 
     def dataset(self, model: Hiera) -> TrainingClips:
         mean, std = input_statistics(model.architecture)

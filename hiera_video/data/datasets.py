@@ -24,14 +24,12 @@ from hiera_video.data.batches import (
     ViewSample,
 )
 from hiera_video.data.boxes.keyframes import KeyframeRecord
-from hiera_video.data.transforms import Boxes, Frames, centre_crop, resize_short_side
+from hiera_video.data.transforms import Boxes, Crops, Frames, centre_crop
 from hiera_video.data.videos.records import VideoRecord
-from hiera_video.errors import ConfigError
 from hiera_video.settings.video import Views
 from hiera_video.video.clips import ClipSampler, read_frames
 from hiera_video.video.open import OpenVideo, open_video
 from hiera_video.video.reader import VideoError, VideoReader
-from hiera_video.video.sampling import crop_offsets
 
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 BoxTransform = Callable[[Frames, Boxes, np.random.Generator], tuple[np.ndarray, np.ndarray]]
@@ -122,17 +120,13 @@ class EvaluationViews(RecordDataset):
     open_video: OpenVideo = open_video
 
     def __post_init__(self) -> None:
-        self.short_side = checked_short_side(
-            self.views.short_side, self.crop_size, self.views.num_crops
-        )
+        self.crops = Crops(self.crop_size, self.views.num_crops, self.views.short_side)
 
     def sample(self, video: VideoReader, record: VideoRecord, key: int) -> ViewSample:
         views = self.views
         indices = self.sampler.uniform_clips(video, views.num_clips, views.clip_rule)
         frames, positions = read_frames(video, indices)
-        frames = resize_short_side(frames, self.short_side)
-        height, width = frames.shape[1:3]
-        offsets = crop_offsets(height, width, self.crop_size, views.num_crops)
+        frames, offsets = self.crops.resized(frames)
         return ViewSample(key, torch.from_numpy(frames), positions, offsets, video.backend)
 
 
@@ -158,7 +152,7 @@ class TrainingKeyframes(RecordDataset):
         self, video: VideoReader, record: KeyframeRecord, key: tuple[int, int, int]
     ) -> DetectionSample:
         rng = np.random.default_rng([self.seed, *key])
-        frames = read_keyframe_clip(video, self.sampler, record, self.start_sec)
+        frames = video.frames(self.sampler.keyframe_clip(video, record.second, self.start_sec))
         clips = []
         for _ in range(self.num_repeats):
             clip, boxes = self.transform(frames, record.boxes, rng)
@@ -189,7 +183,7 @@ class KeyframeClips(RecordDataset):
     open_video: OpenVideo = open_video
 
     def sample(self, video: VideoReader, record: KeyframeRecord, key: int) -> KeyframeSample:
-        frames = read_keyframe_clip(video, self.sampler, record, self.start_sec)
+        frames = video.frames(self.sampler.keyframe_clip(video, record.second, self.start_sec))
         clip, boxes = centre_crop(frames, record.boxes, self.size)
         boxes = boxes.clip(0, 1)
         outside = int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum())
@@ -200,38 +194,3 @@ class KeyframeClips(RecordDataset):
             outside,
             video.backend,
         )
-
-
-def read_keyframe_clip(
-    video: VideoReader, sampler: ClipSampler, record: KeyframeRecord, start_sec: float | None
-) -> Frames:
-    """The frames of the clip around a key frame, uint8 [T, H, W, C]."""
-    frames, positions = read_frames(video, sampler.keyframe_clip(video, record.second, start_sec))
-    return frames[positions]
-
-
-def checked_short_side(
-    short_side: int | None,
-    crop_size: tuple[int, int],
-    num_crops: int,
-    key: str = "views.short_side",
-) -> int:
-    """The short side to which frames are resized, pixels.
-
-    Args:
-        short_side: the setting. None: the larger side of the crop with three crops, and 256/224 of
-            it with one (256 for crops of 224, as in SlowFast).
-        key: name of the setting, for errors.
-
-    Raises:
-        ConfigError: the short side is smaller than a side of the crop.
-    """
-    if short_side is None:
-        short_side = max(crop_size)
-        if num_crops == 1:
-            short_side = round(short_side * 256 / 224)
-    if short_side < max(crop_size):
-        raise ConfigError(
-            f"{key} is {short_side}: needed is at least {max(crop_size)}, the size of a crop"
-        )
-    return short_side

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -20,6 +20,7 @@ from hiera_video.data.datasets import (
     TrainingKeyframes,
 )
 from hiera_video.data.order import TrainingOrder
+from hiera_video.runtime.distributed import ALONE, Process
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.workers import NUM_JOBS, Death, Report, Workers
 from hiera_video.settings.video import Decoding
@@ -27,6 +28,7 @@ from hiera_video.settings.video import Decoding
 Collate = Callable[[Sequence[Any]], Any]
 
 
+@dataclass
 class Loader:
     """Batches of a data set; each iteration starts at the first.
 
@@ -41,19 +43,16 @@ class Loader:
         pin_memory: call `pin_memory` of each batch.
     """
 
-    def __init__(
-        self,
-        dataset: RecordDataset,
-        order: Sequence[Sequence[Any]] | TrainingOrder,
-        collate: Collate,
-        *,
-        decoding: Decoding,
-        processes: int = 1,
-        pin_memory: bool = False,
-    ) -> None:
-        self.dataset, self.order, self.collate = dataset, order, collate
-        self.num_workers = min(num_workers(decoding, processes), len(order) - 1)
-        self.deadline_sec, self.pin_memory = decoding.deadline_sec, pin_memory
+    dataset: RecordDataset
+    order: Sequence[Sequence[Any]] | TrainingOrder
+    collate: Collate
+    _: KW_ONLY
+    decoding: Decoding
+    processes: int = 1
+    pin_memory: bool = False
+
+    def __post_init__(self) -> None:
+        self.num_workers = min(num_workers(self.decoding, self.processes), len(self.order) - 1)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -80,7 +79,8 @@ class Loader:
         dataset = copy.copy(self.dataset)
         dataset.records = ()  # each job brings its own
         work = _ReadBatch(dataset, self.collate)
-        with Workers(work, self.num_workers, limit_sec=2 * self.deadline_sec) as workers:
+        limit_sec = 2 * self.decoding.deadline_sec
+        with Workers(work, self.num_workers, limit_sec=limit_sec) as workers:
             for result in workers.results(jobs()):
                 if result is None:
                     yield None
@@ -138,15 +138,11 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: EvaluationViews | KeyframeClips,
-    decoding: Decoding,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    processes: int = 1,
+    dataset: EvaluationViews | KeyframeClips, decoding: Decoding, process: Process = ALONE
 ) -> Loader:
-    """One sample or `Failure` for every `world_size`-th record: disjoint, complete, no padding."""
-    order = [[index] for index in range(rank, len(dataset), world_size)]
+    """One sample or `Failure` for each record of a process: disjoint, complete, no padding."""
+    order = [[index] for index in range(process.rank, len(dataset), process.world_size)]
+    processes = process.local_world_size
     return Loader(dataset, order, itemgetter(0), decoding=decoding, processes=processes)
 
 
@@ -160,13 +156,11 @@ def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> It
 
 
 def num_workers(decoding: Decoding, processes: int) -> int:
-    """Decoding processes of each of `processes` processes on this machine, as configured."""
+    """Decoding processes of each of `processes` processes on this machine.
+
+    As configured, else the CPU cores that the machine grants, shared by the processes.
+    """
     if decoding.num_workers is not None:
         return decoding.num_workers
-    return default_num_workers(processes)
-
-
-def default_num_workers(processes: int) -> int:
-    """CPU cores that this machine grants, shared by `processes` processes."""
     granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, (granted or 1) // processes)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
 from hiera_video.errors import ConfigError
 
 
+@dataclass
 class TrainingOrder:
     """Yields, for one process, the keys of each micro-batch from `start_step` on.
 
@@ -35,31 +37,25 @@ class TrainingOrder:
         ConfigError: the batch does not divide into equal parts.
     """
 
-    def __init__(
-        self,
-        num_videos: int,
-        *,
-        global_batch_size: int,
-        accumulation_steps: int,
-        start_step: int,
-        end_step: int,
-        seed: int,
-        rank: int,
-        world_size: int,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        parts = world_size * accumulation_steps
-        if global_batch_size % parts:
+    num_videos: int
+    _: KW_ONLY
+    global_batch_size: int
+    accumulation_steps: int
+    start_step: int
+    end_step: int
+    seed: int
+    rank: int
+    world_size: int
+    weights: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        size, parts = self.global_batch_size, self.world_size * self.accumulation_steps
+        if size % parts:
             raise ConfigError(
-                f"train.global_batch_size={global_batch_size} does not divide by {world_size} "
-                f"processes x train.accumulation_steps={accumulation_steps}; the nearest that does "
-                f"is {max(1, round(global_batch_size / parts)) * parts}"
+                f"train.global_batch_size={size} does not divide by {self.world_size} processes x "
+                f"train.accumulation_steps={self.accumulation_steps}; the nearest that does is "
+                f"{max(1, round(size / parts)) * parts}"
             )
-        self.num_videos, self.global_batch_size = num_videos, global_batch_size
-        self.accumulation_steps, self.parts = accumulation_steps, parts
-        self.start_step, self.end_step = start_step, end_step
-        self.seed, self.rank = seed, rank
-        self.weights = None if weights is None else weights / weights.sum()
 
     def __len__(self) -> int:
         return (self.end_step - self.start_step) * self.accumulation_steps
@@ -72,7 +68,7 @@ class TrainingOrder:
             if epoch != order_of:
                 order_of, order = epoch, self._order(epoch)
             group = order[k * self.global_batch_size : (k + 1) * self.global_batch_size]
-            parts = np.array_split(group, self.parts)
+            parts = np.array_split(group, self.world_size * self.accumulation_steps)
             first = self.rank * self.accumulation_steps
             for part in parts[first : first + self.accumulation_steps]:
                 yield [(epoch, int(index), int(draw)) for index, draw in part]
@@ -83,7 +79,8 @@ class TrainingOrder:
         if self.weights is None:
             order = rng.permutation(self.num_videos)
             return np.stack([order, np.zeros_like(order)], axis=1)
-        order = rng.choice(self.num_videos, size=self.num_videos, p=self.weights)
+        probabilities = self.weights / self.weights.sum()
+        order = rng.choice(self.num_videos, size=self.num_videos, p=probabilities)
         drawn: Counter[int] = Counter()
         draws = np.empty_like(order)
         for place, index in enumerate(order.tolist()):

@@ -21,12 +21,12 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from hiera_video.data.batches import ClipBatch
-from hiera_video.data.datasets import Transform, checked_short_side
-from hiera_video.data.transforms import resize_short_side
+from hiera_video.data.datasets import Transform
+from hiera_video.data.transforms import Crops
 from hiera_video.errors import MissingLibrary
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoReader
-from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC, crop_offsets
+from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
 
 Indices = Int64[np.ndarray, "N T"]
 Rate = float | Fraction
@@ -146,15 +146,12 @@ class EvaluationView:
         crop_size: tuple[int, int],
         short_side: int | None = None,
     ) -> None:
-        self.sampler, self.crop_size = sampler, crop_size
-        self.short_side = checked_short_side(short_side, crop_size, sampler.num_crops, "short_side")
+        self.sampler = sampler
+        self.crops = Crops(crop_size, sampler.num_crops, short_side, "short_side")
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        clip = resize_short_side(_clip(sample, self.sampler), self.short_side)
-        (rows, columns), (height, width) = clip.shape[1:3], self.crop_size
-        offsets = crop_offsets(rows, columns, self.crop_size, self.sampler.num_crops)
-        top, left = offsets[sample["aug_index"]]
-        return _with_video(sample, clip[:, top : top + height, left : left + width])
+        views = self.crops(_clip(sample, self.sampler))
+        return _with_video(sample, views[sample["aug_index"]])
 
 
 def clip_batch(batch: Mapping[str, Any]) -> ClipBatch:

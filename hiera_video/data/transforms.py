@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hiera_video.data.randaugment import RandAugment
+from hiera_video.errors import ConfigError
 from hiera_video.settings.training import Augment, Crop, DetectionAugment
 from hiera_video.video.sampling import covering_short_side, crop_offsets, resized_shape
 
@@ -127,6 +128,51 @@ class DetectionTransform:
         if self.augment.flip and rng.random() < 0.5:
             clip, boxes = clip[:, :, ::-1], boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
         return np.ascontiguousarray(clip), boxes
+
+
+class Crops:
+    """The test crops of a clip: `[T, H, W, 3]` to uint8 `[S, T, h, w, 3]`, resized and cut.
+
+    Args:
+        size: height and width of a crop, pixels.
+        num_crops: S, 1 (centre) or 3 (along the longer side).
+        short_side: of the resized frames, pixels. None: the larger side of the crop with three
+            crops, and 256/224 of it with one (256 for crops of 224, as in SlowFast).
+        key: name of the setting of the short side, for errors.
+
+    Raises:
+        ConfigError: the short side is smaller than a side of the crop.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        num_crops: int,
+        short_side: int | None = None,
+        key: str = "views.short_side",
+    ) -> None:
+        if short_side is None:
+            short_side = round(max(size) * (256 / 224 if num_crops == 1 else 1))
+        if short_side < max(size):
+            raise ConfigError(
+                f"{key} is {short_side}: needed is at least {max(size)}, the size of a crop"
+            )
+        self.size, self.num_crops, self.short_side = size, num_crops, short_side
+
+    def __call__(
+        self, frames: Frames, *, is_image: bool | None = None
+    ) -> UInt8[np.ndarray, "S T h w 3"]:
+        """For `is_image` see `resized_crop`."""
+        frames, offsets = self.resized(frames, is_image=is_image)
+        height, width = self.size
+        return np.stack([frames[:, y : y + height, x : x + width] for y, x in offsets])
+
+    def resized(
+        self, frames: Frames, *, is_image: bool | None = None
+    ) -> tuple[Clip, list[tuple[int, int]]]:
+        """The resized frames, and (top, left) of each crop in them."""
+        frames = resize_short_side(frames, self.short_side, is_image=is_image)
+        return frames, crop_offsets(frames.shape[1], frames.shape[2], self.size, self.num_crops)
 
 
 def centre_crop(frames: Frames, boxes: Boxes, size: tuple[int, int]) -> tuple[Clip, Boxes]:

@@ -17,7 +17,6 @@ class VideoScores:
     """The views of one evaluated video."""
 
     index: int  # of its record
-    labels: tuple[int, ...]
     views: np.ndarray  # float32 [V, L], probabilities
     backend: str = "pyav"  # the library that decoded
 
@@ -81,27 +80,24 @@ def summarize(
     if not videos:
         return result
     averaged = np.stack([v.views.mean(axis=0, dtype=np.float64) for v in videos])
+    truth = [expected[video.index] for video in videos]
+    view_truth = [expected[video.index] for video in videos for _ in video.views]
+    views = np.concatenate([video.views for video in videos])
+    levels = {"video": (averaged, truth), "clip": (views, view_truth)}
     if multi_label:
-        video_labels = [video.labels for video in videos]
-        view_labels = [video.labels for video in videos for _ in video.views]
         read = {video.index for video in videos}
         missing = [labels for i, labels in enumerate(expected) if i not in read]
-        zeros = np.zeros((len(missing), averaged.shape[1]))
-        for level, scores, labels in (
-            ("video", averaged, video_labels),
-            ("video_failed_as_wrong", np.concatenate([averaged, zeros]), video_labels + missing),
-            ("clip", np.concatenate([video.views for video in videos]), view_labels),
-        ):
+        padded = np.concatenate([averaged, np.zeros((len(missing), averaged.shape[1]))])
+        levels["video_failed_as_wrong"] = (padded, truth + missing)
+        for level, (scores, labels) in levels.items():
             targets = multi_hot(labels, scores.shape[1]).numpy().astype(bool)
             by_class = average_precision_by_class(scores, targets)
             result[level] = {"mean_average_precision": mean_of_known(by_class)}
-        present = {label for labels in video_labels for label in labels}
+        present = {label for labels in truth for label in labels}
         result["classes_without_positives"] = averaged.shape[1] - len(present)
         return result
-    truth = np.array([video.labels[0] for video in videos])
-    views = np.concatenate([video.views for video in videos])
-    view_truth = np.repeat(truth, [len(video.views) for video in videos])
-    for level, scores, right in (("video", averaged, truth), ("clip", views, view_truth)):
+    for level, (scores, labels) in levels.items():
+        right = np.array([ids[0] for ids in labels])
         result[level] = {
             f"top{k}": float(top_k_correct(scores, right, k).mean())
             for k in (1, 5)

@@ -48,7 +48,6 @@ PROTOCOLS = {
 class FrameAP:
     """AP of each class, and the numbers of rows behind it."""
 
-    protocol: str
     classes: np.ndarray  # int64 [C], ids, ascending
     ap: np.ndarray  # float64 [C], NaN for a class without ground truth
     num_ground_truth: np.ndarray  # int64 [C], boxes
@@ -152,7 +151,6 @@ def frame_ap(
     mean, worst, best = (mean_of_known(row) for row in ap)
     group_of = np.array([(groups or {}).get(int(c), "") for c in class_ids])
     return FrameAP(
-        protocol=protocol,
         classes=class_ids,
         ap=ap[0],
         num_ground_truth=num_truth,

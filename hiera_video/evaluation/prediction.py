@@ -12,8 +12,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from hiera_video.data.batches import ViewSample
-from hiera_video.data.datasets import EvaluationViews, checked_short_side
-from hiera_video.data.transforms import resize_short_side
+from hiera_video.data.datasets import EvaluationViews
+from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.results import top_classes
 from hiera_video.evaluation.views import average_views, score_views
@@ -24,7 +24,6 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.settings.video import Clips, Decoding, FrameSampling, Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
-from hiera_video.video.sampling import crop_offsets
 
 Classes = list[tuple[str, float]]
 """Names and probabilities, most likely first."""
@@ -88,17 +87,9 @@ def model_transform(
     """
     _, height, width = card.architecture["input_size"]
     views = card.views or Views(num_crops=1)
-    num_crops = views.num_crops
-    short_side = checked_short_side(views.short_side, (height, width), num_crops)
+    crops = Crops((height, width), views.num_crops, views.short_side)
     normalize = Normalize(card.mean, card.std)
-
-    def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
-        frames = resize_short_side(frames, short_side)
-        offsets = crop_offsets(frames.shape[1], frames.shape[2], (height, width), num_crops)
-        crops = [frames[:, y : y + height, x : x + width] for y, x in offsets]
-        return normalize(torch.from_numpy(np.stack(crops)))
-
-    return transform
+    return lambda frames: normalize(torch.from_numpy(crops(frames)))
 
 
 def views_of(

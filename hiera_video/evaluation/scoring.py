@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, TypeVar
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from hiera_video.data.batches import Failure
+from hiera_video.data.batches import Failure, KeyframeSample, ViewSample
 from hiera_video.data.boxes.keyframes import KeyframeRecord
 from hiera_video.data.datasets import EvaluationViews, KeyframeClips
 from hiera_video.data.loader import evaluation_loader, readable
@@ -46,27 +46,26 @@ def validate(
     Every process takes its share; the main process gets the whole, the others what they did.
 
     Args:
-        batch_size: views in a forward pass.
+        batch_size: views, or clips around key frames, in a forward pass.
         decoding: how many processes decode, and how long they may take.
         progress: show a bar, on a terminal.
     """
-    failures: list[Failure] = []
-    samples = _samples(views, decoding, process, failures, "video", progress)
-    scored = score_views(
-        model,
-        samples,
-        normalize.to(process.device),
-        crop_size=views.crop_size,
-        batch_size=batch_size,
-        device=process.device,
-        bf16=bf16,
-        multi_label=multi_label,
-    )
-    videos = [
-        VideoScores(v.index, views.records[v.index].labels, scores, v.backend)
-        for v, scores in scored
-    ]
-    return _gathered(videos, failures, [record.name for record in views.records])
+
+    def score(samples: Iterator[ViewSample]) -> Iterator[VideoScores]:
+        scored = score_views(
+            model,
+            samples,
+            normalize.to(process.device),
+            crop_size=views.crop_size,
+            batch_size=batch_size,
+            device=process.device,
+            bf16=bf16,
+            multi_label=multi_label,
+        )
+        for v, scores in scored:
+            yield VideoScores(v.index, scores, v.backend)
+
+    return _shared_out(score, views, decoding, process, "video", progress)
 
 
 @dataclass(frozen=True)
@@ -106,63 +105,45 @@ def score_keyframes(
     bf16: bool,
     progress: bool = False,
 ) -> tuple[list[KeyframeScores], list[Failure]]:
-    """The scores of all boxes, and the key frames that could not be read, in order of the records.
-
-    Every process takes its share; the main process gets the whole, the others what they did.
-
-    Args:
-        batch_size: clips in a forward pass.
-        decoding: how many processes decode, and how long they may take.
-        progress: show a bar, on a terminal.
-    """
-    failures: list[Failure] = []
-    samples = _samples(keyframes, decoding, process, failures, "keyframe", progress)
+    """`validate` for a detector: the scores of all boxes, and the key frames without any."""
     device = process.device
     normalize = normalize.to(device)
-    scored: list[KeyframeScores] = []
     model.eval()
-    for batch in iter(lambda: list(islice(samples, batch_size)), []):
-        counts = torch.tensor([len(sample.boxes) for sample in batch])
-        clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
-        boxes = torch.cat([sample.boxes for sample in batch]).to(device)
-        clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
-        with (
-            torch.inference_mode(),
-            torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
-        ):
-            logits = model(normalize(clips), boxes, clip_of_box)
-        scores = logits.float().sigmoid().cpu().split(counts.tolist())
-        for sample, of_boxes in zip(batch, scores, strict=True):
-            outside, backend = sample.num_outside, sample.backend
-            scored.append(KeyframeScores(sample.index, of_boxes.numpy(), outside, backend))
-    return _gathered(scored, failures, [record.name for record in keyframes.records])
+
+    def score(samples: Iterator[KeyframeSample]) -> Iterator[KeyframeScores]:
+        for batch in iter(lambda: list(islice(samples, batch_size)), []):
+            counts = torch.tensor([len(sample.boxes) for sample in batch])
+            clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
+            boxes = torch.cat([sample.boxes for sample in batch]).to(device)
+            clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
+            with (
+                torch.inference_mode(),
+                torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
+            ):
+                logits = model(normalize(clips), boxes, clip_of_box)
+            scores = logits.float().sigmoid().cpu().split(counts.tolist())
+            for sample, of_boxes in zip(batch, scores, strict=True):
+                outside, backend = sample.num_outside, sample.backend
+                yield KeyframeScores(sample.index, of_boxes.numpy(), outside, backend)
+
+    return _shared_out(score, keyframes, decoding, process, "keyframe", progress)
 
 
-def _samples(
+def _shared_out(
+    score: Callable[[Iterator[Any]], Iterator[Scores]],
     dataset: EvaluationViews | KeyframeClips,
     decoding: Decoding,
     process: Process,
-    failures: list[Failure],
     unit: str,
     progress: bool,
-) -> Iterator[Any]:
-    """The readable samples of this process's share."""
-    loader = evaluation_loader(
-        dataset,
-        decoding,
-        rank=process.rank,
-        world_size=process.world_size,
-        processes=process.local_world_size,
-    )
-    return readable(tqdm(loader, unit=unit, disable=None if progress else True), failures)
-
-
-def _gathered(
-    scored: list[Scores], failures: list[Failure], names: Sequence[str]
 ) -> tuple[list[Scores], list[Failure]]:
-    """Results of all processes on the main one, its own on any other, in the order of `names`."""
-    gathered = gather_on_main((scored, failures)) or [(scored, failures)]
-    place = {name: i for i, name in enumerate(names)}
+    """What `validate` returns; `score` turns the samples that this process read into scores."""
+    failures: list[Failure] = []
+    loader = evaluation_loader(dataset, decoding, process)
+    bar = tqdm(loader, unit=unit, disable=None if progress else True)
+    own = list(score(readable(bar, failures))), failures
+    gathered = gather_on_main(own) or [own]
+    place = {record.name: i for i, record in enumerate[Any](dataset.records)}
     return (
         sorted((s for part, _ in gathered for s in part), key=lambda s: s.index),
         sorted((f for _, part in gathered for f in part), key=lambda f: place[f.name]),

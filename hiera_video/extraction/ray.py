@@ -8,7 +8,6 @@ the output folder must have the same paths on all machines.
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,83 +15,62 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hiera_video.extraction.features import FeatureExtractor
-from hiera_video.extraction.reading import ReadWindows, Video, Window
-from hiera_video.extraction.runner import Assembly, Summary, extract_windows
-from hiera_video.extraction.store import FeatureStore
+from hiera_video.extraction.reading import End, ReadWindows, Window
+from hiera_video.extraction.runner import Assembly, extract_windows
 from hiera_video.models.hiera import Hiera
 from hiera_video.runtime.workers import Workers
 
-END = -1  # in place of a window's number: the row is the end of a video
-Batch = dict[str, Any]
+Batch = dict[str, np.ndarray]
 
 
 class Decoder:
     """Videos to rows: one for each window, and one for the end."""
 
     def __init__(self, work: ReadWindows) -> None:
-        self.work = work
         self.workers = Workers(work, 1, limit_sec=work.deadline_sec)
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         jobs = ([video] for video in batch["video"])
-        nothing = np.zeros(self.work.views_shape, np.uint8)
         for result in self.workers.results(jobs):
-            if result is None:
-                continue
-            place, value = result
-            index = int(batch["index"][place])
-            if isinstance(value, Window):
-                yield self._row(index, value.n, value.views, b"")
-            else:
-                yield self._row(index, END, nothing, pickle.dumps(value))
-
-    @staticmethod
-    def _row(index: int, n: int, views: np.ndarray, end: bytes) -> Batch:
-        ends = np.array([end], object)
-        return {"index": np.array([index]), "n": np.array([n]), "views": views[None], "end": ends}
+            if result is not None:
+                place, value = result
+                yield {"index": batch["index"][[place]], "value": _pickled([value])}
 
 
 class Model:
-    """Windows to features; rows with the end of a video pass through."""
+    """Windows to features, with their number and seconds; the ends of videos pass through."""
 
     def __init__(self, make_extractor: Callable[..., FeatureExtractor], model: Hiera) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.extractor = make_extractor(model, device=device)
 
     def __call__(self, batch: Batch) -> Batch:
-        is_window = batch["n"] != END
-        features: list[bytes] = [b""] * len(is_window)
-        seconds = 0.0
-        if is_window.any():
-            views = torch.from_numpy(np.ascontiguousarray(batch["views"][is_window]))
+        values = [pickle.loads(value) for value in batch["value"]]
+        places = [i for i, value in enumerate(values) if isinstance(value, Window)]
+        if places:
+            views = torch.from_numpy(np.stack([values[i].views for i in places]))
             start = time.perf_counter()
             rows = extract_windows(self.extractor, views).cpu()
-            seconds = time.perf_counter() - start
-            for place, row in zip(np.flatnonzero(is_window), rows, strict=True):
-                features[place] = pickle.dumps(row.clone())
-        return {
-            "index": batch["index"],
-            "n": batch["n"],
-            "end": batch["end"],
-            "features": np.array(features, object),
-            "model_sec": np.full(len(is_window), seconds / max(is_window.sum(), 1)),
-        }
+            seconds = (time.perf_counter() - start) / len(places)
+            for i, row in zip(places, rows, strict=True):
+                values[i] = (values[i].n, row.clone(), seconds)
+        return {"index": batch["index"], "value": _pickled(values)}
+
+
+def _pickled(values: Sequence[Any]) -> np.ndarray:
+    return np.array([pickle.dumps(value) for value in values], object)
 
 
 def extract_with_ray(
-    videos: Sequence[Video],
+    assembly: Assembly,
     work: ReadWindows,
     make_extractor: Callable[..., FeatureExtractor],
     model: Hiera,
-    store: FeatureStore,
     *,
     batch_size: int,
-    num_workers: int,
-    progress: bool = False,
-) -> Summary:
+) -> None:
     """What `extract` does, on the Ray cluster that this process belongs to, or a local one.
 
     Raises:
@@ -102,21 +80,19 @@ def extract_with_ray(
         import ray
     except ImportError:
         raise ImportError("engine=ray needs Ray: pip install 'hiera-video[ray]'") from None
-    summary = Summary(num_workers)
-    begin = time.perf_counter()
-    if not videos:
-        return summary
+    if not assembly.videos:
+        return
     if not ray.is_initialized():
         ray.init()
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
-    jobs = [{"index": index, "video": video} for index, video in enumerate(videos)]
+    jobs = [{"index": index, "video": video} for index, video in enumerate(assembly.videos)]
     results = (
         ray.data.from_items(jobs)
         .map_batches(
             Decoder,
             fn_constructor_args=(work,),
             batch_size=1,
-            concurrency=(1, num_workers),
+            concurrency=(1, assembly.summary.num_workers),
             num_cpus=1,
         )
         .map_batches(
@@ -128,15 +104,12 @@ def extract_with_ray(
             num_gpus=1 if num_gpus else 0,
         )
     )
-    bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
-    assembly = Assembly(videos, store, summary, bar)
-    with bar, contextlib.closing(assembly):
-        for row in results.iter_rows():
-            if row["n"] == END:
-                assembly.end(row["index"], pickle.loads(row["end"]))
-            else:
-                summary.clips += work.crops.num_crops
-                summary.model_sec += row["model_sec"]
-                assembly.add([(row["index"], row["n"])], pickle.loads(row["features"])[None])
-    summary.wall_sec = time.perf_counter() - begin
-    return summary
+    for row in results.iter_rows():
+        value = pickle.loads(row["value"])
+        if isinstance(value, End):
+            assembly.end(row["index"], value)
+            continue
+        n, features, seconds = value
+        assembly.summary.clips += work.crops.num_crops
+        assembly.summary.model_sec += seconds
+        assembly.add([(row["index"], n)], features[None])

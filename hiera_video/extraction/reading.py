@@ -14,20 +14,14 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from hiera_video.data.batches import Failure
-from hiera_video.extraction.windows import Crops, WindowSampler, stream_windows
+from hiera_video.data.transforms import Crops
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.extraction.windows import WindowSampler, stream_windows
 from hiera_video.runtime.workers import Death, Report
 from hiera_video.video.open import OpenVideo
 from hiera_video.video.reader import VideoError
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video to extract from: its file, and the name of its output."""
-
-    name: str
-    path: str
 
 
 @dataclass(frozen=True)
@@ -66,16 +60,12 @@ class ReadWindows:
 
     windows: WindowSampler
     crops: Crops
-    num_frames: int
     open_video: OpenVideo
     deadline_sec: float
 
-    @property
-    def views_shape(self) -> tuple[int, ...]:
-        """Of one window: [S, T, H, W, C]."""
-        return (self.crops.num_crops, self.num_frames, *self.crops.size, 3)
-
-    def __call__(self, items: Sequence[Video], deaths: Mapping[int, Death], report: Report) -> End:
+    def __call__(
+        self, items: Sequence[VideoRecord], deaths: Mapping[int, Death], report: Report
+    ) -> End:
         (video,) = items
         if deaths:
             return Failed(Failure.of_death(video, deaths[0]), deaths[0].seconds)
@@ -93,7 +83,7 @@ class ReadWindows:
         failure = Failure(video.name, video.path, cause, message)
         return Failed(failure, time.monotonic() - begin)
 
-    def _read(self, video: Video, report: Report) -> Read:
+    def _read(self, video: VideoRecord, report: Report) -> Read:
         transform_sec = sent_sec = 0.0
         begin = time.perf_counter()
         with self.open_video(video.path) as reader:
@@ -105,14 +95,14 @@ class ReadWindows:
                 for index, frame in reader.stream(unique):
                     report.working(0)
                     start = time.perf_counter()
-                    crops = self.crops(frame, is_image=len(unique) == 1)
+                    crops = self.crops(frame[None], is_image=len(unique) == 1)
                     transform_sec += time.perf_counter() - start
                     yield index, crops
 
             report.working(0)
             for n, window in enumerate(stream_windows(frames(), windows.indices)):
                 start = time.perf_counter()
-                report.value(Window(n, np.stack(window, axis=1)))
+                report.value(Window(n, np.concatenate(window, axis=1)))
                 sent_sec += time.perf_counter() - start
             seconds = time.perf_counter() - begin - sent_sec
             facts = {

@@ -19,8 +19,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from hiera_video.data.batches import Failure
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.extraction.features import FeatureExtractor
-from hiera_video.extraction.reading import End, Failed, Read, ReadWindows, Video, Window
+from hiera_video.extraction.reading import End, Failed, Read, ReadWindows, Window
 from hiera_video.extraction.store import FeatureStore, Rows
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.workers import Workers
@@ -68,18 +69,23 @@ class Summary:
 class Assembly:
     """Puts features and ends of videos together, in whatever order they come, and stores them.
 
+    `close` ends it, and the time of the summary.
+
     Args:
         videos: by the index of their jobs.
+        num_workers: decoding processes.
+        progress: show a bar, on a terminal.
     """
 
     def __init__(
-        self, videos: Sequence[Video], store: FeatureStore, summary: Summary, bar: tqdm
+        self, videos: Sequence[VideoRecord], store: FeatureStore, num_workers: int, progress: bool
     ) -> None:
-        self.videos, self.store, self.summary, self.bar = videos, store, summary, bar
+        self.videos, self.store, self.summary = videos, store, Summary(num_workers)
+        self._bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
         self._rows: dict[int, Rows] = {}
         self._read: dict[int, Read] = {}  # that wait for features
         self._failed: set[int] = set()
-        self._start = time.monotonic()
+        self._start = time.perf_counter()
 
     def add(self, keys: Sequence[tuple[int, int]], features: Shaped[Tensor, "B ..."]) -> None:
         """Takes the features of window n of video i, for keys (i, n); on the host."""
@@ -113,22 +119,17 @@ class Assembly:
             return
         self._failed.add(index)
         self._drop(index)
-        failed = end.failure
-        self.store.fail(
-            failed.name,
-            failed.path,
-            cause=failed.cause,
-            message=failed.message,
-            seconds=end.seconds,
-        )
+        self.store.fail(end.failure, end.seconds)
         with tqdm.external_write_mode():
-            logger.warning("failed: %s", failed.message)
+            logger.warning("failed: %s", end.failure.message)
         self.summary.failed += 1
         self._show_progress()
 
     def close(self) -> None:
         for rows in self._rows.values():
             rows.close()
+        self._bar.close()
+        self.summary.wall_sec = time.perf_counter() - self._start
 
     def _finish(self, index: int) -> None:
         """Stores a video once all of it is there."""
@@ -136,14 +137,7 @@ class Assembly:
         if read is None or rows is None or len(rows) < len(read.start_sec):
             return
         start = time.perf_counter()
-        self.store.write(
-            self.videos[index].name,
-            self.videos[index].path,
-            rows,
-            start_sec=read.start_sec,
-            end_sec=read.end_sec,
-            facts=read.facts,
-        )
+        self.store.write(self.videos[index], rows, read)
         self.summary.store_sec += time.perf_counter() - start
         self._drop(index)
         self.summary.done += 1
@@ -155,11 +149,11 @@ class Assembly:
             self._rows.pop(index).close()
 
     def _show_progress(self) -> None:
-        speed = self.summary.clips / max(time.monotonic() - self._start, 1e-9)
-        self.bar.set_postfix_str(
+        speed = self.summary.clips / max(time.perf_counter() - self._start, 1e-9)
+        self._bar.set_postfix_str(
             f"{speed:.1f} clips/s, {self.summary.failed} failed", refresh=False
         )
-        self.bar.update()
+        self._bar.update()
 
 
 @dataclass
@@ -172,32 +166,20 @@ class _Batch:
 
 
 def extract(
-    videos: Sequence[Video],
-    work: ReadWindows,
-    extractor: FeatureExtractor,
-    store: FeatureStore,
-    *,
-    batch_size: int,
-    num_workers: int,
-    progress: bool = False,
-) -> Summary:
-    """Stores the features of videos, or why there are none.
+    assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor, *, batch_size: int
+) -> None:
+    """Stores the features of the videos of an assembly, or why there are none.
 
     Args:
         batch_size: views in a forward pass.
-        num_workers: decoding processes.
-        progress: show a bar, on a terminal.
 
     Raises:
         StoreError: the output cannot be written.
     """
-    summary = Summary(num_workers)
-    begin = time.perf_counter()
+    summary = assembly.summary
     num_windows = max(1, batch_size // work.crops.num_crops)
     pinned = extractor.device.type == "cuda"
     launched: deque[tuple[list[tuple[int, int]], Tensor]] = deque()
-    bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
-    assembly = Assembly(videos, store, summary, bar)
 
     def fetch() -> None:
         keys, features = launched.popleft()
@@ -206,8 +188,8 @@ def extract(
         summary.model_sec += time.perf_counter() - start
         assembly.add(keys, features)
 
-    made = prefetch(_batches(work, videos, num_workers, num_windows, pinned), NUM_BATCHES_AHEAD)
-    with bar, contextlib.closing(assembly), contextlib.closing(made) as batches:
+    made = _batches(work, assembly.videos, summary.num_workers, num_windows, pinned)
+    with contextlib.closing(prefetch(made, NUM_BATCHES_AHEAD)) as batches:
         for batch in batches:
             if batch.views is not None:
                 start = time.perf_counter()
@@ -220,8 +202,6 @@ def extract(
                 assembly.end(index, end)
         while launched:
             fetch()
-    summary.wall_sec = time.perf_counter() - begin
-    return summary
 
 
 def extract_windows(
@@ -234,7 +214,11 @@ def extract_windows(
 
 
 def _batches(
-    work: ReadWindows, videos: Sequence[Video], num_workers: int, num_windows: int, pinned: bool
+    work: ReadWindows,
+    videos: Sequence[VideoRecord],
+    num_workers: int,
+    num_windows: int,
+    pinned: bool,
 ) -> Generator[_Batch | None, None, None]:
     """Batches of `num_windows` windows, but the last; None now and then, when there is nothing."""
     batch = _Batch()
@@ -248,7 +232,7 @@ def _batches(
             index, value = result
             if isinstance(value, Window):
                 if batch.views is None:
-                    shape = (num_windows, *work.views_shape)
+                    shape = (num_windows, *value.views.shape)
                     batch.views = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
                 batch.views[len(batch.keys)] = torch.from_numpy(value.views)
                 batch.keys.append((index, value.n))

@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Literal, get_args
+from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,8 +26,13 @@ from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 import hiera_video
+from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
 from hiera_video.files import remove_unfinished, replacing, write_json
+
+if TYPE_CHECKING:  # reading features needs no decoder
+    from hiera_video.data.videos.records import VideoRecord
+    from hiera_video.extraction.reading import Read
 
 Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
@@ -259,30 +264,20 @@ class FeatureStore:
                 error.strerror,
             )
 
-    def write(
-        self,
-        name: str,
-        path: str,
-        features: Rows,
-        *,
-        start_sec: np.ndarray,
-        end_sec: np.ndarray,
-        facts: Mapping[str, Any],
-    ) -> None:
+    def write(self, video: VideoRecord, features: Rows, read: Read) -> None:
         """Writes the features of a video; replaces its earlier features or failure."""
         metadata = {
             "hiera_video": hiera_video.__version__,
-            "video": name,
-            "path": _printable(path),
+            "video": video.name,
+            "path": _printable(video.path),
             "hash": self.hash,
             "settings": self.settings,
-            "facts": dict(facts),
+            "facts": read.facts,
         }
         text = json.dumps(metadata, ensure_ascii=False)
-        start, end = np.asarray(start_sec, np.float64), np.asarray(end_sec, np.float64)
-        center = (start + end) / 2
-        times: dict[str, Any] = {"start_sec": start, "end_sec": end, "center_sec": center}
-        output, tensor = self.output(name), features.tensor()
+        columns = (read.start_sec, read.end_sec, (read.start_sec + read.end_sec) / 2)
+        times: dict[str, Any] = dict(zip(TIMES, columns, strict=True))
+        output, tensor = self.output(video.name), features.tensor()
         if self.format == "npz":
             with _written(output) as file:
                 np.savez(file, features=tensor.numpy(), **times, metadata=np.array(text))
@@ -299,8 +294,8 @@ class FeatureStore:
             data = save({**tensors, "features": tensor}, metadata={"hiera_video": text})
             with _written(output) as file:
                 file.write(data)
-        self._remove_others(name, keep=self.format)
-        self.failure(name).unlink(missing_ok=True)
+        self._remove_others(video.name, keep=self.format)
+        self.failure(video.name).unlink(missing_ok=True)
 
     def _remove_others(self, name: str, keep: Format | None = None) -> None:
         """Removes outputs in other formats than `keep`, except for those of these settings."""
@@ -314,19 +309,19 @@ class FeatureStore:
                 if format == "npy":
                     output.with_suffix(".json").unlink(missing_ok=True)
 
-    def fail(self, name: str, path: str, *, cause: str, message: str, seconds: float) -> None:
-        """Records that a video has no features, and why."""
-        self._remove_others(name)
+    def fail(self, failure: Failure, seconds: float) -> None:
+        """Records that a video has no features, and why, and after how long."""
+        self._remove_others(failure.name)
         row = {
-            "video": name,
-            "path": _printable(path),
+            "video": failure.name,
+            "path": _printable(failure.path),
             "status": "failed",
-            "cause": cause,
-            "error": _printable(message),
+            "cause": failure.cause,
+            "error": _printable(failure.message),
             "seconds": round(seconds, 3),
             "hash": self.hash,
         }
-        _write_lines(self.failure(name), [row])
+        _write_lines(self.failure(failure.name), [row])
 
     def write_tables(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """Writes index.jsonl and failures.jsonl of these videos, and returns the rows."""

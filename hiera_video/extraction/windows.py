@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 
-from hiera_video.data.transforms import resize_short_side
 from hiera_video.settings.video import ClipRule, LastWindow, Windowing
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoReader
-from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC, clip_indices, crop_offsets
+from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC, clip_indices
 
 
 @dataclass(frozen=True)
@@ -120,29 +119,6 @@ def _times(sampler: ClipSampler, video: VideoReader, num_frames: int) -> Float[n
         return np.append(video.frame_times_sec, video.end_sec)
     times = video.frame_times_sec[0] + np.arange(num_frames) / sampler.target_fps
     return np.append(times, max(video.end_sec, float(times[-1])))
-
-
-@dataclass(frozen=True)
-class Crops:
-    """Resizes a frame and cuts its test crops.
-
-    Args:
-        size: height and width of a crop, pixels.
-        num_crops: 1 (centre) or 3 (along the longer side).
-        short_side: of the resized frame, pixels.
-    """
-
-    size: tuple[int, int]
-    num_crops: int
-    short_side: int
-
-    def __call__(
-        self, frame: UInt8[np.ndarray, "H W 3"], is_image: bool
-    ) -> UInt8[np.ndarray, "S h w 3"]:
-        resized = resize_short_side(frame[None], self.short_side, is_image=is_image)[0]
-        height, width = self.size
-        offsets = crop_offsets(resized.shape[0], resized.shape[1], self.size, self.num_crops)
-        return np.stack([resized[top : top + height, left : left + width] for top, left in offsets])
 
 
 def stream_windows(

@@ -32,6 +32,9 @@ class Process:
         return self.rank == 0
 
 
+ALONE = Process(0, 1, 1, torch.device("cpu"))
+
+
 @contextmanager
 def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.

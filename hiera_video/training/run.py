@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +23,7 @@ from hiera_video.data.loader import training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
 from hiera_video.models.card import ModelCard
-from hiera_video.models.loading import encoder_of
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
     Process,
@@ -43,13 +42,13 @@ from hiera_video.training.checkpoint import (
 from hiera_video.training.loop import Batch, LossFunction, StepReport, noting_sigterm, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
-    FailureLimit,
     RunReport,
+    check_failures,
     check_same_config,
     console_line,
     start_run,
 )
-from hiera_video.training.task import Model, Task, TaskSettings
+from hiera_video.training.task import Task, TaskSettings
 
 logger = logging.getLogger(__name__)
 
@@ -88,9 +87,20 @@ def train(
             print(line) if dry_run else logger.info(line)
 
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
+        order = TrainingOrder(
+            task.num_records,
+            global_batch_size=settings.train.global_batch_size,
+            accumulation_steps=settings.train.accumulation_steps,
+            start_step=start_step,
+            end_step=schedule.end_step,
+            seed=settings.train.seed,
+            rank=process.rank,
+            world_size=process.world_size,
+            weights=task.record_weights,
+        )
         loader = training_loader(
             task.dataset(model),
-            schedule.order(process, start_step, task.record_weights),
+            order,
             clip_shape=(*encoder_of(model).input_size, 3),
             decoding=settings.data,
             processes=process.local_world_size,
@@ -156,7 +166,7 @@ class Schedule:
     """
 
     def __init__(self, num_videos: int, loop: Loop, optim: Optim) -> None:
-        self.num_videos, self.loop, self.optim = num_videos, loop, optim
+        self.loop, self.optim = loop, optim
         self.pass_steps = steps_per_epoch(num_videos, loop.global_batch_size)
         self.end_step = math.ceil(loop.epochs / loop.num_repeats * self.pass_steps)
         self.lr_at = partial(
@@ -171,20 +181,6 @@ class Schedule:
     def every(self, passes: float) -> int:
         """Steps of so many passes over the videos, at least 1."""
         return max(1, round(passes * self.pass_steps))
-
-    def order(self, process: Process, start_step: int, weights: np.ndarray | None) -> TrainingOrder:
-        """Which videos this process reads in each step from `start_step` on."""
-        return TrainingOrder(
-            self.num_videos,
-            global_batch_size=self.loop.global_batch_size,
-            accumulation_steps=self.loop.accumulation_steps,
-            start_step=start_step,
-            end_step=self.end_step,
-            seed=self.loop.seed,
-            rank=process.rank,
-            world_size=process.world_size,
-            weights=weights,
-        )
 
     def describe(self, process: Process, unit: str) -> str:
         loop, processes = self.loop, process.world_size
@@ -240,8 +236,7 @@ class Run:
             wrapped = DistributedDataParallel(self.model)
         checkpoint_steps = self.schedule.every(loop.checkpoint_every)
         recent: list[StepReport] = []
-        limit = FailureLimit(settings.data.max_failed_frac)
-        num_nonfinite = 0
+        num_failed = num_read = num_nonfinite = 0
 
         # A run that was killed between saving and evaluating evaluates now.
         is_missing = self.process.is_main and not report.has(start_step, "val")
@@ -266,7 +261,9 @@ class Run:
             step, is_last = done.step, done.step == end_step
             report.step(done)
             recent.append(done)
-            limit.add(done, loop.num_repeats)
+            num_failed += done.num_failed
+            num_read += done.num_clips // loop.num_repeats + done.num_failed
+            check_failures(num_failed, num_read, settings.data.max_failed_frac)
             num_nonfinite = num_nonfinite + 1 if done.skipped and done.num_targets else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
                 raise UserError(

@@ -7,7 +7,7 @@ import json
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -133,31 +133,13 @@ def console_line(steps: Sequence[StepReport], end_step: int, device: torch.devic
     return line
 
 
-@dataclass
-class FailureLimit:
-    """Stops training when too many videos, or key frames, cannot be read.
-
-    Args:
-        max_failed_frac: of the reads since the start, once there are 100 of them.
-    """
-
-    max_failed_frac: float
-    num_read: int = 0
-    num_failed: int = 0
-
-    def add(self, done: StepReport, num_repeats: int) -> None:
-        """Counts the reads of a step, over all processes.
-
-        Raises:
-            UserError: over the limit.
-        """
-        self.num_failed += done.num_failed
-        self.num_read += done.num_clips // num_repeats + done.num_failed
-        if self.num_read >= 100 and self.num_failed > self.max_failed_frac * self.num_read:
-            raise UserError(
-                f"{self.num_failed} of {self.num_read} reads of a video failed, more than "
-                f"data.max_failed_frac={self.max_failed_frac:g}; failures.jsonl lists them"
-            )
+def check_failures(num_failed: int, num_read: int, max_failed_frac: float) -> None:
+    """Raises a UserError if more than `max_failed_frac` of the reads failed, of 100 or more."""
+    if num_read >= 100 and num_failed > max_failed_frac * num_read:
+        raise UserError(
+            f"{num_failed} of {num_read} reads of a video failed, more than "
+            f"data.max_failed_frac={max_failed_frac:g}; failures.jsonl lists them"
+        )
 
 
 def check_same_config(saved: Path, settings: RunSettings) -> None:

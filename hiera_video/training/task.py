@@ -15,10 +15,7 @@ from hiera_video.data.boxes.keyframes import KeyframeEvaluation, TrainingKeyfram
 from hiera_video.data.datasets import TrainingClips, TrainingKeyframes
 from hiera_video.data.videos.records import VideoList
 from hiera_video.models.card import ModelCard
-from hiera_video.models.detector import ActionDetector
-from hiera_video.models.hiera import Hiera
-from hiera_video.models.loading import encoder_of
-from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
@@ -28,7 +25,6 @@ from hiera_video.video.clips import ClipSampler
 
 logger = logging.getLogger(__name__)
 
-Model = Hiera | MaskedAutoencoderHiera | ActionDetector
 TaskSettings = FinetuneSettings | PretrainSettings | DetectTrainSettings
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import av
 import numpy as np
-from av.container import InputContainer
+from av.container import Container, InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
@@ -104,7 +104,7 @@ def _metadata_options() -> dict[str, str]:
     return {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 
 
-def video_streams(container: InputContainer) -> list[VideoStream]:
+def video_streams(container: Container) -> list[VideoStream]:
     """The video streams of a file, without cover art and thumbnails."""
     return [s for s in container.streams.video if not s.disposition & NO_VIDEO]
 
@@ -130,12 +130,10 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     return stream
 
 
-def filled_packets(
-    path: str, container: InputContainer, stream: VideoStream
-) -> Iterator[av.Packet]:
+def filled_packets(path: str, stream: VideoStream) -> Iterator[av.Packet]:
     """Packets of a stream that hold data, up to the end of the file or of its readable part."""
     try:
-        for packet in container.demux(stream):
+        for packet in stream.container.demux(stream):  # type: ignore[attr-defined]
             if packet.size:  # neither an empty AVI chunk nor PyAV's end marker
                 yield packet
     except av.error.ExitError as error:
@@ -146,13 +144,11 @@ def filled_packets(
         return  # from PyAV, at the end of a damaged stream that announced more streams
 
 
-def cached_scan(
-    path: str, container: InputContainer, stream: VideoStream, deadline: Deadline
-) -> VideoIndex:
+def cached_scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoIndex:
     """`scan`, whose results for long videos are cached: it takes 4 times as long as a clip."""
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    index = _cache.pop(key, None) or scan(path, container, stream, deadline)
+    index = _cache.pop(key, None) or scan(path, stream, deadline)
     if len(index.packet_of) >= MIN_CACHED_FRAMES:
         _cache[key] = index  # at the end
         while sum(len(kept.packet_of) for kept in _cache.values()) > MAX_CACHED_FRAMES:
@@ -160,20 +156,18 @@ def cached_scan(
     return index
 
 
-def scan(
-    path: str, container: InputContainer, stream: VideoStream, deadline: Deadline
-) -> VideoIndex:
-    """Reads the packets of a newly opened container and orders its frames.
+def scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoIndex:
+    """Reads the packets of a stream of a newly opened container and orders its frames.
 
     Raises:
         VideoError: the cause is "no_frames", "timeout", or "truncated" if no frame decodes.
     """
-    packets = _read_packets(path, container, stream, deadline)
+    packets = _read_packets(path, stream, deadline)
     if not packets.is_shown.any():
         raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
     stamps: list[int | None] = []
     stamp_name: Literal["pts", "dts"] | None = None
-    if _has_ordered_timestamps(packets, container, stream):
+    if _has_ordered_timestamps(packets, stream):
         stamp_name, stamps = "pts", packets.pts
         by_time = np.argsort(np.array(packets.pts, np.int64))
     else:
@@ -191,11 +185,11 @@ def scan(
     if len(order) == 0:
         raise VideoError(path, "truncated", "no frame of it decodes; fetch it again")
 
-    times, end = _presentation_times(packets, order, container, stream)
+    times, end = _presentation_times(packets, order, stream)
     return VideoIndex(
-        container=container.format.name,
+        container=stream.container.format.name,
         stream_index=stream.index,
-        num_streams=len(video_streams(container)),
+        num_streams=len(video_streams(stream.container)),
         stamp_name=stamp_name,
         stamps=np.array(stamps, np.int64),
         packet_of=order,
@@ -206,13 +200,11 @@ def scan(
     )
 
 
-def _read_packets(
-    path: str, container: InputContainer, stream: VideoStream, deadline: Deadline
-) -> _Packets:
+def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packets:
     pts, dts, duration, is_key, is_shown = [], [], [], [], []
     shows = _shows_vp8 if stream.codec_context.name in ("vp8", "libvpx") else None
     num_damaged = 0
-    for packet in filled_packets(path, container, stream):
+    for packet in filled_packets(path, stream):
         deadline.check()
         pts.append(packet.pts)
         dts.append(packet.dts)
@@ -241,13 +233,11 @@ def _all_differ(stamps: list[int | None]) -> bool:
     return None not in stamps and len(set(stamps)) == len(stamps)
 
 
-def _has_ordered_timestamps(
-    packets: _Packets, container: InputContainer, stream: VideoStream
-) -> bool:
+def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:
     """Whether presentation times determine the order of frames."""
     if not _all_differ(packets.pts) or not packets.is_key.any():
         return False
-    if container.format.name == "avi" and stream.codec_context.has_b_frames:
+    if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
         return False  # libavformat guesses the presentation times, often wrongly
     # Frames before the first key frame, in either order, may or may not decode.
     first_key = int(np.argmax(packets.is_key))
@@ -262,7 +252,7 @@ def _decoded_order(path: str, deadline: Deadline) -> dict[int, bool]:
     with open_container(path, deadline.limit_sec) as container:
         stream = choose_stream(path, container)
         stream.codec_context.thread_count = 1
-        packets = itertools.chain(filled_packets(path, container, stream), [None])
+        packets = itertools.chain(filled_packets(path, stream), [None])
         for number, packet in enumerate(packets):
             deadline.check()
             if packet is not None:
@@ -278,7 +268,7 @@ def _decoded_order(path: str, deadline: Deadline) -> dict[int, bool]:
 
 
 def _presentation_times(
-    packets: _Packets, order: np.ndarray, container: InputContainer, stream: VideoStream
+    packets: _Packets, order: np.ndarray, stream: VideoStream
 ) -> tuple[np.ndarray, float]:
     """Times of frames in presentation order, float64 [F], and the end of the last; seconds."""
     unit = float(stream.time_base or 0)
@@ -286,7 +276,7 @@ def _presentation_times(
     usual = 1.0 / float(rate) if rate else 1.0 / FALLBACK_FPS
     pts = np.array([packets.pts[number] for number in order], np.float64)  # None -> nan
     dts = np.array([packets.dts[number] for number in order], np.float64)
-    if container.format.name != "avi" and np.all(np.diff(pts, prepend=-np.inf) > 0):
+    if stream.container.format.name != "avi" and np.all(np.diff(pts, prepend=-np.inf) > 0):
         times = pts * unit
     elif not np.isnan(dts).any():
         times = np.sort(dts) * unit

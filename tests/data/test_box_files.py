@@ -11,10 +11,8 @@ import pytest
 
 from hiera_video.data.boxes.files import (
     inspect_boxes,
-    read_detections,
-    read_ground_truth,
+    read_boxes,
     read_keyframes,
-    read_proposals,
 )
 from hiera_video.data.boxes.table import (
     LabelMap,
@@ -79,7 +77,7 @@ B = ("b", 903.0, [0.0, 0.0, 1.0, 1.0], 3)
     ],
 )
 def test_forms_of_ground_truth(tmp_path, name, content, persons):
-    table = read_ground_truth(write(tmp_path, name, content), LABELS)
+    table = read_boxes("ground truth", write(tmp_path, name, content), LABELS)
     assert rows(table) == [A, B]
     assert table.person.tolist() == persons
     assert table.score is None
@@ -90,7 +88,7 @@ def test_forms_of_ground_truth(tmp_path, name, content, persons):
 
 def test_rows_of_two_columns_mark_empty_key_frames(tmp_path):
     content = "a,0902\n" + TRUTH + '"c, d",0904\n\na, 0905\n'
-    table = read_ground_truth(write(tmp_path, "x.csv", content), LABELS)
+    table = read_boxes("ground truth", write(tmp_path, "x.csv", content), LABELS)
     assert table.is_box.tolist() == [False, True, True, False, False]
     assert table.lines.tolist() == [1, 2, 3, 4, 6]
     assert [table.videos[v] for v in table.video] == ["a", "a", "b", "c, d", "a"]
@@ -100,15 +98,15 @@ def test_rows_of_two_columns_mark_empty_key_frames(tmp_path):
 
 def test_an_empty_file_has_no_rows(tmp_path):
     for content in ("", "\n\n", "video,second,x1,y1,x2,y2", "video,second,x1,y1,x2,y2\n\n"):
-        assert len(read_ground_truth(write(tmp_path, "x.csv", content), LABELS)) == 0
-        assert len(read_detections(write(tmp_path, "x.csv", content))) == 0
+        assert len(read_boxes("ground truth", write(tmp_path, "x.csv", content), LABELS)) == 0
+        assert len(read_boxes("detections", write(tmp_path, "x.csv", content))) == 0
 
 
 def test_lines_count_blank_ones_and_the_header(tmp_path):
     path = write(tmp_path, "x.csv", "a,902,0,0,1,1,1,1\n\nb,902,0,0,1,1,1,1\n")
-    assert read_ground_truth(path).lines.tolist() == [1, 3]
+    assert read_boxes("ground truth", path).lines.tolist() == [1, 3]
     path = write(tmp_path, "x.csv", "video,second,x1,y1,x2,y2\na,902,0,0,1,1\nb,902,0,0,1,1\n")
-    assert read_proposals(path).lines.tolist() == [2, 3]
+    assert read_boxes("proposals", path).lines.tolist() == [2, 3]
 
 
 def test_every_line_of_a_long_file_is_numbered(tmp_path):
@@ -116,7 +114,7 @@ def test_every_line_of_a_long_file_is_numbered(tmp_path):
     row = "a,0902,0.1234567890,0.2345678901,0.3456789012,0.4567890123,1,0.5\n"
     lines = [row] * 50_000
     lines[20_000:20_000], lines[40_000] = ["a,0903\n", "\n"], row.replace("0902", "late")
-    table = inspect_boxes(write(tmp_path, "x.csv", "".join(lines)), "detections", None)
+    table = inspect_boxes("detections", write(tmp_path, "x.csv", "".join(lines)), None)
     assert np.flatnonzero(~table.is_box).tolist() == [20_000]
     expected = [*range(1, 20_002), *range(20_003, 40_001), *range(40_002, 50_003)]
     assert table.lines.tolist() == expected
@@ -126,7 +124,7 @@ def test_every_line_of_a_long_file_is_numbered(tmp_path):
 
 def test_slowfast_proposals(tmp_path):
     content = "a,0902,0.036,0.098,0.550,0.979,,0.995518\na,0902,0,0,1,1,,0.5\n"
-    table = read_proposals(write(tmp_path, "x.csv", content))
+    table = read_boxes("proposals", write(tmp_path, "x.csv", content))
     assert table.score.tolist() == [0.995518, 0.5]
     assert table.action.tolist() == [0, 0]
 
@@ -135,7 +133,7 @@ def test_slowfast_proposals(tmp_path):
 def test_pickled_proposals(tmp_path, protocol):
     content = {"a,0902": np.array([[0, 0, 0.5, 0.5, 0.9]]), "b,x,0903": np.zeros((0, 5))}
     path = write(tmp_path, "x.pkl", pickle.dumps(content, protocol=protocol))
-    table = read_proposals(path)
+    table = read_boxes("proposals", path)
     assert table.videos == ("a", "b,x")
     assert table.score[0] == 0.9
     assert table.is_box.tolist() == [True, False]
@@ -144,7 +142,7 @@ def test_pickled_proposals(tmp_path, protocol):
 def test_pickles_of_older_numpy(tmp_path):
     data = pickle.dumps({"a,0902": np.array([[0, 0, 0.5, 0.5, 0.9]])}, protocol=2)
     data = data.replace(b"numpy._core.", b"numpy.core.")
-    assert read_proposals(write(tmp_path, "x.pkl", data)).score.tolist() == [0.9]
+    assert read_boxes("proposals", write(tmp_path, "x.pkl", data)).score.tolist() == [0.9]
 
 
 class Runs:
@@ -158,13 +156,13 @@ class Runs:
 def test_a_pickle_never_runs_code(tmp_path):
     path = write(tmp_path, "x.pkl", pickle.dumps({"a,0902": Runs(tmp_path / "ran")}))
     with pytest.raises(AnnotationError, match=r"x\.pkl: refused \(it asks for posix\.mkdir\)"):
-        read_proposals(path)
+        read_boxes("proposals", path)
     assert not (tmp_path / "ran").exists()
     objects = io.BytesIO()
     np.save(objects, np.array([{}], dtype=object))
     for content in (b"", b"nonsense", pickle.dumps([1]), pickle.dumps({"a": np.ones((1, 5))})):
         with pytest.raises(AnnotationError, match=r"x\.pkl"):
-            read_proposals(write(tmp_path, "x.pkl", content))
+            read_boxes("proposals", write(tmp_path, "x.pkl", content))
 
 
 # ---- label maps
@@ -234,9 +232,9 @@ GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
 def test_unreadable_rows_of_detections(tmp_path, line, message):
     path = write(tmp_path, "x.csv", GOOD + line + "\n" + GOOD.replace("a", "b"))
     with pytest.raises(AnnotationError, match=r"x\.csv:2: ") as raised:
-        read_detections(path, LABELS)
+        read_boxes("detections", path, LABELS)
     assert message in str(raised.value)
-    table = inspect_boxes(path, "detections", LABELS)
+    table = inspect_boxes("detections", path, LABELS)
     assert [problem.line for problem in table.problems] == [2]
     stays = message.startswith(("second is -1", "no score"))  # in the table, for other uses
     assert len(table) == 2 + stays
@@ -256,9 +254,9 @@ def test_unreadable_rows_of_detections(tmp_path, line, message):
 def test_mistakes_in_ground_truth(tmp_path, line, message):
     path = write(tmp_path, "x.csv", f"{TRUTH}{line}\n{line}7\n")
     with pytest.raises(AnnotationError, match=r"x\.csv:3: .*and 1 more such lines") as raised:
-        read_ground_truth(path, LABELS)
+        read_boxes("ground truth", path, LABELS)
     assert message in str(raised.value)
-    assert len(read_ground_truth(path, LABELS, strict=False)) == 4
+    assert len(read_boxes("ground truth", path, LABELS, strict=False)) == 4
 
 
 def test_ids_count_from_1_in_every_file(tmp_path):
@@ -267,32 +265,32 @@ def test_ids_count_from_1_in_every_file(tmp_path):
         with pytest.raises(
             AnnotationError, match=r"x\.csv:3: action is '0'; needed is a whole number from 1"
         ):
-            read_ground_truth(path, labels, strict=False)
+            read_boxes("ground truth", path, labels, strict=False)
     with pytest.raises(AnnotationError, match=r"x\.csv:1: action is '0'"):
-        read_proposals(write(tmp_path, "x.csv", "a,0902,0,0,1,1,0,0.5\n"))
+        read_boxes("proposals", write(tmp_path, "x.csv", "a,0902,0,0,1,1,0,0.5\n"))
 
 
 def test_repeated_rows_are_logged(tmp_path, caplog):
     path = write(tmp_path, "x.csv", TRUTH + TRUTH)
     with caplog.at_level(logging.WARNING, logger="hiera_video"):
-        assert len(read_ground_truth(path, LABELS)) == 4
+        assert len(read_boxes("ground truth", path, LABELS)) == 4
     assert "2 rows repeat an earlier row, the first in line 3" in caplog.text
 
 
 def test_detections_need_scores_and_actions(tmp_path):
     with pytest.raises(AnnotationError, match=r"x\.csv:1: no score"):
-        read_detections(write(tmp_path, "x.csv", "a,0902,0,0,1,1,1\n"))
+        read_boxes("detections", write(tmp_path, "x.csv", "a,0902,0,0,1,1,1\n"))
     rows = [dict(video="a", second=1, x1=0, y1=0, x2=1, y2=1, action=1, score=0.5)] * 2
     rows[1] = {key: value for key, value in rows[1].items() if key != "score"}
     with pytest.raises(AnnotationError, match=r"x\.jsonl:2: no score"):
-        read_detections(write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
+        read_boxes("detections", write(tmp_path, "x.jsonl", "\n".join(map(json.dumps, rows))))
     with pytest.raises(AnnotationError, match=r"x\.csv:2: no action"):
-        read_detections(write(tmp_path, "x.csv", GOOD + "a,0902,0,0,1,1,,0.5\n"))
+        read_boxes("detections", write(tmp_path, "x.csv", GOOD + "a,0902,0,0,1,1,,0.5\n"))
 
 
 def test_detections_may_name_empty_key_frames(tmp_path):
     for content, expected in (("a,0901\n" + GOOD, [False, True]), ("a,0901\n", [False])):
-        table = read_detections(write(tmp_path, "x.csv", content))
+        table = read_boxes("detections", write(tmp_path, "x.csv", content))
         assert table.is_box.tolist() == expected
         assert (~np.isnan(table.score)).tolist() == expected
 
@@ -300,14 +298,14 @@ def test_detections_may_name_empty_key_frames(tmp_path):
 def test_proposals_have_scores_from_0_to_1_or_none(tmp_path):
     box = "a,0902,0,0,1,1,1"
     with pytest.raises(AnnotationError, match=r"x\.csv:2: score is 7; .* person id of a ground-tr"):
-        read_proposals(write(tmp_path, "x.csv", f"{box},1\n{box},7\n"))
+        read_boxes("proposals", write(tmp_path, "x.csv", f"{box},1\n{box},7\n"))
     rows = [dict(video="a", second=second, x1=0, y1=0, x2=1, y2=1) for second in (1, 2)]
     content = "\n".join(map(json.dumps, [rows[0], rows[1] | {"score": 0.5}]))
     with pytest.raises(AnnotationError, match=r"x\.jsonl:1: no score, but other rows have one"):
-        read_proposals(write(tmp_path, "x.jsonl", content))
+        read_boxes("proposals", write(tmp_path, "x.jsonl", content))
     content = "\n".join(map(json.dumps, rows))
-    assert read_proposals(write(tmp_path, "x.jsonl", content)).score is None
-    table = read_proposals(write(tmp_path, "x.csv", f"b,0901\n{box},0\n{box},1\n"))
+    assert read_boxes("proposals", write(tmp_path, "x.jsonl", content)).score is None
+    table = read_boxes("proposals", write(tmp_path, "x.csv", f"b,0901\n{box},0\n{box},1\n"))
     assert table.score[1:].tolist() == [0, 1]
 
 
@@ -317,17 +315,17 @@ def test_a_quote_that_is_not_closed_is_one_line(tmp_path, num_rows):
     with pytest.raises(
         AnnotationError, match=r"x\.csv:(2: 1 columns| .*; check the quotes$)"
     ) as raised:
-        read_detections(path)
+        read_boxes("detections", path)
     assert "\n" not in str(raised.value)
 
 
 def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(AnnotationError, match="No such file"):
-        read_detections(tmp_path / "none.csv")
+        read_boxes("detections", tmp_path / "none.csv")
     with pytest.raises(AnnotationError, match=r"x\.csv:1: no column second, x1"):
-        read_detections(write(tmp_path, "x.csv", "video,time_stamp,a\nx,1,2\n"))
+        read_boxes("detections", write(tmp_path, "x.csv", "video,time_stamp,a\nx,1,2\n"))
     with pytest.raises(AnnotationError, match="not UTF-8"):
-        read_detections(write(tmp_path, "x.csv", b"\xff\xfe," + GOOD.encode()))
+        read_boxes("detections", write(tmp_path, "x.csv", b"\xff\xfe," + GOOD.encode()))
 
 
 def test_keyframes(tmp_path):
@@ -349,9 +347,9 @@ def test_written_detections_read_back_the_same(tmp_path):
             strict=True,
         )
     )  # fmt: skip
-    table = read_detections(write(tmp_path, "x.csv", content))
+    table = read_boxes("detections", write(tmp_path, "x.csv", content))
     write_detections(tmp_path / "y.csv", table)
-    again = read_detections(tmp_path / "y.csv")
+    again = read_boxes("detections", tmp_path / "y.csv")
     assert again.videos == table.videos == ("a", "b,c", "é")
     for name in ("video", "second", "boxes", "action", "score"):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))

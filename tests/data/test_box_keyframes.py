@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from hiera_video.data.boxes.files import read_detections, read_ground_truth, read_proposals
+from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.keyframes import (
     KeyframeRecord,
     TrainingKeyframeList,
@@ -63,7 +63,7 @@ def record(second, *boxes, actions=None, video="a"):
 
 
 def test_rows_are_grouped_by_key_frame_and_rows_of_one_box_joined(files):
-    table = read_ground_truth(files / "truth.csv")
+    table = read_boxes("ground truth", files / "truth.csv")
     records = keyframe_records(table, {"a": "A.mp4", "b": "B.mp4"})
     # Videos as the list first names them; times in order, 10 after 2.
     assert contents(records) == [
@@ -81,7 +81,7 @@ def test_names_tell_any_two_times_apart():
 
 
 def test_which_key_frames_are_taken(files):
-    table, paths = read_ground_truth(files / "truth.csv"), {"a": "", "b": ""}
+    table, paths = read_boxes("ground truth", files / "truth.csv"), {"a": "", "b": ""}
     excluded = keyframe_records(table, paths, excluded=[("a", 2.0), ("b", 10.0)])
     assert [r.name for r in excluded] == ["b,3", "a,10"]
     only = keyframe_records(table, paths, keyframes=[("a", 2.0), ("b", 3.0)], excluded=[("b", 3.0)])
@@ -90,7 +90,7 @@ def test_which_key_frames_are_taken(files):
 
 
 def test_scores_below_the_least_are_left_out(files):
-    table = read_proposals(files / "proposals.csv")
+    table = read_boxes("proposals", files / "proposals.csv")
     paths = dict.fromkeys("abc", "")
     taken = keyframe_records(table, paths, min_score=0.8)
     assert contents(taken) == [
@@ -99,14 +99,14 @@ def test_scores_below_the_least_are_left_out(files):
         ("c", 1.0, [corners(LEFT)], ((),)),
     ]
     assert len(keyframe_records(table, paths)[0].boxes) == 2
-    truth = read_ground_truth(files / "truth.csv")  # without scores: all of them
+    truth = read_boxes("ground truth", files / "truth.csv")  # without scores: all of them
     assert len(keyframe_records(truth, paths, min_score=0.8)) == 3
 
 
 @pytest.mark.parametrize("text", ["", "a,4\nb,1\n"])
 def test_a_table_without_boxes_has_no_records(tmp_path, text):
     (tmp_path / "truth.csv").write_text(text)
-    table = read_ground_truth(tmp_path / "truth.csv")
+    table = read_boxes("ground truth", tmp_path / "truth.csv")
     assert keyframe_records(table, {"a": "", "b": ""}) == []
     assert len(named_keyframes(table)) == len(text.split())
 
@@ -135,7 +135,7 @@ def test_the_least_overlap(min_iou, taken):
 
 def test_boxes_that_proposals_reach(files):
     """A box of several actions counts once."""
-    truth = keyframe_records(read_ground_truth(files / "truth.csv"), {"a": "", "b": ""})
+    truth = keyframe_records(read_boxes("ground truth", files / "truth.csv"), {"a": "", "b": ""})
     assert num_boxes(truth) == 4
     part = [0.1, 0.2, 0.4, 0.56]  # 0.6 of the left box of a at second 2
     for proposed, min_iou, reached in (
@@ -294,7 +294,7 @@ def test_detections_have_a_row_for_each_box_and_action(tmp_path):
     scores = np.arange(12, dtype=np.float32).reshape(3, 4) / 16  # columns of ids 1, 2, 3, 4
     table = detections_of(records, {2: scores[2:], 0: scores[:2]}, LABELS)
     write_detections(tmp_path / "d.csv", table)
-    for result in (table, read_detections(tmp_path / "d.csv")):
+    for result in (table, read_boxes("detections", tmp_path / "d.csv")):
         videos = [result.videos[v] for v in result.video]
         assert videos == ["a"] * 6 + ["b"] * 3
         assert result.second.tolist() == [2.5] * 6 + [1.0] * 3

@@ -14,8 +14,8 @@ from hiera_video.data.batches import ViewSample
 from hiera_video.data.datasets import EvaluationViews, RecordDataset, TrainingClips
 from hiera_video.data.loader import (
     Loader,
-    default_num_workers,
     evaluation_loader,
+    num_workers,
     readable,
     training_loader,
 )
@@ -23,6 +23,7 @@ from hiera_video.data.order import TrainingOrder
 from hiera_video.data.transforms import PretrainTransform
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.runtime import workers
+from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import Augment
 from hiera_video.settings.video import Decoding, Views
 from hiera_video.video.clips import ClipSampler
@@ -164,7 +165,11 @@ def test_evaluation_shares_are_disjoint_and_complete(num_records, world_size):
             raise NotImplementedError
 
     shares = [
-        list(evaluation_loader(Numbers(), Decoding(num_workers=0), rank=r, world_size=world_size))
+        list(
+            evaluation_loader(
+                Numbers(), Decoding(num_workers=0), Process(r, world_size, 1, torch.device("cpu"))
+            )
+        )
         for r in range(world_size)
     ]
     assert sorted(itertools.chain(*shares)) == list(range(num_records))
@@ -190,4 +195,4 @@ def test_batches_ahead_are_bounded(folder):
 
 
 def test_default_workers_share_the_cores():
-    assert default_num_workers(1) >= default_num_workers(2) >= 1
+    assert num_workers(Decoding(), 1) >= num_workers(Decoding(), 2) >= 1

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hiera_video.data import randaugment, transforms
 from hiera_video.data.randaugment import RandAugment
 from hiera_video.data.transforms import (
+    Crops,
     DetectionTransform,
     FinetuneTransform,
     PretrainTransform,
@@ -25,7 +26,7 @@ from hiera_video.data.transforms import (
     resized_crop,
 )
 from hiera_video.settings.training import Augment, Crop, DetectionAugment
-from hiera_video.video.sampling import covering_short_side
+from hiera_video.video.sampling import covering_short_side, crop_offsets
 
 MEAN, STD = (0.45, 0.45, 0.45), (0.225, 0.225, 0.225)
 WHOLE = {"crop_area": (1.0, 1.0), "crop_aspect": (1.0, 1.0)}
@@ -253,6 +254,17 @@ def test_evaluation_resize_is_that_of_slowfast(shape, expected):
 def test_evaluation_resize_leaves_the_right_size_alone():
     frames = noise(2, 32, 57, 3)
     np.testing.assert_array_equal(resize_short_side(frames, 32), frames)
+
+
+def test_crops_of_single_frames_and_of_clips_are_those_of_evaluation():
+    frames = noise(2, 40, 60, 3)
+    clips = Crops((16, 16), 3, 20)(frames)
+    assert clips.shape == (3, 2, 16, 16, 3)
+    resized = resize_short_side(frames, 20)
+    for clip, (top, left) in zip(clips, crop_offsets(20, 30, 16, 3), strict=True):
+        np.testing.assert_array_equal(clip, resized[:, top : top + 16, left : left + 16])
+    single = Crops((16, 16), 3, 20)(frames[:1], is_image=False)
+    np.testing.assert_array_equal(single, clips[:, :1])
 
 
 @pytest.mark.parametrize(

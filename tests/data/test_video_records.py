@@ -14,6 +14,7 @@ from hiera_video.data.videos.records import (
     read_splits,
     read_video_list,
 )
+from hiera_video.settings.training import ClassificationData
 
 SSV2_LABELS = {"Closing something": "1", "Bending something until it breaks": "0"}
 
@@ -580,12 +581,18 @@ def test_a_repeated_line_is_kept_once_and_counted(root, caplog):
 # ---- two lists together
 
 
+def splits(train, val, **changes):
+    val = None if val is None else str(val)
+    return read_splits(ClassificationData(train=str(train), val=val, **changes))
+
+
 def test_what_two_lists_share_and_lack_is_logged(root, caplog):
     train = write(root, "train.csv", "a.mp4,jump\nb.mp4,run\n")
     val = write(root, "val.csv", "b.mp4,jump\nc.webm,run\n")
-    read_splits(train, write(root, "other.csv", "c.webm,run\n"))
+    splits(train, write(root, "other.csv", "c.webm,run\n"))
     assert not caplog.text
-    trained, validated = read_splits(train, val, class_names=["run", "jump", "swim", "surf"])
+    names = write(root, "names.txt", "run\njump\nswim\nsurf\n")
+    trained, validated = splits(train, val, class_names=str(names))
     assert trained.class_names == validated.class_names == ("run", "jump", "swim", "surf")
     shared, unseen = [record.getMessage() for record in caplog.records]
     assert shared == f"1 of 2 videos of {val} are also in {train}: 'b.mp4'"
@@ -594,10 +601,10 @@ def test_what_two_lists_share_and_lack_is_logged(root, caplog):
 
 def test_a_validation_list_has_the_classes_of_its_training_list(root):
     train = write(root, "train.csv", "a.mp4,jump\nb.mp4,run\n")
-    assert read_splits(train, None)[1] is None
+    assert splits(train, None)[1] is None
     with pytest.raises(AnnotationError, match=r"val\.csv:1: unknown class 'swim'"):
-        read_splits(train, write(root, "val.csv", "c.webm,swim\n"))
+        splits(train, write(root, "val.csv", "c.webm,swim\n"))
     for lists in (("a.mp4\n", "b.mp4,run\n"), ("a.mp4,run\n", "b.mp4\n")):
         paths = [write(root, name, text) for name, text in zip("tv", lists, strict=True)]
         with pytest.raises(AnnotationError, match="1 videos have no label, for example"):
-            read_splits(*paths)
+            splits(*paths)

@@ -58,14 +58,14 @@ def test_confusion_counts_label_by_prediction():
     assert confusion(scores, np.array([0, 1, 2])).tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 1]]
 
 
-def views(index, label, *rows):
-    return VideoScores(index, (label,), np.array(rows, dtype=np.float32))
+def views(index, *rows):
+    return VideoScores(index, np.array(rows, dtype=np.float32))
 
 
 def test_summary_counts_failures_as_wrong_and_views_apart():
     videos = [
-        views(0, 0, [0.9, 0.1], [0.4, 0.6]),  # right on average, wrong in one view
-        views(2, 1, [0.7, 0.3], [0.8, 0.2]),  # wrong
+        views(0, [0.9, 0.1], [0.4, 0.6]),  # right on average, wrong in one view
+        views(2, [0.7, 0.3], [0.8, 0.2]),  # wrong
     ]
     report = summarize(videos, expected=[(0,), (0,), (1,), (1,)], multi_label=False)
     assert report["decoded"] == 2
@@ -76,8 +76,8 @@ def test_summary_counts_failures_as_wrong_and_views_apart():
 
 def test_summary_of_several_labels():
     videos = [
-        VideoScores(0, (0, 1), np.array([[0.9, 0.8, 0.1]])),
-        VideoScores(1, (1,), np.array([[0.2, 0.9, 0.1]])),
+        VideoScores(0, np.array([[0.9, 0.8, 0.1]])),
+        VideoScores(1, np.array([[0.2, 0.9, 0.1]])),
     ]
     report = summarize(videos, expected=[(0, 1), (1,), (2,)], multi_label=True)
     assert report["video"]["mean_average_precision"] == pytest.approx(1.0)

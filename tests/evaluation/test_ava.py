@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiera_video.data.boxes.files import read_detections, read_ground_truth, read_keyframes
+from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.evaluation.ava import (
     PROTOCOLS,
@@ -45,8 +45,8 @@ def table(rows, scored=False):
 @pytest.fixture(scope="module")
 def golden():
     labels = read_label_map(GOLDEN / "ava_action_list.pbtxt")
-    truth = read_ground_truth(GOLDEN / "gt.csv", labels, strict=False)
-    detections = read_detections(GOLDEN / "detections.csv", labels)
+    truth = read_boxes("ground truth", GOLDEN / "gt.csv", labels, strict=False)
+    detections = read_boxes("detections", GOLDEN / "detections.csv", labels)
     return labels, truth, detections, read_keyframes(GOLDEN / "excluded.csv")
 
 

@@ -6,8 +6,10 @@ import os
 
 import pytest
 
-from hiera_video.extraction.reading import Failed, Read, ReadWindows, Video, Window
-from hiera_video.extraction.windows import Crops, DenseWindows
+from hiera_video.data.transforms import Crops
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.extraction.reading import Failed, Read, ReadWindows, Window
+from hiera_video.extraction.windows import DenseWindows
 from hiera_video.runtime import workers
 from hiera_video.runtime.workers import Workers
 from hiera_video.settings.video import Windowing
@@ -18,7 +20,6 @@ from tests.video.striped_video import make_striped_video, read_number
 WORK = ReadWindows(
     DenseWindows(ClipSampler(num_frames=4, sampling_rate=2), Windowing(clip_stride=3)),
     Crops((64, 64), 1, 64),
-    4,
     open_or_die,
     deadline_sec=1.0,
 )
@@ -37,7 +38,7 @@ def gather(paths, num_workers=2):
     windows = {i: [] for i in range(len(paths))}
     ends = {}
     with Workers(WORK, num_workers, limit_sec=WORK.deadline_sec) as pool:
-        for result in pool.results([Video(path.name, str(path))] for path in paths):
+        for result in pool.results([VideoRecord(str(path), (), path.name)] for path in paths):
             if result is None:
                 continue
             index, value = result

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from hiera_video.data.batches import Failure
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.extraction import store as store_module
+from hiera_video.extraction.reading import Read
 from hiera_video.extraction.store import (
     FeatureStore,
     Rows,
@@ -28,7 +31,8 @@ def write(store, name, features):
     for n in reversed(range(len(features))):  # in any order
         rows.put(n, features[n])
     start = np.arange(len(features)) * 0.5
-    store.write(name, f"/v/{name}", rows, start_sec=start, end_sec=start + 1, facts=FACTS)
+    video = VideoRecord(f"/v/{name}", (), name)
+    store.write(video, rows, Read(start, start + 1, FACTS, 0.0, 0.0))
     rows.close()
 
 
@@ -100,7 +104,7 @@ def test_failures_and_what_is_pending(tmp_path):
     store = FeatureStore(tmp_path, "npz", {"layer": "stage1"})
     pending = {"retry_failed": False, "overwrite": False}
     assert store.is_pending("a", "/v/a", **pending)
-    store.fail("a", "/v/a", cause="missing", message="/v/a: no such file", seconds=0.1)
+    store.fail(Failure("a", "/v/a", "missing", "/v/a: no such file"), 0.1)
     assert not store.is_pending("a", "/v/a", **pending)
     assert store.is_pending("a", "/v/a", retry_failed=True, overwrite=False)
     assert store.is_pending("a", "/w/a", **pending)  # another video of that name
@@ -122,7 +126,8 @@ def test_another_file_under_the_same_name(tmp_path):
     rows = Rows(folder)
     rows.put(0, torch.zeros(1))
     facts = FACTS | {"size_bytes": 5}
-    store.write("a", str(film), rows, start_sec=[0.0], end_sec=[1.0], facts=facts)
+    read = Read(np.array([0.0]), np.array([1.0]), facts, 0.0, 0.0)
+    store.write(VideoRecord(str(film), (), "a"), rows, read)
     rows.close()
     pending = {"retry_failed": False, "overwrite": False}
     assert not store.is_pending("a", str(film), **pending)
@@ -142,7 +147,7 @@ def test_other_formats_of_a_video_go(tmp_path):
 def test_other_formats_of_the_same_settings_stay(tmp_path):
     write(FeatureStore(tmp_path, "npz", {}), "a", torch.zeros(3, 1))
     npy = FeatureStore(tmp_path, "npy", {})
-    npy.fail("a", "/v/a", cause="missing", message="gone", seconds=0.0)
+    npy.fail(Failure("a", "/v/a", "missing", "gone"), 0.0)
     assert FeatureStore(tmp_path, "npz", {}).row("a")["status"] == "done"
     write(npy, "a", torch.zeros(3, 1))
     files = sorted(path.name for path in (tmp_path / "features").iterdir())
@@ -186,7 +191,7 @@ def test_other_settings(tmp_path):
     FeatureStore(tmp_path, "npz", {"layer": "stage1"}).start()
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
         other.check()
-    other.fail("a", "/v/a", cause="missing", message="gone", seconds=0.0)
+    other.fail(Failure("a", "/v/a", "missing", "gone"), 0.0)
     assert other.row("a")["status"] == "failed"
     # what failed with other settings may work with these
     assert FeatureStore(tmp_path, "npz", {"layer": "stage1"}).row("a") is None

@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiera_video.extraction.windows import (
-    Crops,
     DenseWindows,
     ViewWindows,
     stream_windows,
@@ -212,15 +211,3 @@ def test_no_more_frames_are_held_than_windows_overlap():
     for window in stream_windows(decoded(), indices):
         del window
     assert most <= 12
-
-
-def test_crops_are_those_of_evaluation():
-    frame = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
-    crops = Crops((16, 16), 3, 20)(frame, is_image=False)
-    assert crops.shape == (3, 16, 16, 3)
-    from hiera_video.data.transforms import resize_short_side
-    from hiera_video.video.sampling import crop_offsets
-
-    resized = resize_short_side(np.stack([frame, frame]), 20)[0]
-    for crop, (top, left) in zip(crops, crop_offsets(20, 30, 16, 3), strict=True):
-        np.testing.assert_array_equal(crop, resized[top : top + 16, left : left + 16])

@@ -15,7 +15,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from hiera_video.data.boxes.files import read_detections
+from hiera_video.data.boxes.files import read_boxes
 from hiera_video.demo.actions import DemoAvaData, generate
 from hiera_video.models.pretrained import (
     create_autoencoder,
@@ -235,7 +235,7 @@ def test_evaluation_is_what_score_says_of_its_detections(commands, ava, trained,
     assert report["boxes"] == boxes
     assert f"boxes: {boxes}" in result.out
     assert report["failed"] == []
-    table = read_detections(tmp_path / "out" / "detections.csv")
+    table = read_boxes("detections", tmp_path / "out" / "detections.csv")
     source = rows_of(ava.val if boxes == "ground truth" else ava.val_proposals)
     scored = {(*row[:2], *row[2:6]) for row in source if not chosen or float(row[-1]) >= 0.8}
     num_actions = len(json.loads((trained / "weights" / "config.json").read_text())["label_map"])
@@ -269,7 +269,7 @@ def test_excluded_key_frames_are_not_scored(commands, ava, trained, tmp_path):
     report = json.loads(result.out)
     out = keyframes_of(ava.val_excluded)
     assert report["excluded_keyframes"] == len(out) > 0
-    table = read_detections(tmp_path / "detections.csv")
+    table = read_boxes("detections", tmp_path / "detections.csv")
     found = {(table.videos[v], s) for v, s in zip(table.video, table.second, strict=True)}
     assert found == keyframes_of(ava.val) - out
 
@@ -282,7 +282,7 @@ def test_actions_that_are_evaluated(commands, ava, trained, tmp_path):
     assert result.code == 0, result.err
     for part in json.loads(result.out)["protocols"].values():
         assert [c["id"] for c in part["classes"]] == [2]
-    assert set(read_detections(tmp_path / "a" / "detections.csv").action.tolist()) == {2}
+    assert set(read_boxes("detections", tmp_path / "a" / "detections.csv").action.tolist()) == {2}
     (tmp_path / "some.txt").write_text("2: fly\n")
     result = commands.run(*evaluation(ava, trained, tmp_path / "b", chosen))
     assert result.code == 1
@@ -454,7 +454,7 @@ def test_two_processes_train_and_evaluate_as_one(commands, ava, tmp_path, lines_
     results = commands.together(*evaluation(ava, *arguments))
     assert [result.code for result in results] == [3, 3], results
     ours, theirs = (
-        read_detections(tmp_path / f"eval {n}" / "detections.csv") for n in ("one", "two")
+        read_boxes("detections", tmp_path / f"eval {n}" / "detections.csv") for n in ("one", "two")
     )
     assert ours.videos == theirs.videos
     for column in ("video", "second", "boxes", "action"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hiera_video.commands.detect_predict import clip_size
-from hiera_video.data.boxes.files import read_detections
+from hiera_video.data.boxes.files import read_boxes
 from hiera_video.models import people
 from hiera_video.models.pretrained import create_detector, load_model, save_model
 from hiera_video.video.open import open_video
@@ -66,7 +66,7 @@ def test_boxes_of_a_csv(commands, detector, files, tmp_path):
     )
     assert result.code == 0, result.err
     assert result.out.splitlines()[0] == f"{files / 'a.mp4'}: 3 boxes of people in 2 key frames"
-    table = read_detections(tmp_path / "a_detections.csv")
+    table = read_boxes("detections", tmp_path / "a_detections.csv")
     assert table.videos == ("a",)
     assert table.second.tolist() == [0.2] * 6 + [0.4] * 3
     assert table.action.tolist() == [1, 2, 3] * 3
@@ -108,7 +108,7 @@ def test_people_are_detected_at_key_frames(commands, detector, files, tmp_path, 
     with open_video(files / "a.mp4") as video:
         expected = video.frames(np.arange(0, len(video), 2))  # of 25 a second
     np.testing.assert_array_equal(np.stack(seen), expected)
-    table = read_detections(tmp_path / "a_detections.csv")
+    table = read_boxes("detections", tmp_path / "a_detections.csv")
     assert np.unique(table.second) == pytest.approx(0.08 * np.arange(len(expected)))
 
 
@@ -182,7 +182,7 @@ def test_people_beside_the_centre_are_seen(commands, detector, tmp_path):
     (tmp_path / "boxes.csv").write_text("\n".join(rows) + "\n")
     boxes = f"boxes={tmp_path / 'boxes.csv'}"
     assert predict(commands, detector, tmp_path, tmp_path / "wide.mp4", boxes).code == 0
-    left, right = read_detections(tmp_path / "wide_detections.csv").score.reshape(2, 3)
+    left, right = read_boxes("detections", tmp_path / "wide_detections.csv").score.reshape(2, 3)
     assert (left != right).all()
 
 

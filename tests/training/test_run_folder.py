@@ -8,7 +8,7 @@ from hiera_video.errors import UserError
 from hiera_video.runtime.distributed import Process
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.training.loop import StepReport
-from hiera_video.training.run_folder import FailureLimit, RunReport, console_line
+from hiera_video.training.run_folder import RunReport, check_failures, console_line
 
 MAIN = Process(0, 1, 1, torch.device("cpu"))
 
@@ -76,14 +76,10 @@ def test_console_line():
 
 
 def test_the_failure_limit_waits_for_a_hundred_videos():
-    limit = FailureLimit(0.05)
-    for _ in range(9):
-        limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)  # 10 % fail, of 90 so far
+    check_failures(9, 90, 0.05)
     with pytest.raises(UserError, match=r"10 of 100 reads of a video failed"):
-        limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)
-    limit = FailureLimit(0.1)
-    for _ in range(50):
-        limit.add(done(num_clips=2 * 9, num_failed=1), num_repeats=2)  # at the limit, not above
+        check_failures(10, 100, 0.05)
+    check_failures(50, 500, 0.1)  # at the limit, not above
 
 
 def test_messages_go_to_stderr_and_the_log(tmp_path, capsys):

@@ -46,47 +46,31 @@ MAX_ID = 2**31 - 1
 LOWEST_ID = {"action": 1, "person": -MAX_ID}
 
 
-def read_ground_truth(
-    path: str | os.PathLike[str], label_map: LabelMap | None = None, *, strict: bool = True
+def read_boxes(
+    role: Role,
+    path: str | os.PathLike[str],
+    label_map: LabelMap | None = None,
+    *,
+    strict: bool = True,
 ) -> BoxTable:
-    """Reads boxes with actions (7 or 8 columns); rows of 2 columns are empty key frames.
+    """Reads a file of boxes at key frames, and refuses mistakes.
 
-    Repeated rows are kept, with a warning.
+    Ground truth has boxes with actions (7 or 8 columns); rows of 2 columns are empty key frames.
+    Proposals are boxes of people with scores: SlowFast's csv, mmaction2's pickle, csv or JSON
+    lines. Detections have actions and scores; their boxes and ids are not checked: scoring counts
+    them. Repeated rows are kept, with a warning.
 
     Args:
         strict: False: boxes with problems, and ids that are not in the label map, are kept.
 
     Raises:
-        AnnotationError: the first mistake, with file and line, and the number of others.
+        AnnotationError: the first mistake, with file and line, and the number of others. It may be
+            that a detection has no score or no action; that scores of proposals are outside 0..1
+            or given for some boxes only; that a pickle would run code.
     """
-    table = inspect_boxes(path, "ground truth", label_map, check_actions=strict)
-    return _checked(table, {"row", "box", "action"} if strict else {"row"})
-
-
-def read_proposals(path: str | os.PathLike[str]) -> BoxTable:
-    """Reads person boxes with scores: SlowFast's csv, mmaction2's pickle, csv or JSON lines.
-
-    Raises:
-        AnnotationError: as `read_ground_truth`; scores are outside 0..1 or given for some boxes
-            only; a pickle would run code.
-    """
-    return _checked(inspect_boxes(path, "proposals", None), {"row", "box"})
-
-
-def read_detections(path: str | os.PathLike[str], label_map: LabelMap | None = None) -> BoxTable:
-    """Reads boxes with actions and scores. Boxes and ids are not checked: scoring counts them.
-
-    Raises:
-        AnnotationError: as `read_ground_truth`; a box has no score or no action.
-    """
-    return _checked(inspect_boxes(path, "detections", label_map, check_actions=False), {"row"})
-
-
-def _checked(table: BoxTable, fatal: set[Kind]) -> BoxTable:
-    """Returns the table; raises AnnotationError for problems of `fatal` kinds.
-
-    Repeated rows are logged as a warning.
-    """
+    strict = strict and role != "detections"
+    table = inspect_boxes(role, path, label_map, check_actions=strict)
+    fatal = ("row", "box", "action") if strict else ("row",)
     mistakes = [problem for problem in table.problems if problem.kind in fatal]
     if mistakes:
         others = f" (and {len(mistakes) - 1} more such lines)" if mistakes[1:] else ""
@@ -122,8 +106,8 @@ def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
 
 
 def inspect_boxes(
-    path: str | os.PathLike[str],
     role: Role,
+    path: str | os.PathLike[str],
     label_map: LabelMap | None,
     *,
     check_actions: bool = True,

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from hiera_video.data.boxes.files import read_ground_truth, read_keyframes, read_proposals
+from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, LabelMap, box_iou
 from hiera_video.data.videos.files import AnnotationError, locate_videos
 from hiera_video.errors import listing
@@ -149,14 +149,14 @@ def read_training(data: DetectionData, label_map: LabelMap) -> TrainingKeyframeL
         AnnotationError: a mistake in one of the files, with file and line.
     """
     source, proposals = data.train, data.train_proposals
-    table = read_ground_truth(source, label_map)
+    table = read_boxes("ground truth", source, label_map)
     excluded = [] if data.train_excluded is None else read_keyframes(data.train_excluded)
     paths = video_paths(table.videos, source, data.root)
     records = keyframe_records(table, paths, excluded=excluded)
     if not records:
         raise AnnotationError(f"{source}: no key frame with a box that is not excluded")
     if proposals is not None:
-        proposed = read_proposals(proposals)
+        proposed = read_boxes("proposals", proposals)
         known = {**dict.fromkeys(proposed.videos, ""), **paths}
         found = keyframe_records(proposed, known, min_score=data.proposal_score)
         annotated = num_boxes(records)
@@ -184,8 +184,8 @@ def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluati
     """
     source, proposals = data.val, data.val_proposals
     assert source is not None
-    truth = read_ground_truth(source, label_map)
-    scored = truth if proposals is None else read_proposals(proposals)
+    truth = read_boxes("ground truth", source, label_map)
+    scored = truth if proposals is None else read_boxes("proposals", proposals)
     if unknown := sorted(set(scored.videos) - set(truth.videos)):
         text = f"{len(unknown)} of its videos have no ground truth in {source}, so that all "
         text += f"detections in them count as wrong: {listing(unknown)}"

@@ -166,17 +166,40 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
     if is_media(file.name):
         raise AnnotationError(f"{file}: a single video; give a list of videos or a folder")
     text = read_text(file)
+    entries: Iterable[Entry]
     match file.suffix.lower():
         case ".json":
-            return _rows_of_table(_json_entries(file, text), file, root, known)
+            entries = _json_entries(file, text)
         case ".jsonl" | ".ndjson":
             lines = json_lines(file, text, EXAMPLE)
             entries = ((f"{file}:{number}", fields) for number, fields in lines)
-            return _rows_of_table(entries, file, root, known)
-    delimiter = _header_delimiter(text)
-    if delimiter in ("\t", ","):
-        return _rows_of_table(_csv_entries(file, text, delimiter), file, root, known)
-    return _rows_of_lines(file, text, root, known, skip_header=delimiter == " "), False
+        case _ if (delimiter := _header_delimiter(text)) in ("\t", ","):
+            entries = _csv_entries(file, text, delimiter)
+        case _:
+            entries = _line_entries(file, text, skip_header=delimiter == " ")
+    table = list(entries)
+    columns = {column for _, fields in table for column in fields}
+    if columns >= KINETICS_COLUMNS:
+        return list(_kinetics_rows(table, root)), True
+    path_column = next((column for column in PATH_COLUMNS if column in columns), "")
+    if not path_column and "id" in columns:
+        return list(_ssv2_rows(table, root)), True
+    if not path_column and table:
+        raise AnnotationError(
+            f"{table[0][0]}: no column of paths; call it one of {listing(PATH_COLUMNS)}"
+        )
+    label_column = next((column for column in LABEL_COLUMNS if column in columns), "")
+    if not label_column and len(columns) > 1:
+        allowed = listing(LABEL_COLUMNS)
+        logger.warning("%s: no labels; the column of labels must be called %s", file, allowed)
+    rows = []
+    for where, fields in table:
+        name = fields.get(path_column)
+        if not isinstance(name, str) or not name:
+            raise AnnotationError(f"{where}: no path in column {path_column!r}")
+        labels = _split_labels(fields.get(label_column), where, known)
+        rows.append(Row(where, name, _below(root, name), labels))
+    return rows, label_column == "class_name"
 
 
 def _header_delimiter(text: str) -> str | None:
@@ -191,22 +214,17 @@ def _header_delimiter(text: str) -> str | None:
     return " " if is_header else None
 
 
-def _rows_of_lines(
-    file: Path, text: str, root: str, known: frozenset[str], skip_header: bool
-) -> list[Row]:
-    rows = []
+def _line_entries(file: Path, text: str, skip_header: bool) -> list[Entry]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    for number, line in lines[skip_header:]:
-        where = f"{file}:{number}"
-        name, label = _split_line(line.strip())
-        rows.append(Row(where, name, _below(root, name), _split_labels(label, where, known)))
-    if len(rows) > 1 and not is_media(rows[0].name) and is_media(rows[1].name):
+    split = [(f"{file}:{number}", *_split_line(line.strip())) for number, line in lines]
+    split = split[skip_header:]
+    if len(split) > 1 and not is_media(split[0][1]) and is_media(split[1][1]):
         raise AnnotationError(
-            f"{rows[0].where}: {rows[0].name!r} is not a video; if this is a header, call the "
+            f"{split[0][0]}: {split[0][1]!r} is not a video; if this is a header, call the "
             f"column of paths {listing(PATH_COLUMNS)}, the column of labels "
             f"{listing(LABEL_COLUMNS)}"
         )
-    return rows
+    return [(where, {"path": name, "label": label}) for where, name, label in split]
 
 
 def _split_line(line: str) -> tuple[str, str]:
@@ -289,37 +307,8 @@ def _json_object(entry: Any, where: str, example: str = EXAMPLE) -> dict[str, An
     return {key.strip().lower(): value for key, value in entry.items()}
 
 
-def _rows_of_table(
-    entries: Iterable[Entry], file: Path, root: str, known: frozenset[str]
-) -> tuple[list[Row], bool]:
-    table = list(entries)
-    columns = {column for _, fields in table for column in fields}
-    if columns >= KINETICS_COLUMNS:
-        return _kinetics_rows(table, root), True
-    path_column = next((column for column in PATH_COLUMNS if column in columns), "")
-    if not path_column and "id" in columns:
-        return _ssv2_rows(table, root), True
-    if not path_column and table:
-        raise AnnotationError(
-            f"{table[0][0]}: no column of paths; call it one of {listing(PATH_COLUMNS)}"
-        )
-    label_column = next((column for column in LABEL_COLUMNS if column in columns), "")
-    if not label_column and len(columns) > 1:
-        allowed = listing(LABEL_COLUMNS)
-        logger.warning("%s: no labels; the column of labels must be called %s", file, allowed)
-    rows = []
-    for where, fields in table:
-        name = fields.get(path_column)
-        if not isinstance(name, str) or not name:
-            raise AnnotationError(f"{where}: no path in column {path_column!r}")
-        labels = _split_labels(fields.get(label_column), where, known)
-        rows.append(Row(where, name, _below(root, name), labels))
-    return rows, label_column == "class_name"
-
-
-def _kinetics_rows(table: list[Entry], root: str) -> list[Row]:
+def _kinetics_rows(table: list[Entry], root: str) -> Iterator[Row]:
     """Rows of an official Kinetics list, with videos in the root or in folders by label."""
-    rows = []
     folders: dict[str, str] = {}
     for where, fields in table:
         try:
@@ -333,14 +322,12 @@ def _kinetics_rows(table: list[Entry], root: str) -> list[Row]:
             folders[label] = next(present, "")
         name = f"{fields.get('youtube_id')}_{start:06d}_{end:06d}.mp4"
         path = _below(root, os.path.join(folders[label], name))
-        rows.append(Row(where, name, path, (label,) if label else ()))
-    return rows
+        yield Row(where, name, path, (label,) if label else ())
 
 
-def _ssv2_rows(table: list[Entry], root: str) -> list[Row]:
+def _ssv2_rows(table: list[Entry], root: str) -> Iterator[Row]:
     """Rows of an official SSv2 list, whose classes are the templates without brackets."""
     present = frozenset(os.listdir(root))
-    rows = []
     for where, fields in table:
         name, template = str(fields.get("id") or ""), fields.get("template") or ""
         if not name or not isinstance(template, str):
@@ -348,8 +335,7 @@ def _ssv2_rows(table: list[Entry], root: str) -> list[Row]:
         is_mp4 = f"{name}.mp4" in present and f"{name}.webm" not in present
         path = _below(root, name + (".mp4" if is_mp4 else ".webm"))
         class_name = template.replace("[", "").replace("]", "")
-        rows.append(Row(where, name, path, (class_name,) if class_name else ()))
-    return rows
+        yield Row(where, name, path, (class_name,) if class_name else ())
 
 
 # ---- fields and files

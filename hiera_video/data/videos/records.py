@@ -34,6 +34,7 @@ from hiera_video.data.videos.files import (
 )
 from hiera_video.errors import did_you_mean, listing
 from hiera_video.files import own_or_shipped
+from hiera_video.settings.training import ClassificationData
 
 logger = logging.getLogger(__name__)
 
@@ -148,14 +149,7 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
     return tuple(names)
 
 
-def read_splits(
-    train: str | os.PathLike[str],
-    val: str | os.PathLike[str] | None,
-    *,
-    root: str | os.PathLike[str] | None = None,
-    class_names: str | os.PathLike[str] | Sequence[str] | None = None,
-    multi_label: bool = False,
-) -> tuple[VideoList, VideoList | None]:
+def read_splits(data: ClassificationData) -> tuple[VideoList, VideoList | None]:
     """Reads a training list and a validation list of the same classes; see `read_video_list`.
 
     Logs a warning for videos that are in both lists and classes without training videos.
@@ -163,12 +157,14 @@ def read_splits(
     Raises:
         AnnotationError: a list cannot be used, or videos have no labels.
     """
-    train_list = read_video_list(train, root=root, class_names=class_names, multi_label=multi_label)
+    train, val = data.train, data.val
+    read = functools.partial(read_video_list, root=data.root, multi_label=data.multi_label)
+    train_list = read(train, class_names=data.class_names)
     require_labels(train_list)
     if val is None:
         return train_list, None
     names = train_list.class_names
-    val_list = read_video_list(val, root=root, class_names=names, multi_label=multi_label)
+    val_list = read(val, class_names=names)
     require_labels(val_list)
     paths = {record.path for record in train_list.records}
     if shared := [record.name for record in val_list.records if record.path in paths]:

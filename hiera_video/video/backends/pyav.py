@@ -16,6 +16,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
 
 from hiera_video.video.index import cached_scan, choose_stream, filled_packets, open_container
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
@@ -40,8 +41,7 @@ class PyavReader(VideoReader):
         self._stored_size: tuple[int, int] | None = None  # (width, height) before rotation
         self._quarter_turns = 0  # counter-clockwise
         try:
-            deadline = Deadline(path, deadline_sec)
-            self.index = cached_scan(path, self._open(), self._stream, deadline)
+            self.index = cached_scan(path, self._open(), Deadline(path, deadline_sec))
         except BaseException:
             self.close()
             raise
@@ -55,13 +55,13 @@ class PyavReader(VideoReader):
         self._container = None
         self._current_read = None
 
-    def _open(self) -> InputContainer:
+    def _open(self) -> VideoStream:
         """Opens the file, again if it is open, at its beginning."""
         self.close()
         self._container = open_container(self.path, self.deadline_sec)
         self._stream = choose_stream(self.path, self._container)
         self._stream.codec_context.thread_count = 1
-        return self._container
+        return self._stream
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for start, run in self._runs(positions):
@@ -152,7 +152,7 @@ class PyavReader(VideoReader):
             raise ValueError(f"the reader of {self.path} is closed")
         packets = None if from_start else self._seek(first, self._container)
         if packets is None:
-            packets = enumerate(filled_packets(self.path, self._open(), self._stream))
+            packets = enumerate(filled_packets(self.path, self._open()))
         self._current_read = packets
         for number, packet in packets:
             if number >= first:
@@ -176,7 +176,7 @@ class PyavReader(VideoReader):
             container.seek(int(self.index.stamps[first]), stream=self._stream)
         except av.error.FFmpegError:
             return None
-        packets = self._numbered(filled_packets(self.path, container, self._stream))
+        packets = self._numbered(filled_packets(self.path, self._stream))
         landed = next(packets, None)
         if landed is None or landed[0] > first:
             return None
