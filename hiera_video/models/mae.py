@@ -26,7 +26,7 @@ from hiera_video.errors import ModelError
 from hiera_video.models.hiera import Hiera, HieraBlock, Trainable
 from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
-from hiera_video.models.units import Size3, divided, merged, unravel, unroll
+from hiera_video.models.units import Size3, divided, merged, size3, unravel, unroll
 
 Target = Literal["pixels", "hog"]
 
@@ -228,7 +228,7 @@ def fuse_stage(
     Its kernel is its stride, so that it is one linear layer over the tokens that are merged, with
     its weights unrolled as they are.
     """
-    weight = unroll(head.weight, merged(pools), pools).flatten(1)  # [E, s * D]
+    weight = unroll(head.weight, size3(head.kernel_size), pools).flatten(1)  # [E, s * D]
     x = rearrange(x, "b k (s u) d -> b k u (s d)", s=math.prod(head.kernel_size))
     return F.linear(x, weight, head.bias)
 
