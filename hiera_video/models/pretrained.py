@@ -303,11 +303,11 @@ def load_model(
     checkpoint = with_card(read_checkpoint(source, kind))
     assert checkpoint.card is not None
     checkpoint.card.require(kind, source)
-    create: Callable[..., Model] = create_model
-    if kind != "backbone" and checkpoint.card.kind == "autoencoder":
-        create = create_autoencoder
-    elif kind != "backbone" and checkpoint.card.kind == "detector":
-        create = create_detector
+    creators: dict[Kind, Callable[..., Model]] = {
+        "autoencoder": create_autoencoder,
+        "detector": create_detector,
+    }
+    create = creators.get(kind or checkpoint.card.kind, create_model)
     model = create(checkpoint=checkpoint, **changes)
     assert model.card is not None
     return model.eval(), model.card
