@@ -9,9 +9,10 @@ device, on which nothing is computed.
 from __future__ import annotations
 
 import math
+import operator
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,9 +39,9 @@ class Cost:
     "layer_norm"; 1 per value read for "pooling"; 1 multiply-add per value read for "interpolation".
     """
 
-    parameters: int
-    operations: Counter[str]
-    activations: int
+    parameters: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+    activations: int = 0
     """Elements that convolutions, linear layers and attention write."""
 
     @property
@@ -59,18 +60,10 @@ class Cost:
         return self.macs + self.operations["layer_norm"]
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            self.parameters + other.parameters,
-            self.operations + other.operations,
-            self.activations + other.activations,
-        )
+        return Cost(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: Cost) -> Cost:
-        return Cost(
-            self.parameters - other.parameters,
-            self.operations - other.operations,
-            self.activations - other.activations,
-        )
+        return Cost(*map(operator.sub, vars(self).values(), vars(other).values()))
 
 
 def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
@@ -148,9 +141,8 @@ def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
     else:
         head = "head" if isinstance(model, Hiera) else "roi_head"
         parts["head"] = [f"{prefix}norm", head]
-    nothing = Cost(0, Counter(), 0)
-    stages = {part: sum((costs[name] for name in names), nothing) for part, names in parts.items()}
-    stages["rest"] = costs[""] - sum(stages.values(), nothing)
+    stages = {part: sum((costs[name] for name in names), Cost()) for part, names in parts.items()}
+    stages["rest"] = costs[""] - sum(stages.values(), Cost())
     return stages
 
 
@@ -174,18 +166,18 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs, operator = kwargs or {}, func._schema.name
-        if operator not in HANDLERS:
+        kwargs, name = kwargs or {}, func._schema.name
+        if name not in HANDLERS:
             with self:
                 output = func.decompose(*args, **kwargs)
             if output is not NotImplemented:
                 return output
-            if not (func.is_view or torch.Tag.pointwise in func.tags or operator in NEGLIGIBLE):
-                self.unknown.setdefault(operator, self.names[self.running[-1]])
+            if not (func.is_view or torch.Tag.pointwise in func.tags or name in NEGLIGIBLE):
+                self.unknown.setdefault(name, self.names[self.running[-1]])
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
         module = next((self.owners[id(x)] for x in args if id(x) in self.owners), self.running[-1])
-        kind, factor, rule = HANDLERS[operator]
+        kind, factor, rule = HANDLERS[name]
         if isinstance(module, nn.Linear):
             kind = "linear"  # also where `hiera_video.models.linear` convolves
         counted = Counter({kind: factor * rule(output, *args)})
@@ -213,10 +205,6 @@ def _linear(output: Tensor, x: Tensor, *_: Any) -> int:
     return output.numel() * x.shape[-1]
 
 
-def _addmm(output: Tensor, bias: Tensor, x: Tensor, *_: Any) -> int:
-    return _linear(output, x)
-
-
 def _attention(output: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> int:
     """The product q k' over the width of q, and its product with v; without the softmax."""
     return math.prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
@@ -242,7 +230,7 @@ def _roi_align(output: Tensor, x: Tensor, *settings: Any) -> int:
 HANDLERS: dict[str, tuple[str, int, Callable[..., int]]] = {
     "aten::convolution": ("convolution", 1, _convolution),
     "aten::linear": ("linear", 1, _linear),
-    "aten::addmm": ("linear", 1, _addmm),
+    "aten::addmm": ("linear", 1, lambda output, bias, x, *_: _linear(output, x)),
     "aten::mm": ("linear", 1, _linear),
     "aten::bmm": ("linear", 1, _linear),
     "aten::scaled_dot_product_attention": ("attention", 1, _attention),
