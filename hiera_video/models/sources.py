@@ -61,14 +61,26 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
     Returns:
         A file, or the folder that holds config.json; None for published weights. Their card; of a
         folder of another project its config.json, of a file {}.
+
+    Raises:
+        WeightsError, WeightsNotFoundError, FetchError: as for `load_card`.
     """
     name = str(source)
     if name in PUBLISHED:
         return None, published_card(name)
-    found = find_weights(source)
+    check_source(source)
+    found = fetch_repository(name) if name.startswith(SCHEME) else Path(source).expanduser()
     if not found.is_dir():
         return found, {}
+    found = found / "weights" if (found / "weights" / "config.json").is_file() else found
     path = found / "config.json"
+    if not path.is_file():
+        saved = sorted(found.glob("checkpoints/step_*/weights/config.json"))
+        raise WeightsNotFoundError(
+            f"{found} is a run that has not ended: take {saved[-1].parents[1]}"
+            if saved
+            else f"{found} is not a weights folder: it has no config.json"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -76,30 +88,6 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds a {type(config).__name__}: needed are keys with values")
     return found, ModelCard.from_json(config, path) if config.get("format") == FORMAT else config
-
-
-def find_weights(source: Source) -> Path:
-    """The file that a source names, or the folder that holds its config.json.
-
-    Raises:
-        WeightsNotFoundError: neither is there.
-        FetchError: a repository that cannot be fetched.
-    """
-    if str(source).startswith(SCHEME):
-        return fetch_repository(str(source))
-    check_source(source)
-    path = Path(source).expanduser()
-    if not path.is_dir():
-        return path
-    for folder in (path / "weights", path):
-        if (folder / "config.json").is_file():
-            return folder
-    saved = sorted((path / "checkpoints").glob("step_*/weights/config.json"))
-    raise WeightsNotFoundError(
-        f"{path} is a run that has not ended: take {saved[-1].parents[1]}"
-        if saved
-        else f"{path} is not a weights folder: it has no config.json"
-    )
 
 
 def check_source(source: Source) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError
-from hiera_video.models.sources import find_weights, load_card, published_card
+from hiera_video.models.sources import find, load_card, published_card
 from hiera_video.models.variants import PUBLISHED, VARIANTS, paper_mask_ratio
 from hiera_video.settings.load import load_for_print
 from hiera_video.settings.model import Masking
@@ -44,7 +44,7 @@ def test_weights_run_and_checkpoint_folders(tmp_path: Path) -> None:
         (step, step),
         (step.parent, step),
     ):
-        assert find_weights(source) == folder
+        assert find(source)[0] == folder
         assert load_card(str(source)).class_names == ("left", "right")
 
 
