@@ -96,7 +96,7 @@ def load_weights(
     checkpoint = read_checkpoint(source)
     encoder = encoder_of(model)
     _check_architecture(checkpoint, encoder)
-    parameters = {official_name(key): value for key, value in model.named_parameters()}
+    parameters = {key.removeprefix("encoder."): value for key, value in model.named_parameters()}
     may_be_fresh = {key for key in parameters if key in ROI_HEAD or DECODER.fullmatch(key)}
     unused = _unfitting_decoder(checkpoint, model)
     if checkpoint.num_classes != encoder.num_classes:
@@ -198,11 +198,6 @@ def _unfitting_decoder(checkpoint: Checkpoint, model: Model) -> set[str]:
 def encoder_of(model: Model) -> Hiera:
     """The backbone of a model, which may be the model itself."""
     return model if isinstance(model, Hiera) else model.encoder
-
-
-def official_name(key: str) -> str:
-    """The official name of a parameter here; an autoencoder's `encoder_norm` is `norm`."""
-    return key.removeprefix("encoder.")
 
 
 def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:

@@ -30,7 +30,7 @@ from hiera_video.models.checkpoint import (
 from hiera_video.models.hiera import Hiera as Hiera
 from hiera_video.models.hub import SCHEME, write_repository
 from hiera_video.models.layouts import rename
-from hiera_video.models.loading import Model, PosEmbedResize, card_of, load_weights, official_name
+from hiera_video.models.loading import Model, PosEmbedResize, card_of, load_weights
 from hiera_video.models.mae import MaskedAutoencoderHiera, Target
 from hiera_video.models.sources import Source
 from hiera_video.models.variants import (
@@ -349,9 +349,9 @@ def save_model(
         logger.info("replacing the weights in %s", folder)
     norm = "encoder_norm." if card.kind == "autoencoder" else "norm."
     state = model.state_dict()
-    names = {key: rename(official_name(key), {"norm.": norm}) for key in state}
+    official = {rename(k.removeprefix("encoder."), {"norm.": norm}): v for k, v in state.items()}
     with replacing(folder) as part:
-        write_folder(part, {names[key]: state[key] for key in state}, card.to_json())
+        write_folder(part, official, card.to_json())
     if repository is not None:
         write_repository(repository, folder)
 
