@@ -9,10 +9,11 @@ nothing is computed.
 from __future__ import annotations
 
 import math
+import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,13 +23,13 @@ from torch.overrides import TorchFunctionMode
 
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.loading import Model
 from hiera_video.models.mae import MaskedAutoencoderHiera
 
 with warnings.catch_warnings():  # importing it compiles a loss by torch.jit.script, deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn.jit_analysis import JitModelAnalysis
 
-Model = Hiera | MaskedAutoencoderHiera | ActionDetector
 Handler = Callable[[Sequence[Any], Sequence[Any]], "Counter[str]"]  # of inputs and outputs
 
 LIBRARY = torch.library.Library("hiera_video", "FRAGMENT")
@@ -47,15 +48,15 @@ class Cost:
     "layer_norm"; 1 per value read for "pooling"; 1 multiply-add per value read for "interpolation".
     """
 
-    parameters: int
-    operations: dict[str, int]
-    activations: int
+    parameters: int = 0
+    operations: Counter[str] = field(default_factory=Counter)
+    activations: int = 0
     """Elements that convolutions, linear layers and attention write."""
 
     @property
     def macs(self) -> int:
         """Multiply-adds of products."""
-        return sum(self.operations.get(name, 0) for name in PRODUCTS)
+        return sum(self.operations[name] for name in PRODUCTS)
 
     @property
     def flops(self) -> int:
@@ -65,25 +66,13 @@ class Cost:
     @property
     def paper_flops(self) -> int:
         """FLOPs in the tables of Hiera's paper: `macs` and 5 per element of LayerNorm."""
-        return self.macs + self.operations.get("layer_norm", 0)
+        return self.macs + self.operations["layer_norm"]
 
     def __add__(self, other: Cost) -> Cost:
-        return self._combine(other, 1)
+        return Cost(*map(operator.add, vars(self).values(), vars(other).values()))
 
     def __sub__(self, other: Cost) -> Cost:
-        return self._combine(other, -1)
-
-    def _combine(self, other: Cost, sign: int) -> Cost:
-        names = self.operations | other.operations
-        operations = {
-            name: self.operations.get(name, 0) + sign * other.operations.get(name, 0)
-            for name in names
-        }
-        return Cost(
-            self.parameters + sign * other.parameters,
-            {name: count for name, count in operations.items() if count},
-            self.activations + sign * other.activations,
-        )
+        return Cost(*map(operator.sub, vars(self).values(), vars(other).values()))
 
 
 def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
@@ -122,7 +111,7 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
         operations = Counter(counts[name])
         activations = operations.pop("activations", 0)
         parameters = sum(parameter.numel() for parameter in module.parameters())
-        costs[name] = Cost(parameters, dict(operations), activations)
+        costs[name] = Cost(parameters, operations, activations)
     return costs
 
 
@@ -165,9 +154,8 @@ def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
     else:
         head = "head" if isinstance(model, Hiera) else "roi_head"
         parts["head"] = [f"{prefix}norm", head]
-    nothing = Cost(0, {}, 0)
-    stages = {part: sum((costs[name] for name in names), nothing) for part, names in parts.items()}
-    stages["rest"] = costs[""] - sum(stages.values(), nothing)
+    stages = {part: sum((costs[name] for name in names), Cost()) for part, names in parts.items()}
+    stages["rest"] = costs[""] - sum(stages.values(), Cost())
     return stages
 
 

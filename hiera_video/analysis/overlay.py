@@ -46,18 +46,14 @@ class Person:
     actions: tuple[tuple[str, float], ...]  # names and scores, in the order of the label
 
 
-@dataclass(frozen=True)
-class KeyframePeople:
-    """The people of one key frame, whose colours follow their order."""
-
-    time_sec: float  # since the first frame of the video
-    people: tuple[Person, ...]
+Keyframe = tuple[float, Sequence[Person]]
+"""Seconds since the first frame of the video, and people, whose colours follow their order."""
 
 
 def write_overlay(
     path: str | os.PathLike[str],
     video: VideoReader,
-    keyframes: Sequence[KeyframePeople],
+    keyframes: Sequence[Keyframe],
     *,
     interval_sec: float,
 ) -> int:
@@ -77,14 +73,13 @@ def write_overlay(
 
 
 def overlay_frames(
-    video: VideoReader, keyframes: Sequence[KeyframePeople], *, interval_sec: float
+    video: VideoReader, keyframes: Sequence[Keyframe], *, interval_sec: float
 ) -> Iterator[Picture]:
     """Every frame of a video, with the people of the nearest key frame drawn onto it."""
     times_sec = video.frame_times_sec - video.frame_times_sec[0]
-    shown = nearest_keyframes(times_sec, [k.time_sec for k in keyframes], interval_sec)
+    shown = nearest_keyframes(times_sec, [time_sec for time_sec, _ in keyframes], interval_sec)
     for index, frame in video.stream(np.arange(len(video))):
-        people = keyframes[shown[index]].people if shown[index] >= 0 else ()
-        yield draw_people(frame, people)
+        yield draw_people(frame, keyframes[shown[index]][1] if shown[index] >= 0 else ())
 
 
 def nearest_keyframes(

@@ -79,6 +79,12 @@ class Subject:
     build_pretraining: Callable[[], nn.Module] | None = None
     """Builds the masked autoencoder of the model, from a batch to its loss. None: there is none."""
 
+    def build_for(self, work: str) -> nn.Module:
+        """The model, or for "pretraining" its masked autoencoder, which must exist."""
+        build = self.build_pretraining if work == "pretraining" else self.build
+        assert build is not None
+        return build()
+
 
 class Adapted(nn.Module):
     """A model as a function of the batch, by `call(model, clips)`."""

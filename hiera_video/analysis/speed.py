@@ -160,10 +160,8 @@ def fitting_call(
 def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
     """Builds the model; each call of the result does the work once."""
     torch.manual_seed(0)
-    pretraining = setting.work == "pretraining"
-    build = subject.build_pretraining if pretraining else subject.build
-    assert build is not None
-    model: Any = build().to(setting.device).train(setting.work != "inference")
+    model: Any = subject.build_for(setting.work).to(setting.device)
+    model.train(setting.work != "inference")
     clips = torch.randn(setting.batch_size, *subject.clip, device=setting.device)
     labels = torch.zeros(setting.batch_size, dtype=torch.long, device=setting.device)
     run = torch.compile(model, dynamic=False) if setting.execution == "compiled" else model
@@ -177,7 +175,8 @@ def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
     def train() -> None:
         with autocast():
             output = run(clips)
-            loss = output if pretraining else F.cross_entropy(output.float(), labels)
+            is_loss = setting.work == "pretraining"
+            loss = output if is_loss else F.cross_entropy(output.float(), labels)
         loss.backward()
         model.zero_grad(set_to_none=True)
 
@@ -209,9 +208,7 @@ def flops_of_clip(subject: Subject, work: str) -> int:
     """FLOPs of products, 2 per multiply-add; a backward pass counts as two forward passes."""
     if subject.variant is not None:
         return flops_of_clip(ours(subject.variant), work)
-    build = subject.build_pretraining if work == "pretraining" else subject.build
-    assert build is not None
-    model = build().eval().to("meta")
+    model = subject.build_for(work).eval().to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(torch.empty(1, *subject.clip, device="meta"))
     return counter.get_total_flops() * (1 if work == "inference" else 3)

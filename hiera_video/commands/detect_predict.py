@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.analysis.overlay import KeyframePeople, Person, write_overlay
+from hiera_video.analysis.overlay import Keyframe, Person, write_overlay
 from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.keyframes import (
     KeyframeRecord,
@@ -201,7 +201,7 @@ def action_scores(
 
 def people_of(
     record: KeyframeRecord, scores: np.ndarray, label_map: LabelMap, config: DetectPredictSettings
-) -> tuple[KeyframePeople, dict[str, Any]]:
+) -> tuple[Keyframe, dict[str, Any]]:
     """The likeliest actions of a key frame's people, for the overlay and for JSON."""
     names = label_map.names
     people, entries = [], []
@@ -213,4 +213,4 @@ def people_of(
         people.append(Person(tuple(box), tuple((names[id], score) for id, score in chosen)))
         actions = [{"id": id, "name": names[id], "score": round(score, 6)} for id, score in chosen]
         entries.append({"box": [round(corner, 6) for corner in box], "actions": actions})
-    return KeyframePeople(record.second, tuple(people)), {"second": record.second, "boxes": entries}
+    return (record.second, people), {"second": record.second, "boxes": entries}

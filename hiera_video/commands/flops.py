@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from hiera_video.analysis.complexity import PRODUCTS, Cost, Model, by_stage, count_model
+from hiera_video.analysis.complexity import PRODUCTS, Cost, by_stage, count_model
 from hiera_video.analysis.tables import format_table
 from hiera_video.errors import configured
-from hiera_video.models.loading import encoder_of
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model

@@ -25,13 +25,7 @@ from hiera_video.models.layouts import (
     statements_of,
     to_official,
 )
-from hiera_video.models.sources import (
-    Source,
-    card_of_folder,
-    find_weights,
-    published_card,
-    read_config,
-)
+from hiera_video.models.sources import Source, find
 from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
 from hiera_video.settings.tools import Layout
 
@@ -39,14 +33,15 @@ STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files 
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile
 HEAD = ("head.projection.weight", "head.projection.bias")
 ROI_HEAD = ("roi_head.projection.weight", "roi_head.projection.bias")  # of an action detector
-ROI = re.compile("|".join(map(re.escape, ROI_HEAD)))
-ENCODER = re.compile(
-    r"pos_embed(_spatial|_temporal)?|(patch_embed\.proj|norm|head\.projection)\.(weight|bias)"
-    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
-)
 # What an official autoencoder has beside its encoder.
 DECODER = re.compile(
     r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred|blocks)\..+|multi_scale_fusion_heads\..+"
+)
+READ = re.compile(
+    r"pos_embed(_spatial|_temporal)?"
+    r"|(patch_embed\.proj|norm|head\.projection|roi_head\.projection)\.(weight|bias)"
+    r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
+    rf"|{DECODER.pattern}"
 )
 # The equivalent keys in transformers checkpoints, which are not read, and AveragedModel's counter.
 DROPPED = re.compile(r"decoder\..+|multiscale_fusion\..+|n_averaged")
@@ -58,9 +53,7 @@ class Checkpoint:
 
     source: str
     layout: Layout  # hiera_video for a weights folder
-    state: dict[str, Tensor]  # of the encoder and its classifier; patch kernels [D, C, t, h, w]
-    decoder: dict[str, Tensor] = field(default_factory=dict)  # of an autoencoder
-    roi_head: dict[str, Tensor] = field(default_factory=dict)  # of an action detector
+    state: dict[str, Tensor]  # patch kernels [D, C, t, h, w]
     dropped: list[str] = field(default_factory=list)  # keys that nobody reads
     renamed: list[str] = field(default_factory=list)  # an autoencoder's norm serves as the model's
     card: ModelCard | None = None  # None: of a file, or of a folder of another project
@@ -80,10 +73,10 @@ class Checkpoint:
 
     @property
     def likely_architecture(self) -> dict[str, Any]:
-        """`architecture`; without a card, what shapes show and the input of published models."""
+        """What shapes show, and beside it the card or else the input of published models."""
         shown = architecture_shown(self.state)
         if self.card is not None or not shown:
-            return self.architecture
+            return {**self.architecture, **shown}
         frames, stride = (1, 1) if shown["patch_kernel"][0] == 1 else (16, 2)
         return {"input_size": (frames, 224, 224), "patch_stride": (stride, 4, 4), **shown}
 
@@ -102,19 +95,30 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
     """
     if isinstance(source, Checkpoint):
         return source
-    name = str(source)
-    path = None if name in PUBLISHED else find_weights(source)
-    card = published_card(name) if path is None else card_of_folder(path)
+    path, described = find(source)
+    card, config = (described, {}) if isinstance(described, ModelCard) else (None, described)
     if card is not None:
         card.require(kind, source)
     if path is None:
-        return replace(_read(name, fetch_file(PUBLISHED[name], PUBLISHED_LICENSE)), card=card)
-    if not path.is_dir():
-        return _read(name, path)
-    read = _read(name, path / "model.safetensors")
-    if card is None:
-        return replace(read, foreign_config=read_config(path))
-    return replace(read, layout="hiera_video", card=card)
+        file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+    else:
+        file = path / "model.safetensors" if path.is_dir() else path
+    layout, state = to_official(read_tensors(file))
+    renamed = ["encoder_norm -> norm"] if "encoder_norm.weight" in state else []
+    state = {
+        rename(key, {"encoder_norm.": "norm."}): value.unsqueeze(2) if value.dim() == 4 else value
+        for key, value in state.items()  # the kernels of images have two dimensions
+    }
+    dropped = [key for key in state if DROPPED.fullmatch(key)]
+    read = {key: value for key, value in state.items() if READ.fullmatch(key)}
+    if unknown := [key for key in state if key not in read and key not in dropped]:
+        raise WeightsError(
+            f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
+            f"{len(state)} keys are not, {shorten(unknown)}"
+        )
+    if card is not None and path is not None:
+        layout = "hiera_video"
+    return Checkpoint(str(source), layout, read, dropped, renamed, card, config)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -167,27 +171,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def _read(source: str, path: Path) -> Checkpoint:
-    """The tensors of a file under official names, those set aside that an encoder does without."""
-    layout, state = to_official(read_tensors(path))
-    renamed = ["encoder_norm -> norm"] if "encoder_norm.weight" in state else []
-    state = {
-        rename(key, {"encoder_norm.": "norm."}): value.unsqueeze(2) if value.dim() == 4 else value
-        for key, value in state.items()  # the kernels of images have two dimensions
-    }
-    encoder, decoder, roi_head, dropped = (
-        {key: value for key, value in state.items() if pattern.fullmatch(key)}
-        for pattern in (ENCODER, DECODER, ROI, DROPPED)
-    )
-    known = encoder | decoder | roi_head | dropped
-    if unknown := [key for key in state if key not in known]:
-        raise WeightsError(
-            f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
-            f"{len(state)} keys are not, {shorten(unknown)}"
-        )
-    return Checkpoint(source, layout, encoder, decoder, roi_head, list(dropped), renamed)
-
-
 def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:
     """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, needed is SHAPE."""
     own, other = ({k: list(v.shape) for k, v in tensors.items()} for tensors in (state, needed))
@@ -223,7 +206,7 @@ def with_card(checkpoint: Checkpoint) -> Checkpoint:
             architecture["q_pool"] = len(architecture["stages"]) - 1
     else:
         architecture = _variant_shown(checkpoint)
-    if checkpoint.decoder:
+    if any(map(DECODER.fullmatch, checkpoint.state)):
         card = ModelCard(
             architecture={**architecture, "q_pool": 2}, num_classes=None, autoencoder={}
         )

@@ -48,8 +48,7 @@ class ActionDetector(Trainable):
                 "more"
             )
         self.encoder, self.head_dropout = encoder, head_dropout
-        self.num_classes, self.roi_resolution = num_classes, roi_resolution
-        self.roi_head = Head(encoder.num_features, num_classes, head_dropout)
+        self.roi_resolution = roi_resolution
         self.reset_classifier(num_classes)
 
     @property

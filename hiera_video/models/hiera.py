@@ -30,10 +30,8 @@ from hiera_video.models.linear import Linear
 from hiera_video.models.patches import PatchEmbed
 from hiera_video.models.units import (
     Size3,
-    check_input_size,
-    check_mask_unit,
+    check_sizes,
     divided,
-    merged,
     pool_tokens,
     reroll,
     size3,
@@ -111,10 +109,10 @@ class HieraBlock(nn.Module):
         dim: int,
         dim_out: int,
         heads: int,
-        mlp_ratio: float,
-        drop_path: float,
-        pool: int,
-        within_units: bool,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        pool: int = 1,
+        within_units: bool = False,
     ) -> None:
         super().__init__()
         self.pool, self.recompute = pool, False
@@ -237,20 +235,19 @@ class Hiera(Trainable):
             raise ModelError(
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
-        check_mask_unit(mask_unit, q_stride, q_pool)
-        check_input_size(input_size, patch_stride, mask_unit, [s**q_pool for s in q_stride])
+        check_sizes(input_size, patch_stride, mask_unit, q_stride, q_pool)
 
         # What builds the network again, except for its classifier's outputs.
         others = ("self", "__class__", "num_classes", "drop_path", "head_dropout")
         self.architecture = {key: arguments[key] for key in arguments if key not in others}
-        self.input_size: Size3 = size3(input_size)
+        self.input_size = size3(input_size)
         self.in_chans, self.num_classes, self.head_dropout = in_chans, num_classes, head_dropout
-        self.mask_unit: Size3 = size3(mask_unit)
-        self.patch_stride: Size3 = size3(patch_stride)
-        self.tokens_shape: Size3 = divided(input_size, patch_stride)
-        self.units_shape: Size3 = divided(self.tokens_shape, mask_unit)
+        self.mask_unit, self.patch_stride = size3(mask_unit), size3(patch_stride)
+        self.tokens_shape = divided(input_size, patch_stride)
+        self.units_shape = divided(self.tokens_shape, mask_unit)
         self.num_units = math.prod(self.units_shape)
         self.pools: list[Size3] = [size3(q_stride)] * q_pool
+        self.pooled_unit = divided(mask_unit, [s**q_pool for s in q_stride])  # tokens left of it
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
         self.stage_dims = [embed_dim * 2**i for i in range(len(stages))]
 
@@ -291,16 +288,17 @@ class Hiera(Trainable):
         return self.stage_dims[-1]
 
     @torch.no_grad()
-    def init_weights(self) -> None:
-        """As the official code: truncated normal 0.02, biases 0.02, a classifier 1000x smaller."""
-        for name, parameter in self.named_parameters():
+    def init_weights(self, part: nn.Module | None = None) -> None:
+        """As the official code: truncated normal 0.02, biases 0.02, a classifier 1000x smaller.
+
+        Args:
+            part: one that has the classifier. None: the whole model.
+        """
+        part = self if part is None else part
+        for name, parameter in part.named_parameters():
             if "pos_embed" in name:
                 nn.init.trunc_normal_(parameter, std=0.02)
-        self._init_modules(self)
-
-    @torch.no_grad()
-    def _init_modules(self, root: nn.Module) -> None:
-        for module in root.modules():
+        for module in part.modules():
             if isinstance(module, nn.Linear | nn.Conv3d):
                 nn.init.trunc_normal_(module.weight, std=0.02)
             if isinstance(module, nn.Conv3d) and module.bias is not None:  # torch's own, kept
@@ -409,8 +407,7 @@ class Hiera(Trainable):
     def reroll(self, x: Float[Tensor, "B M U D"], stage: int) -> Float[Tensor, "B t h w D"]:
         """The unrolled output of a stage, with all units present, in space-time order."""
         done = min(stage % len(self.stage_ends), len(self.pools))
-        unit = divided(self.mask_unit, merged(self.pools[:done]))
-        return reroll(x, self.units_shape, unit, self.pools[done:])
+        return reroll(x, self.units_shape, self.pooled_unit, self.pools[done:])
 
     def as_clips(self, x: Shaped[Tensor, "B C *T H W"]) -> Float[Tensor, "B C T H W"]:
         """The input of the model, an image as a clip of one frame.
@@ -447,4 +444,4 @@ class Hiera(Trainable):
         self.head = Head(self.num_features, num_classes, self.head_dropout).to(
             weight.device, weight.dtype
         )
-        self._init_modules(self.head)
+        self.init_weights(self.head)

@@ -70,7 +70,7 @@ def from_official(
     if state[PATCHES].shape[2] == 1:
         state[PATCHES] = state[PATCHES].squeeze(2)
     if layout == "timm":
-        names = _inverse(TIMM)
+        names = {own: theirs for theirs, own in TIMM.items()}
         return {rename(key, names): value for key, value in state.items()}
     if layout == "transformers":
         return _to_transformers(state, stages)
@@ -92,7 +92,7 @@ def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _to_transformers(state: Mapping[str, Tensor], stages: Sequence[int]) -> dict[str, Tensor]:
     """HieraForImageClassification's names, or without a classifier HieraModel's."""
-    names = _inverse(TRANSFORMERS)
+    names = {own: theirs for theirs, own in TRANSFORMERS.items()}
     places = [(stage, layer) for stage, n in enumerate(stages) for layer in range(n)]
     prefix = "hiera." if "head.projection.weight" in state else ""
     renamed = {}
@@ -112,10 +112,6 @@ def rename(key: str, prefixes: Mapping[str, str]) -> str:
         if key.startswith(old):
             return new + key.removeprefix(old)
     return key
-
-
-def _inverse(names: Mapping[str, str]) -> dict[str, str]:
-    return {new: old for old, new in names.items()}
 
 
 # What the config.json of a folder says.

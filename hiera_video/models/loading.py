@@ -26,7 +26,6 @@ from hiera_video.models.checkpoint import (
     HEAD,
     ROI_HEAD,
     Checkpoint,
-    architecture_shown,
     differences,
     read_checkpoint,
     shorten,
@@ -97,26 +96,25 @@ def load_weights(
     checkpoint = read_checkpoint(source)
     encoder = encoder_of(model)
     _check_architecture(checkpoint, encoder)
-    parameters = {official_name(key): value for key, value in model.named_parameters()}
-    own_head = {key: parameters[key].shape for key in ROI_HEAD if key in parameters}
-    fresh = set(own_head)  # parameters that may start with random values
-    state = dict(checkpoint.state)
+    parameters = {key.removeprefix("encoder."): value for key, value in model.named_parameters()}
+    may_be_fresh = {key for key in parameters if key in ROI_HEAD or DECODER.fullmatch(key)}
+    unused = _unfitting_decoder(checkpoint, model)
     if checkpoint.num_classes != encoder.num_classes:
-        fresh |= set(HEAD)
-        state = {key: value for key, value in state.items() if key not in HEAD}
-    if isinstance(model, MaskedAutoencoderHiera):
-        fresh |= {key for key in parameters if DECODER.fullmatch(key)}
-        state |= _fitting_decoder(checkpoint, model)
-    if {key: value.shape for key, value in checkpoint.roi_head.items()} == own_head:
-        state |= checkpoint.roi_head
-    offered = [*checkpoint.state, *checkpoint.decoder, *checkpoint.roi_head]
-    dropped = checkpoint.dropped + [key for key in offered if key not in state]
+        may_be_fresh |= set(HEAD)
+        unused |= set(HEAD)
+    shapes = [
+        [t[key].shape for key in ROI_HEAD if key in t] for t in (checkpoint.state, parameters)
+    ]
+    if shapes[0] != shapes[1]:
+        unused |= set(ROI_HEAD)
+    state = {key: value for key, value in checkpoint.state.items() if key not in unused}
+    dropped = checkpoint.dropped + [key for key in checkpoint.state if key in unused]
     try:
         resized = adapt_state(state, encoder, checkpoint.architecture, pos_embed_resize)
     except WeightsError as error:
         raise WeightsError(f"{checkpoint.source}: {error}") from error
 
-    absent = [key for key in parameters if key in fresh and key not in state]
+    absent = [key for key in parameters if key in may_be_fresh and key not in state]
     needed = {key: value for key, value in parameters.items() if key not in absent}
     if differs := differences(state, needed):
         raise WeightsError(f"{checkpoint.source} does not fit the model: {shorten(differs)}")
@@ -173,18 +171,19 @@ def card_of(model: Model, card: ModelCard | None = None, **entries: Any) -> Mode
     return ModelCard.checked({**stated, **entries, **shown}, "the card")
 
 
-def _fitting_decoder(checkpoint: Checkpoint, model: MaskedAutoencoderHiera) -> dict[str, Tensor]:
-    """The tensors of a checkpoint's decoder that go into the model's; none if it has another kind.
+def _unfitting_decoder(checkpoint: Checkpoint, model: Model) -> set[str]:
+    """The tensors of a checkpoint's decoder that do not go into the model's.
 
     Raises:
         WeightsError: a folder that states another decoder.
     """
+    decoder = set(filter(DECODER.fullmatch, checkpoint.state))
     trained = checkpoint.likely_architecture
-    if not checkpoint.decoder or not trained:
-        return {}
+    if not isinstance(model, MaskedAutoencoderHiera) or not trained:
+        return decoder
     own = model.encoder.architecture
     if (trained["patch_stride"][0] == 1) != (own["patch_stride"][0] == 1):
-        return {}  # predicted pixels of images and of video have different orders
+        return decoder  # predicted pixels of images and of video have different orders
     stated = checkpoint.card.autoencoder if checkpoint.card is not None else None
     for key, value in (stated or {}).items():
         if value != model.decoder_architecture[key]:
@@ -192,9 +191,8 @@ def _fitting_decoder(checkpoint: Checkpoint, model: MaskedAutoencoderHiera) -> d
                 f"{checkpoint.source} was pretrained with {key}={value}, the model has "
                 f"{key}={model.decoder_architecture[key]}: take {value}"
             )
-    if divided(trained["input_size"], trained["patch_stride"]) == model.encoder.tokens_shape:
-        return checkpoint.decoder
-    return {k: v for k, v in checkpoint.decoder.items() if k != "decoder_pos_embed"}
+    same = divided(trained["input_size"], trained["patch_stride"]) == model.encoder.tokens_shape
+    return set() if same else {"decoder_pos_embed"}
 
 
 def encoder_of(model: Model) -> Hiera:
@@ -202,17 +200,11 @@ def encoder_of(model: Model) -> Hiera:
     return model if isinstance(model, Hiera) else model.encoder
 
 
-def official_name(key: str) -> str:
-    """The official name of a parameter here; an autoencoder's `encoder_norm` is `norm`."""
-    return key.removeprefix("encoder.")
-
-
 def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
     """Compares widths and depths, as shapes show them, and what only a card states."""
-    shown, own = architecture_shown(checkpoint.state), model.architecture
-    if not shown:
+    theirs, own = checkpoint.likely_architecture, model.architecture
+    if not theirs:
         return  # the caller reports what is missing
-    theirs = {**checkpoint.likely_architecture, **shown}
     differs = [
         f"{key} {theirs[key]}, not {own[key]}"
         for key in ("embed_dim", "stages", "num_heads", "q_stride", "mask_unit_attn")

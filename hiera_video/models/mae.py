@@ -26,7 +26,7 @@ from hiera_video.errors import ModelError
 from hiera_video.models.hiera import Hiera, HieraBlock, Trainable
 from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
-from hiera_video.models.units import Size3, divided, merged, unravel, unroll
+from hiera_video.models.units import Size3, divided, size3, times, unravel, unroll
 from hiera_video.settings.model import Target
 
 HOG_BINS, HOG_CELL = 9, 8  # orientations without sign; pixels of a cell's side (MaskFeat)
@@ -71,11 +71,10 @@ class MaskedAutoencoderHiera(Trainable):
             "target": target,
         }
         # Of the predicted tokens along each axis: those of a unit, pixels of one, and all.
-        pooled = merged(encoder.pools)
-        self.unit_shape: Size3 = divided(encoder.mask_unit, pooled)
-        t, h, w = (p * n for p, n in zip(encoder.patch_stride, pooled, strict=True))
-        self.token_pixels: Size3 = (t, h, w)
-        self.tokens_shape: Size3 = divided(encoder.input_size, self.token_pixels)
+        self.unit_shape = encoder.pooled_unit
+        self.tokens_shape = times(encoder.units_shape, self.unit_shape)
+        self.token_pixels = divided(encoder.input_size, self.tokens_shape)
+        _, h, w = self.token_pixels
         if target == "hog" and (h % HOG_CELL or w % HOG_CELL):
             raise ModelError(
                 f"target is 'hog': its cells of {HOG_CELL} pixels do not fit predicted tokens of "
@@ -85,9 +84,9 @@ class MaskedAutoencoderHiera(Trainable):
         # The last stage has the resolution already, as have the stages after the last pooling.
         self.multi_scale_fusion_heads = nn.ModuleList()
         for stage, dim in enumerate(encoder.stage_dims[: len(encoder.pools)]):
-            kernel = merged(encoder.pools[stage:])
+            kernel = [s ** (len(encoder.pools) - stage) for s in encoder.pools[stage]]
             self.multi_scale_fusion_heads.append(
-                nn.Conv3d(dim, encoder.num_features, kernel, kernel)
+                nn.Conv3d(dim, encoder.num_features, size3(kernel), size3(kernel))
             )
         self.decoder_embed = Linear(encoder.num_features, decoder_dim)
         self.mask_token = nn.Parameter(torch.empty(1, 1, decoder_dim))
@@ -95,16 +94,7 @@ class MaskedAutoencoderHiera(Trainable):
             torch.empty(1, math.prod(self.tokens_shape), decoder_dim)
         )
         self.decoder_blocks = nn.ModuleList(
-            HieraBlock(
-                dim=decoder_dim,
-                dim_out=decoder_dim,
-                heads=decoder_heads,
-                mlp_ratio=4.0,
-                drop_path=0.0,
-                pool=1,
-                within_units=False,
-            )
-            for _ in range(decoder_depth)
+            HieraBlock(decoder_dim, decoder_dim, decoder_heads) for _ in range(decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
         cells = h // HOG_CELL * (w // HOG_CELL)
@@ -227,7 +217,7 @@ def fuse_stage(
     Its kernel is its stride, so that it is one linear layer over the tokens that are merged, with
     its weights unrolled as they are.
     """
-    weight = unroll(head.weight, merged(pools), pools).flatten(1)  # [E, s * D]
+    weight = unroll(head.weight, size3(head.kernel_size), pools).flatten(1)  # [E, s * D]
     x = rearrange(x, "b k (s u) d -> b k u (s d)", s=math.prod(head.kernel_size))
     return F.linear(x, weight, head.bias)
 

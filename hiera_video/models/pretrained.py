@@ -30,7 +30,7 @@ from hiera_video.models.checkpoint import (
 from hiera_video.models.hiera import Hiera as Hiera
 from hiera_video.models.hub import SCHEME, write_repository
 from hiera_video.models.layouts import rename
-from hiera_video.models.loading import Model, card_of, load_weights, official_name
+from hiera_video.models.loading import Model, card_of, load_weights
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.sources import Source
 from hiera_video.models.variants import (
@@ -304,11 +304,11 @@ def load_model(
     checkpoint = with_card(read_checkpoint(source, kind))
     assert checkpoint.card is not None
     checkpoint.card.require(kind, source)
-    create: Callable[..., Model] = create_model
-    if kind != "backbone" and checkpoint.card.kind == "autoencoder":
-        create = create_autoencoder
-    elif kind != "backbone" and checkpoint.card.kind == "detector":
-        create = create_detector
+    creators: dict[Kind, Callable[..., Model]] = {
+        "autoencoder": create_autoencoder,
+        "detector": create_detector,
+    }
+    create = creators.get(kind or checkpoint.card.kind, create_model)
     model = create(checkpoint=checkpoint, **changes)
     assert model.card is not None
     return model.eval(), model.card
@@ -350,9 +350,9 @@ def save_model(
         logger.info("replacing the weights in %s", folder)
     norm = "encoder_norm." if card.kind == "autoencoder" else "norm."
     state = model.state_dict()
-    names = {key: rename(official_name(key), {"norm.": norm}) for key in state}
+    official = {rename(k.removeprefix("encoder."), {"norm.": norm}): v for k, v in state.items()}
     with replacing(folder) as part:
-        write_folder(part, {names[key]: state[key] for key in state}, card.to_json())
+        write_folder(part, official, card.to_json())
     if repository is not None:
         write_repository(repository, folder)
 

@@ -135,50 +135,40 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
 
     ONNX files above 1.5 GB have their weights in a second file, `path` with .data behind it.
     """
-    write, load = {"pt2": (_write_pt2, _load_pt2), "onnx": (_write_onnx, _load_onnx)}[format]
+    arguments = part.draw(TRACED_SIZE)
+    dims = {name: torch.export.Dim(name) for name in part.inputs.values()}
+    free_axes = tuple({0: dims[name]} for name in part.inputs.values())
     with warnings.catch_warnings():
         # That two inputs share the axis "boxes", and of deprecations inside of the exporters.
         warnings.simplefilter("ignore")
-        write(part, path)
-        run = load(path)
-    differences, largest = [], []
+        if format == "pt2":
+            exported = torch.export.export(part.module, arguments, dynamic_shapes=free_axes)
+            torch.export.save(exported, path)
+            run = _load_pt2(path)
+        else:
+            program = torch.onnx.export(
+                part.module,
+                arguments,
+                dynamic_shapes=free_axes,
+                input_names=list(part.inputs),
+                output_names=[part.output],
+                dynamo=True,
+                verbose=False,
+            )
+            assert program is not None  # it is with dynamo=False only
+            program.save(path)
+            run = _load_onnx(path)
+    compared = []
     for size in COMPARED_SIZES:
         arguments = part.draw(size)
         expected = part.module(*arguments)
-        differences.append((run(*arguments) - expected).abs().max())
-        largest.append(expected.abs().max())
-    return Comparison(
-        path, float(torch.stack(differences).max()), float(torch.stack(largest).max())
-    )
-
-
-def _free_axes(part: Part) -> tuple[dict[int, torch.export.Dim], ...]:
-    dims = {name: torch.export.Dim(name) for name in part.inputs.values()}
-    return tuple({0: dims[name]} for name in part.inputs.values())
-
-
-def _write_pt2(part: Part, path: Path) -> None:
-    arguments = part.draw(TRACED_SIZE)
-    program = torch.export.export(part.module, arguments, dynamic_shapes=_free_axes(part))
-    torch.export.save(program, path)
+        difference = run(*arguments) - expected
+        compared.append(torch.stack([difference.abs().max(), expected.abs().max()]))
+    return Comparison(path, *torch.stack(compared).amax(dim=0).tolist())
 
 
 def _load_pt2(path: Path) -> Callable[..., Tensor]:
     return torch.export.load(path).module()
-
-
-def _write_onnx(part: Part, path: Path) -> None:
-    program = torch.onnx.export(
-        part.module,
-        part.draw(TRACED_SIZE),
-        dynamic_shapes=_free_axes(part),
-        input_names=list(part.inputs),
-        output_names=[part.output],
-        dynamo=True,
-        verbose=False,
-    )
-    assert program is not None  # it is with dynamo=False only
-    program.save(path)
 
 
 def _load_onnx(path: Path) -> Callable[..., Tensor]:

@@ -43,9 +43,9 @@ def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
         WeightsNotFoundError: there is nothing of that name.
         FetchError: a repository that cannot be fetched.
     """
-    card = stated_card(source)
-    if card is None:
-        what = "a folder of another project" if Path(source).is_dir() else "a file"
+    path, card = find(source)
+    if not isinstance(card, ModelCard):
+        what = "a folder of another project" if path and path.is_dir() else "a file"
         raise WeightsError(
             f"{source} is {what}, which does not say what its weights are: needed is a run folder, "
             "a weights folder (`hiera-video convert` writes one), or published weights such as "
@@ -55,54 +55,39 @@ def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
     return card
 
 
-def stated_card(source: Source) -> ModelCard | None:
-    """As `load_card`, but None for a file, or a folder of another project, which have none."""
+def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
+    """Where weights are, and what describes them.
+
+    Returns:
+        A file, or the folder that holds config.json; None for published weights. Their card; of a
+        folder of another project its config.json, of a file {}.
+
+    Raises:
+        WeightsError, WeightsNotFoundError, FetchError: as for `load_card`.
+    """
     name = str(source)
-    return published_card(name) if name in PUBLISHED else card_of_folder(find_weights(source))
-
-
-def card_of_folder(path: Path) -> ModelCard | None:
-    """The card of a weights folder; None for a file or a folder of another project."""
-    config = read_config(path) if path.is_dir() else {}
-    if config.get("format") != FORMAT:
-        return None
-    return ModelCard.from_json(config, path / "config.json")
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json, of this or of another project."""
-    path = folder / "config.json"
+    if name in PUBLISHED:
+        return None, published_card(name)
+    check_source(source)
+    found = fetch_repository(name) if name.startswith(SCHEME) else Path(source).expanduser()
+    if not found.is_dir():
+        return found, {}
+    found = found / "weights" if (found / "weights" / "config.json").is_file() else found
+    path = found / "config.json"
+    if not path.is_file():
+        saved = sorted(found.glob("checkpoints/step_*/weights/config.json"))
+        raise WeightsNotFoundError(
+            f"{found} is a run that has not ended: take {saved[-1].parents[1]}"
+            if saved
+            else f"{found} is not a weights folder: it has no config.json"
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds a {type(config).__name__}: needed are keys with values")
-    return config
-
-
-def find_weights(source: Source) -> Path:
-    """The file that a source names, or the folder that holds its config.json.
-
-    Raises:
-        WeightsNotFoundError: neither is there.
-        FetchError: a repository that cannot be fetched.
-    """
-    if str(source).startswith(SCHEME):
-        return fetch_repository(str(source))
-    check_source(source)
-    path = Path(source).expanduser()
-    if not path.is_dir():
-        return path
-    for folder in (path / "weights", path):
-        if (folder / "config.json").is_file():
-            return folder
-    saved = sorted((path / "checkpoints").glob("step_*/weights/config.json"))
-    raise WeightsNotFoundError(
-        f"{path} is a run that has not ended: take {saved[-1].parents[1]}"
-        if saved
-        else f"{path} is not a weights folder: it has no config.json"
-    )
+    return found, ModelCard.from_json(config, path) if config.get("format") == FORMAT else config
 
 
 def check_source(source: Source) -> None:

@@ -37,13 +37,14 @@ def unroll(
 
 
 def reroll(
-    x: Float[Tensor, "B M U D"], units: Size3, mask_unit: Size3, pools: Sequence[Size3]
+    x: Float[Tensor, "B M U D"], units: Size3, pooled: Size3, pools: Sequence[Size3]
 ) -> Float[Tensor, "B t h w D"]:
-    """The inverse of `unroll`, for a grid of `units` mask units of (now) `mask_unit` tokens.
+    """The inverse of `unroll`, for a grid of `units` mask units.
 
-    `pools` are the steps that still separate tokens of a unit, first step first.
+    `pools` are the steps that still separate tokens of a unit, first step first; `pooled` are the
+    tokens that the last of them will leave of a unit.
     """
-    t, h, w = divided(mask_unit, merged(pools))
+    t, h, w = pooled
     batch = x.shape[0]
     x = rearrange(x, "b m (s t h w) d -> (b m s) t h w d", t=t, h=h, w=w)
     for i, j, k in reversed(pools):
@@ -73,43 +74,43 @@ def size3(values: Iterable[int]) -> Size3:
     return int(t), int(h), int(w)
 
 
+def times(size: Iterable[int], by: Iterable[int]) -> Size3:
+    """`size` times `by` along each axis."""
+    return size3(n * m for n, m in zip(size, by, strict=True))
+
+
 def divided(size: Iterable[int], by: Iterable[int]) -> Size3:
     """`size` over `by` along each axis, rounded down."""
-    t, h, w = (n // d for n, d in zip(size, by, strict=True))
-    return t, h, w
+    return size3(n // d for n, d in zip(size, by, strict=True))
 
 
-def merged(pools: Sequence[Size3]) -> Size3:
-    """How many tokens the pooling steps `pools` merge along each axis."""
-    t, h, w = (math.prod(pool[axis] for pool in pools) for axis in range(3))
-    return t, h, w
-
-
-def check_mask_unit(mask_unit: Size3, q_stride: Size3, q_pool: int) -> None:
-    needed = [s**q_pool for s in q_stride]
-    if any(m < 1 or m % n for m, n in zip(mask_unit, needed, strict=True)):
+def check_sizes(
+    input_size: Size3, patch_stride: Size3, mask_unit: Size3, q_stride: Size3, q_pool: int
+) -> None:
+    """Raises ModelError, with the nearest sizes that do, where these do not fit together."""
+    pooled = size3(s**q_pool for s in q_stride)
+    if not _fits(mask_unit, pooled):
         raise ModelError(
             f"mask_unit is {tuple(mask_unit)}: with q_pool={q_pool} and q_stride={tuple(q_stride)} "
-            f"it must be a multiple of {tuple(needed)}, for example {_nearest(mask_unit, needed)}"
+            f"it must be a multiple of {pooled}, for example {_nearest(mask_unit, pooled)}"
         )
-
-
-def check_input_size(
-    input_size: Size3, patch_stride: Size3, mask_unit: Size3, pooled: Sequence[int]
-) -> None:
-    needed = [p * m for p, m in zip(patch_stride, mask_unit, strict=True)]
-    if not any(i < 1 or i % n for i, n in zip(input_size, needed, strict=True)):
+    needed = times(patch_stride, mask_unit)
+    if _fits(input_size, needed):
         return
     advice = f"the nearest that works is {_nearest(input_size, needed)}"
-    if not any(i < 1 or i % p for i, p in zip(input_size, patch_stride, strict=True)):
+    if _fits(input_size, patch_stride):
         tokens = divided(input_size, patch_stride)
         units = [_divisor(*axis) for axis in zip(tokens, pooled, mask_unit, strict=True)]
         if all(units):
             advice += f", or for its {tokens} tokens mask_unit={size3(units)}"
     raise ModelError(
         f"input_size is {tuple(input_size)} (frames, height, width): it must be a multiple of "
-        f"{tuple(needed)} (patch_stride x mask_unit) along each; {advice}"
+        f"{needed} (patch_stride x mask_unit) along each; {advice}"
     )
+
+
+def _fits(values: Size3, multiples: Size3) -> bool:
+    return all(v > 0 and v % m == 0 for v, m in zip(values, multiples, strict=True))
 
 
 def _divisor(number: int, multiple_of: int, near: int) -> int:
@@ -118,5 +119,5 @@ def _divisor(number: int, multiple_of: int, near: int) -> int:
     return min(found, key=lambda n: abs(n - near), default=0)
 
 
-def _nearest(values: Size3, multiples: Sequence[int]) -> Size3:
+def _nearest(values: Size3, multiples: Size3) -> Size3:
     return size3(max(1, round(v / m)) * m for v, m in zip(values, multiples, strict=True))

@@ -98,11 +98,8 @@ def variant_name(arguments: Mapping[str, Any]) -> str:
         return width + depth
 
     name = min(list_models("*_224" if is_image(arguments) else "*_16x224"), key=distance)
-    exact = all(
-        as_tuple(arguments.get(key, value)) == value
-        for key, value in VARIANTS[name].items()
-        if key in ("embed_dim", "num_heads", "stages")
-    )
+    sizes = {key: VARIANTS[name][key] for key in ("embed_dim", "num_heads", "stages")}
+    exact = all(as_tuple(arguments.get(key, sizes[key])) == sizes[key] for key in sizes)
     return name if exact else f"custom (nearest {name})"
 
 

@@ -8,7 +8,6 @@ from PIL import ImageFont
 
 from hiera_video.analysis.overlay import (
     COLOURS,
-    KeyframePeople,
     Person,
     draw_people,
     fit_lines,
@@ -109,7 +108,7 @@ def test_each_key_frame_is_shown_half_an_interval_before_and_after():
 def test_a_video_is_drawn_frame_by_frame(tmp_path):
     path = tmp_path / "grey.mp4"
     write_video(path, [ground(360, 480)] * 30, 10)
-    keyframes = [KeyframePeople(1.0, (Person((0.25, 0.25, 0.75, 0.75), (("walk", 0.9),)),))]
+    keyframes = [(1.0, [Person((0.25, 0.25, 0.75, 0.75), (("walk", 0.9),))])]
     with open_video(path) as video:
         drawn = [
             bool((frame == COLOURS[0]).all(axis=2).any())

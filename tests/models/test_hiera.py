@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from hiera_video.models import hiera
 from hiera_video.models.hiera import DropPath, Hiera, reroll, unroll
 from hiera_video.models.masking import kept_units
+from hiera_video.models.units import size3
 
 SMALL: dict[str, Any] = {
     "input_size": (8, 64, 64),
@@ -61,22 +62,22 @@ def test_unroll_and_reroll(
     t, h, w = (n * m for n, m in zip(units, unit, strict=True))
     x = torch.randn(2, 3, t, h, w)
     tokens = unroll(x, unit, pools)
+    last = size3(n // math.prod(pool[axis] for pool in pools) for axis, n in enumerate(unit))
     assert tokens.shape == (2, math.prod(units), math.prod(unit), 3)
-    assert torch.equal(reroll(tokens, units, unit, pools), x.movedim(1, -1))
+    assert torch.equal(reroll(tokens, units, last, pools), x.movedim(1, -1))
     for m in range(math.prod(units)):  # units come in space-time order
         i, j, k = (int(n) for n in torch.unravel_index(torch.tensor(m), units))
         a, b, c = unit
         block = x[:, :, i * a : (i + 1) * a, j * b : (j + 1) * b, k * c : (k + 1) * c]
         assert torch.allclose(tokens[:, m].sum(1), block.flatten(2).sum(2), atol=1e-4)
 
-    pooled, left, done = tokens, list(pools), list(unit)
+    pooled, left = tokens, list(pools)
     expected = x
     while left:
         step = left.pop(0)
         pooled = hiera.pool_tokens(pooled, math.prod(step))
-        done = [d // s for d, s in zip(done, step, strict=True)]
         expected = F.max_pool3d(expected, step, step)
-        assert torch.equal(reroll(pooled, units, tuple(done), left), expected.movedim(1, -1))
+        assert torch.equal(reroll(pooled, units, last, left), expected.movedim(1, -1))
 
 
 @pytest.mark.parametrize("mask_unit", [(1, 8, 8), (2, 8, 8), (4, 8, 16), (2, 16, 8)])

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError
-from hiera_video.models.sources import find_weights, load_card, published_card, stated_card
+from hiera_video.models.sources import find, load_card, published_card
 from hiera_video.models.variants import PUBLISHED, VARIANTS, paper_mask_ratio
 from hiera_video.settings.load import load_for_print
 from hiera_video.settings.model import Masking
@@ -44,7 +44,7 @@ def test_weights_run_and_checkpoint_folders(tmp_path: Path) -> None:
         (step, step),
         (step.parent, step),
     ):
-        assert find_weights(source) == folder
+        assert find(source)[0] == folder
         assert load_card(str(source)).class_names == ("left", "right")
 
 
@@ -69,7 +69,6 @@ def test_what_has_no_card(tmp_path: Path) -> None:
     foreign = weights(tmp_path / "foreign")
     (foreign / "config.json").write_text('{"model_type": "hiera"}')
     for source, what in ((file, "a file"), (foreign, "a folder of another project")):
-        assert stated_card(source) is None
         with pytest.raises(WeightsError, match=f"is {what}.*`hiera-video convert` writes one"):
             load_card(source)
 
