@@ -1,7 +1,5 @@
 """Hiera for video (arXiv 2306.00989)."""
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING
 

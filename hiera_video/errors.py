@@ -1,7 +1,5 @@
 """Errors whose message is all that the user needs: the command line prints them without a trace."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager

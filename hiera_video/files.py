@@ -3,8 +3,6 @@
 `replacing` is the only place where a file or folder appears under its final name.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """Published accuracy against measured speed, as in figure 1 of Hiera's paper."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ Small frames are enlarged, so that labels fit. Labels avoid one another if there
 leave the picture.
 """
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Iterator, Sequence

@@ -7,8 +7,6 @@ or ImageNet-1k as published by the authors, with their views and pretraining: fo
 docs/source/model_zoo.md, except MViT-B: arXiv 2104.11227, table 4.
 """
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence

@@ -9,8 +9,6 @@ Work is "inference" (forward, without gradients), "finetuning" (forward, cross e
 "pretraining" (forward of a masked autoencoder, its loss, backward), without an optimizer.
 """
 
-from __future__ import annotations
-
 import gc
 import logging
 import multiprocessing

@@ -1,7 +1,5 @@
 """Tables of text, and the results of `hiera-video benchmark` in such tables."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from itertools import groupby

@@ -8,8 +8,6 @@ standard deviation. Its brightness and contrast are not predicted; the mode deci
 from, and every picture states it, as in `MODES`. Most published pictures show the true ones.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The help text of a command, made from the fields of its settings."""
 
-from __future__ import annotations
-
 import inspect
 import json
 import shutil

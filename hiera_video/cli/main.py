@@ -9,8 +9,6 @@ Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 done but some inputs 
 130 interrupted, 143 stopped by SIGTERM after saving.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -1,7 +1,5 @@
 """`hiera-video benchmark`: speed and memory of models, and of those of other libraries."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

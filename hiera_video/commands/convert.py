@@ -1,7 +1,5 @@
 """`hiera-video convert`: weights in the layout of another project, read again as a check."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hiera_video.errors import configured

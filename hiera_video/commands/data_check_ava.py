@@ -1,7 +1,5 @@
 """`hiera-video data check-ava`: finds mistakes in annotations and videos before a run."""
 
-from __future__ import annotations
-
 from itertools import groupby
 from pathlib import Path
 from typing import Any

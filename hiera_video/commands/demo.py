@@ -3,8 +3,6 @@
 The steps are commands as a user would type them; each is printed and runs in its own process.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

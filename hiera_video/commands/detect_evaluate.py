@@ -1,7 +1,5 @@
 """`hiera-video detect evaluate`: frame mAP of a trained action detector, and its detections."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import asdict

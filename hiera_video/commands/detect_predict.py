@@ -1,7 +1,5 @@
 """`hiera-video detect predict FILE...`: what the people in one's own videos do, and an overlay."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`hiera-video detect score`: computes frame mAP of action detections from csv files."""
 
-from __future__ import annotations
-
 import json
 import math
 import sys

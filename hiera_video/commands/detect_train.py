@@ -1,7 +1,5 @@
 """`hiera-video detect train`: train an action detector on key frames with boxes."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`hiera-video evaluate`: multi-view accuracy of a trained classifier, and its scores on disk."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """`hiera-video export`: torch.export and ONNX files of a model, each compared with it."""
 
-from __future__ import annotations
-
 import json
 import logging
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """`hiera-video extract INPUT`: features of many videos, one file a video, and an index."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """`hiera-video finetune`: train a classifier on videos or images, from weights or from scratch."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`hiera-video flops`: the cost of a model by stage, view and video, and the paper's table."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from functools import partial

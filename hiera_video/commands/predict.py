@@ -1,7 +1,5 @@
 """`hiera-video predict FILE...`: the most likely classes of videos or images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from hiera_video.data.batches import Failure

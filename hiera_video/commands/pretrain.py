@@ -1,7 +1,5 @@
 """`hiera-video pretrain`: masked-autoencoder pretraining on videos or images, labels unused."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`hiera-video visualize mae FILE...`: pictures of the predictions of a masked autoencoder."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A sample is a pure function of (seed, epoch, index). A video that cannot be read
 `Failure`, never another video.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass

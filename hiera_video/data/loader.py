@@ -1,7 +1,5 @@
 """Loaders: samples and batches, in order, read by supervised processes."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import os

@@ -5,8 +5,6 @@ All clips of a batch share one draw and are paired with the batch in reverse ord
 paper (arXiv 2306.00989, Tab. 11b): mixup 0.8, cutmix 1.0, label smoothing 0.1.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

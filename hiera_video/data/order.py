@@ -4,8 +4,6 @@ It is a pure function of (seed, epoch), whatever the number of processes: step k
 the k-th `global_batch_size` videos of that epoch's permutation, whoever reads them.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass

@@ -8,8 +8,6 @@ select these frames, and `clip_batch` converts a batch of the DataLoader to a `C
 Only `pytorchvideo.data` is imported: `pytorchvideo.transforms` needs a torchvision of 2023.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction

@@ -13,8 +13,6 @@ torchvision v2, which has no bicubic for tensors, and timm are several times slo
 (docs/benchmarks.md, `tools/benchmark_transforms.py`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

@@ -13,8 +13,6 @@ The kernels are OpenCV's because torchvision's, also on uint8, are several times
 `cv2.setNumThreads`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

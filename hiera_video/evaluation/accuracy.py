@@ -1,7 +1,5 @@
 """Accuracy of classification: top-k, average precision of several labels per video, confusion."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Results of `frame_ap` as plain data and as text."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Classes of video files, for `hiera-video predict` and for Python."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Files that an evaluation writes: scores of all views, predictions and confusion counts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

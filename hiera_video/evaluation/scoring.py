@@ -1,7 +1,5 @@
 """Scores of a list of videos or key frames, shared out over the processes of a run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice

@@ -4,8 +4,6 @@ Softmax per view in float32, then the mean over views, as in SlowFast's TestMete
 merge. Views of several videos share a forward pass.
 """
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 

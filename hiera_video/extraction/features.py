@@ -1,7 +1,5 @@
 """Clips to features: which layer, how it is pooled, in which type of number."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import KW_ONLY, dataclass

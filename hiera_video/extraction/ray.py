@@ -6,8 +6,6 @@ driver stores what comes back, so that outputs and resuming are those of a local
 the output folder must have the same paths on all machines.
 """
 
-from __future__ import annotations
-
 import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Windows of a video, read in a decoding process."""
 
-from __future__ import annotations
-
 import logging
 import os
 import time

@@ -4,8 +4,6 @@ A thread fills the next batches while the model works on one. Features of a batc
 the next one has been launched.
 """
 
-from __future__ import annotations
-
 import contextlib
 import logging
 import time

@@ -3,8 +3,6 @@
 A window is a clip with a place in time. docs/extraction.md gives the number of windows.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

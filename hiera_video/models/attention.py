@@ -8,8 +8,6 @@ tokens with 4 heads of 96 took 44 to 53 ms on two cores, against 82 to 89 ms fus
 kernel, the scores are not kept for the backward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -3,8 +3,6 @@
 A key that no list here knows is an error. What a file does not state, `with_card` infers.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Weights of a classifier or backbone in the layout of another project, read again as a check."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

@@ -8,8 +8,6 @@ the stride of the map (32 pixels; 16 with q_pool=2) is then right by constructio
 model.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

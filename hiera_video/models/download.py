@@ -1,7 +1,5 @@
 """Files of weights from the web, kept in torch.hub's cache: with progress, and resumed."""
 
-from __future__ import annotations
-
 import hashlib
 import http.client
 import logging

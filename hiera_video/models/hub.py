@@ -3,8 +3,6 @@
 HF_HUB_OFFLINE and HF_TOKEN are honoured, since huggingface_hub does the work.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

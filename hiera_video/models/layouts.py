@@ -4,8 +4,6 @@ A table for each layout serves both directions. On this side stand the official 
 `Hiera` itself.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,8 +5,6 @@ kernel 1 is the same product; torch computes it by oneDNN, which does. On an AMD
 the forward pass of base 16x224 took 0.71 of the time, and a training step 0.73.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ Patch kernels and position embeddings of another clip size are adapted. A parame
 checkpoint lacks is an error; only a classifier and a decoder may start with random values.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence

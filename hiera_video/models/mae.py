@@ -10,8 +10,6 @@ Parameter names, less the prefix `encoder.`, are those of facebookresearch/hiera
 `encoder_norm` is the encoder's `norm` here.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """Pixels to the input of a model."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

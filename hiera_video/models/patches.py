@@ -1,7 +1,5 @@
 """Pixels to tokens: the convolution over a whole clip, or over the mask units that are kept."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """People in single frames: torchvision's Faster R-CNN, trained on COCO."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -8,8 +8,6 @@ Exported are float32 weights on a CPU, in evaluation and without gradients. On t
 torch's own: no operator in the files is ours.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping

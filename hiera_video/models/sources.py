@@ -9,8 +9,6 @@ A source is one of:
 * a repository of the Hugging Face Hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

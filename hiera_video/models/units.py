@@ -5,8 +5,6 @@ tokens in each, ordered such that the tokens that a pooling step merges lie `U /
 Pooling is then a maximum over one axis, and hiding a unit drops a row.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

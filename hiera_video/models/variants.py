@@ -5,8 +5,6 @@ A name is ARCHITECTURE (`hiera_base_16x224`), or ARCHITECTURE.TAG for published 
 torch.
 """
 
-from __future__ import annotations
-
 import fnmatch
 from collections.abc import Iterable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Ranks and reductions, from the variables that torchrun sets; without them, one process."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """What a command ran with, for its report."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

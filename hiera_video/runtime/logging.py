@@ -1,7 +1,5 @@
 """Messages of a command: to stderr, and to the log file of a run."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

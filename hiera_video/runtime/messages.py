@@ -5,8 +5,6 @@ the receiver maps that file. It has no name: it is freed with the last process o
 it, whichever process was killed, and the size of /dev/shm does not limit it.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import mmap

@@ -1,7 +1,5 @@
 """Values made in a thread, ahead of their use."""
 
-from __future__ import annotations
-
 import contextlib
 import queue
 import threading

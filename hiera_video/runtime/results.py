@@ -1,7 +1,5 @@
 """Where the results of a command go, and its exit code."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path

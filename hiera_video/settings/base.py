@@ -5,8 +5,6 @@ allowed, and the string below it what it means and its unit; error messages and 
 from these.
 """
 
-from __future__ import annotations
-
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass

@@ -1,7 +1,5 @@
 """Settings of the commands that use trained models on videos, and of those that check data."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import MinLen

@@ -1,7 +1,5 @@
 """Settings of models."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt

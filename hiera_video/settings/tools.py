@@ -1,7 +1,5 @@
 """Settings of the commands on cost, speed and formats of models, and of the demos."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal, get_args
 
 from annotated_types import MinLen

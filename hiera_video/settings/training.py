@@ -1,7 +1,5 @@
 """Settings of training: data, augmentation, optimizer, loop, and the three training commands."""
 
-from __future__ import annotations
-
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le

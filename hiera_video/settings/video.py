@@ -1,7 +1,5 @@
 """Settings of reading: the decoder, and which frames and crops of a video are taken."""
 
-from __future__ import annotations
-
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator

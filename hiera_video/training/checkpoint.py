@@ -4,8 +4,6 @@
 number of processes write or read. Its `weights/` is the model alone, to evaluate or to start from.
 """
 
-from __future__ import annotations
-
 import shutil
 import warnings
 from collections.abc import Callable

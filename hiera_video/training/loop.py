@@ -3,8 +3,6 @@
 Everything random in a step is seeded by (seed, step, rank): a resumed run is the same to the bit.
 """
 
-from __future__ import annotations
-
 import math
 import signal
 import time

@@ -1,7 +1,5 @@
 """Losses of the three training commands, each the sum over the targets of a batch, in float32."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 

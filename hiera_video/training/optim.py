@@ -1,7 +1,5 @@
 """Which parameters learn and how: freezing, groups with layer decay, optimizers, learning rate."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """A training run from its folder to its weights: what all training commands share."""
 
-from __future__ import annotations
-
 import json
 import logging
 import math

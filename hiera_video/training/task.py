@@ -1,7 +1,5 @@
 """What a training command brings to a run: data, model, loss and evaluation."""
 
-from __future__ import annotations
-
 import logging
 from abc import ABC, abstractmethod
 from pathlib import Path

@@ -6,8 +6,6 @@ SlowFast's for Kinetics, SSv2 and AVA, VideoMAE's for two clips on SSv2. Wrong a
 `ValueError` with the argument, its value and what is allowed.
 """
 
-from __future__ import annotations
-
 import math
 from numbers import Integral
 from typing import get_args

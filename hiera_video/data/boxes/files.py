@@ -5,8 +5,6 @@ sets use the same csv format, or csv with a header, or JSON lines, with the colu
 x1, y1, x2, y2 and, where they apply, action (id or name), person, score.
 """
 
-from __future__ import annotations
-
 import csv
 import logging
 import math

@@ -1,7 +1,5 @@
 """Records of key frames, each with its boxes and their actions, made from tables of boxes."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence

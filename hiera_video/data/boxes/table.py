@@ -1,7 +1,5 @@
 """Boxes of people at key frames, in one kind of table for all uses, and the names of actions."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterable

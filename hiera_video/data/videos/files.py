@@ -3,8 +3,6 @@
 Labels are class ids or class names, as in the file; `records` turns them into class ids.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -10,8 +10,6 @@ An image counts as a video of one frame. Files are not opened: a list is refused
 first files exists.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
