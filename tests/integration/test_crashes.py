@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 
 import pytest
 
-from hiera_video.commands import (
+from hiera_video.commands import (  # noqa: F401
     detect_evaluate,
     detect_train,
+    evaluate,
     finetune,
+    predict,
     pretrain,
 )
-from hiera_video.evaluation import prediction
 from hiera_video.runtime import workers
 from tests.dying_decoder import open_or_die
 
@@ -24,8 +26,9 @@ WORKERS = ("data.num_workers=2", "data.deadline_sec=0.5")
 
 @pytest.fixture(autouse=True)
 def _dying_decoder(monkeypatch):
-    for module in (detect_evaluate, detect_train, finetune, prediction, pretrain):
-        monkeypatch.setattr(module, "opener", lambda *_: open_or_die)
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("hiera_video.") and hasattr(module, "opener"):
+            monkeypatch.setattr(module, "opener", lambda *_: open_or_die)
     monkeypatch.setattr(workers, "GRACE_SEC", 0.5)
 
 
