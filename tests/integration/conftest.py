@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -92,12 +93,18 @@ def run(*arguments: object) -> Result:
     return Result(code, out.getvalue(), err.getvalue())
 
 
+def run_forked(*arguments: object) -> Result:
+    """A command in a forked process, where the threads of OpenCV do not exist."""
+    cv2.setNumThreads(0)
+    return run(*arguments)
+
+
 def run_rank(
     connection: Connection, variables: dict[str, object], arguments: tuple[object, ...]
 ) -> None:
     """Runs a command with more environment variables, and sends its result."""
     os.environ.update({name: str(value) for name, value in variables.items()})
-    connection.send(run(*arguments))
+    connection.send(run_forked(*arguments))
 
 
 def environment(**changes: str) -> dict[str, str]:
@@ -157,7 +164,7 @@ class Commands:
     def fork(self, *arguments: object) -> multiprocessing.process.BaseProcess:
         """As `start`, without the seconds that importing torch takes; what it says is lost."""
         context = multiprocessing.get_context("fork")
-        process = context.Process(target=run, args=arguments)
+        process = context.Process(target=run_forked, args=arguments)
         process.start()
         return process
 
