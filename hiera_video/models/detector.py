@@ -47,6 +47,7 @@ class ActionDetector(Trainable):
             )
         self.encoder, self.head_dropout = encoder, head_dropout
         self.roi_resolution = roi_resolution
+        self.roi_head = Head(encoder.num_features, num_classes, head_dropout)
         self.reset_classifier(num_classes)
 
     @property

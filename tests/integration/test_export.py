@@ -100,7 +100,6 @@ def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch
         def forward(self, clips):
             return torch.ones(len(clips), 3)
 
-    monkeypatch.setattr(export_module, "_write_pt2", lambda part, path: path.touch())
     monkeypatch.setattr(export_module, "_load_pt2", lambda _: Wrong())
     folder = tmp_path / "exported"
     result = commands.run("export", f"checkpoint={weights}", "format=pt2", f"output_dir={folder}")
