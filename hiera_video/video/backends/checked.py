@@ -93,20 +93,17 @@ class CheckedReader(VideoReader):
             raise BackendRefusal(f"{self.backend} cannot {action} it: {line}") from error
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
-        for first in range(0, len(positions), FRAMES_PER_BATCH):
+        first = 0
+        while first < len(positions) and self.backend != self._exact.backend:
             deadline.check()
             batch = positions[first : first + FRAMES_PER_BATCH]
-            frames = None
-            if self.backend != self._exact.backend:
-                try:
-                    frames = self._batch(batch)
-                except BackendRefusal as refusal:
-                    warn_about_refusal(self.path, self.backend, refusal)
-                    self.backend = self._exact.backend
-            if frames is None:
-                yield from self._exact._read(positions[first:], deadline)
-                return
-            yield from zip(batch, frames, strict=True)
+            try:
+                yield from zip(batch, self._batch(batch), strict=True)
+                first += len(batch)
+            except BackendRefusal as refusal:
+                warn_about_refusal(self.path, self.backend, refusal)
+                self.backend = self._exact.backend
+        yield from self._exact._read(positions[first:], deadline)
 
     def close(self) -> None:
         self._video = None
