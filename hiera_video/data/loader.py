@@ -76,7 +76,7 @@ class Loader:
 
         dataset = copy.copy(self.dataset)
         dataset.records = ()  # each job brings its own
-        work = _ReadBatch(dataset, self.collate)
+        work = partial(_read_batch, dataset, self.collate)
         limit_sec = 2 * self.decoding.deadline_sec
         with Workers(work, self.num_workers, limit_sec=limit_sec) as workers:
             for result in workers.results(jobs()):
@@ -93,25 +93,21 @@ class Loader:
         return batch.pin_memory() if self.pin_memory else batch
 
 
-@dataclass(frozen=True)
-class _ReadBatch:
+def _read_batch(
+    dataset: RecordDataset,
+    collate: Collate,
+    items: Sequence[tuple[Any, Any]],
+    deaths: Mapping[int, Death],
+    report: Report,
+) -> Any:
     """Reads the records of a batch in a decoding process."""
-
-    dataset: RecordDataset
-    collate: Collate
-
-    def __call__(
-        self, items: Sequence[tuple[Any, Any]], deaths: Mapping[int, Death], report: Report
-    ) -> Any:
-        samples = []
-        for i, (record, key) in enumerate(items):
-            report.working(i)
-            if i in deaths:
-                samples.append(Failure.of_death(record, deaths[i]))
-            else:
-                samples.append(self.dataset.read(record, key))
-        report.working(len(items))
-        return self.collate(samples)
+    samples = []
+    for i, (record, key) in enumerate(items):
+        report.working(i)
+        death = deaths.get(i)
+        samples.append(Failure.of_death(record, death) if death else dataset.read(record, key))
+    report.working(len(items))
+    return collate(samples)
 
 
 def training_loader(
