@@ -64,10 +64,6 @@ class ClipBatch:
 
     num_dropped = 0  # targets outside of their crop
 
-    def pin_memory(self) -> ClipBatch:
-        self.clips = self.clips.pin_memory()
-        return self
-
 
 @dataclass(frozen=True)
 class BoxedClip:
@@ -99,10 +95,6 @@ class DetectionBatch:
     def num_targets(self) -> int:
         """Number of boxes, over which the loss is averaged."""
         return len(self.boxes)
-
-    def pin_memory(self) -> DetectionBatch:
-        self.clips = self.clips.pin_memory()
-        return self
 
 
 @dataclass(frozen=True)
