@@ -64,27 +64,16 @@ class ClipBatch:
 
     num_dropped = 0  # targets outside of their crop
 
-    def pin_memory(self) -> ClipBatch:
-        self.clips = self.clips.pin_memory()
-        return self
-
 
 @dataclass(frozen=True)
 class BoxedClip:
     """One training clip around a key frame, and the boxes inside its crop."""
 
+    name: str  # of the key frame
     clip: np.ndarray  # uint8 [T, H, W, C]
     boxes: np.ndarray  # float32 [n, 4], x1 y1 x2 y2 as fractions of the clip's frames
     actions: list[tuple[int, ...]]  # n sets of action ids
     num_dropped: int  # boxes outside of the crop
-
-
-@dataclass(frozen=True)
-class DetectionSample:
-    """The clips of one key frame."""
-
-    name: str
-    clips: list[BoxedClip]
 
 
 @dataclass
@@ -106,10 +95,6 @@ class DetectionBatch:
     def num_targets(self) -> int:
         """Number of boxes, over which the loss is averaged."""
         return len(self.boxes)
-
-    def pin_memory(self) -> DetectionBatch:
-        self.clips = self.clips.pin_memory()
-        return self
 
 
 @dataclass(frozen=True)
@@ -172,12 +157,11 @@ def collate_clips(
 
 
 def collate_boxed_clips(
-    samples: Sequence[DetectionSample | Failure], clip_shape: tuple[int, int, int, int]
+    samples: Sequence[list[BoxedClip] | Failure], clip_shape: tuple[int, int, int, int]
 ) -> DetectionBatch:
     """Stacks clips as `collate_clips`, and concatenates the boxes of all clips."""
-    read = [s for s in samples if isinstance(s, DetectionSample)]
     failures = [s for s in samples if isinstance(s, Failure)]
-    clips = [clip for sample in read for clip in sample.clips]
+    clips = [clip for s in samples if not isinstance(s, Failure) for clip in s]
     if not clips:
         black, none = torch.zeros(1, *clip_shape, dtype=torch.uint8), torch.zeros(0, 4)
         return DetectionBatch(black, none, torch.zeros(0, dtype=torch.int64), [], [], failures)
@@ -187,7 +171,7 @@ def collate_boxed_clips(
         boxes=torch.from_numpy(np.concatenate([clip.boxes for clip in clips])),
         clip_of_box=torch.repeat_interleave(torch.arange(len(clips)), counts),
         actions=[actions for clip in clips for actions in clip.actions],
-        names=[sample.name for sample in read for _ in sample.clips],
+        names=[clip.name for clip in clips],
         failures=failures,
         num_dropped=sum(clip.num_dropped for clip in clips),
     )

@@ -16,7 +16,6 @@ from torch.utils.data import Dataset
 from hiera_video.data.batches import (
     BoxedClip,
     ClipSample,
-    DetectionSample,
     Failure,
     KeyframeSample,
     ViewSample,
@@ -130,7 +129,7 @@ class EvaluationViews(RecordDataset):
 
 @dataclass
 class TrainingKeyframes(RecordDataset):
-    """Clips around key frames, with boxes, for training: a `DetectionSample` for each key.
+    """Clips around key frames, with boxes, for training: a list of `BoxedClip` for each key.
 
     Args:
         num_repeats: random crops of each key frame's clip.
@@ -148,7 +147,7 @@ class TrainingKeyframes(RecordDataset):
 
     def sample(
         self, video: VideoReader, record: KeyframeRecord, key: tuple[int, int, int]
-    ) -> DetectionSample:
+    ) -> list[BoxedClip]:
         rng = np.random.default_rng([self.seed, *key])
         frames = video.frames(self.sampler.keyframe_clip(video, record.second, self.start_sec))
         clips = []
@@ -158,8 +157,8 @@ class TrainingKeyframes(RecordDataset):
             inside = np.flatnonzero((boxes[:, 2:] > boxes[:, :2]).all(axis=1))
             kept = boxes[inside].astype(np.float32)
             actions = [record.actions[i] for i in inside]
-            clips.append(BoxedClip(clip, kept, actions, len(boxes) - len(kept)))
-        return DetectionSample(record.name, clips)
+            clips.append(BoxedClip(record.name, clip, kept, actions, len(boxes) - len(kept)))
+        return clips
 
 
 @dataclass

@@ -37,8 +37,8 @@ class Loader:
         collate: from the samples of a batch to the batch.
         decoding: how many processes decode, and how long opening or reading a video may take. With
             0, or for a single batch, this process decodes, and a crash ends it.
-        processes: processes like this one on this machine, which share its cores.
-        pin_memory: call `pin_memory` of each batch.
+        process: this process; those of its machine share the cores.
+        pin_memory: whether to pin the `clips` of each batch.
     """
 
     dataset: RecordDataset
@@ -46,11 +46,12 @@ class Loader:
     collate: Collate
     _: KW_ONLY
     decoding: Decoding
-    processes: int = 1
+    process: Process = ALONE
     pin_memory: bool = False
 
     def __post_init__(self) -> None:
-        self.num_workers = min(num_workers(self.decoding, self.processes), len(self.order) - 1)
+        wanted = num_workers(self.decoding, self.process.local_world_size)
+        self.num_workers = min(wanted, len(self.order) - 1)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -76,7 +77,7 @@ class Loader:
 
         dataset = copy.copy(self.dataset)
         dataset.records = ()  # each job brings its own
-        work = _ReadBatch(dataset, self.collate)
+        work = partial(_read_batch, dataset, self.collate)
         limit_sec = 2 * self.decoding.deadline_sec
         with Workers(work, self.num_workers, limit_sec=limit_sec) as workers:
             for result in workers.results(jobs()):
@@ -90,28 +91,26 @@ class Loader:
                     first += 1
 
     def _finished(self, batch: Any) -> Any:
-        return batch.pin_memory() if self.pin_memory else batch
+        if self.pin_memory:
+            batch.clips = batch.clips.pin_memory()
+        return batch
 
 
-@dataclass(frozen=True)
-class _ReadBatch:
+def _read_batch(
+    dataset: RecordDataset,
+    collate: Collate,
+    items: Sequence[tuple[Any, Any]],
+    deaths: Mapping[int, Death],
+    report: Report,
+) -> Any:
     """Reads the records of a batch in a decoding process."""
-
-    dataset: RecordDataset
-    collate: Collate
-
-    def __call__(
-        self, items: Sequence[tuple[Any, Any]], deaths: Mapping[int, Death], report: Report
-    ) -> Any:
-        samples = []
-        for i, (record, key) in enumerate(items):
-            report.working(i)
-            if i in deaths:
-                samples.append(Failure.of_death(record, deaths[i]))
-            else:
-                samples.append(self.dataset.read(record, key))
-        report.working(len(items))
-        return self.collate(samples)
+    samples = []
+    for i, (record, key) in enumerate(items):
+        report.working(i)
+        death = deaths.get(i)
+        samples.append(Failure.of_death(record, death) if death else dataset.read(record, key))
+    report.working(len(items))
+    return collate(samples)
 
 
 def training_loader(
@@ -120,8 +119,6 @@ def training_loader(
     *,
     clip_shape: tuple[int, int, int, int],
     decoding: Decoding,
-    processes: int = 1,
-    pin_memory: bool = False,
 ) -> Loader:
     """Batches of `order`: `ClipBatch` or `DetectionBatch`; `clip_shape` is [T, H, W, C]."""
     collate: Any = collate_clips if isinstance(dataset, TrainingClips) else collate_boxed_clips
@@ -130,8 +127,8 @@ def training_loader(
         order,
         partial(collate, clip_shape=clip_shape),
         decoding=decoding,
-        processes=processes,
-        pin_memory=pin_memory,
+        process=order.process,
+        pin_memory=order.process.device.type == "cuda",
     )
 
 
@@ -140,8 +137,7 @@ def evaluation_loader(
 ) -> Loader:
     """One sample or `Failure` for each record of a process: disjoint, complete, no padding."""
     order = [[index] for index in range(process.rank, len(dataset), process.world_size)]
-    processes = process.local_world_size
-    return Loader(dataset, order, itemgetter(0), decoding=decoding, processes=processes)
+    return Loader(dataset, order, itemgetter(0), decoding=decoding, process=process)
 
 
 def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> Iterator[Sample]:

@@ -42,58 +42,40 @@ def mix(
     *,
     mixup: float = 0.8,
     cutmix: float = 1.0,
-    switch_prob: float = 0.5,
     generator: np.random.Generator,
 ) -> tuple[Clips, Targets]:
-    """Mixes each clip with its partner, by mixup or by cutmix. `clips` are overwritten.
+    """Mixes each clip with its partner, by mixup (arXiv 1710.09412) or cutmix (arXiv 1905.04899).
 
+    `clips` are overwritten. If both are on, each is chosen with probability 0.5. Targets are
+    weighted by the fraction that is kept of the clip: with cutmix, the area outside of the box.
     In a batch of odd size the clip in the middle is its own partner and does not change. Targets
     may be smoothed, multi-hot, or any others that can be averaged.
 
     Args:
         mixup: alpha of mixup's Beta(alpha, alpha); 0 turns mixup off.
         cutmix: alpha of cutmix's Beta(alpha, alpha); 0 turns cutmix off.
-        switch_prob: probability of cutmix if both are on.
         generator: random generator, on the CPU; the draw does not depend on the device.
 
     Raises:
-        ValueError: an argument is out of range.
+        ValueError: an alpha is negative.
     """
     for name, value in (("mixup", mixup), ("cutmix", cutmix)):
         if value < 0:
             raise ValueError(f"{name} is {value}; allowed: 0 (off) or more")
-    if not 0 <= switch_prob <= 1:
-        raise ValueError(f"switch_prob is {switch_prob}; allowed: 0 to 1")
     if not mixup and not cutmix:
         return clips, targets
-    if cutmix and (not mixup or generator.random() < switch_prob):
+    if cutmix and (not mixup or generator.random() < 0.5):
+        height, width = clips.shape[-2:]
         kept = float(generator.beta(cutmix, cutmix))
-        box = cutmix_box(clips.shape[-2], clips.shape[-1], kept, generator)
-        return cut_and_paste(clips, targets, box)
-    return blend(clips, targets, float(generator.beta(mixup, mixup)))
-
-
-def blend(clips: Clips, targets: Targets, kept: float) -> tuple[Clips, Targets]:
-    """Mixup (arXiv 1710.09412), in place: a fraction `kept` of each clip, the rest its partner."""
-    partners = clips.flip(0)
-    clips.mul_(kept).add_(partners, alpha=1 - kept)
-    return clips, _blend_targets(targets, kept)
-
-
-def cut_and_paste(clips: Clips, targets: Targets, box: Box) -> tuple[Clips, Targets]:
-    """Cutmix (arXiv 1905.04899), in place: a box in all frames is taken from the partner.
-
-    Targets are weighted by the area of the box inside the frame.
-    """
-    top, bottom, left, right = box
-    inside = clips[..., top:bottom, left:right]
-    inside.copy_(inside.flip(0))
-    area = (bottom - top) * (right - left)
-    return clips, _blend_targets(targets, 1 - area / (clips.shape[-2] * clips.shape[-1]))
-
-
-def _blend_targets(targets: Targets, kept: float) -> Targets:
-    return targets * kept + targets.flip(0) * (1 - kept)
+        top, bottom, left, right = cutmix_box(height, width, kept, generator)
+        inside = clips[..., top:bottom, left:right]
+        inside.copy_(inside.flip(0))
+        kept = 1 - (bottom - top) * (right - left) / (height * width)
+    else:
+        kept = float(generator.beta(mixup, mixup))
+        partners = clips.flip(0)
+        clips.mul_(kept).add_(partners, alpha=1 - kept)
+    return clips, targets * kept + targets.flip(0) * (1 - kept)
 
 
 def cutmix_box(height: int, width: int, kept: float, generator: np.random.Generator) -> Box:

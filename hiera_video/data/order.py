@@ -11,6 +11,7 @@ from dataclasses import KW_ONLY, dataclass
 import numpy as np
 
 from hiera_video.errors import ConfigError
+from hiera_video.runtime.distributed import ALONE, Process
 
 
 @dataclass
@@ -28,7 +29,7 @@ class TrainingOrder:
         accumulation_steps: micro-batches of a step for each process.
         start_step, end_step: steps to yield.
         seed: decides, with the epoch, the order.
-        rank, world_size: of this process.
+        process: this process, whose share of each step is yielded.
         weights: relative probability of each video; with it, an epoch draws with replacement.
 
     Raises:
@@ -42,15 +43,15 @@ class TrainingOrder:
     start_step: int
     end_step: int
     seed: int
-    rank: int
-    world_size: int
+    process: Process = ALONE
     weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        size, parts = self.global_batch_size, self.world_size * self.accumulation_steps
+        size, processes = self.global_batch_size, self.process.world_size
+        parts = processes * self.accumulation_steps
         if size % parts:
             raise ConfigError(
-                f"train.global_batch_size={size} does not divide by {self.world_size} processes x "
+                f"train.global_batch_size={size} does not divide by {processes} processes x "
                 f"train.accumulation_steps={self.accumulation_steps}; the nearest that does is "
                 f"{max(1, round(size / parts)) * parts}"
             )
@@ -66,8 +67,8 @@ class TrainingOrder:
             if epoch != order_of:
                 order_of, order = epoch, self._order(epoch)
             group = order[k * self.global_batch_size : (k + 1) * self.global_batch_size]
-            parts = np.array_split(group, self.world_size * self.accumulation_steps)
-            first = self.rank * self.accumulation_steps
+            parts = np.array_split(group, self.process.world_size * self.accumulation_steps)
+            first = self.process.rank * self.accumulation_steps
             for part in parts[first : first + self.accumulation_steps]:
                 yield [(epoch, int(index), int(draw)) for index, draw in part]
 

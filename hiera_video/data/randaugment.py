@@ -24,6 +24,7 @@ from jaxtyping import Float, Int, UInt8
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 Colour = UInt8[np.ndarray, " 3"]
+Apply = Callable[[Frames, float, Colour], Frames]  # with the argument, and the colour of borders
 
 NUM_LAYERS = 2  # operations that are drawn
 MAX_MAGNITUDE = 10.0
@@ -152,10 +153,6 @@ def _blend(plain: np.ndarray, frames: Frames, factor: float) -> Frames:
     return blended.reshape(frames.shape)
 
 
-def _brightness(frames: Frames, factor: float, _fill: Colour) -> Frames:
-    return _look_up(frames, _blend_levels(0, factor))
-
-
 def _contrast(frames: Frames, factor: float, _fill: Colour) -> Frames:
     """Blends each frame with its mean grey."""
     grey = cv2.cvtColor(_plane(frames), cv2.COLOR_RGB2GRAY).reshape(len(frames), -1)
@@ -234,30 +231,22 @@ def _cubic_taps(
     return indices, weights
 
 
-def _rotate(frames: Frames, degrees: float, fill: Colour) -> Frames:
-    """Rotates about the centre; positive angles are anticlockwise."""
-    h, w = frames.shape[1:3]
-    return _affine(frames, cv2.getRotationMatrix2D((w / 2, h / 2), -degrees, 1.0), fill)
+def _rotation(degrees: float, height: int, width: int) -> Matrix:
+    """About the centre; positive angles are anticlockwise."""
+    return cv2.getRotationMatrix2D((width / 2, height / 2), -degrees, 1.0)
 
 
-def _shear_x(frames: Frames, factor: float, fill: Colour) -> Frames:
-    return _affine(frames, ((1.0, factor, 0.0), (0.0, 1.0, 0.0)), fill)
-
-
-def _shear_y(frames: Frames, factor: float, fill: Colour) -> Frames:
-    return _affine(frames, ((1.0, 0.0, 0.0), (factor, 1.0, 0.0)), fill)
-
-
-def _translate_x(frames: Frames, fraction: float, fill: Colour) -> Frames:
-    return _affine(frames, ((1.0, 0.0, fraction * frames.shape[2]), (0.0, 1.0, 0.0)), fill)
-
-
-def _translate_y(frames: Frames, fraction: float, fill: Colour) -> Frames:
-    return _affine(frames, ((1.0, 0.0, 0.0), (0.0, 1.0, fraction * frames.shape[1])), fill)
+def _geometric(matrix: Callable[[float, int, int], Matrix]) -> Apply:
+    """The operation with the matrix of (argument, height, width)."""
+    return lambda frames, x, fill: _affine(frames, matrix(x, *frames.shape[1:3]), fill)
 
 
 def _enhancement(strength: float, sign: int) -> float:
     return max(0.1, 1 + sign * 0.9 * strength)
+
+
+def _signed(most: float) -> Callable[[float, int], float]:
+    return lambda strength, sign: sign * most * strength
 
 
 @dataclass(frozen=True)
@@ -265,23 +254,23 @@ class Operation:
     """`argument` maps a strength in 0..1 and a sign to the argument of `apply`."""
 
     argument: Callable[[float, int], float]
-    apply: Callable[[Frames, float, Colour], Frames]
+    apply: Apply
 
 
 OPERATIONS: dict[str, Operation] = {
     "auto_contrast": Operation(lambda *_: 0.0, _auto_contrast),
     "equalize": Operation(lambda *_: 0.0, _equalize),
     "invert": Operation(lambda *_: 0.0, lambda frames, *_: np.bitwise_not(frames)),
-    "rotate": Operation(lambda strength, sign: sign * 30 * strength, _rotate),
+    "rotate": Operation(_signed(30), _geometric(_rotation)),
     "posterize": Operation(lambda strength, _: 4.0 - int(4 * strength), _posterize),
     "solarize": Operation(lambda strength, _: 256.0 - int(256 * strength), _solarize),
     "solarize_add": Operation(lambda strength, _: float(int(110 * strength)), _solarize_add),
     "color": Operation(_enhancement, _color),
     "contrast": Operation(_enhancement, _contrast),
-    "brightness": Operation(_enhancement, _brightness),
+    "brightness": Operation(_enhancement, lambda f, x, _: _look_up(f, _blend_levels(0, x))),
     "sharpness": Operation(_enhancement, _sharpness),
-    "shear_x": Operation(lambda strength, sign: sign * 0.3 * strength, _shear_x),
-    "shear_y": Operation(lambda strength, sign: sign * 0.3 * strength, _shear_y),
-    "translate_x": Operation(lambda strength, sign: sign * 0.45 * strength, _translate_x),
-    "translate_y": Operation(lambda strength, sign: sign * 0.45 * strength, _translate_y),
+    "shear_x": Operation(_signed(0.3), _geometric(lambda x, h, w: ((1, x, 0), (0, 1, 0)))),
+    "shear_y": Operation(_signed(0.3), _geometric(lambda x, h, w: ((1, 0, 0), (x, 1, 0)))),
+    "translate_x": Operation(_signed(0.45), _geometric(lambda x, h, w: ((1, 0, x * w), (0, 1, 0)))),
+    "translate_y": Operation(_signed(0.45), _geometric(lambda x, h, w: ((1, 0, 0), (0, 1, x * h)))),
 }

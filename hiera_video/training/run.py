@@ -92,8 +92,7 @@ def train(
             start_step=start_step,
             end_step=schedule.end_step,
             seed=settings.train.seed,
-            rank=process.rank,
-            world_size=process.world_size,
+            process=process,
             weights=task.record_weights,
         )
         loader = training_loader(
@@ -101,8 +100,6 @@ def train(
             order,
             clip_shape=(*encoder_of(model).input_size, 3),
             decoding=settings.data,
-            processes=process.local_world_size,
-            pin_memory=process.device.type == "cuda",
         )
         batches = stack.enter_context(closing(iter(loader)))
         run = Run(task, process, schedule, model, optimizer, average, task.card(model))

@@ -79,9 +79,12 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
     Raises:
         VideoError: the file cannot be opened; the sentence states why.
     """
+    # PyAV before 19 opens files whose metadata is not UTF-8; PyAV 19 has no such argument.
+    has_option = hasattr(InputContainer, "metadata_errors")
+    options = {"metadata_errors": "replace"} if has_option else {}
     try:
         # An absolute path, because libav would take "clip:1.mp4" for a protocol.
-        return av.open(os.path.abspath(path), timeout=deadline_sec, **_metadata_options())
+        return av.open(os.path.abspath(path), timeout=deadline_sec, **options)
     except av.error.ExitError as error:
         raise VideoError(
             path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"
@@ -97,11 +100,6 @@ def open_container(path: str, deadline_sec: float) -> InputContainer:
             raise VideoError(path, "truncated", sentence) from error
         sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
         raise VideoError(path, "not_a_video", sentence) from error
-
-
-def _metadata_options() -> dict[str, str]:
-    """Makes PyAV before 19 open files whose metadata is not UTF-8; PyAV 19 has no such argument."""
-    return {"metadata_errors": "replace"} if hasattr(InputContainer, "metadata_errors") else {}
 
 
 def video_streams(container: Container) -> list[VideoStream]:
@@ -202,7 +200,7 @@ def scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoIndex:
 
 def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packets:
     pts, dts, duration, is_key, is_shown = [], [], [], [], []
-    shows = _shows_vp8 if stream.codec_context.name in ("vp8", "libvpx") else None
+    is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     num_damaged = 0
     for packet in filled_packets(path, stream):
         deadline.check()
@@ -211,9 +209,9 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         duration.append(packet.duration or 0)
         is_key.append(packet.is_keyframe)
         num_damaged += packet.is_corrupt
-        is_shown.append(
-            not (packet.is_discard or packet.is_corrupt) and (shows is None or shows(packet))
-        )
+        # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
+        is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
+        is_shown.append(not (packet.is_discard or packet.is_corrupt or is_hidden))
     damage = None
     if num_damaged:
         damage = f"is damaged: {num_damaged} packets are not whole, {sum(is_shown)} are"
@@ -222,11 +220,6 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
     if damage is not None:
         warn_once(f"{path}: {damage}")
     return _Packets(pts, dts, duration, np.array(is_key, bool), np.array(is_shown, bool), damage)
-
-
-def _shows_vp8(packet: av.Packet) -> bool:
-    """The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to."""
-    return bool(memoryview(packet)[0] & 0x10)
 
 
 def _all_differ(stamps: list[int | None]) -> bool:

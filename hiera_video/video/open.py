@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import IO, BinaryIO, get_args
+from typing import BinaryIO, get_args
 
 from hiera_video.settings.video import Backend, Decoding
 from hiera_video.video.reader import IMAGE_SUFFIXES, VideoError, VideoReader
@@ -53,10 +53,13 @@ def open_video(
         )
     if not deadline_sec > 0:
         raise ValueError(f"deadline_sec={deadline_sec} must be positive")
-    if not isinstance(source, str | os.PathLike):
-        copy = _temporary_copy(source)
+    if not isinstance(source, str | os.PathLike):  # decoders open a file more than once
+        suffix = Path(str(getattr(source, "name", ""))).suffix
+        copy = tempfile.NamedTemporaryFile(prefix="hiera_video_", suffix=suffix)  # noqa: SIM115
+        shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
+        copy.flush()
         reader = open_video(copy.name, backend, deadline_sec=deadline_sec)
-        reader.source_file = copy
+        reader.source_file = copy  # deleted with the reader
         return reader
     path = os.fspath(source)
     if frames_fps is not None and os.path.isdir(path):
@@ -99,15 +102,6 @@ def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
         deadline_sec=decoding.deadline_sec,
         frames_fps=frames_fps,
     )
-
-
-def _temporary_copy(source: bytes | BinaryIO) -> IO[bytes]:
-    """A file with that content, deleted with the object: decoders open a file more than once."""
-    suffix = Path(str(getattr(source, "name", ""))).suffix
-    copy = tempfile.NamedTemporaryFile(prefix="hiera_video_", suffix=suffix)  # noqa: SIM115
-    shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
-    copy.flush()
-    return copy
 
 
 def _check_file(path: str) -> None:

@@ -109,15 +109,12 @@ class VideoReader(ABC):
     @property
     def height(self) -> int:
         """Rows of a frame in pixels, after rotation."""
-        return self._decoded_shape()[0]
+        return (self._shape or self[0].shape)[0]
 
     @property
     def width(self) -> int:
         """Columns of a frame in pixels, after rotation."""
-        return self._decoded_shape()[1]
-
-    def _decoded_shape(self) -> tuple[int, ...]:
-        return self._shape or self[0].shape
+        return (self._shape or self[0].shape)[1]
 
     @property
     def fps(self) -> float:

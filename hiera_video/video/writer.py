@@ -45,10 +45,21 @@ def write_video(
     with replacing(path) as part, av.open(str(part), "w", format="mp4") as container:
         stream = container.add_stream(codec, rate=rate, options=dict(options or {}))
         for frame in frames:
-            shape = _checked_shape(frame, num_frames, shape)
-            if num_frames == 0:
+            if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
+                found = f"{frame.dtype} {list(frame.shape)}"
+                raise ValueError(f"frame {num_frames} is {found}; allowed is uint8 [H, W, 3]")
+            if shape is None:
+                shape = frame.shape
+                if shape[0] % 2 or shape[1] % 2:
+                    raise ValueError(
+                        f"frame 0 has {shape[0]} x {shape[1]} pixels (height x width); both must "
+                        "be even, crop or pad by one"
+                    )
                 stream.height, stream.width = shape[:2]
                 stream.pix_fmt = "yuv420p"
+            if frame.shape != shape:
+                size = list(frame.shape)
+                raise ValueError(f"frame {num_frames} is {size}, the first is {list(shape)}")
             picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
             picture.pts = num_frames
             picture.time_base = 1 / rate
@@ -58,20 +69,3 @@ def write_video(
             raise ValueError(f"{path}: there are no frames to write")
         container.mux(stream.encode(None))
     return num_frames
-
-
-def _checked_shape(
-    frame: np.ndarray, number: int, shape: tuple[int, ...] | None
-) -> tuple[int, ...]:
-    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
-        raise ValueError(
-            f"frame {number} is {frame.dtype} {list(frame.shape)}; allowed is uint8 [H, W, 3]"
-        )
-    if frame.shape[0] % 2 or frame.shape[1] % 2:
-        raise ValueError(
-            f"frame {number} has {frame.shape[0]} x {frame.shape[1]} pixels (height x width); "
-            "both must be even, crop or pad by one"
-        )
-    if shape is not None and frame.shape != shape:
-        raise ValueError(f"frame {number} is {list(frame.shape)}, the first is {list(shape)}")
-    return frame.shape

@@ -1,4 +1,5 @@
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,7 +8,6 @@ import torch
 from hiera_video.data.batches import (
     BoxedClip,
     ClipSample,
-    DetectionSample,
     Failure,
     ViewSample,
     collate_boxed_clips,
@@ -85,11 +85,11 @@ def boxed(value, *actions, num_dropped=0):
     boxes = [[value / 10, i / 10, 1, 1] for i in range(len(actions))]
     clip = np.full(SHAPE, value, np.uint8)
     boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    return BoxedClip(clip, boxes, list(actions), num_dropped)
+    return BoxedClip("", clip, boxes, list(actions), num_dropped)
 
 
 def keyframe(name, *clips):
-    return DetectionSample(name, list(clips))
+    return [replace(clip, name=name) for clip in clips]
 
 
 def test_boxes_of_all_clips_in_one_list():

@@ -389,10 +389,10 @@ def test_boxes_without_area_are_dropped_and_counted():
         assert np.array_equal(boxes, BOXES)
         return frames.copy(), moved
 
-    sample = keyframes_of(Opener(), transform, num_repeats=2)[0, 0, 0]
-    assert sample.name == "a,902"
-    assert len(sample.clips) == 2
-    for clip in sample.clips:
+    clips = keyframes_of(Opener(), transform, num_repeats=2)[0, 0, 0]
+    assert len(clips) == 2
+    for clip in clips:
+        assert clip.name == "a,902"
         assert numbers(clip.clip) == [44, 47, 50, 53]
         assert clip.boxes.tolist() == [[0.0, np.float32(0.1), 0.25, 1.0]]  # cut off at the picture
         assert clip.boxes.dtype == np.float32
@@ -405,15 +405,15 @@ def test_a_key_frame_is_a_function_of_seed_epoch_index_and_draw():
     records = [PEOPLE, PEOPLE]
     dataset = keyframes_of(Opener(), transform, records=records, num_repeats=2)
     first = dataset[3, 0, 0]
-    assert not np.array_equal(first.clips[0].clip, first.clips[1].clip)  # two crops
+    assert not np.array_equal(first[0].clip, first[1].clip)  # two crops
     for key in ((0, 0, 0), (4, 0, 0), (3, 1, 0), (3, 0, 1)):
-        assert not np.array_equal(dataset[key].clips[0].clip, first.clips[0].clip)
+        assert not np.array_equal(dataset[key][0].clip, first[0].clip)
     again = keyframes_of(Opener(), transform, records=records, num_repeats=2)[3, 0, 0]
     other = keyframes_of(Opener(), transform, records=records, num_repeats=2, seed=1)[3, 0, 0]
-    for ours, same in zip(first.clips, again.clips, strict=True):
+    for ours, same in zip(first, again, strict=True):
         assert np.array_equal(ours.clip, same.clip)
         assert np.array_equal(ours.boxes, same.boxes)
-    assert not np.array_equal(other.clips[0].clip, first.clips[0].clip)
+    assert not np.array_equal(other[0].clip, first[0].clip)
 
 
 def test_the_crops_of_a_key_frame_are_decoded_once():

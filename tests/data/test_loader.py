@@ -63,15 +63,12 @@ def training(records, num_workers, **changes):
         start_step=0,
         end_step=4,
         seed=5,
-        rank=0,
-        world_size=1,
     )
     return training_loader(
         clips,
         order,
         clip_shape=SHAPE,
         decoding=Decoding(num_workers=num_workers, **changes),
-        pin_memory=False,
     )
 
 

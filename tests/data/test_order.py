@@ -2,21 +2,20 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hiera_video.data.order import TrainingOrder, balanced_weights, steps_per_epoch
+from hiera_video.runtime.distributed import Process
 
 
 def order(rank=0, world_size=1, start_step=0, **changes):
     settings = dict(num_videos=23, global_batch_size=8, accumulation_steps=2, end_step=6, seed=3)
     settings |= changes
     num_videos = settings.pop("num_videos")
-    return list(
-        TrainingOrder(
-            num_videos, start_step=start_step, rank=rank, world_size=world_size, **settings
-        )
-    )
+    process = Process(rank, world_size, world_size, torch.device("cpu"))
+    return list(TrainingOrder(num_videos, start_step=start_step, process=process, **settings))
 
 
 def test_each_epoch_visits_every_video_once():

@@ -124,7 +124,9 @@ def inspect_boxes(
         case ".pkl" | ".pickle":
             fields, lines, problems = _read_pickle(source)
         case ".jsonl" | ".ndjson":
-            fields, lines, problems = _read_json_lines(source)
+            example = '{"video": ..., "second": ..., "x1": ...}'
+            rows = dict(json_lines(source, read_text(source), example))
+            fields, lines, problems = _table(rows.values()), np.fromiter(rows, np.int64), []
         case _:
             fields, lines, problems = _read_csv(
                 source, "person" if role == "ground truth" else "score"
@@ -263,21 +265,15 @@ def _mistakes(fields: Any, values: Mapping[str, np.ndarray]) -> dict[int, str]:
 
 
 def _table(rows: Iterable[Mapping[str, Any]]) -> Any:
-    """A table of texts."""
+    """A table of texts; the columns of `rows` may have other names (SYNONYMS)."""
     import pyarrow
 
     schema = pyarrow.schema(dict.fromkeys(COLUMNS, pyarrow.string()))
-    texts = [{k: None if v in (None, "") else str(v) for k, v in row.items()} for row in rows]
+    texts = [
+        {SYNONYMS.get(k, k): None if v in (None, "") else str(v) for k, v in row.items()}
+        for row in rows
+    ]
     return pyarrow.Table.from_pylist(texts, schema=schema)
-
-
-def _read_json_lines(path: Path) -> Columns:
-    example = '{"video": ..., "second": ..., "x1": ...}'
-    rows = {
-        line: {SYNONYMS.get(key, key): field for key, field in entry.items()}
-        for line, entry in json_lines(path, read_text(path), example)
-    }
-    return _table(rows.values()), np.fromiter(rows, np.int64), []
 
 
 def _read_csv(path: Path, last: str) -> Columns:

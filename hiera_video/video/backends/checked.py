@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from hiera_video.errors import MissingLibrary
 from hiera_video.video.backends.pyav import PyavReader
 from hiera_video.video.reader import Deadline, VideoError, VideoReader, warn_once
 
@@ -44,11 +45,10 @@ class CheckedReader(VideoReader):
 
     def __init__(self, exact: PyavReader) -> None:
         super().__init__(exact.path, exact.deadline_sec)
-        library = self._import_library()
         if exact.index.stamp_name != "pts":
             raise BackendRefusal("its timestamps do not determine the order of its frames")
         with self._refusing("open"):
-            self._video: Any = self._open(library, exact)
+            self._video: Any = self._open(exact)
         self._exact = exact
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
@@ -64,12 +64,8 @@ class CheckedReader(VideoReader):
                 raise BackendRefusal(f"frame {position} is decoded differently")
 
     @abstractmethod
-    def _import_library(self) -> Any:
-        """The library, or what is needed of it."""
-
-    @abstractmethod
-    def _open(self, library: Any, exact: PyavReader) -> Any:
-        """The library's decoder of the file."""
+    def _open(self, exact: PyavReader) -> Any:
+        """Imports the library, and returns its decoder of the file."""
 
     @abstractmethod
     def _decode(self, positions: list[int]) -> np.ndarray:
@@ -86,27 +82,24 @@ class CheckedReader(VideoReader):
         """Raises the errors of the library as refusals."""
         try:
             yield
-        except BackendRefusal:
+        except (BackendRefusal, MissingLibrary):
             raise
         except self.errors as error:
             line = (str(error).strip().splitlines() or [repr(error)])[0][:160]
             raise BackendRefusal(f"{self.backend} cannot {action} it: {line}") from error
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
-        for first in range(0, len(positions), FRAMES_PER_BATCH):
+        first = 0
+        while first < len(positions) and self.backend != self._exact.backend:
             deadline.check()
             batch = positions[first : first + FRAMES_PER_BATCH]
-            frames = None
-            if self.backend != self._exact.backend:
-                try:
-                    frames = self._batch(batch)
-                except BackendRefusal as refusal:
-                    warn_about_refusal(self.path, self.backend, refusal)
-                    self.backend = self._exact.backend
-            if frames is None:
-                yield from self._exact._read(positions[first:], deadline)
-                return
-            yield from zip(batch, frames, strict=True)
+            try:
+                yield from zip(batch, self._batch(batch), strict=True)
+                first += len(batch)
+            except BackendRefusal as refusal:
+                warn_about_refusal(self.path, self.backend, refusal)
+                self.backend = self._exact.backend
+        yield from self._exact._read(positions[first:], deadline)
 
     def close(self) -> None:
         self._video = None

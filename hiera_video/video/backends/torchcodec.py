@@ -20,7 +20,7 @@ class TorchcodecReader(CheckedReader):
     backend = "torchcodec"
     errors = (RuntimeError, ValueError, IndexError)
 
-    def _import_library(self) -> Any:
+    def _open(self, exact: PyavReader) -> Any:
         try:
             import torchcodec
             from torchcodec.decoders import VideoDecoder
@@ -36,10 +36,7 @@ class TorchcodecReader(CheckedReader):
                     "made for this torch (pip install --upgrade torchcodec)"
                 )
             raise MissingLibrary(f'{sentence}; backend="pyav" needs nothing more') from error
-        return VideoDecoder
-
-    def _open(self, library: Any, exact: PyavReader) -> Any:
-        video = library(
+        video = VideoDecoder(
             exact.path,
             stream_index=exact.index.stream_index,
             dimension_order="NHWC",
