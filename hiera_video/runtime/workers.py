@@ -107,7 +107,7 @@ class Workers:
 
     def __init__(self, work: Work, num_workers: int, *, limit_sec: float) -> None:
         self.work, self.num_workers, self.limit_sec = work, num_workers, limit_sec
-        start_fork_server(type(work).__module__)
+        start_fork_server(getattr(work, "func", work).__module__)  # of a partial, its function's
         self._context = multiprocessing.get_context("forkserver")
         self._workers: list[_Worker] = []
         self._returned: deque[_Job] = deque()  # by processes that died

@@ -193,3 +193,12 @@ def test_batches_ahead_are_bounded(folder):
 
 def test_default_workers_share_the_cores():
     assert num_workers(Decoding(), 1) >= num_workers(Decoding(), 2) >= 1
+
+
+def test_the_fork_server_imports_what_reading_needs(folder):
+    """Else each process would import torch, for seconds."""
+    preloaded = set()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "start_fork_server", preloaded.add)
+        list(training(records_of(folder, "good0.mp4", "good1.mp4", "good2.mp4"), 1))
+    assert preloaded == {"hiera_video.data.loader"}
