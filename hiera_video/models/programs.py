@@ -142,7 +142,7 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
         if format == "pt2":
             exported = torch.export.export(part.module, arguments, dynamic_shapes=free_axes)
             torch.export.save(exported, path)
-            run = _load_pt2(path)
+            run: Callable[..., Tensor] = torch.export.load(path).module()
         else:
             program = torch.onnx.export(
                 part.module,
@@ -163,10 +163,6 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
         difference = run(*arguments) - expected
         compared.append(torch.stack([difference.abs().max(), expected.abs().max()]))
     return Comparison(path, *torch.stack(compared).amax(dim=0).tolist())
-
-
-def _load_pt2(path: Path) -> Callable[..., Tensor]:
-    return torch.export.load(path).module()
 
 
 def _load_onnx(path: Path) -> Callable[..., Tensor]:
