@@ -14,6 +14,7 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 from unittest.mock import patch
 
@@ -91,13 +92,10 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
     finally:
         for module in trained:
             module.training = True
-    unknown = analysis.unsupported_ops()
+    outer_first = sorted(counts, key=len)
+    unknown = {name: module for module in outer_first for name in analysis.unsupported_ops(module)}
     if unknown:
-        where = {
-            name: max((m for m in counts if analysis.unsupported_ops(m)[name]), key=len)
-            for name in sorted(unknown)
-        }
-        names = ", ".join(f"{name} in {module or 'the model'}" for name, module in where.items())
+        names = ", ".join(f"{name} in {unknown[name] or 'the model'}" for name in sorted(unknown))
         raise NotImplementedError(
             f"not counted: {names}: add a handler, or the name to NEGLIGIBLE, in {__name__}"
         )
@@ -138,10 +136,8 @@ def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
     encoder = encoder_of(model)
     prefix = "" if isinstance(model, Hiera) else "encoder."
     parts = {"patches": [f"{prefix}patch_embed"]}
-    first = 0
-    for stage, last in enumerate(encoder.stage_ends, start=1):
-        parts[f"stage {stage}"] = [f"{prefix}blocks.{i}" for i in range(first, last + 1)]
-        first = last + 1
+    for stage, (before, last) in enumerate(pairwise((-1, *encoder.stage_ends)), start=1):
+        parts[f"stage {stage}"] = [f"{prefix}blocks.{i}" for i in range(before + 1, last + 1)]
     if isinstance(model, MaskedAutoencoderHiera):
         parts["fusion"] = ["multi_scale_fusion_heads", "encoder.norm"]
         parts["decoder"] = ["decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred"]

@@ -185,7 +185,7 @@ def contact_sheet(
         shown = slice(start, start + COLUMNS)
         grid.append(([f"{time_sec:.2f} s" for time_sec in times_sec[shown]], [], TEXT_COLOUR))
         grid += [([label], [*frames[shown]], ink) for label, frames, ink in reconstruction.rows]
-    return _draw_grid(grid, _notes(reconstruction, caption))
+    return _draw_grid(grid, reconstruction, caption)
 
 
 def movie_frames(
@@ -199,12 +199,12 @@ def movie_frames(
     for i, time_sec in enumerate(times_sec):
         pictures = [frames[i] for frames in videos]
         grid: list[Row] = [([*labels[k : k + 2]], pictures[k : k + 2], inks[k]) for k in (0, 2)]
-        time = (f"{time_sec:.2f} s", TEXT_COLOUR)
-        yield _draw_grid(grid, [time, *_notes(reconstruction, caption)])
+        grid.append(([f"{time_sec:.2f} s"], [], TEXT_COLOUR))
+        yield _draw_grid(grid, reconstruction, caption)
 
 
-def _draw_grid(rows: list[Row], notes: Sequence[tuple[str, Colour]]) -> Picture:
-    """Draws rows below one another, and notes below them; both sides are even.
+def _draw_grid(rows: list[Row], reconstruction: Reconstruction, caption: str) -> Picture:
+    """Draws rows, and below them the caption and the explanation of the mode; both sides are even.
 
     All pictures have the same size; small ones are enlarged to a height of about `TILE_PX`, by
     repeating pixels. The label of a row that has only one may extend over several columns.
@@ -220,9 +220,10 @@ def _draw_grid(rows: list[Row], notes: Sequence[tuple[str, Colour]]) -> Picture:
     width = GAP_PX + max(
         column_px * max(len(pictures) for _, pictures, _ in rows),
         max(map(max, widths)) + GAP_PX,
-        2 * tile_height,  # for the notes
+        2 * tile_height,  # for the caption
     )
-    for text, ink in notes:
+    explanation = MODES[reconstruction.mode][1]
+    for text, ink in ((caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)):
         rows += [([line], [], ink) for line in _wrapped(text, font, width - 2 * GAP_PX)]
     with_pictures = sum(bool(pictures) for _, pictures, _ in rows)
     height = 2 * GAP_PX + len(rows) * line_px + with_pictures * (tile_height + GAP_PX)
@@ -238,11 +239,6 @@ def _draw_grid(rows: list[Row], notes: Sequence[tuple[str, Colour]]) -> Picture:
             sheet.paste(tile, (GAP_PX + column * column_px, top))
         top += tile_height + GAP_PX if pictures else 0
     return np.asarray(sheet)
-
-
-def _notes(reconstruction: Reconstruction, caption: str) -> list[tuple[str, Colour]]:
-    explanation = MODES[reconstruction.mode][1]
-    return [(caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)]
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
