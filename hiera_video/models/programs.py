@@ -98,8 +98,7 @@ def parts_of(model: Hiera | ActionDetector) -> list[Part]:
     generator = torch.Generator().manual_seed(0)
 
     def clips(n: int) -> tuple[Tensor, ...]:
-        shape = (n, encoder.in_chans, *encoder.input_size)
-        return (torch.randn(shape, generator=generator),)
+        return (torch.randn(n, encoder.in_chans, *encoder.input_size, generator=generator),)
 
     if isinstance(model, Hiera):
         output = "logits" if model.num_classes else "features"
