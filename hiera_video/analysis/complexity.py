@@ -2,8 +2,8 @@
 
 fvcore counts them in a trace of the forward pass, with the handlers of this file: its default
 handlers silently ignore attention, 16 to 30 % of Hiera on video. Here an operator that is neither
-counted nor in `NEGLIGIBLE` is an error. The model and its input may be on the meta device, on which
-nothing is computed.
+counted nor in `NEGLIGIBLE` is an error. The model and its input may be on the meta device; then
+nothing but convolutions is computed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import math
 import operator
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -23,20 +25,14 @@ from torch.overrides import TorchFunctionMode
 
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.loading import Model
+from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 
 with warnings.catch_warnings():  # importing it compiles a loss by torch.jit.script, deprecated
     warnings.simplefilter("ignore")
     from fvcore.nn.jit_analysis import JitModelAnalysis
+    from fvcore.nn.jit_handles import Handle, conv_flop_jit, elementwise_flop_counter, get_shape
 
-Handler = Callable[[Sequence[Any], Sequence[Any]], "Counter[str]"]  # of inputs and outputs
-
-LIBRARY = torch.library.Library("hiera_video", "FRAGMENT")
-LIBRARY.define(
-    "convolution(Tensor input, Tensor weight, Tensor? bias, int[] stride, int[] padding,"
-    " int[] dilation) -> Tensor"
-)
 PRODUCTS = ("convolution", "linear", "attention")
 
 
@@ -88,21 +84,18 @@ def count(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Cost]:
     analysis.set_op_handle(**HANDLERS).set_op_handle(**dict.fromkeys(NEGLIGIBLE))
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     analysis.tracer_warnings("none")
-    trained = {name: module.training for name, module in model.named_modules()}
+    trained = [module for module in model.modules() if module.training]
     model.eval()
     try:
-        with torch.no_grad(), _ScopesOfWeights(model):
+        with torch.no_grad(), _CallsOfOwners(model):
             counts = analysis.by_module_and_operator()
     finally:
-        for name, module in model.named_modules():
-            module.training = trained[name]
-    unknown = analysis.unsupported_ops()
+        for module in trained:
+            module.training = True
+    outer_first = sorted(counts, key=len)
+    unknown = {name: module for module in outer_first for name in analysis.unsupported_ops(module)}
     if unknown:
-        where = {
-            name: min((m for m in counts if analysis.unsupported_ops(m)[name]), key=_deepest_first)
-            for name in sorted(unknown)
-        }
-        names = ", ".join(f"{name} in {module or 'the model'}" for name, module in where.items())
+        names = ", ".join(f"{name} in {unknown[name] or 'the model'}" for name in sorted(unknown))
         raise NotImplementedError(
             f"not counted: {names}: add a handler, or the name to NEGLIGIBLE, in {__name__}"
         )
@@ -121,7 +114,7 @@ def count_model(model: Model, *, num_kept: int | None = None) -> dict[str, Cost]
     Args:
         num_kept: number of visible mask units, of a masked autoencoder.
     """
-    encoder = model if isinstance(model, Hiera) else model.encoder
+    encoder = encoder_of(model)
     device = encoder.norm.weight.device
     clip = torch.empty(1, encoder.in_chans, *encoder.input_size, device=device)
     if isinstance(model, MaskedAutoencoderHiera):
@@ -140,17 +133,14 @@ def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
     "rest" is the remainder of the whole model, which no module owns: position embeddings, the mask
     token, means over tokens, RoIAlign.
     """
-    encoder = model if isinstance(model, Hiera) else model.encoder
+    encoder = encoder_of(model)
     prefix = "" if isinstance(model, Hiera) else "encoder."
     parts = {"patches": [f"{prefix}patch_embed"]}
-    first = 0
-    for stage, last in enumerate(encoder.stage_ends, start=1):
-        parts[f"stage {stage}"] = [f"{prefix}blocks.{i}" for i in range(first, last + 1)]
-        first = last + 1
+    for stage, (before, last) in enumerate(pairwise((-1, *encoder.stage_ends)), start=1):
+        parts[f"stage {stage}"] = [f"{prefix}blocks.{i}" for i in range(before + 1, last + 1)]
     if isinstance(model, MaskedAutoencoderHiera):
         parts["fusion"] = ["multi_scale_fusion_heads", "encoder.norm"]
-        names = ("decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred")
-        parts["decoder"] = list(names)
+        parts["decoder"] = ["decoder_embed", "decoder_blocks", "decoder_norm", "decoder_pred"]
     else:
         head = "head" if isinstance(model, Hiera) else "roi_head"
         parts["head"] = [f"{prefix}norm", head]
@@ -159,14 +149,17 @@ def by_stage(model: Model, costs: Mapping[str, Cost]) -> dict[str, Cost]:
     return stages
 
 
-class _ScopesOfWeights(TorchFunctionMode):
-    """Makes a trace record convolutions on the meta device, and the modules that own weights."""
+class _CallsOfOwners(TorchFunctionMode):
+    """Makes products run as calls of the modules that own their weights, and convolutions on meta.
+
+    A trace of a convolution on the meta device fails; in its place runs one of zeros on the CPU.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.owners = {
-            id(parameter): name
-            for name, module in model.named_modules()
+            id(parameter): module
+            for module in model.modules()
             for parameter in module.parameters(recurse=False)
         }
 
@@ -176,126 +169,72 @@ class _ScopesOfWeights(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in (F.linear, F.conv1d, F.conv2d, F.conv3d):
             return func(*args, **kwargs)
-        if func is not F.linear and args[0].is_meta:
-            func = _convolution
-        weights = [*args[1:3], kwargs.get("weight"), kwargs.get("bias")]
-        owners = [self.owners[id(weight)] for weight in weights if id(weight) in self.owners]
-        trace = torch._C._get_tracing_state()
-        if not owners or trace is None:
-            return func(*args, **kwargs)
-        trace.push_scope(owners[0])
-        try:
-            return func(*args, **kwargs)
-        finally:
-            trace.pop_scope()
+        weights = map(id, (*args[1:3], kwargs.get("weight"), kwargs.get("bias")))
+        owner = next((self.owners[w] for w in weights if w in self.owners), nn.Identity())
+        to_meta = func is not F.linear and args[0].is_meta
+        if to_meta:
+            args = [_zeros(value) for value in args]
+            kwargs = {key: _zeros(value) for key, value in kwargs.items()}
+        with patch.object(owner, "forward", func):
+            result = owner(*args, **kwargs)
+        return result.to("meta") if to_meta else result
 
 
-def _convolution(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Sequence[int] = 1,
-    padding: int | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-) -> Tensor:
-    """A convolution on the meta device as an operator that a trace records.
-
-    torch's own, whose shape is computed in Python there, fails in a trace.
-    """
-    axes = weight.dim() - 2
-    stride, padding, dilation = (
-        [n] * axes if isinstance(n, int) else list(n) for n in (stride, padding, dilation)
-    )
-    return torch.ops.hiera_video.convolution(input, weight, bias, stride, padding, dilation)
-
-
-@torch.library.impl(LIBRARY, "convolution", "Meta")
-def _(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-) -> Tensor:
-    sizes = []
-    for axis, (step, added, spread) in enumerate(zip(stride, padding, dilation, strict=True)):
-        size, kernel = int(input.shape[axis + 2]), int(weight.shape[axis + 2])
-        sizes.append((size + 2 * added - spread * (kernel - 1) - 1) // step + 1)
-    return input.new_empty(int(input.shape[0]), int(weight.shape[0]), *sizes)
-
-
-def _deepest_first(name: str) -> tuple[int, str]:
-    return -len(name.split(".")) if name else 0, name
+def _zeros(value: Any) -> Any:
+    """Zeros on the CPU, without memory of their own, in place of a tensor."""
+    if not isinstance(value, Tensor):
+        return value
+    return torch.zeros((), dtype=value.dtype, device="cpu").expand(value.shape)
 
 
 # Handlers: functions of the inputs and outputs of a node of the trace.
 
 
-def _shape(value: Any) -> list[int]:
-    return value.type().sizes()
+def _named(name: str, operations: Handle) -> Handle:
+    """Names what a handler counts, and adds the activations of products."""
 
-
-def _elements(value: Any) -> int:
-    return math.prod(_shape(value))
-
-
-def _product(name: str, macs: int, output: Any) -> Counter[str]:
-    return Counter({name: macs, "activations": _elements(output)})
-
-
-def _convolutions(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """Each output, or of a transposed one each input, meets the weights of one channel."""
-    transposed = len(inputs) > 6 and inputs[6].toIValue()
-    weight = _shape(inputs[1])  # [out, in / groups, *kernel]
-    places = _elements(inputs[0] if transposed else outputs[0])
-    return _product("convolution", places * math.prod(weight[1:]), outputs[0])
-
-
-def _linear(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return _product("linear", _elements(outputs[0]) * _shape(inputs[0])[-1], outputs[0])
-
-
-def _addmm(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return _linear(inputs[1:], outputs)
-
-
-def _attention(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    """The product q k' over the width of q, and its product with v; without the softmax."""
-    q, k, v = map(_shape, inputs[:3])  # [..., V, d], [..., U, d], [..., U, e]
-    return _product("attention", math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1]), outputs[0])
-
-
-def _layer_norm(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return Counter({"layer_norm": 5 * _elements(inputs[0])})
-
-
-def _pooling(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-    return Counter({"pooling": _elements(inputs[0])})
-
-
-def _interpolation(taps: int) -> Handler:
-    def handler(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
-        return Counter({"interpolation": taps * _elements(outputs[0])})
+    def handler(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+        counts = Counter({name: operations(inputs, outputs)})
+        if name in PRODUCTS:
+            counts["activations"] = math.prod(get_shape(outputs[0]))
+        return counts
 
     return handler
 
 
-def _roi_align(inputs: Sequence[Any], outputs: Sequence[Any]) -> Counter[str]:
+def _macs_of_matrices(inputs: list[Any], outputs: list[Any]) -> int:
+    return math.prod(get_shape(outputs[0])) * get_shape(inputs[0])[-1]
+
+
+def _macs_of_attention(inputs: list[Any], outputs: list[Any]) -> int:
+    """The product q k' over the width of q, and its product with v; without the softmax."""
+    q, k, v = map(get_shape, inputs[:3])  # [..., V, d], [..., U, d], [..., U, e]
+    return math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
+
+
+def _values_of_roi_align(inputs: list[Any], outputs: list[Any]) -> int:
     """Bilinear. Sampling ratio 0 counts as for boxes that fill the feature map."""
-    height, width = _shape(inputs[0])[2:]
-    rows, columns = _shape(outputs[0])[2:]
+    height, width = get_shape(inputs[0])[2:]
+    rows, columns = get_shape(outputs[0])[2:]
     ratio = inputs[5].toIValue()
     samples = ratio**2 if ratio > 0 else -(-height // rows) * -(-width // columns)
-    return Counter({"interpolation": 4 * samples * _elements(outputs[0])})
+    return 4 * samples * math.prod(get_shape(outputs[0]))
 
 
-HANDLERS: dict[str, Handler] = {
-    "aten::_convolution": _convolutions,
-    "hiera_video::convolution": _convolutions,
+_convolution = _named("convolution", lambda i, o: conv_flop_jit(i, o)["conv"])
+_linear = _named("linear", _macs_of_matrices)
+_attention = _named("attention", _macs_of_attention)
+_pooling = _named("pooling", elementwise_flop_counter(1, 0))
+
+
+def _interpolation(taps: int) -> Handle:
+    return _named("interpolation", elementwise_flop_counter(0, taps))
+
+
+HANDLERS: dict[str, Handle] = {
+    "aten::_convolution": _convolution,
     "aten::linear": _linear,
-    "aten::addmm": _addmm,
+    "aten::addmm": lambda inputs, outputs: _linear(inputs[1:], outputs),
     "aten::mm": _linear,
     "aten::bmm": _linear,
     "aten::matmul": _linear,
@@ -308,7 +247,7 @@ HANDLERS: dict[str, Handler] = {
     "aten::_scaled_dot_product_flash_attention_for_cpu": _attention,
     "aten::_scaled_dot_product_fused_attention_overrideable": _attention,
     "hiera_video::panel_attention": _attention,
-    "aten::layer_norm": _layer_norm,
+    "aten::layer_norm": _named("layer_norm", elementwise_flop_counter(5, 0)),
     "aten::max": _pooling,
     "aten::amax": _pooling,
     "aten::mean": _pooling,
@@ -319,7 +258,7 @@ HANDLERS: dict[str, Handler] = {
     "aten::upsample_bilinear2d": _interpolation(4),
     "aten::upsample_trilinear3d": _interpolation(8),
     "aten::upsample_bicubic2d": _interpolation(16),
-    "torchvision::roi_align": _roi_align,
+    "torchvision::roi_align": _named("interpolation", _values_of_roi_align),
 }
 
 # Elementwise sums, products and GELU, 0.1 % of the products of hiera_base_16x224 at one operation

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import cv2
 import numpy as np
@@ -111,26 +112,21 @@ def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
     line_px = max(2, font_px // 7)
     fractions = np.array([person.box for person in people])
     boxes = (fractions * (full_width, full_height, full_width, full_height)).tolist()
-    for number, (x1, y1, x2, y2) in enumerate(boxes):
+    for (x1, y1, x2, y2), colour in zip(boxes, cycle(COLOURS), strict=False):
         right, bottom = min(x2, size[0]) - 1, min(y2, size[1]) - 1
-        outline = (x1, y1, max(x1, right), max(y1, bottom))
-        draw.rectangle(outline, outline=COLOURS[number % len(COLOURS)], width=line_px)
+        draw.rectangle((x1, y1, max(x1, right), max(y1, bottom)), outline=colour, width=line_px)
     taken: list[Rectangle] = []
-    for number, (person, box) in enumerate(zip(people, boxes, strict=True)):
+    for person, box, colour in zip(people, boxes, cycle(COLOURS), strict=False):
         if not person.actions:
             continue
-        lines = fit_lines(person.actions, font, size, line_px)
-        block_width = max(font.getlength(line) for line in lines) + 5 * line_px
-        row_px = font_px + line_px
-        block = (math.ceil(block_width), len(lines) * row_px + 2 * line_px)
-        place = place_label(block, box, size, taken)
-        taken.append(place)
-        draw.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=BACKGROUND)
-        colour = COLOURS[number % len(COLOURS)]
-        draw.rectangle((place[0], place[1], place[0] + 2 * line_px - 1, place[3] - 1), fill=colour)
-        for row, line in enumerate(lines):
-            baseline = place[1] + line_px + row * row_px + font_px * 0.85
-            draw.text((place[0] + 3 * line_px, baseline), line, TEXT_COLOUR, font, anchor="ls")
+        text = "\n".join(fit_lines(person.actions, font, size, line_px))
+        _, _, width, height = draw.textbbox((3 * line_px, line_px), text, font, spacing=line_px)
+        block = (math.ceil(width) + 2 * line_px, math.ceil(height) + line_px)
+        taken.append(place_label(block, box, size, taken))
+        x1, y1, x2, y2 = taken[-1]
+        draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=BACKGROUND)
+        draw.rectangle((x1, y1, x1 + 2 * line_px - 1, y2 - 1), fill=colour)
+        draw.text((x1 + 3 * line_px, y1 + line_px), text, TEXT_COLOUR, font, spacing=line_px)
     return np.asarray(picture)
 
 

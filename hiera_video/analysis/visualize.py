@@ -58,8 +58,8 @@ MODES: dict[Mode, tuple[str, str]] = {  # label of predictions, explanation
         "of the hidden patch, which the model has not predicted: it looks better than it is.",
     ),
 }
-Row = tuple[list[tuple[str, Picture | None]], Colour]
-"""Cells, each a label above a picture or a label alone, and the colour of the labels."""
+Row = tuple[list[str], list[Picture], Colour]
+"""Labels, their colour, and between them the pictures below the labels: none, or one a column."""
 
 
 @dataclass(frozen=True)
@@ -182,11 +182,10 @@ def contact_sheet(
     """
     grid: list[Row] = []
     for start in range(0, len(times_sec), COLUMNS):
-        shown = range(start, min(start + COLUMNS, len(times_sec)))
-        grid.append(([(f"{times_sec[i]:.2f} s", None) for i in shown], TEXT_COLOUR))
-        for label, frames, ink in reconstruction.rows:
-            grid.append(([(label if i == start else "", frames[i]) for i in shown], ink))
-    return _draw_grid(grid, _notes(reconstruction, caption))
+        shown = slice(start, start + COLUMNS)
+        grid.append(([f"{time_sec:.2f} s" for time_sec in times_sec[shown]], [], TEXT_COLOUR))
+        grid += [([label], [*frames[shown]], ink) for label, frames, ink in reconstruction.rows]
+    return _draw_grid(grid, reconstruction, caption)
 
 
 def movie_frames(
@@ -196,58 +195,50 @@ def movie_frames(
 
     For the arguments see `contact_sheet`.
     """
+    labels, videos, inks = zip(*reconstruction.rows, strict=True)
     for i, time_sec in enumerate(times_sec):
-        cells = [(label, frames[i]) for label, frames, _ in reconstruction.rows]
-        grid: list[Row] = [(cells[:2], TEXT_COLOUR), (cells[2:], reconstruction.prediction_ink)]
-        time = (f"{time_sec:.2f} s", TEXT_COLOUR)
-        yield _draw_grid(grid, [time, *_notes(reconstruction, caption)])
+        pictures = [frames[i] for frames in videos]
+        grid: list[Row] = [([*labels[k : k + 2]], pictures[k : k + 2], inks[k]) for k in (0, 2)]
+        grid.append(([f"{time_sec:.2f} s"], [], TEXT_COLOUR))
+        yield _draw_grid(grid, reconstruction, caption)
 
 
-def _draw_grid(rows: Sequence[Row], notes: Sequence[tuple[str, Colour]]) -> Picture:
-    """Draws rows of cells below one another, and notes below them; both sides are even.
+def _draw_grid(rows: list[Row], reconstruction: Reconstruction, caption: str) -> Picture:
+    """Draws rows, and below them the caption and the explanation of the mode; both sides are even.
 
     All pictures have the same size; small ones are enlarged to a height of about `TILE_PX`, by
-    repeating pixels. A label may extend over the next cells if these have none.
+    repeating pixels. The label of a row that has only one may extend over several columns.
     """
-    pictures = [picture for cells, _ in rows for _, picture in cells if picture is not None]
-    factor = max(1, round(TILE_PX / pictures[0].shape[0]))
-    tile_height, tile_width = (factor * side for side in pictures[0].shape[:2])
+    shape = next(pictures[0].shape for _, pictures, _ in rows if pictures)
+    factor = max(1, round(TILE_PX / shape[0]))
+    tile_height, tile_width = (factor * side for side in shape[:2])
     size = max(16, tile_height // 12)
     font, line_px = ImageFont.load_default(size=size), round(1.4 * size)
-    widths = {label: round(font.getlength(label)) for cells, _ in rows for label, _ in cells}
-    in_cell = [label for cells, _ in rows for label, _ in cells if all(c[0] for c in cells)]
-    column_px = max(tile_width, *(widths[label] for label in in_cell)) + GAP_PX
+    widths = [[round(font.getlength(label)) for label in labels] for labels, _, _ in rows]
+    in_columns = (width for row in widths if len(row) > 1 for width in row)
+    column_px = max([tile_width, *in_columns]) + GAP_PX
     width = GAP_PX + max(
-        column_px * max(len(cells) for cells, _ in rows),
-        max(widths.values()) + GAP_PX,
-        2 * tile_height,  # for the notes
+        column_px * max(len(pictures) for _, pictures, _ in rows),
+        max(map(max, widths)) + GAP_PX,
+        2 * tile_height,  # for the caption
     )
-    lines = [
-        (line, ink) for text, ink in notes for line in _wrapped(text, font, width - 2 * GAP_PX)
-    ]
-    row_px = [
-        line_px + (tile_height + GAP_PX if cells[0][1] is not None else 0) for cells, _ in rows
-    ]
-    height = 3 * GAP_PX + sum(row_px) + len(lines) * line_px
+    explanation = MODES[reconstruction.mode][1]
+    for text, ink in ((caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)):
+        rows += [([line], [], ink) for line in _wrapped(text, font, width - 2 * GAP_PX)]
+    with_pictures = sum(bool(pictures) for _, pictures, _ in rows)
+    height = 2 * GAP_PX + len(rows) * line_px + with_pictures * (tile_height + GAP_PX)
     sheet = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
     draw = ImageDraw.Draw(sheet)
     top = GAP_PX
-    for (cells, ink), height_px in zip(rows, row_px, strict=True):
-        for column, (label, picture) in enumerate(cells):
-            x = GAP_PX + column * column_px
-            draw.text((x, top), label, ink, font)
-            if picture is not None:
-                tile = ImageOps.scale(Image.fromarray(picture), factor, Image.Resampling.NEAREST)
-                sheet.paste(tile, (x, top + line_px))
-        top += height_px
-    for number, (line, ink) in enumerate(lines):
-        draw.text((GAP_PX, top + GAP_PX + number * line_px), line, ink, font)
+    for labels, pictures, ink in rows:
+        for column, label in enumerate(labels):
+            draw.text((GAP_PX + column * column_px, top), label, ink, font)
+        top += line_px
+        for column, picture in enumerate(pictures):
+            tile = ImageOps.scale(Image.fromarray(picture), factor, Image.Resampling.NEAREST)
+            sheet.paste(tile, (GAP_PX + column * column_px, top))
+        top += tile_height + GAP_PX if pictures else 0
     return np.asarray(sheet)
-
-
-def _notes(reconstruction: Reconstruction, caption: str) -> list[tuple[str, Colour]]:
-    explanation = MODES[reconstruction.mode][1]
-    return [(caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)]
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:

@@ -32,8 +32,7 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
     with configured():
         check_source(config.checkpoint)
     folder = Path(config.output_dir)
-    replaces = folder.exists()
-    if replaces and not (config.overwrite and (folder / "export.json").is_file()):
+    if folder.exists() and not (config.overwrite and (folder / "export.json").is_file()):
         raise UserError(
             f"output_dir is {folder}, which exists: choose another"
             + (", it is not of an earlier export" if config.overwrite else " or overwrite=true")

@@ -98,8 +98,7 @@ def parts_of(model: Hiera | ActionDetector) -> list[Part]:
     generator = torch.Generator().manual_seed(0)
 
     def clips(n: int) -> tuple[Tensor, ...]:
-        shape = (n, encoder.in_chans, *encoder.input_size)
-        return (torch.randn(shape, generator=generator),)
+        return (torch.randn(n, encoder.in_chans, *encoder.input_size, generator=generator),)
 
     if isinstance(model, Hiera):
         output = "logits" if model.num_classes else "features"
@@ -142,7 +141,7 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
         if format == "pt2":
             exported = torch.export.export(part.module, arguments, dynamic_shapes=free_axes)
             torch.export.save(exported, path)
-            run = _load_pt2(path)
+            run: Callable[..., Tensor] = torch.export.load(path).module()
         else:
             program = torch.onnx.export(
                 part.module,
@@ -163,10 +162,6 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
         difference = run(*arguments) - expected
         compared.append(torch.stack([difference.abs().max(), expected.abs().max()]))
     return Comparison(path, *torch.stack(compared).amax(dim=0).tolist())
-
-
-def _load_pt2(path: Path) -> Callable[..., Tensor]:
-    return torch.export.load(path).module()
 
 
 def _load_onnx(path: Path) -> Callable[..., Tensor]:

@@ -2,11 +2,11 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from hiera_video.models import programs as export_module
 from hiera_video.models.detector import ActionDetector
@@ -96,11 +96,8 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
 
 
 def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch):
-    class Wrong(nn.Module):
-        def forward(self, clips):
-            return torch.ones(len(clips), 3)
-
-    monkeypatch.setattr(export_module, "_load_pt2", lambda _: Wrong())
+    wrong = SimpleNamespace(module=lambda: lambda clips: torch.ones(len(clips), 3))
+    monkeypatch.setattr(torch.export, "load", lambda _: wrong)
     folder = tmp_path / "exported"
     result = commands.run("export", f"checkpoint={weights}", "format=pt2", f"output_dir={folder}")
     assert result.code == 1

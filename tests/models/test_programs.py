@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,6 +51,12 @@ def hiera(**arguments: Any) -> Hiera:
     return model
 
 
+def load(format: Format, path: Path) -> Callable[..., Tensor]:
+    if format == "onnx":
+        return export_module._load_onnx(path)
+    return torch.export.load(path).module()
+
+
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("arguments", [{**VIDEO, "mask_unit": (2, 8, 8)}, IMAGE])
 def test_classifier(format: Format, arguments: dict[str, Any], tmp_path: Path) -> None:
@@ -61,8 +69,7 @@ def test_classifier(format: Format, arguments: dict[str, Any], tmp_path: Path) -
     clips = torch.randn(5, 3, *arguments["input_size"])
     with torch.no_grad():
         expected = model(clips)
-    load = {"pt2": export_module._load_pt2, "onnx": export_module._load_onnx}[format]
-    assert torch.allclose(load(compared.path)(clips), expected, atol=1e-4)
+    assert torch.allclose(load(format, compared.path)(clips), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -74,10 +81,9 @@ def test_detector(format: Format, tmp_path: Path) -> None:
         compared = export(part, format, tmp_path / f"{part.name}.{format}")
         assert compared.agrees, compared
         assert compared.largest > 0.1
-    load = {"pt2": export_module._load_pt2, "onnx": export_module._load_onnx}[format]
     clips = torch.randn(2, 3, *VIDEO["input_size"])
-    maps = load(tmp_path / f"backbone.{format}")(clips)
-    head_file = load(tmp_path / f"head.{format}")
+    maps = load(format, tmp_path / f"backbone.{format}")(clips)
+    head_file = load(format, tmp_path / f"head.{format}")
     within = [[0.1, 0.2, 0.6, 0.9], [0.0, 0.0, 1.0, 1.0], [0.4, 0.4, 0.5, 0.5]]
     odd = [[-0.2, 0.5, 1.3, 1.1], [0.7, 0.7, 0.7, 0.7], [1.5, 0.0, 2.0, 1.0]]  # beyond, and empty
     boxes = torch.tensor(within + odd)
@@ -111,13 +117,8 @@ def test_agreement(difference: float, largest: float, agrees: bool) -> None:
 
 
 def test_wrong_files_are_found_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def shifted(_: Path) -> Any:
-        def run(clips: Tensor) -> Tensor:
-            return part.module(clips) + 2e-4
-
-        return run
-
-    monkeypatch.setattr(export_module, "_load_pt2", shifted)
+    shifted = SimpleNamespace(module=lambda: lambda clips: part.module(clips) + 2e-4)
+    monkeypatch.setattr(torch.export, "load", lambda _: shifted)
     (part,) = parts_of(hiera(**VIDEO))
     compared = export(part, "pt2", tmp_path / "model.pt2")
     assert not compared.agrees
