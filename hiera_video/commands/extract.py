@@ -18,7 +18,7 @@ from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
-from hiera_video.extraction.store import FeatureStore, output_names
+from hiera_video.extraction.store import FeatureStore, Format, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
@@ -67,11 +67,8 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             dtype=config.dtype,
         )
         work, settings = make_work(config, model, card)
-        store = FeatureStore(
-            Path(config.output_dir),
-            "npz" if config.format == "parquet" else config.format,
-            settings,
-        )
+        format: Format = "npz" if config.format == "parquet" else config.format
+        store = FeatureStore(Path(config.output_dir), format, settings)
         if not config.overwrite:
             store.check()
         ours = videos[process.rank :: process.world_size]
