@@ -28,16 +28,17 @@ from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, MissingLibrary, UserError, configured
 from hiera_video.evaluation.prediction import views_of
-from hiera_video.evaluation.views import score_views
+from hiera_video.evaluation.views import Scorer, score_views
 from hiera_video.files import write_json, write_text
-from hiera_video.models.normalize import Normalize
+from hiera_video.models.loading import card_of
 from hiera_video.models.pretrained import create_model
-from hiera_video.models.variants import VARIANTS, input_statistics, is_image
+from hiera_video.models.variants import VARIANTS, is_image
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code, refuse_existing
 from hiera_video.settings.tools import BenchmarkSettings
+from hiera_video.settings.training import Precision
 from hiera_video.settings.video import Clips, Views
 
 logger = logging.getLogger(__name__)
@@ -158,19 +159,15 @@ def measure_decoding(
     ahead = 2 * max(1, workers)
     first = max(setting.batch_size, ahead)
     count = max(config.rounds * setting.batch_size, 8 * ahead)
-    model = create_model(name).to(setting.device)
+    model = create_model(name)
     records = [VideoRecord(path, (), path) for path in islice(cycle(paths), first + count)]
     views = views_of(records, model, Clips(), Views(num_clips=1, num_crops=1), config.data)
     failures: list[Failure] = []
-    scored = score_views(
-        model,
-        readable(evaluation_loader(views, config.data), failures),
-        Normalize(*input_statistics(VARIANTS[name])).to(setting.device),
-        crop_size=views.crop_size,
-        batch_size=setting.batch_size,
-        device=torch.device(setting.device),
-        bf16=setting.precision == "bf16",
-    )
+    precision: Precision = "bf16" if setting.precision == "bf16" else "fp32"
+    device = torch.device(setting.device)
+    scorer = Scorer.of(model, card_of(model), device, setting.batch_size, precision)
+    samples = readable(evaluation_loader(views, config.data), failures)
+    scored = score_views(scorer, samples, views.crop_size)
     ends = [time.perf_counter() for _ in scored]
     if failures:
         raise UserError(f"videos is {config.videos}: {failures[0].message}")

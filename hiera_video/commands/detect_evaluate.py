@@ -25,9 +25,9 @@ from hiera_video.errors import UserError
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
+from hiera_video.evaluation.views import Scorer
 from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.card import ModelCard
-from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
@@ -52,16 +52,8 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
-        scored, failures = score_keyframes(
-            model.to(process.device),
-            clips,
-            process,
-            normalize=Normalize(card.mean, card.std),
-            batch_size=config.batch_size,
-            decoding=data,
-            bf16=config.precision == "bf16",
-            progress=process.is_main,
-        )
+        scorer = Scorer.of(model, card, process.device, config.batch_size, config.precision)
+        scored, failures = score_keyframes(scorer, clips, process, data, progress=process.is_main)
         if process.is_main:
             detections = detections_of(val.records, {k.index: k.scores for k in scored}, label_map)
             write_detections(folder / "detections.csv", detections)

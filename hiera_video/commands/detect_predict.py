@@ -19,10 +19,10 @@ from hiera_video.data.boxes.keyframes import (
 from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
+from hiera_video.evaluation.views import Scorer
 from hiera_video.files import write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
-from hiera_video.models.normalize import Normalize
 from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
@@ -52,7 +52,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
 
     failed = 0
     with process_group(config.device) as process:
-        models = {model.encoder.input_size[1:]: model.to(process.device)}  # by size of the clip
+        models = {model.encoder.input_size[1:]: model}  # by size of the clip
         people = None
         if table is None:
             people = load_person_detector(config.detector).to(process.device)
@@ -62,8 +62,9 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                 with opener(config.data)(path) as video:
                     size = clip_size(model, video.height, video.width)
                     if size not in models:
-                        resized, _ = load_model(config.checkpoint, kind="detector", image_size=size)
-                        models[size] = resized.to(process.device)
+                        models[size], _ = load_model(
+                            config.checkpoint, kind="detector", image_size=size
+                        )
                     interval_sec = config.every_sec
                     if table is None:
                         records = detected_boxes(video, people, config)
@@ -183,15 +184,9 @@ def action_scores(
     """
     if not records:
         return []
-    scored, failures = score_keyframes(
-        model,
-        keyframe_clips_of(records, model, config.clips, config.data),
-        process,
-        normalize=Normalize(card.mean, card.std),
-        batch_size=config.batch_size,
-        decoding=config.data,
-        bf16=config.precision == "bf16",
-    )
+    clips = keyframe_clips_of(records, model, config.clips, config.data)
+    scorer = Scorer.of(model, card, process.device, config.batch_size, config.precision)
+    scored, failures = score_keyframes(scorer, clips, process, config.data)
     if failures:
         raise NoResult(failures[0].message)
     return [keyframe.scores for keyframe in scored]

@@ -19,6 +19,7 @@ from hiera_video.data.datasets import TrainingKeyframes
 from hiera_video.data.transforms import DetectionTransform
 from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import KeyframeScores, keyframe_clips_of, score_keyframes
+from hiera_video.evaluation.views import Scorer
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.loading import card_of
@@ -74,15 +75,10 @@ class DetectTrainTask(Task):
     ) -> tuple[list[KeyframeScores], list[Failure]]:
         settings = self.settings
         assert self.val is not None
-        return score_keyframes(
-            model,
-            keyframe_clips_of(self.val.records, model, settings.clips, settings.data),
-            process,
-            normalize=self.normalize(model),
-            batch_size=settings.batch_size,
-            decoding=settings.data,
-            bf16=settings.train.precision == "bf16",
-        )
+        clips = keyframe_clips_of(self.val.records, model, settings.clips, settings.data)
+        how = (process.device, settings.batch_size, settings.train.precision)
+        scorer = Scorer.of(model, self.card(model), *how)
+        return score_keyframes(scorer, clips, process, settings.data)
 
     def figures(self, scored: list[KeyframeScores]) -> dict[str, float]:
         """Frame mAP by both protocols."""

@@ -12,8 +12,8 @@ from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.prediction import load_model, views_of
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
+from hiera_video.evaluation.views import Scorer
 from hiera_video.files import make_writable_folder, write_json
-from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_result
@@ -41,17 +41,8 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
-        videos, failures = validate(
-            model.to(process.device),
-            views,
-            process,
-            normalize=Normalize(card.mean, card.std),
-            batch_size=config.views.batch_size,
-            decoding=config.data,
-            bf16=config.precision == "bf16",
-            multi_label=card.multi_label,
-            progress=process.is_main,
-        )
+        scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)
+        videos, failures = validate(scorer, views, process, config.data, progress=process.is_main)
         if process.is_main:
             expected = [record.labels for record in val.records]
             summary = summarize(videos, expected=expected, multi_label=card.multi_label)

@@ -6,7 +6,6 @@ import os
 from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
-from hiera_video.extraction.store import FeatureStore, output_names
+from hiera_video.extraction.store import FeatureStore, Format, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
@@ -58,20 +57,18 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
                 "are weak; fine-tune it first, or train a probe on top",
                 config.checkpoint,
             )
-        make_extractor = partial(
-            FeatureExtractor,
+        extractor = FeatureExtractor(
+            model,
             layer=config.layer,
             pooling=config.pooling,
             normalize=Normalize(card.mean, card.std),
+            device=process.device,
             bf16=config.precision == "bf16",
             dtype=config.dtype,
         )
         work, settings = make_work(config, model, card)
-        store = FeatureStore(
-            Path(config.output_dir),
-            "npz" if config.format == "parquet" else config.format,
-            settings,
-        )
+        format: Format = "npz" if config.format == "parquet" else config.format
+        store = FeatureStore(Path(config.output_dir), format, settings)
         if not config.overwrite:
             store.check()
         ours = videos[process.rank :: process.world_size]
@@ -82,7 +79,6 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
                 video.name, video.path, retry_failed=config.retry_failed, overwrite=config.overwrite
             )
         ]
-        extractor = make_extractor(model, device=process.device)
         logger.info("%d of %d videos are to be read", len(to_do), len(ours))
         if dry_run:
             print(json.dumps({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2))
@@ -93,12 +89,10 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         barrier()  # and not before the folder is there
         workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
         with closing(Assembly(to_do, store, workers, progress=process.is_main)) as assembly:
+            run_engine = extract
             if config.engine == "ray":
-                from hiera_video.extraction.ray import extract_with_ray
-
-                extract_with_ray(assembly, work, make_extractor, model, batch_size=batch_size)
-            else:
-                extract(assembly, work, extractor, batch_size=batch_size)
+                from hiera_video.extraction.ray import extract_with_ray as run_engine
+            run_engine(assembly, work, extractor, batch_size=batch_size)
         barrier()
         code = None
         if process.is_main:

@@ -13,6 +13,7 @@ from hiera_video.data.videos.records import VideoList, read_splits
 from hiera_video.evaluation.accuracy import VideoScores, summarize
 from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.scoring import validate
+from hiera_video.evaluation.views import Scorer
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.loading import card_of
@@ -87,16 +88,9 @@ class FinetuneTask(Task):
         settings, data = self.settings, self.settings.data
         assert self.val is not None
         one_view = Views(num_clips=1, num_crops=1)
-        return validate(
-            model,
-            views_of(self.val.records, model, settings.clips, one_view, data),
-            process,
-            normalize=self.normalize(model),
-            batch_size=settings.views.batch_size,
-            decoding=data,
-            bf16=settings.train.precision == "bf16",
-            multi_label=data.multi_label,
-        )
+        views = views_of(self.val.records, model, settings.clips, one_view, data)
+        how = (process.device, settings.views.batch_size, settings.train.precision)
+        return validate(Scorer.of(model, self.card(model), *how), views, process, data)
 
     def figures(self, scored: list[VideoScores]) -> dict[str, float]:
         assert self.val is not None

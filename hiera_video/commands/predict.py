@@ -8,6 +8,7 @@ from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import UserError
 from hiera_video.evaluation.prediction import classify, load_model, views_of
+from hiera_video.evaluation.views import Scorer
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.results import exit_code, print_result
 from hiera_video.settings.evaluation import PredictSettings
@@ -24,15 +25,9 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
         return 0
     failures: list[Failure] = []
     with process_group(config.device) as process:
-        classified = classify(
-            model,
-            card,
-            readable(evaluation_loader(views, config.data), failures),
-            batch_size=config.views.batch_size,
-            device=process.device,
-            bf16=config.precision == "bf16",
-            top_k=config.top_k,
-        )
+        scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)
+        samples = readable(evaluation_loader(views, config.data), failures)
+        classified = classify(scorer, samples, views.crop_size, card.classes, config.top_k)
         for sample, classes in classified:
             path = paths[sample.index]
             top = [{"class": name, "probability": round(p, 6)} for name, p in classes]

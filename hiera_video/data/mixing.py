@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 Clips = Float[Tensor, "B C T H W"]
@@ -18,21 +18,18 @@ Targets = Float[Tensor, "B K"]
 Box = tuple[int, int, int, int]  # top, bottom, left, right
 
 
-def soft_targets(labels: Int[Tensor, " B"], num_classes: int, smoothing: float = 0.0) -> Targets:
-    """One-hot targets with label smoothing, 0 to below 1; each row sums to 1.
+def multi_hot(
+    labels: Sequence[tuple[int, ...]], num_classes: int, smoothing: float = 0.0
+) -> Targets:
+    """Targets with 1 for each class of a clip, of which it may have several or none.
 
-    Every class has `smoothing / num_classes`, and the label's class `1 - smoothing` more.
+    With label smoothing, every class has `smoothing / num_classes`, and those of the clip
+    `1 - smoothing` more.
     """
     off = smoothing / num_classes
-    targets = torch.full((len(labels), num_classes), off, device=labels.device)
-    return targets.scatter_(1, labels.long()[:, None], 1 - smoothing + off)
-
-
-def multi_hot(labels: Sequence[tuple[int, ...]], num_classes: int) -> Targets:
-    """Targets with 1 for each class of a clip, of which it may have several or none."""
-    targets = torch.zeros(len(labels), num_classes)
+    targets = torch.full((len(labels), num_classes), off)
     for row, classes in zip(targets, labels, strict=True):
-        row[list(classes)] = 1.0
+        row[list(classes)] = 1 - smoothing + off
     return targets
 
 

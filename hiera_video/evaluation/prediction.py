@@ -14,7 +14,7 @@ from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.results import top_classes
-from hiera_video.evaluation.views import average_views, score_views
+from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.models import pretrained
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.loading import Model, encoder_of
@@ -49,9 +49,8 @@ class LoadedModel(NamedTuple):
         with dataset.open_video(record.path) as video:
             sample = dataset.sample(video, record, 0)
         device = next(self.model.parameters()).device
-        ((_, classes),) = classify(
-            self.model, self.card, [sample], batch_size=views.batch_size, device=device, top_k=top_k
-        )
+        scorer = Scorer.of(self.model, self.card, device, views.batch_size)
+        ((_, classes),) = classify(scorer, [sample], dataset.crop_size, self.card.classes, top_k)
         return classes
 
 
@@ -63,13 +62,16 @@ def load_model(
     Args:
         source: a run, checkpoint or weights folder, a file of weights, the tag of published
             weights, or OWNER/NAME on the Hugging Face Hub.
-        kind: "classifier", "backbone", "autoencoder" or "detector", which the weights must serve
-            as. None: what they are.
+        kind: "classifier", "backbone", "autoencoder" or "detector": what is needed. "backbone"
+            takes weights of any kind: a classifier as it is, and the encoder of the others. None:
+            whatever the weights are.
         changes: arguments of `create_model` (or `create_autoencoder`, `create_detector`), such as
             `num_frames`; `decoder_heads` must be given for published autoencoders.
 
     Raises:
+        ModelError: changes that do not fit.
         WeightsError: the weights cannot be read, or are of another kind.
+        FetchError: they cannot be fetched.
     """
     return LoadedModel(*pretrained.load_model(os.fspath(source), kind=kind, **changes))
 
@@ -109,30 +111,18 @@ def views_of(
 
 
 def classify(
-    model: Any,
-    card: ModelCard,
+    scorer: Scorer,
     samples: Iterable[ViewSample],
-    *,
-    batch_size: int,
-    device: torch.device,
-    bf16: bool = False,
+    crop_size: tuple[int, int],
+    names: Sequence[str],
     top_k: int,
 ) -> Iterator[tuple[ViewSample, Classes]]:
     """Yields each sample with its most likely classes: the mean of the probabilities of its views.
 
     Args:
-        batch_size: views in a forward pass.
+        crop_size: height and width of a view, pixels.
+        names: of the classes, in id order.
     """
-    scored = score_views(
-        model.to(device),
-        samples,
-        Normalize(card.mean, card.std).to(device),
-        crop_size=encoder_of(model).input_size[1:],
-        batch_size=batch_size,
-        device=device,
-        bf16=bf16,
-        multi_label=card.multi_label,
-    )
-    for sample, scores in scored:
+    for sample, scores in score_views(scorer, samples, crop_size):
         best = top_classes(average_views(scores), top_k)
-        yield sample, [(card.classes[c], probability) for c, probability in best]
+        yield sample, [(names[c], probability) for c, probability in best]

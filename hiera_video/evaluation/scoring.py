@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
 from hiera_video.data.batches import Failure, KeyframeSample, ViewSample
@@ -15,9 +14,8 @@ from hiera_video.data.boxes.keyframes import KeyframeRecord
 from hiera_video.data.datasets import EvaluationViews, KeyframeClips
 from hiera_video.data.loader import evaluation_loader, readable
 from hiera_video.evaluation.accuracy import VideoScores
-from hiera_video.evaluation.views import score_views
+from hiera_video.evaluation.views import Scorer, score_views
 from hiera_video.models.detector import ActionDetector
-from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.distributed import Process, gather_on_main
 from hiera_video.settings.training import KeyframeData
 from hiera_video.settings.video import Decoding, FrameSampling
@@ -28,15 +26,11 @@ Scores = TypeVar("Scores", "VideoScores", "KeyframeScores")
 
 
 def validate(
-    model: nn.Module,
+    scorer: Scorer,
     views: EvaluationViews,
     process: Process,
-    *,
-    normalize: Normalize,
-    batch_size: int,
     decoding: Decoding,
-    bf16: bool,
-    multi_label: bool,
+    *,
     progress: bool = False,
 ) -> tuple[list[VideoScores], list[Failure]]:
     """The scores of all videos that could be read, and the others; both in the order of the list.
@@ -44,23 +38,12 @@ def validate(
     Every process takes its share; the main process gets the whole, the others what they did.
 
     Args:
-        batch_size: views, or clips around key frames, in a forward pass.
         decoding: how many processes decode, and how long they may take.
         progress: show a bar, on a terminal.
     """
 
     def score(samples: Iterator[ViewSample]) -> Iterator[VideoScores]:
-        scored = score_views(
-            model,
-            samples,
-            normalize.to(process.device),
-            crop_size=views.crop_size,
-            batch_size=batch_size,
-            device=process.device,
-            bf16=bf16,
-            multi_label=multi_label,
-        )
-        for v, scores in scored:
+        for v, scores in score_views(scorer, samples, views.crop_size):
             yield VideoScores(v.index, scores, v.backend)
 
     return _shared_out(score, views, decoding, process, "video", progress)
@@ -93,33 +76,23 @@ def keyframe_clips_of(
 
 
 def score_keyframes(
-    model: ActionDetector,
+    scorer: Scorer,
     keyframes: KeyframeClips,
     process: Process,
-    *,
-    normalize: Normalize,
-    batch_size: int,
     decoding: Decoding,
-    bf16: bool,
+    *,
     progress: bool = False,
 ) -> tuple[list[KeyframeScores], list[Failure]]:
     """`validate` for a detector: the scores of all boxes, and the key frames without any."""
-    device = process.device
-    normalize = normalize.to(device)
-    model.eval()
+    device = scorer.device
 
     def score(samples: Iterator[KeyframeSample]) -> Iterator[KeyframeScores]:
-        for batch in iter(lambda: list(islice(samples, batch_size)), []):
+        for batch in iter(lambda: list(islice(samples, scorer.batch_size)), []):
             counts = torch.tensor([len(sample.boxes) for sample in batch])
             clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
             boxes = torch.cat([sample.boxes for sample in batch]).to(device)
             clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
-            with (
-                torch.inference_mode(),
-                torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16),
-            ):
-                logits = model(normalize(clips), boxes, clip_of_box)
-            scores = logits.float().sigmoid().cpu().split(counts.tolist())
+            scores = scorer(clips, boxes, clip_of_box).split(counts.tolist())
             for sample, of_boxes in zip(batch, scores, strict=True):
                 outside, backend = sample.num_outside, sample.backend
                 yield KeyframeScores(sample.index, of_boxes.numpy(), outside, backend)

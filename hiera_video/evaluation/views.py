@@ -5,64 +5,99 @@ merge. Views of several videos share a forward pass.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import KW_ONLY, dataclass
+from itertools import islice
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hiera_video.data.batches import ViewSample
+from hiera_video.models.card import ModelCard
+from hiera_video.models.normalize import Normalize
+from hiera_video.settings.training import Precision
 
 
-@torch.inference_mode()
+@dataclass(frozen=True)
+class Scorer:
+    """Clips to probabilities: a model, which is put on the device, and how it runs.
+
+    Args:
+        batch_size: views, or clips around key frames, in a forward pass.
+        precision: "bf16" for autocast.
+        multi_label: sigmoid instead of softmax.
+    """
+
+    model: nn.Module
+    normalize: Normalize
+    _: KW_ONLY
+    device: torch.device
+    batch_size: int
+    precision: Precision = "fp32"
+    multi_label: bool = False
+
+    def __post_init__(self) -> None:
+        self.model.to(self.device).eval()
+        self.normalize.to(self.device)
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        card: ModelCard,
+        device: torch.device,
+        batch_size: int,
+        precision: Precision = "fp32",
+    ) -> Self:
+        """For a model that its card describes."""
+        return cls(
+            model,
+            Normalize(card.mean, card.std),
+            device=device,
+            batch_size=batch_size,
+            precision=precision,
+            multi_label=card.multi_label or card.kind == "detector",
+        )
+
+    @torch.inference_mode()
+    def __call__(self, clips: Tensor, *boxes: Tensor) -> Tensor:
+        """Probabilities, float32 [B, L], on the host.
+
+        Args:
+            clips: uint8 [B, T, h, w, C], on the device.
+            boxes: further inputs of the model.
+        """
+        is_bf16 = self.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
+            logits = self.model(self.normalize(clips), *boxes).float()
+        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).cpu()
+
+
 def score_views(
-    model: nn.Module,
-    videos: Iterable[ViewSample],
-    normalize: Callable[[Tensor], Tensor],
-    *,
-    crop_size: tuple[int, int],
-    batch_size: int,
-    device: torch.device,
-    bf16: bool = False,
-    multi_label: bool = False,
+    scorer: Scorer, videos: Iterable[ViewSample], crop_size: tuple[int, int]
 ) -> Iterator[tuple[ViewSample, np.ndarray]]:
     """Yields each video with the probabilities of its views, float32 [V, L], in order.
 
     Args:
-        normalize: uint8 [B, T, h, w, C] to float [B, C, T, h, w], on the device.
         crop_size: height and width of a view, pixels.
-        batch_size: views in a forward pass.
-        multi_label: sigmoid instead of softmax.
     """
-    model.eval()
-    waiting: deque[tuple[ViewSample, list[Tensor]]] = deque()  # with the scores so far
-    batch: list[tuple[list[Tensor], Tensor]] = []  # the video's scores, and the view's pixels
+    begun: deque[ViewSample] = deque()  # videos of which scores are missing
 
-    def run() -> None:
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
-            logits = model(normalize(torch.stack([pixels for _, pixels in batch]))).float()
-        probabilities = logits.sigmoid() if multi_label else logits.softmax(dim=1)
-        for (scores, _), row in zip(batch, probabilities.cpu(), strict=True):
-            scores.append(row)
-        batch.clear()
+    def views() -> Iterator[Tensor]:
+        for video in videos:
+            begun.append(video)
+            frames = video.frames.to(scorer.device, non_blocking=True)
+            yield from (video.view(frames, i, crop_size) for i in range(video.num_views))
 
-    def finished() -> Iterator[tuple[ViewSample, np.ndarray]]:
-        while waiting and len(waiting[0][1]) == waiting[0][0].num_views:
-            video, scores = waiting.popleft()
-            yield video, torch.stack(scores).numpy()
-
-    for video in videos:
-        frames = video.frames.to(device, non_blocking=True)
-        scores: list[Tensor] = []
-        waiting.append((video, scores))
-        for i in range(video.num_views):
-            batch.append((scores, video.view(frames, i, crop_size)))
-            if len(batch) == batch_size:
-                run()
-        yield from finished()
-    if batch:
-        run()
-    yield from finished()
+    pixels, scores = views(), list[Tensor]()
+    while batch := list(islice(pixels, scorer.batch_size)):
+        scores += scorer(torch.stack(batch))
+        while begun and len(scores) >= begun[0].num_views:
+            video = begun.popleft()
+            yield video, torch.stack(scores[: video.num_views]).numpy()
+            del scores[: video.num_views]
 
 
 def average_views(scores: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ the output folder must have the same paths on all machines.
 
 import pickle
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import torch
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.reading import End, ReadWindows, Window
 from hiera_video.extraction.runner import Assembly, extract_windows
-from hiera_video.models.hiera import Hiera
 from hiera_video.runtime.workers import Workers
 
 Batch = dict[str, np.ndarray]
@@ -40,9 +40,9 @@ class Decoder:
 class Model:
     """Windows to features, with their number and seconds; the ends of videos pass through."""
 
-    def __init__(self, make_extractor: Callable[..., FeatureExtractor], model: Hiera) -> None:
+    def __init__(self, extractor: FeatureExtractor) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.extractor = make_extractor(model, device=device)
+        self.extractor = replace(extractor, device=device)
 
     def __call__(self, batch: Batch) -> Batch:
         values = [pickle.loads(value) for value in batch["value"]]
@@ -62,12 +62,7 @@ def _pickled(values: Sequence[Any]) -> np.ndarray:
 
 
 def extract_with_ray(
-    assembly: Assembly,
-    work: ReadWindows,
-    make_extractor: Callable[..., FeatureExtractor],
-    model: Hiera,
-    *,
-    batch_size: int,
+    assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor, *, batch_size: int
 ) -> None:
     """What `extract` does, on the Ray cluster that this process belongs to, or a local one.
 
@@ -95,7 +90,7 @@ def extract_with_ray(
         )
         .map_batches(
             Model,
-            fn_constructor_args=(make_extractor, model),
+            fn_constructor_args=(extractor,),
             batch_size=max(1, batch_size // work.crops.num_crops),
             concurrency=max(1, num_gpus),
             num_cpus=0,

@@ -290,16 +290,7 @@ def load_model(
 
     Of a file, or a folder of another project, what it does not state is inferred.
 
-    Args:
-        source: see `hiera_video.models.sources`.
-        kind: what is needed; weights of another kind are refused. "backbone" takes weights of any
-            kind: a classifier as it is, and the encoder of an autoencoder or a detector. None:
-            whatever the weights are.
-        changes: arguments of `create_model`, `create_autoencoder` or `create_detector`, such as
-            `num_frames` and `image_size`; `decoder_heads` of published autoencoders must be given.
-
-    Raises:
-        ModelError: changes that do not fit; and as `read_checkpoint`.
+    Arguments and errors are those of `hiera_video.load_model`.
     """
     checkpoint = with_card(read_checkpoint(source, kind))
     assert checkpoint.card is not None

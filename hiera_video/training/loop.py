@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
 from hiera_video.runtime.distributed import Process, sum_over_processes
+from hiera_video.settings.training import Loop
 from hiera_video.training.optim import set_learning_rate
 
 LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]
@@ -66,29 +67,27 @@ def train_steps(
     *,
     start_step: int,
     end_step: int,
-    accumulation_steps: int,
+    loop: Loop,
     lr_at: Callable[[int], float],
     clip_grad: float | None,
-    bf16: bool,
-    seed: int,
     process: Process,
     average: AveragedModel | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepReport]:
     """Trains from `start_step` to `end_step`, reporting each step after it was taken.
 
-    A step takes `accumulation_steps` batches. The loss is the mean over the targets (clips, in
+    A step takes `loop.accumulation_steps` batches. The loss is the mean over the targets (clips, in
     detection boxes) that could be read, over all processes, however unevenly they are spread. A
     step whose gradient is not finite leaves weights and optimizer untouched.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = process.device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=loop.precision == "bf16")
     for step in range(start_step, end_step):
         started = time.perf_counter()
-        group = list(islice(batches, accumulation_steps))
+        group = list(islice(batches, loop.accumulation_steps))
         waited = time.perf_counter() - started
-        seeds = np.random.SeedSequence([seed, step, process.rank])
+        seeds = np.random.SeedSequence([loop.seed, step, process.rank])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         rng = np.random.default_rng(seeds)
         counts = torch.tensor(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch
-from hiera_video.data.mixing import mix, multi_hot, soft_targets
+from hiera_video.data.mixing import mix, multi_hot
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
 from hiera_video.models.normalize import Normalize
@@ -49,9 +49,10 @@ class ClassificationLoss(_Loss):
     class_weights: Tensor | None = None
 
     def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
+        targets = multi_hot(batch.labels, self.num_classes, self.augment.label_smoothing)
         clips, targets = mix(
             self._inputs(batch),
-            self._targets(batch).to(self.device, non_blocking=True),
+            targets.to(self.device, non_blocking=True),
             mixup=self.augment.mixup,
             cutmix=self.augment.cutmix,
             generator=rng,
@@ -65,17 +66,6 @@ class ClassificationLoss(_Loss):
         if self.class_weights is not None:
             losses = losses * self.class_weights.to(self.device)
         return losses.sum()
-
-    def _targets(self, batch: ClipBatch) -> Tensor:
-        """Float [B, L]."""
-        smoothing = self.augment.label_smoothing
-        if not len(batch):  # nothing could be read: the one black clip has no label
-            return torch.zeros(len(batch.clips), self.num_classes)
-        if not self.multi_label:
-            labels = torch.tensor([label for (label,) in batch.labels])
-            return soft_targets(labels, self.num_classes, smoothing)
-        targets = multi_hot(batch.labels, self.num_classes)
-        return targets * (1 - smoothing) + smoothing / self.num_classes
 
 
 @dataclass

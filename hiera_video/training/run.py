@@ -118,12 +118,7 @@ def train(
 
 
 def find_run(folder: Path, settings: RunSettings) -> Path | None:
-    """The checkpoint to resume from, if the folder holds a run.
-
-    Raises:
-        ConfigError: the run has other settings.
-        UserError: the run cannot be resumed.
-    """
+    """The checkpoint to resume from, if the folder holds a run; errors as of `train`."""
     latest = from_main(latest_checkpoint(folder / "checkpoints"))
     has_weights = (folder / "weights").exists()
     if latest or has_weights:  # a start that failed leaves no run
@@ -244,11 +239,9 @@ class Run:
             batches,
             start_step=start_step,
             end_step=end_step,
-            accumulation_steps=loop.accumulation_steps,
+            loop=loop,
             lr_at=self.schedule.lr_at,
             clip_grad=settings.optim.clip_grad,
-            bf16=loop.precision == "bf16",
-            seed=loop.seed,
             process=self.process,
             average=self.average,
             stop_requested=stop_requested,

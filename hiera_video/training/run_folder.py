@@ -114,11 +114,7 @@ class RunReport:
 
 
 def console_line(steps: Sequence[StepReport], end_step: int, device: torch.device) -> str:
-    """Loss, rate, gradient, speed, share of waiting for data, time left, memory.
-
-    Args:
-        steps: those since the last line. Loss, rate and gradient are those of the last step.
-    """
+    """Loss, rate and gradient of the last of `steps`; their speed and share of waiting for data."""
     last, seconds = steps[-1], sum(done.step_sec for done in steps)
     clips = sum(done.num_clips for done in steps)
     waited = sum(done.data_sec for done in steps)

@@ -21,7 +21,7 @@ from hiera_video.data.pytorchvideo import (
 )
 from hiera_video.data.transforms import PretrainTransform
 from hiera_video.data.videos.records import VideoRecord
-from hiera_video.evaluation.views import average_views, score_views
+from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.extraction.windows import DenseWindows, ViewWindows
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
@@ -211,14 +211,8 @@ def test_evaluation_gives_the_logits_of_our_own(folder, num_workers):
             where = zip(batch["clip_index"], batch["aug_index"], strict=True)
             for video, (clip, crop), row in zip(batch["video_index"], where, logits, strict=True):
                 theirs.setdefault(int(video), {})[int(3 * clip + crop)] = row
-    scored = score_views(
-        model,
-        [views[i] for i in range(len(views))],
-        normalize,
-        crop_size=(32, 32),
-        batch_size=4,
-        device=torch.device("cpu"),
-    )
+    scorer = Scorer(model, normalize, device=torch.device("cpu"), batch_size=4)
+    scored = score_views(scorer, [views[i] for i in range(len(views))], (32, 32))
     for i, (_, probabilities) in enumerate(scored):
         assert sorted(theirs[i]) == list(range(6))
         of_video = torch.stack([theirs[i][view] for view in range(6)])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video.evaluation.views import average_views, score_views
+from hiera_video.evaluation.views import Scorer, average_views, score_views
+from hiera_video.models.normalize import Normalize
 
 
 @dataclass
@@ -28,11 +29,16 @@ class Brightness(torch.nn.Module):
         return torch.stack([x.mean(dim=(1, 2, 3, 4)), torch.zeros(len(x))], dim=1)
 
 
+def scorer(batch_size, **changes):
+    """Of pixels divided by 10."""
+    normalize = Normalize([0.0] * 3, [10 / 255] * 3)
+    device = torch.device("cpu")
+    return Scorer(Brightness(), normalize, device=device, batch_size=batch_size, **changes)
+
+
 def score(videos, batch_size, **changes):
-    model = Brightness()
-    settings = dict(crop_size=(4, 4), batch_size=batch_size, device=torch.device("cpu")) | changes
-    normalize = lambda x: x.permute(0, 4, 1, 2, 3).float() / 10  # noqa: E731
-    return list(score_views(model, videos, normalize, **settings)), model.batches
+    how = scorer(batch_size, **changes)
+    return list(score_views(how, videos, (4, 4))), how.model.batches
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 7, 100])
@@ -63,14 +69,7 @@ def test_finished_videos_do_not_pile_up():
             yield Video(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), 3)
 
     most = 0
-    for _ in score_views(
-        Brightness(),
-        videos(),
-        lambda x: x.permute(0, 4, 1, 2, 3).float(),
-        crop_size=(4, 4),
-        batch_size=4,
-        device=torch.device("cpu"),
-    ):
+    for _ in score_views(scorer(batch_size=4), videos(), (4, 4)):
         most = max(most, alive)
         alive -= 1
     assert most <= 3

@@ -13,6 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
 from hiera_video.runtime.distributed import Process
+from hiera_video.settings.training import Loop
 from hiera_video.training.loop import noting_sigterm, train_steps
 from hiera_video.training.run_folder import RunReport
 
@@ -31,7 +32,16 @@ def sum_of_products(model, batch, rng):
     return model(batch.clips.flatten(1)).sum()
 
 
-def steps(batches, *, model=None, accumulation_steps=1, loss=sum_of_products, **changes):
+def steps(
+    batches,
+    *,
+    model=None,
+    accumulation_steps=1,
+    precision="fp32",
+    seed=0,
+    loss=sum_of_products,
+    **changes,
+):
     model = nn.Linear(1, 1, bias=False) if model is None else model
     with torch.no_grad():
         model.weight.fill_(1.0)
@@ -41,9 +51,8 @@ def steps(batches, *, model=None, accumulation_steps=1, loss=sum_of_products, **
         end_step=len(batches) // accumulation_steps,
         lr_at=lambda step: 0.1,
         clip_grad=None,
-        bf16=False,
-        seed=0,
         process=PROCESS,
+        loop=Loop(accumulation_steps=accumulation_steps, precision=precision, seed=seed),
     )
     settings |= changes
     yield from (
@@ -53,7 +62,6 @@ def steps(batches, *, model=None, accumulation_steps=1, loss=sum_of_products, **
             loss,
             optimizer,
             iter(batches),
-            accumulation_steps=accumulation_steps,
             **settings,
         )
     )
@@ -185,7 +193,7 @@ def test_bf16_is_the_forward_pass_only():
         seen.append(out.dtype)
         return out.float().sum()
 
-    ((_, weight),) = steps([batch(1.0)], bf16=True, loss=loss)
+    ((_, weight),) = steps([batch(1.0)], precision="bf16", loss=loss)
     assert seen == [torch.bfloat16]
     assert weight == np.float32(0.9)
 
@@ -262,11 +270,9 @@ def two_processes(rank, folder):
         iter(mine),
         start_step=0,
         end_step=3,
-        accumulation_steps=1,
+        loop=Loop(precision="fp32"),
         lr_at=lambda step: 0.1,
         clip_grad=None,
-        bf16=False,
-        seed=0,
         process=Process(rank, 2, 2, torch.device("cpu")),
     )
     told = [
