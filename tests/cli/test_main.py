@@ -174,17 +174,17 @@ def test_what_argparse_refuses_exits_with_2(capsys, arguments, part):
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "told"),
+    ("error", "code", "reported"),
     [
         (ConfigError("optim.lr is 0"), 2, "hiera-video finetune: optim.lr is 0\n"),
         (UserError("the disk is full"), 1, "hiera-video finetune: the disk is full\n"),
         (KeyboardInterrupt(), 130, "interrupted\n"),
     ],
 )
-def test_exit_codes(monkeypatch, capsys, error, code, told):
+def test_exit_codes(monkeypatch, capsys, error, code, reported):
     raising(monkeypatch, error)
     assert main(["finetune", "data.train=x"]) == code
-    assert capsys.readouterr().err == told
+    assert capsys.readouterr().err == reported
 
 
 def test_errors_that_name_a_file_are_one_line(monkeypatch, capsys):

@@ -78,7 +78,7 @@ def test_layers_that_a_model_lacks(model):
         extractor(model, layer="stage5")
 
 
-def test_fingerprint_tells_weights_and_architectures_apart(model):
+def test_fingerprint_distinguishes_weights_and_architectures(model):
     same = create_model("hiera_tiny_16x224", num_classes=5, **TINY)
     assert fingerprint(same) != fingerprint(model)
     same.load_state_dict(model.state_dict())

@@ -78,7 +78,7 @@ class Result:
     out: str
     err: str
 
-    def told(self, *parts: str) -> None:
+    def reports(self, *parts: str) -> None:
         """Asserts that one line on stderr, and no traceback, says all of `parts`."""
         assert "Traceback" not in self.err, self.err
         lines = [line for line in self.err.splitlines() if all(part in line for part in parts)]

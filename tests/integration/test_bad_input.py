@@ -106,7 +106,7 @@ def test_too_many_failures_stop_training(commands, list_of, bad_files, tmp_path)
     assert result.code == 3  # 9 of 99
     result = commands.run(*commands.finetune(tmp_path / "b", *overrides, "train.epochs=20"))
     assert result.code == 1
-    result.told("10 of 110 reads of a video failed", "data.max_failed_frac=0.05")
+    result.reports("10 of 110 reads of a video failed", "data.max_failed_frac=0.05")
     overrides = (*overrides, "train.epochs=11", "data.max_failed_frac=0.1")
     result = commands.run(*commands.finetune(tmp_path / "c", *overrides))
     assert result.code == 3
@@ -147,7 +147,7 @@ def test_a_wrong_line_is_named(commands, tmp_path, line, parts):
         *commands.finetune(tmp_path / "run", f"data.train={tmp_path / 'list.txt'}")
     )
     assert result.code == 1
-    result.told(*parts)
+    result.reports(*parts)
     assert not (tmp_path / "run").exists()
 
 
@@ -163,7 +163,7 @@ def test_a_label_beyond_the_class_names(commands, tmp_path):
         )
     )
     assert result.code == 1
-    result.told("list.txt:1", "class id 2 must be 0 to 1")
+    result.reports("list.txt:1", "class id 2 must be 0 to 1")
 
 
 @pytest.mark.parametrize(
@@ -193,30 +193,30 @@ def test_a_label_beyond_the_class_names(commands, tmp_path):
         ("run_dir=TOY/text.mp4/run", 1, ["text.mp4/run"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line(commands, tmp_path, override, code, parts):
+def test_a_mistake_is_reported_in_one_line(commands, tmp_path, override, code, parts):
     overrides = override.replace("TOY", str(commands.toy)).split(" ")
     result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
     assert result.code == code, result.err
-    result.told(*parts)
+    result.reports(*parts)
 
 
 def test_a_checkpoint_of_another_variant(commands, trained, tmp_path):
     overrides = (f"model.init={trained}", "model.overrides.embed_dim=16")
     result = commands.run(*commands.finetune(tmp_path, *overrides))
     assert result.code == 1
-    result.told(str(trained), "embed_dim 8, not 16")
+    result.reports(str(trained), "embed_dim 8, not 16")
     for command in ("evaluate", "predict"):
         overrides = (f"data.val={commands.toy / 'val.csv'}",) if command == "evaluate" else ("x",)
         result = commands.run(command, f"checkpoint={commands.toy}", *overrides)
         assert result.code == 1
-        result.told(f"{commands.toy} is not a weights folder")
+        result.reports(f"{commands.toy} is not a weights folder")
 
 
 def test_a_damaged_config_json_is_named(commands, trained, tmp_path):
     (tmp_path / "config.json").write_text('{"format": "hiera_')
     result = commands.run("predict", f"checkpoint={tmp_path}", "x.mp4")
     assert result.code == 1
-    result.told("config.json", "not JSON")
+    result.reports("config.json", "not JSON")
 
 
 def test_an_error_in_a_decoding_process_ends_the_command(commands, monkeypatch, tmp_path):
@@ -235,4 +235,4 @@ def test_an_error_beside_busy_decoding_processes_ends_the_command(commands, tmp_
     )
     result = commands.finish(commands.start(*arguments), timeout_sec=60)
     assert result.code == 1
-    result.told("2 steps in a row had a non-finite gradient")
+    result.reports("2 steps in a row had a non-finite gradient")

@@ -122,5 +122,5 @@ def test_the_kind_is_checked_first(
 ) -> None:
     result = run(commands, bare, tmp_path, command, f"checkpoint={bare / kind}")
     assert result.code == 1
-    result.told(str(bare / kind), *parts)
+    result.reports(str(bare / kind), *parts)
     assert not (tmp_path / "out").exists()

@@ -44,18 +44,18 @@ def test_to_transformers(commands, weights, tmp_path):
     assert config["id2label"] == {"0": "a", "1": "b", "2": "c"}
     result = commands.run(*convert)
     assert result.code == 1
-    result.told(f"{tmp_path / 'x'} exists: choose another name")
+    result.reports(f"{tmp_path / 'x'} exists: choose another name")
 
 
 def test_mistakes(commands, weights, tmp_path):
     assert commands.run("convert", f"checkpoint={weights}").code == 2
     result = commands.run("convert", "checkpoint=nowhere", f"output={tmp_path / 'x'}")
     assert result.code == 2
-    result.told("nowhere: there is no such file or folder")
+    result.reports("nowhere: there is no such file or folder")
     convert = ("convert", f"checkpoint={weights}", f"output={tmp_path / 'x'}", "--json")
     result = commands.run(*convert, "layout=timm")
     assert result.code == 2
-    result.told("timm builds its models by name and at one size")
+    result.reports("timm builds its models by name and at one size")
     assert not (tmp_path / "x").exists()
     report = json.loads(commands.run(*convert, "layout=official").out)
     assert (report["layout"], report["path"]) == ("official", str(tmp_path / "x"))

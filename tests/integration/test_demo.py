@@ -51,9 +51,7 @@ def few_videos(few_steps, monkeypatch):
     monkeypatch.setattr(demo, "DURATION_SEC", (1.0, 1.2))
 
 
-def test_trains_evaluates_and_predicts_and_goes_on_when_started_again(
-    tmp_path, few_videos, monkeypatch
-):
+def test_trains_evaluates_predicts_and_resumes(tmp_path, few_videos, monkeypatch):
     folder = tmp_path / "a demo"
     first = run("demo", f"output_dir={folder}", "seed=3", "--json")
     assert first.code == 0, first.err
@@ -77,7 +75,7 @@ def test_trains_evaluates_and_predicts_and_goes_on_when_started_again(
 
     other = run("demo", f"output_dir={folder}", "seed=4")
     assert other.code == 1
-    other.told("holds the demo of seed=3", "another folder")
+    other.reports("holds the demo of seed=3", "another folder")
 
 
 def test_a_step_that_fails_ends_the_demo_with_its_code(tmp_path, few_videos):
@@ -118,7 +116,7 @@ def test_leaves_the_folders_of_others_alone(tmp_path, content, parts):
         (tmp_path / name).write_text(text)
     result = run("demo", f"output_dir={tmp_path}")
     assert result.code == 1
-    result.told(*parts)
+    result.reports(*parts)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == content
 
 
@@ -126,7 +124,7 @@ def test_refuses_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     result = run("demo", f"output_dir={tmp_path / 'file'}")
     assert result.code == 1
-    result.told("Not a directory", "file")
+    result.reports("Not a directory", "file")
 
 
 def test_detection_prints_the_figures_of_the_detector_of_one_frame_and_of_chance(
@@ -161,4 +159,4 @@ def test_detection_prints_the_figures_of_the_detector_of_one_frame_and_of_chance
         assert what in again.out
     other = run("demo", f"output_dir={folder}", "seed=3")
     assert other.code == 1
-    other.told("holds the demo of seed=3 and kind ava")
+    other.reports("holds the demo of seed=3 and kind ava")

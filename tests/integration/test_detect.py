@@ -119,9 +119,9 @@ def test_the_run_folder(ava, trained, lines_of):
     num_keyframes = len(keyframes_of(ava.train))
     steps = -(-num_keyframes // 4)
     lines = lines_of(trained / "metrics.jsonl")
-    told = [line for line in lines if line["kind"] == "train"]
-    assert [line["step"] for line in told] == list(range(1, 2 * steps + 1))
-    assert sum(line["num_clips"] for line in told) == 2 * num_keyframes
+    reported = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in reported] == list(range(1, 2 * steps + 1))
+    assert sum(line["num_clips"] for line in reported) == 2 * num_keyframes
     validations = [line for line in lines if line["kind"] == "val"]
     assert [line["step"] for line in validations] == [steps, 2 * steps]
     for line in validations:
@@ -164,7 +164,7 @@ def test_proposals_are_trained_on_too(commands, ava, tmp_path):
     assert f"with {len(rows)} boxes of" in plain
     assert f"with {2 * len(rows)} boxes of" in train(commands, ava, tmp_path, *overrides).out
     result = train(commands, ava, tmp_path, *overrides, "data.proposal_score=0.95", code=1)
-    result.told("no proposal overlaps an annotated box", "data.proposal_score")
+    result.reports("no proposal overlaps an annotated box", "data.proposal_score")
 
 
 @pytest.mark.parametrize("kind", ["classifier", "autoencoder"])
@@ -199,7 +199,7 @@ def test_start_from_a_detector_keeps_its_classifier_if_it_knows_the_actions(
     (tmp_path / "other.pbtxt").write_text(names)
     other = f"data.label_map={tmp_path / 'other.pbtxt'}"
     result = train(commands, ava, tmp_path / "other", init, other, *NOTHING_LEARNT)
-    result.told(str(trained), "has other classes: the classifier starts with random weights")
+    result.reports(str(trained), "has other classes: the classifier starts with random weights")
     state = state_of(tmp_path / "other")
     assert {n for n in before if not torch.equal(before[n], state[n])} == HEAD
 
@@ -217,9 +217,9 @@ def test_start_from_a_detector_keeps_its_classifier_if_it_knows_the_actions(
         ("data.train=/nowhere.csv", 1, ["/nowhere.csv"]),
     ],
 )
-def test_a_mistake_is_told_in_one_line(commands, ava, tmp_path, override, code, parts):
+def test_a_mistake_is_reported_in_one_line(commands, ava, tmp_path, override, code, parts):
     result = train(commands, ava, tmp_path / "run", override, code=code)
-    result.told(*parts)
+    result.reports(*parts)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
@@ -260,7 +260,7 @@ def test_evaluation_is_what_score_says_of_its_detections(commands, ava, trained,
 
     result = commands.run(*evaluation(ava, trained, tmp_path / "out", *chosen))
     assert result.code == 1
-    result.told(str(tmp_path / "out"), "overwrite=true")
+    result.reports(str(tmp_path / "out"), "overwrite=true")
 
 
 def test_excluded_key_frames_are_not_scored(commands, ava, trained, tmp_path):
@@ -286,7 +286,7 @@ def test_actions_that_are_evaluated(commands, ava, trained, tmp_path):
     (tmp_path / "some.txt").write_text("2: fly\n")
     result = commands.run(*evaluation(ava, trained, tmp_path / "b", chosen))
     assert result.code == 1
-    result.told("some.txt: action 2 is 'fly', but", str(trained))
+    result.reports("some.txt: action 2 is 'fly', but", str(trained))
     assert not (tmp_path / "b").exists()
 
 
@@ -370,7 +370,7 @@ def test_a_wrong_line_is_named(commands, ava, trained, tmp_path, line, parts):
     ):
         result = commands.run(*arguments)
         assert result.code == 1
-        result.told(str(bad), *parts)
+        result.reports(str(bad), *parts)
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "out").exists()
 
@@ -378,18 +378,18 @@ def test_a_wrong_line_is_named(commands, ava, trained, tmp_path, line, parts):
 def test_lists_with_nothing_to_do(commands, ava, trained, tmp_path):
     empty = tmp_path / "empty.csv"
     empty.touch()
-    train(commands, ava, tmp_path / "run", f"data.train={empty}", code=1).told(
+    train(commands, ava, tmp_path / "run", f"data.train={empty}", code=1).reports(
         f"{empty}: no key frame with a box"
     )
     for override in (f"data.val_proposals={empty}", "data.keyframe_range_sec=[50,60]"):
         result = commands.run(*evaluation(ava, trained, tmp_path / "out", override))
         assert result.code == 1
-        result.told("no box in any of the", "evaluated key frames")
+        result.reports("no box in any of the", "evaluated key frames")
     assert not (tmp_path / "out").exists()
 
 
 def test_bad_key_frames_are_skipped_counted_and_listed(commands, ava, tmp_path, lines_of):
-    """Past the end, and of a video that is not there; a repeated row is told and learnt once."""
+    """Past the end, and of a video that is not there; a repeated row is logged, and learnt once."""
     rows = ava.train.read_text().splitlines()
     video = rows[0].split(",")[0]
     bad = [f"{video},0090,0.1,0.1,0.5,0.5,1,0", "nowhere,0001,0.1,0.1,0.5,0.5,1,0", rows[0]]
@@ -397,8 +397,8 @@ def test_bad_key_frames_are_skipped_counted_and_listed(commands, ava, tmp_path, 
     overrides = (f"data.train={tmp_path / 'train.csv'}", "train.epochs=1")
     result = train(commands, ava, tmp_path / "run", *overrides, code=3)
     assert "Traceback" not in result.err
-    result.told("1 of 5 videos are not in", "'nowhere'")
-    result.told("train.csv: 1 rows repeat an earlier row", f"first in line {len(rows) + 3}")
+    result.reports("1 of 5 videos are not in", "'nowhere'")
+    result.reports("train.csv: 1 rows repeat an earlier row", f"first in line {len(rows) + 3}")
     failed = {line["name"]: line for line in lines_of(tmp_path / "run" / "failures.jsonl")}
     assert {name: line["cause"] for name, line in failed.items()} == {
         f"{video},90": "timestamps",
@@ -416,7 +416,7 @@ def test_bad_key_frames_are_skipped_counted_and_listed(commands, ava, tmp_path, 
 RANDOM = ("train.num_repeats=2", "train.epochs=12", "model.drop_path=0.3", "model.head_dropout=0.3")
 
 
-def test_killed_and_gone_on_equals_uninterrupted(commands, ava, tmp_path, weights_of, lines_of):
+def test_killed_and_resumed_equals_uninterrupted(commands, ava, tmp_path, weights_of, lines_of):
     overrides = (*RANDOM, "train.checkpoint_every=0.5")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     train(commands, ava, whole, *overrides)

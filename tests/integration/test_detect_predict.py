@@ -124,7 +124,7 @@ def test_nobody_is_there(commands, detector, files, tmp_path, monkeypatch):
     assert (tmp_path / "a_overlay.mp4").exists()
 
 
-def test_bad_files_are_told_and_the_others_go_on(commands, detector, files, tmp_path):
+def test_bad_files_are_reported_and_the_others_are_done(commands, detector, files, tmp_path):
     shutil.copy(files / "a.mp4", tmp_path / "other.mp4")
     inputs = [files / "empty.mp4", tmp_path / "other.mp4", files / "a.mp4"]
     boxes = f"boxes={files / 'boxes.csv'}"
@@ -156,7 +156,7 @@ def test_results_are_not_replaced_unless_asked(commands, detector, files, tmp_pa
     assert predict(commands, detector, tmp_path, *arguments).code == 0
     result = predict(commands, detector, tmp_path, *arguments)
     assert result.code == 1
-    result.told(str(tmp_path / "a_overlay.mp4"), "overwrite=true")
+    result.reports(str(tmp_path / "a_overlay.mp4"), "overwrite=true")
     assert predict(commands, detector, tmp_path, *arguments, "overwrite=true").code == 0
     result = predict(commands, detector, tmp_path / "new", *arguments, "--dry-run")
     assert result.code == 0
@@ -167,10 +167,10 @@ def test_results_are_not_replaced_unless_asked(commands, detector, files, tmp_pa
 def test_settings_that_cannot_be(commands, detector, files, tmp_path):
     result = predict(commands, detector, tmp_path, files / "a.mp4", "boxes=b.csv", "detector=d.pth")
     assert result.code == 2
-    result.told("detector", "null beside boxes")
+    result.reports("detector", "null beside boxes")
     result = predict(commands, detector, tmp_path, files / "a.mp4", "detector=nowhere.pth")
     assert result.code == 1
-    result.told("nowhere.pth", "no such file")
+    result.reports("nowhere.pth", "no such file")
 
 
 def test_people_beside_the_centre_are_seen(commands, detector, tmp_path):

@@ -94,7 +94,7 @@ def test_no_ground_truth_is_no_success(commands, files):
         (files / "truth.csv").write_text(content)
         result = commands.run(*score(files, "--json"))
         assert result.code == 1
-        result.told("truth.csv: no box of an evaluated class")
+        result.reports("truth.csv: no box of an evaluated class")
         assert json.loads(result.out)["protocols"]["slowfast"]["mean_ap"] is None
 
 
@@ -102,7 +102,7 @@ def test_mistakes_are_one_line(commands, files):
     (files / "detections.csv").write_text(DETECTIONS + "a,0002,0.1,0.1,0.5,0.5,1,nan\n")
     result = commands.run(*score(files))
     assert result.code == 1
-    result.told("detections.csv:3: score is 'nan'")
+    result.reports("detections.csv:3: score is 'nan'")
     assert commands.run("detect", "score").code == 2
     assert commands.run(*score(files, "--protocol", "coco")).code == 2
 

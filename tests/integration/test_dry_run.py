@@ -27,7 +27,7 @@ def test_finetune(commands, tmp_path, override):
     for flags in (["--dry-run"], []):
         result = commands.run(*commands.finetune(tmp_path / "run", override, *flags))
         assert result.code == 2
-        result.told(FINETUNE[override])
+        result.reports(FINETUNE[override])
         if flags:
             assert not (tmp_path / "run").exists()
 
@@ -37,7 +37,7 @@ def test_pretrain(commands, tmp_path, override):
     for flags in (["--dry-run"], []):
         result = commands.run(*commands.pretrain(tmp_path / "run", override, *flags))
         assert result.code == 2
-        result.told(PRETRAIN[override])
+        result.reports(PRETRAIN[override])
         if flags:
             assert not (tmp_path / "run").exists()
 

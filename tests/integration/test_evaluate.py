@@ -128,7 +128,7 @@ def test_results_are_not_overwritten_silently(commands, trained, tmp_path):
     before = (tmp_path / "report.json").read_bytes()
     result = evaluate(commands, *arguments)
     assert result.code == 1
-    result.told(str(tmp_path), "report.json", "scores.npz", "predictions.csv", "overwrite=true")
+    result.reports(str(tmp_path), "report.json", "scores.npz", "predictions.csv", "overwrite=true")
     assert (tmp_path / "report.json").read_bytes() == before
     arguments = (*arguments, "overwrite=true", "views.num_clips=1")
     assert evaluate(commands, *arguments).code == 0
@@ -156,11 +156,11 @@ def test_a_list_of_other_classes_is_refused(commands, trained, list_of, tmp_path
     out_of_range = list_of(tmp_path / "ids.csv", [(video, 0), (commands.toy / "val_1.mp4", 2)])
     result = evaluate(commands, trained, tmp_path / "out", f"data.val={out_of_range}")
     assert result.code == 1
-    result.told(f"{out_of_range}:3", "class id 2 must be 0 to 1")
+    result.reports(f"{out_of_range}:3", "class id 2 must be 0 to 1")
     other = list_of(tmp_path / "names.csv", [(video, "righ")], "path,class_name")
     result = evaluate(commands, trained, tmp_path / "out", f"data.val={other}")
     assert result.code == 1
-    result.told(f"{other}:2", "unknown class 'righ'", "'right'")
+    result.reports(f"{other}:2", "unknown class 'righ'", "'right'")
     assert not (tmp_path / "out").exists()
 
 
@@ -183,7 +183,7 @@ def test_views_larger_than_the_frames_are_refused(commands, trained, tmp_path):
     val = commands.toy / "val.csv"
     result = evaluate(commands, trained, tmp_path, f"data.val={val}", "views.short_side=16")
     assert result.code == 2
-    result.told("views.short_side is 16", "at least 32")
+    result.reports("views.short_side is 16", "at least 32")
 
 
 VIDEO_TAG = "hiera_base_16x224.mae_k400_ft_k400"
@@ -259,4 +259,4 @@ def test_published_weights_without_a_classifier(commands, tmp_path):
     val = f"data.val={commands.toy / 'val.csv'}"
     result = evaluate(commands, "hiera_base_16x224.mae_k400", tmp_path, val)
     assert result.code == 1
-    result.told("hiera_base_16x224.mae_k400 is a masked autoencoder")
+    result.reports("hiera_base_16x224.mae_k400 is a masked autoencoder")

@@ -31,14 +31,14 @@ def test_classifier(commands, weights, tmp_path):
     found = re.match(r"model.pt2: differs by (\S+) at most, in outputs up to (\S+)\n", result.out)
     assert float(found[1]) < 1e-5 * float(found[2])  # other products than torch.export's
     assert sorted(p.name for p in folder.iterdir()) == ["export.json", "model.pt2"]
-    told = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-    assert told["input"]["shape"] == [3, 4, 32, 32]
-    assert told["parts"] == {"model": {"inputs": ["clips"], "output": "logits"}}
-    assert (told["class_names"], told["mean"]) == (["a", "b", "ü"], [0.45] * 3)
+    reported = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    assert reported["input"]["shape"] == [3, 4, 32, 32]
+    assert reported["parts"] == {"model": {"inputs": ["clips"], "output": "logits"}}
+    assert (reported["class_names"], reported["mean"]) == (["a", "b", "ü"], [0.45] * 3)
     program = torch.export.load(folder / "model.pt2").module()
     assert program(torch.zeros(5, 3, 4, 32, 32)).shape == (5, 3)
 
-    commands.run(*export).told("output_dir is", "which exists", "overwrite=true")
+    commands.run(*export).reports("output_dir is", "which exists", "overwrite=true")
     result = commands.run(*export, "--overwrite", "--json")
     assert result.code == 0, result.err
     (line,) = json.loads(result.out)
@@ -48,7 +48,7 @@ def test_classifier(commands, weights, tmp_path):
 
     (tmp_path / "mine").mkdir()
     mine = commands.run(*export[:3], f"output_dir={tmp_path / 'mine'}", "--overwrite")
-    mine.told("it is not of an earlier export")
+    mine.reports("it is not of an earlier export")
     assert (tmp_path / "mine").exists()
 
 
@@ -63,11 +63,11 @@ def test_detector_as_onnx(commands, tmp_path):
     assert result.code == 0, result.err
     names = [line.partition(":")[0] for line in result.out.splitlines()]
     assert names == ["backbone.onnx", "head.onnx"]
-    told = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-    assert told["label_map"] == {"1": "sit", "2": "run"}
-    assert told["parts"]["head"]["inputs"] == ["maps", "boxes", "clip_of_box"]
+    reported = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+    assert reported["label_map"] == {"1": "sit", "2": "run"}
+    assert reported["parts"]["head"]["inputs"] == ["maps", "boxes", "clip_of_box"]
     head = onnxruntime.InferenceSession(folder / "head.onnx")
-    assert [entry.name for entry in head.get_inputs()] == told["parts"]["head"]["inputs"]
+    assert [entry.name for entry in head.get_inputs()] == reported["parts"]["head"]["inputs"]
     clips = np.zeros((1, 3, *ARGUMENTS["input_size"]), np.float32)
     (maps,) = onnxruntime.InferenceSession(folder / "backbone.onnx").run(None, {"clips": clips})
     boxes = {"boxes": np.float32([[0, 0, 1, 1]]), "clip_of_box": np.int64([0])}
@@ -81,18 +81,18 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     assert not (tmp_path / "exported").exists()
     assert commands.run("export").code == 2
     result = commands.run("export", "checkpoint=hiera_base_16x224.mae_k400", "format=pt2")
-    result.told("hiera_base_16x224.mae_k400 is a masked autoencoder", "fine-tune it")
+    result.reports("hiera_base_16x224.mae_k400 is a masked autoencoder", "fine-tune it")
     result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "format=pt2")
     assert result.code == 2
-    result.told("no such file or folder", "did you mean 'hiera_base_224.mae_in1k_ft_in1k'?")
+    result.reports("no such file or folder", "did you mean 'hiera_base_224.mae_in1k_ft_in1k'?")
     result = commands.run("export", f"checkpoint={weights / 'model.safetensors'}", "format=pt2")
-    result.told("model.safetensors is a file", "`hiera-video convert` writes one")
+    result.reports("model.safetensors is a file", "`hiera-video convert` writes one")
 
     monkeypatch.setitem(export_module.NEEDED, "onnx", ("onnx", "a_library_that_is_not_there"))
     result = commands.run("export", f"checkpoint={weights}")
     assert result.code == 2
     needed = ("format is both", "a_library_that_is_not_there", "pip install 'hiera-video[onnx]'")
-    result.told(*needed, "format=pt2")
+    result.reports(*needed, "format=pt2")
 
 
 def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch):
@@ -101,5 +101,5 @@ def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch
     folder = tmp_path / "exported"
     result = commands.run("export", f"checkpoint={weights}", "format=pt2", f"output_dir={folder}")
     assert result.code == 1
-    result.told("model.pt2: the outputs differ from the model's by more than 1e-4")
+    result.reports("model.pt2: the outputs differ from the model's by more than 1e-4")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w"]

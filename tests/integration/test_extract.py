@@ -228,7 +228,7 @@ def test_other_settings_need_a_word(commands, videos, trained, tmp_path):
     assert commands.run(*arguments, "device=cpu").code == 0
     result = commands.run(*arguments, "layer=stage1", "device=cpu")
     assert result.code == 1
-    result.told("layer was pre_logits, is stage1", "overwrite=true")
+    result.reports("layer was pre_logits, is stage1", "overwrite=true")
     assert commands.run(*arguments, "layer=stage1", "--overwrite", "device=cpu").code == 0
     (output,) = (tmp_path / "features").rglob("*.npz")
     assert load_features(output).features.shape == (4, 8)
@@ -302,7 +302,7 @@ def test_a_full_disk(commands, arguments, whole, tmp_path, monkeypatch):
         patch.setattr(files_module.os, "fsync", fsync)
         result = commands.run(*arguments, f"output_dir={tmp_path / 'out'}")
     assert result.code == 1
-    result.told("No space left on device", "make room")
+    result.reports("No space left on device", "make room")
     assert len(outputs(tmp_path / "out")) == 3
     assert commands.run(*arguments, f"output_dir={tmp_path / 'out'}").code == 3
     assert_same(whole, tmp_path / "out")
@@ -346,7 +346,7 @@ def test_all_failed(commands, videos, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("setting", "told"),
+    ("setting", "reported"),
     [
         ("dtype=bfloat16", "dtype"),
         ("pooling=none", "pooling"),
@@ -359,16 +359,16 @@ def test_all_failed(commands, videos, trained, tmp_path):
         ("layer=stage5", "layer"),
     ],
 )
-def test_settings_that_do_not_fit(commands, arguments, tmp_path, setting, told):
+def test_settings_that_do_not_fit(commands, arguments, tmp_path, setting, reported):
     result = commands.run(*arguments, f"output_dir={tmp_path}", setting)
     assert result.code == 2
-    result.told(told)
+    result.reports(reported)
 
 
 def test_no_input(commands, trained, videos):
     result = commands.run("extract", f"checkpoint={trained}")
     assert result.code == 2
-    result.told("FILE", "a folder, a list, or videos")
+    result.reports("FILE", "a folder, a list, or videos")
     result = commands.run("extract", videos, videos / "a.mp4", f"checkpoint={trained}")
     assert result.code == 1
-    result.told("give one folder, one list, or nothing but videos")
+    result.reports("give one folder, one list, or nothing but videos")

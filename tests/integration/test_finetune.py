@@ -181,7 +181,7 @@ def test_init_with_other_classes_of_the_same_count_starts_a_fresh_head(
     rows = [(commands.toy / f"train_{i}.mp4", ("up", "down")[i % 2]) for i in range(4)]
     train = list_of(tmp_path / "train.csv", rows, "path,class_name")
     result = commands.train(tmp_path / "run", f"data.train={train}", *start)
-    result.told(str(trained), "has other classes: the classifier starts with random weights")
+    result.reports(str(trained), "has other classes: the classifier starts with random weights")
     assert changed(state_of(trained), state_of(tmp_path / "run")) == HEAD
     config = json.loads((tmp_path / "run" / "weights" / "config.json").read_text())
     assert sorted(config["class_names"]) == ["down", "up"]
@@ -194,7 +194,7 @@ def test_validation_videos_without_labels_are_refused_at_the_start(commands, tmp
             *commands.finetune(tmp_path / "run", f"data.val={tmp_path / 'val.txt'}", *options)
         )
         assert result.code == 1
-        result.told("val.txt: 1 videos have no label", "val_0.mp4")
+        result.reports("val.txt: 1 videos have no label", "val_0.mp4")
     assert not (tmp_path / "run").exists()
 
 
@@ -227,7 +227,7 @@ def test_several_labels_need_the_option(commands, list_of, tmp_path):
     train = list_of(tmp_path / "train.csv", [(commands.toy / "train_0.mp4", "a;b")])
     result = commands.run(*commands.finetune(tmp_path / "run", f"data.train={train}"))
     assert result.code == 1
-    result.told("train.csv:2", "2 labels", "multi_label")
+    result.reports("train.csv:2", "2 labels", "multi_label")
 
 
 def test_images(commands, tmp_path, lines_of):
@@ -266,7 +266,7 @@ def test_images(commands, tmp_path, lines_of):
 def test_a_video_model_is_refused_two_frames_of_an_image_model(commands, tmp_path):
     result = commands.run(*commands.finetune(tmp_path, "model.name=hiera_tiny_224"))
     assert result.code == 2
-    result.told("num_frames is 4", "image model")
+    result.reports("num_frames is 4", "image model")
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_non_finite_steps_end_training(commands, tmp_path, lines_of):
         )
     )
     assert result.code == 1
-    result.told("4 steps in a row had a non-finite gradient")
+    result.reports("4 steps in a row had a non-finite gradient")
     skipped = [line for line in result.err.splitlines() if " skipped: loss" in line]
     assert len(skipped) == 4
     assert all("train_" in line for line in skipped)

@@ -128,7 +128,7 @@ def test_the_saved_configuration_is_compared(commands, edition):
     before = (edition / "stopped" / "config.yaml").read_bytes()
     result = commands.run(*FINETUNE, "optim.lr=0.1", "--dry-run")
     assert result.code == 2
-    result.told("optim.lr: 0.2 -> 0.1")
+    result.reports("optim.lr: 0.2 -> 0.1")
     assert (edition / "stopped" / "config.yaml").read_bytes() == before
 
 
@@ -138,7 +138,7 @@ def test_the_saved_data_is_compared(commands, edition, lines_of):
     metrics = lines_of(edition / "stopped" / "metrics.jsonl")
     result = commands.run(*FINETUNE)
     assert result.code == 1
-    result.told("stopped", "other data")
+    result.reports("stopped", "other data")
     assert lines_of(edition / "stopped" / "metrics.jsonl") == metrics
 
 

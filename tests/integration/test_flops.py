@@ -70,7 +70,7 @@ def test_a_video_costs_its_views(capsys):
     assert "modules" not in report
 
 
-def test_an_image_has_one_view_and_modules_are_told(capsys):
+def test_an_image_has_one_view_and_modules_are_listed(capsys):
     report = counted(capsys, "hiera_tiny_224", "image_size=[64,96]", "--modules")
     assert report["input"] == [3, 1, 64, 96]
     assert report["video"]["macs"] == report["view"]["macs"]

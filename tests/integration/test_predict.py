@@ -112,16 +112,16 @@ def test_dry_run_lists_the_files(commands, trained, files):
 def test_an_empty_folder(commands, trained, tmp_path):
     result = predict(commands, trained, tmp_path)
     assert result.code == 1
-    result.told(str(tmp_path), "without videos or images")
+    result.reports(str(tmp_path), "without videos or images")
 
 
 def test_no_files_and_no_checkpoint(commands, trained, files):
     result = predict(commands, trained)
     assert result.code == 2
-    result.told("FILE", "at least one file or folder")
+    result.reports("FILE", "at least one file or folder")
     result = commands.run("predict", files / "a.mp4")
     assert result.code == 2
-    result.told("checkpoint", "a run, checkpoint or weights folder")
+    result.reports("checkpoint", "a run, checkpoint or weights folder")
     result = predict(commands, files / "nowhere", files / "a.mp4")
     assert result.code == 1
-    result.told(str(files / "nowhere"))
+    result.reports(str(files / "nowhere"))

@@ -50,7 +50,7 @@ def test_fine_tuning_takes_the_weights_of_the_end_and_of_any_checkpoint(
         assert re.search(r"dropped \(\d+\): .*decoder", result.err)
 
 
-def test_pretraining_goes_on_from_weights(commands, pretrained, tmp_path):
+def test_pretraining_continues_from_weights(commands, pretrained, tmp_path):
     overrides = (f"model.init={pretrained}", "model.decoder_heads=null")
     result = commands.run(*commands.pretrain(tmp_path, *overrides))
     assert result.code == 0, result.err
@@ -78,7 +78,7 @@ def test_a_list_in_which_some_videos_have_labels(commands, tmp_path):
     assert "4 training videos" in result.err
 
 
-def test_a_run_goes_on_when_its_init_is_gone(commands, pretrained, tmp_path):
+def test_a_run_resumes_without_its_init(commands, pretrained, tmp_path):
     shutil.copytree(pretrained / "weights", tmp_path / "init")
     overrides = (f"model.init={tmp_path / 'init'}", "model.decoder_heads=null")
     assert commands.run(*commands.pretrain(tmp_path / "run", *overrides)).code == 0
@@ -100,7 +100,7 @@ def test_an_autoencoder_is_no_classifier(commands, pretrained, tmp_path):
     ):
         result = commands.run(*command, f"checkpoint={pretrained}")
         assert result.code == 1
-        result.told(
+        result.reports(
             "is a masked autoencoder; needed is a classifier", "fine-tune it with model.init="
         )
 
@@ -193,7 +193,7 @@ def test_a_step_in_which_nothing_can_be_read(commands, list_of, tmp_path, lines_
 def test_settings_that_do_not_fit(commands, tmp_path, override, code, parts):
     result = commands.run(*commands.pretrain(tmp_path, override))
     assert result.code == code, result.err
-    result.told(*parts)
+    result.reports(*parts)
     assert not (tmp_path / "checkpoints").exists()
 
 
@@ -203,7 +203,7 @@ def test_weights_of_another_variant_are_refused(commands, tmp_path):
     save_model(tmp_path / "other", other)
     result = commands.run(*commands.pretrain(tmp_path / "run", f"model.init={tmp_path / 'other'}"))
     assert result.code == 1
-    result.told("embed_dim 16, not 8")
+    result.reports("embed_dim 16, not 8")
 
 
 def test_weights_of_an_autoencoder_and_back(tmp_path):

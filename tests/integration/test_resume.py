@@ -110,7 +110,7 @@ def test_sigterm_saves_and_exits_143(commands, tmp_path, weights_of, lines_of, s
     kill_at(process.pid, broken / "metrics.jsonl", 5, signal.SIGTERM, send)
     result = commands.finish(process)
     assert result.code == 143, result.err
-    result.told("stopped by SIGTERM; saved step")
+    result.reports("stopped by SIGTERM; saved step")
     (saved,) = (broken / "checkpoints").iterdir()
     assert int(saved.name.removeprefix("step_")) == len(lines_of(broken / "metrics.jsonl"))
 
@@ -145,7 +145,7 @@ def test_a_run_of_another_configuration_is_refused(commands, tmp_path, lines_of)
     for options in ((), ("--dry-run",)):
         result = commands.run(*commands.finetune(tmp_path, *changes, *options))
         assert result.code == 2
-        result.told("optim.lr: 0.01 -> 0.5", "train.epochs: 3.0 -> 4.0", "overwrite_config=true")
+        result.reports("optim.lr: 0.01 -> 0.5", "train.epochs: 3.0 -> 4.0", "overwrite_config=true")
     assert (tmp_path / "config.yaml").read_bytes() == config
 
     commands.train(tmp_path, *changes, "overwrite_config=true")
@@ -179,7 +179,7 @@ def test_a_run_of_other_data_is_refused(commands, list_of, tmp_path, lines_of):
         overrides = (f"data.train={train}", "train.epochs=1")
         result = commands.run(*commands.finetune(run_dir, *overrides))
         assert result.code == 1
-        result.told(f"{run_dir} was trained on other data", str(train))
+        result.reports(f"{run_dir} was trained on other data", str(train))
     assert lines_of(run_dir / "metrics.jsonl") == metrics
     list_of(train, rows, "path,class_name")
     commands.train(run_dir, f"data.train={train}", "train.epochs=1")
@@ -193,7 +193,7 @@ def test_a_finished_run_without_checkpoints_is_refused(commands, tmp_path, weigh
     shutil.rmtree(tmp_path / "checkpoints")
     result = commands.run(*commands.finetune(tmp_path, "train.epochs=1"))
     assert result.code == 1
-    result.told(f"{tmp_path} holds a finished run without checkpoints")
+    result.reports(f"{tmp_path} holds a finished run without checkpoints")
     assert weights_of(tmp_path) == before
 
 
@@ -210,13 +210,13 @@ def test_a_new_weight_decay_is_taken(commands, tmp_path, weights_of):
     assert norms[1] < 0.95 * norms[0]
 
 
-def test_an_average_added_to_a_run_is_told_in_one_line(commands, tmp_path):
+def test_an_average_added_to_a_run_is_reported_in_one_line(commands, tmp_path):
     commands.train(tmp_path, "train.epochs=1")
     result = commands.run(
         *commands.finetune(tmp_path, "train.ema_decay=0.9", "overwrite_config=true")
     )
     assert result.code == 1
-    result.told("step_00000003 does not go with this configuration", "average")
+    result.reports("step_00000003 does not go with this configuration", "average")
 
 
 def test_killed_between_a_checkpoint_and_its_evaluation(commands, tmp_path, lines_of, weights_of):
@@ -238,16 +238,16 @@ def test_killed_between_a_checkpoint_and_its_evaluation(commands, tmp_path, line
     assert len(lines_of(broken / "metrics.jsonl")) == 6 + 1  # and the evaluation after step 3
     assert commands.run(*commands.finetune(broken, *overrides)).code == 3
 
-    def told(run_dir):
+    def evaluations(run_dir):
         lines = lines_of(run_dir / "metrics.jsonl")
         return [line for line in lines if line["kind"] == "val"]
 
-    assert [line["step"] for line in told(broken)] == [3, 6, 9]
-    assert told(broken) == told(whole)
+    assert [line["step"] for line in evaluations(broken)] == [3, 6, 9]
+    assert evaluations(broken) == evaluations(whole)
     assert weights_of(broken) == weights_of(whole)
     assert lines_of(broken / "failures.jsonl") == lines_of(whole / "failures.jsonl")
     assert commands.run(*commands.finetune(broken, *overrides)).code == 3  # nothing to make up for
-    assert told(broken) == told(whole)
+    assert evaluations(broken) == evaluations(whole)
 
 
 def test_a_failure_is_listed_once_however_often_it_was_met(commands, list_of, tmp_path, lines_of):

@@ -105,7 +105,7 @@ def test_nothing_is_replaced_silently(commands, pretrained, tmp_path):
     assert sorted(written) == sorted(f"  {file}" for file in files)
     result = visualize(commands, pretrained, tmp_path, video, "seed=5")
     assert result.code == 1
-    result.told("val_0_normalised.png", "overwrite=true")
+    result.reports("val_0_normalised.png", "overwrite=true")
     assert files == {file: file.read_bytes() for file in tmp_path.iterdir()}
     assert visualize(commands, pretrained, tmp_path, video, "seed=5", "overwrite=true").code == 0
     assert files != {file: file.read_bytes() for file in tmp_path.iterdir()}
@@ -119,10 +119,10 @@ def test_what_is_refused(commands, pretrained, tmp_path):
     hog = save(tmp_path / "hog", target="hog")
     result = visualize(commands, hog, out, video)
     assert result.code == 1
-    result.told("target='hog'", "can be shown")
+    result.reports("target='hog'", "can be shown")
     result = visualize(commands, pretrained, out, video, "masking.mask_ratio=0.99")
     assert result.code == 2
-    result.told("masking.mask_ratio is 0.99, which keeps nothing")
+    result.reports("masking.mask_ratio is 0.99, which keeps nothing")
     for arguments, message in (
         (("visualize", "mae", f"checkpoint={pretrained}"), "FILE is not set"),
         (("visualize", "mae", video), "a run, checkpoint or weights folder"),
@@ -134,4 +134,4 @@ def test_what_is_refused(commands, pretrained, tmp_path):
     ):
         result = commands.run(*arguments)
         assert result.code == 2
-        result.told(message)
+        result.reports(message)

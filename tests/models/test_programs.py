@@ -1,4 +1,4 @@
-"""Exported files give what the model gives, at any batch size; what differs is told."""
+"""Exported files give what the model gives, at any batch size; what differs is reported."""
 
 from __future__ import annotations
 

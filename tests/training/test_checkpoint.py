@@ -99,7 +99,7 @@ def test_the_configured_settings_stay_and_the_state_is_restored(tmp_path):
     assert all(torch.equal(a["exp_avg"], b["exp_avg"]) for a, b in zip(ours, theirs, strict=True))
 
 
-def test_an_average_that_was_not_kept_is_told(tmp_path):
+def test_an_average_that_was_not_kept_is_reported(tmp_path):
     model, optimizer, average = training()
     advance(model, optimizer, average, 1)
     save_checkpoint(tmp_path, 1, model, optimizer, write_weights=nothing)

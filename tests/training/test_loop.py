@@ -159,7 +159,7 @@ def test_randomness_depends_on_seed_step_and_rank_only():
     assert draws(process=Process(1, 2, 2, torch.device("cpu")))[0] != whole[0]
 
 
-def test_the_file_names_of_a_skipped_step_are_told(tmp_path, capsys):
+def test_the_file_names_of_a_skipped_step_are_logged(tmp_path, capsys):
     from hiera_video.runtime.logging import setup_logging
 
     setup_logging()
@@ -275,11 +275,11 @@ def two_processes(rank, folder):
         clip_grad=None,
         process=Process(rank, 2, 2, torch.device("cpu")),
     )
-    told = [
+    reported = [
         (done.loss, done.num_targets, done.num_clips, done.num_dropped, model.weight.item())
         for done in reports
     ]
-    (folder / f"{rank}.json").write_text(json.dumps(told))
+    (folder / f"{rank}.json").write_text(json.dumps(reported))
     torch.distributed.destroy_process_group()
 
 

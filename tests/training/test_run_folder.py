@@ -91,7 +91,7 @@ def test_messages_go_to_stderr_and_the_log(tmp_path, capsys):
     setup_logging(tmp_path / "train.log")  # a second start appends, and nothing is said twice
     logger.info("two")
     setup_logging(quiet=True)
-    logger.info("not told")
+    logger.info("not written")
     logger.warning("three")
     err = capsys.readouterr().err
     assert [line.split()[-1] for line in err.splitlines()] == ["one", "two", "three"]
