@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import hiera_video
 from hiera_video import create_model, load_model
 from hiera_video.errors import WeightsError
 from hiera_video.models.checkpoint import read_checkpoint
@@ -104,3 +106,13 @@ def test_a_file_of_an_autoencoder(tmp_path: Path) -> None:
     encoder, card = load_model(path, kind="backbone")
     assert (card.kind, encoder.num_classes, encoder.architecture["q_pool"]) == ("backbone", 0, 3)
     assert torch.equal(encoder.norm.weight, model.norm.weight)
+
+
+def test_weights_are_read_in_one_place() -> None:
+    package = Path(hiera_video.__file__).parent
+    readers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"torch\.load\(\w|\bload_file\(", path.read_text(encoding="utf-8"))
+    }
+    assert readers == {"models/checkpoint.py", "extraction/store.py"}  # the latter reads features
