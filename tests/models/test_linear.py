@@ -6,10 +6,17 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from hiera_video.models import linear
 from hiera_video.models.linear import Linear
 
 CONVOLVED = [(256, 24), (2, 64, 8, 24), (1, 49, 8, 24)]
 MULTIPLIED = [(255, 24), (2, 49, 3, 24), (16, 24), (0, 24), (24,)]
+
+
+@pytest.fixture(autouse=True)
+def _amd(monkeypatch):
+    """A processor on which MKL is slow."""
+    monkeypatch.setattr(linear, "_mkl_is_slow", lambda: True)
 
 
 @pytest.fixture
@@ -45,6 +52,14 @@ def test_outputs_and_gradients_are_torchs(shape, layers, convolutions):
     for a, b in zip(found, expected, strict=True):
         assert a.is_contiguous()
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-4)  # sums of 784 products
+
+
+def test_where_mkl_is_fast_it_multiplies(layers, convolutions, monkeypatch):
+    monkeypatch.setattr(linear, "_mkl_is_slow", lambda: False)
+    ours, theirs = layers
+    x = torch.randn(CONVOLVED[0])
+    assert torch.equal(ours(x), theirs(x))
+    assert not convolutions
 
 
 def test_views_that_are_not_contiguous(layers, convolutions):
