@@ -13,7 +13,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from pydantic_core import PydanticSerializationError
 
 from hiera_video.errors import WeightsError
-from hiera_video.models.variants import Statistics, as_tuple, input_statistics, variant_name
+from hiera_video.models.variants import (
+    Statistics,
+    as_tuple,
+    check_known,
+    input_statistics,
+    variant_name,
+)
 from hiera_video.settings.base import Natural
 from hiera_video.settings.model import Masking
 from hiera_video.settings.video import Clips, FrameSampling, Views
@@ -139,6 +145,7 @@ class ModelCard(BaseModel):
         """
         if kind in (None, "backbone", self.kind):
             return
+        check_known(kind, [*A_KIND, "backbone"], "Kinds of models")
         advice = ""
         if self.kind == "autoencoder" and kind == "classifier":
             advice = f". To make one of it, fine-tune it with model.init={source}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from hiera_video.errors import UserError, WeightsError
+from hiera_video.errors import ModelError, UserError, WeightsError
 from hiera_video.models.card import ModelCard
 from hiera_video.models.variants import VARIANTS
 from hiera_video.settings.video import Clips, FrameSampling
@@ -186,3 +187,10 @@ def test_advice() -> None:
         card(**KINDS["autoencoder"]).require("classifier", "runs/mae")
     with pytest.raises(WeightsError, match=r"`hiera-video detect \.\.\.` take it"):
         card(**KINDS["detector"]).require("classifier", "w")
+
+
+def test_an_unknown_kind_is_named() -> None:
+    card = ModelCard(architecture=VARIANTS["hiera_tiny_224"], num_classes=1000)
+    unchecked: Any = inspect.unwrap(ModelCard.require)  # whose annotation tests check, too
+    with pytest.raises(ModelError, match=r"'detctor' is unknown.*did you mean 'detector'"):
+        unchecked(card, "detctor", "x")
