@@ -21,6 +21,7 @@ from hiera_video.data.boxes.table import (
     write_keyframes,
 )
 from hiera_video.data.datasets import KeyframeClips
+from hiera_video.data.loader import start_decoding
 from hiera_video.errors import UserError
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import frame_aps
@@ -41,6 +42,8 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
     """Evaluates and writes the results; returns the exit code."""
     data = config.data
     with process_group(config.device) as process:
+        if not dry_run:
+            start_decoding(config.data)
         model, card = load_model(config.checkpoint, kind="detector")
         known, label_map = actions(config, card)
         val = read_evaluation(data, known)

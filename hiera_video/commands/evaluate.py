@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.datasets import EvaluationViews
+from hiera_video.data.loader import start_decoding
 from hiera_video.data.videos.records import read_video_list, require_labels
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.prediction import load_model, views_of
@@ -25,6 +26,8 @@ RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
     with process_group(config.device) as process:
+        if not dry_run:
+            start_decoding(config.data)
         model, card = load_model(config.checkpoint, kind="classifier")
         val = read_video_list(
             config.data.val,

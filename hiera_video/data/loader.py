@@ -20,7 +20,7 @@ from hiera_video.data.datasets import (
 from hiera_video.data.order import TrainingOrder
 from hiera_video.runtime.distributed import ALONE, Process
 from hiera_video.runtime.prefetch import prefetch
-from hiera_video.runtime.workers import NUM_JOBS, Death, Report, Workers
+from hiera_video.runtime.workers import NUM_JOBS, Death, Report, Workers, start_fork_server
 from hiera_video.settings.video import Decoding
 
 Collate = Callable[[Sequence[Any]], Any]
@@ -138,6 +138,12 @@ def evaluation_loader(
     """One sample or `Failure` for each record of a process: disjoint, complete, no padding."""
     order = [[index] for index in range(process.rank, len(dataset), process.world_size)]
     return Loader(dataset, order, itemgetter(0), decoding=decoding, process=process)
+
+
+def start_decoding(decoding: Decoding) -> None:
+    """Lets decoding processes import what they need, for seconds, while the caller does more."""
+    if decoding.num_workers != 0:
+        start_fork_server(__name__)
 
 
 def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> Iterator[Sample]:

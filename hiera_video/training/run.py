@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hiera_video.data.loader import training_loader
+from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
 from hiera_video.models.card import ModelCard
@@ -68,6 +68,8 @@ def train(
     """
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
+        if not dry_run:
+            start_decoding(settings.data)
         stop_requested = stack.enter_context(noting_sigterm())
         task = make_task(settings)
         folder = Path(settings.run_dir)
