@@ -39,6 +39,7 @@ def send(connection: socket.socket, message: Any) -> None:
 
     Raises:
         ConnectionError: the other side is closed.
+        OSError: too many files are open, or memory is short.
     """
     pickled, arrays = io.BytesIO(), list[memoryview]()
 

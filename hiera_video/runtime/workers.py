@@ -179,7 +179,7 @@ class Workers:
                 job = _Job(next(numbers), items)
             worker = worker or self._start()
             worker.jobs.append(job)
-            with contextlib.suppress(OSError):  # it died: receiving from it will show it
+            with contextlib.suppress(ConnectionError):  # it died: receiving from it will show it
                 send(worker.connection, (job.items, job.deaths))
 
     def _receive(self, worker: _Worker) -> Iterator[tuple[int, Any]]:
@@ -241,8 +241,9 @@ class Workers:
             state = np.frombuffer(memory)  # type: ignore[call-overload]
             worker = _Worker(process, ours, state)
             self._workers.append(worker)
-            while not (self._closed or wait([ours], POLL_SEC)):
-                pass
+            ready: list[Any] = []
+            while not (ready or self._closed):
+                ready = wait([ours], POLL_SEC)
             if self._closed:
                 process.kill()  # which `close` may not have known
                 return worker
@@ -251,6 +252,7 @@ class Workers:
                 self._has_started = True
                 return worker
             self._workers.remove(worker)
+            ours.close()
         raise RuntimeError(
             f"decoding processes cannot start ({_end_of(process)}); see their messages above. A "
             'program that decodes in other processes needs `if __name__ == "__main__":` around '
@@ -264,7 +266,7 @@ def _end_of(process: BaseProcess) -> str:
     code = process.exitcode
     if code == 255:  # what a fork server that was killed leaves
         return "an unknown exit code"
-    return f"exit code {code}" if code is None or code >= 0 else signal.Signals(-code).name
+    return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 
 
 def _serve(connection: socket.socket, memory: Any, work: Work) -> None:

@@ -182,7 +182,7 @@ def test_batches_ahead_are_bounded(folder):
                 yield keys
 
     taken = []
-    records = records_of(folder, *("good0.mp4",) * 30)
+    records = records_of(folder, "good0.mp4") * 30
     order = Recorded([[i] for i in range(30)])
     loader = Loader(views_of(records), order, list, decoding=Decoding(num_workers=2))
     batches = iter(loader)

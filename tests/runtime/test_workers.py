@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -141,6 +142,17 @@ def test_a_death_that_no_item_explains_is_an_error(num_workers):
 def test_an_error_that_cannot_be_pickled():
     with pytest.raises(RuntimeError, match="Unpicklable: an item of no use"):
         gather([["raise what cannot be pickled"]])
+
+
+def test_a_job_that_cannot_be_sent_is_an_error(monkeypatch):
+    """Else the process would be waited for, without a job."""
+
+    def fail(connection, message):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(workers, "send", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        gather([[1]])
 
 
 def test_large_jobs_and_large_results():
