@@ -4,7 +4,6 @@ import inspect
 import json
 import shutil
 import textwrap
-from typing import Any
 
 from pydantic.fields import FieldInfo
 
@@ -31,7 +30,8 @@ def describe(cls: type[Settings]) -> str:
             required += _entry(shown_key(cls, key), field, width)
         else:
             section = sections.setdefault(key.rpartition(".")[0].partition(".")[0], [])
-            section += _entry(f"{shown_key(cls, key)}={_as_typed(default)}", field, width)
+            typed = default if isinstance(default, str) else json.dumps(default).replace(" ", "")
+            section += _entry(f"{shown_key(cls, key)}={typed}", field, width)
     paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
     if groups := card_groups(cls):
         names = " and ".join(f"`{name}`" for name in groups)
@@ -53,8 +53,3 @@ def _entry(head: str, field: FieldInfo, width: int) -> list[str]:
     indent = " " * 6
     wrapped = textwrap.fill(text, width, initial_indent=indent, subsequent_indent=indent)
     return [f"  {head}", wrapped]
-
-
-def _as_typed(value: Any) -> str:
-    """A value as it stands on a command line."""
-    return value if isinstance(value, str) else json.dumps(value).replace(" ", "")

@@ -148,8 +148,9 @@ class EvaluationView:
         self.crops = Crops(crop_size, sampler.num_crops, short_side, "short_side")
 
     def __call__(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        views = self.crops(_clip(sample, self.sampler))
-        return _with_video(sample, views[sample["aug_index"]])
+        clip, offsets = self.crops.resized(_clip(sample, self.sampler))
+        (top, left), (height, width) = offsets[sample["aug_index"]], self.crops.size
+        return _with_video(sample, clip[:, top : top + height, left : left + width])
 
 
 def clip_batch(batch: Mapping[str, Any]) -> ClipBatch:

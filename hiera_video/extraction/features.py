@@ -34,7 +34,7 @@ class FeatureExtractor:
         dtype: of the features.
 
     Raises:
-        ValueError: the model has no such layer.
+        ValueError: the model has no such layer, or it has no axes to pool.
     """
 
     model: Hiera
@@ -53,6 +53,8 @@ class FeatureExtractor:
             raise ValueError(f"layer is {layer!r}: this model has {', '.join(stages)}, pre_logits")
         if layer == "logits" and not model.num_classes:
             raise ValueError("layer is 'logits': this model has no classifier, take pre_logits")
+        if layer not in stages and self.pooling != "mean":
+            raise ValueError(f"pooling is {self.pooling!r}: {layer} has no axes, only mean works")
         self.model.to(self.device).eval()
         self.normalize.to(self.device)
 

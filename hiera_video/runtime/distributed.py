@@ -45,9 +45,12 @@ def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Pro
         ConfigError: there is no such device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if device == "auto":
+        device = "mps" if torch.backends.mps.is_available() else "cpu"
+        device = "cuda" if torch.cuda.is_available() else device
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
-        chosen = torch.device(_best_device() if device == "auto" else device)
+        chosen = torch.device(device)
     except RuntimeError:
         raise ConfigError(f"device is {device!r}: take auto, cpu, cuda, cuda:N or mps") from None
     if chosen.type == "cuda" and not torch.cuda.is_available():
@@ -120,9 +123,3 @@ def from_main(value: T) -> T:
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
-
-
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -74,6 +74,8 @@ def test_layers_that_a_model_lacks(model):
     headless = create_model("hiera_tiny_16x224", num_classes=0, **TINY)
     with pytest.raises(ValueError, match="no classifier, take pre_logits"):
         extractor(headless, layer="logits")
+    with pytest.raises(ValueError, match="only mean works"):
+        extractor(model, pooling="spatial")
     with pytest.raises(ValueError, match="stage1, stage2, stage3, stage4, pre_logits"):
         extractor(model, layer="stage5")
 

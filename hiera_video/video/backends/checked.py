@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.errors import MissingLibrary
 from hiera_video.video.backends.pyav import PyavReader
 from hiera_video.video.reader import Deadline, VideoError, VideoReader, warn_once
 
@@ -45,10 +44,11 @@ class CheckedReader(VideoReader):
 
     def __init__(self, exact: PyavReader) -> None:
         super().__init__(exact.path, exact.deadline_sec)
+        decoder = self._import_decoder()
         if exact.index.stamp_name != "pts":
             raise BackendRefusal("its timestamps do not determine the order of its frames")
         with self._refusing("open"):
-            self._video: Any = self._open(exact)
+            self._video: Any = self._open(decoder, exact)
         self._exact = exact
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
@@ -64,8 +64,12 @@ class CheckedReader(VideoReader):
                 raise BackendRefusal(f"frame {position} is decoded differently")
 
     @abstractmethod
-    def _open(self, exact: PyavReader) -> Any:
-        """Imports the library, and returns its decoder of the file."""
+    def _import_decoder(self) -> Any:
+        """The library's class of decoders."""
+
+    @abstractmethod
+    def _open(self, decoder: Any, exact: PyavReader) -> Any:
+        """A decoder of the file."""
 
     @abstractmethod
     def _decode(self, positions: list[int]) -> np.ndarray:
@@ -82,7 +86,7 @@ class CheckedReader(VideoReader):
         """Raises the errors of the library as refusals."""
         try:
             yield
-        except (BackendRefusal, MissingLibrary):
+        except BackendRefusal:
             raise
         except self.errors as error:
             line = (str(error).strip().splitlines() or [repr(error)])[0][:160]

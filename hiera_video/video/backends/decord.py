@@ -22,7 +22,7 @@ class DecordReader(CheckedReader):
     backend = "decord"
     errors = (Exception,)  # DECORDError, which each fork defines in another module
 
-    def _open(self, exact: PyavReader) -> Any:
+    def _import_decoder(self) -> Any:
         try:
             import decord
         except ImportError as error:
@@ -31,13 +31,16 @@ class DecordReader(CheckedReader):
                 'eva-decord elsewhere; backend="pyav" needs nothing more'
             ) from error
         decord.logging.set_level(decord.logging.QUIET)
+        return decord.VideoReader
+
+    def _open(self, decoder: Any, exact: PyavReader) -> Any:
         if exact.index.num_streams > 1:
             raise BackendRefusal("it has several video streams, between which decord cannot choose")
         if not EXACT_CONTAINERS & set(exact.index.container.split(",")):
             raise BackendRefusal(f"decord does not seek exactly in {exact.index.container}")
         if exact.index.has_leading_frames:
             raise BackendRefusal("decord loses frames in open GOPs")
-        video = decord.VideoReader(exact.path, num_threads=1)
+        video = decoder(exact.path, num_threads=1)
         if len(video) != len(exact):
             raise BackendRefusal(f"decord counts {len(video)} frames, not {len(exact)}")
         times = video.get_frame_timestamp(np.arange(len(video)))[:, 0]

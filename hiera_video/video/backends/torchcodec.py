@@ -20,7 +20,7 @@ class TorchcodecReader(CheckedReader):
     backend = "torchcodec"
     errors = (RuntimeError, ValueError, IndexError)
 
-    def _open(self, exact: PyavReader) -> Any:
+    def _import_decoder(self) -> Any:
         try:
             import torchcodec
             from torchcodec.decoders import VideoDecoder
@@ -36,7 +36,10 @@ class TorchcodecReader(CheckedReader):
                     "made for this torch (pip install --upgrade torchcodec)"
                 )
             raise MissingLibrary(f'{sentence}; backend="pyav" needs nothing more') from error
-        video = VideoDecoder(
+        return VideoDecoder
+
+    def _open(self, decoder: Any, exact: PyavReader) -> Any:
+        video = decoder(
             exact.path,
             stream_index=exact.index.stream_index,
             dimension_order="NHWC",
