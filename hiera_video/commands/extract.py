@@ -9,12 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.loader import num_workers
+from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import UserError
-from hiera_video.extraction import reading
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
@@ -27,7 +26,6 @@ from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import load_card
 from hiera_video.runtime.distributed import barrier, from_main, process_group
 from hiera_video.runtime.results import exit_code, print_result
-from hiera_video.runtime.workers import start_fork_server
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -42,7 +40,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
     """Extracts the features that are missing and writes the tables; returns the exit code."""
     with process_group(config.device, BARRIER_TIMEOUT) as process:
         if config.engine == "local" and not dry_run:
-            start_fork_server(reading.__name__)
+            start_decoding(config.data)
         videos = find_videos(config.inputs, config.data.root)
         is_autoencoder = load_card(config.checkpoint).kind == "autoencoder"
         model, card = load_model(

@@ -143,7 +143,7 @@ def evaluation_loader(
 def start_decoding(decoding: Decoding) -> None:
     """Lets decoding processes import what they need, for seconds, while the caller does more."""
     if decoding.num_workers != 0:
-        start_fork_server(__name__)
+        start_fork_server(__name__)  # which imports what extraction needs, too
 
 
 def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> Iterator[Sample]:

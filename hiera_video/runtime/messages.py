@@ -12,8 +12,8 @@ import os
 import pickle
 import socket
 import struct
-import tempfile
 from collections import deque
+from tempfile import TemporaryFile
 from typing import Any
 
 import torch
@@ -50,7 +50,8 @@ def send(connection: socket.socket, message: Any) -> None:
         return buffer.raw().nbytes <= SMALL_BYTES
 
     _Pickler(pickled, protocol=5, buffer_callback=stays).dump(message)
-    file, spans = _anonymous_file(), []
+    in_memory, spans = hasattr(os, "memfd_create"), []
+    file = open(os.memfd_create("hiera_video"), "r+b") if in_memory else TemporaryFile()  # noqa: SIM115
     for part in (pickled.getbuffer(), *arrays):
         file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
         spans.append((file.tell(), file.write(part)))
@@ -58,7 +59,7 @@ def send(connection: socket.socket, message: Any) -> None:
     pickle.dump(spans, file)
     file.flush()
     socket.send_fds(connection, [header], [file.fileno()])
-    if hasattr(os, "memfd_create"):
+    if in_memory:
         file.close()
     else:
         _sent.append(file)
@@ -90,9 +91,3 @@ def receive(connection: socket.socket) -> Any:
         memory[start : start + size] for start, size in pickle.loads(memory[index:])
     ]
     return pickle.loads(pickled, buffers=arrays)
-
-
-def _anonymous_file() -> io.BufferedRandom:
-    if hasattr(os, "memfd_create"):
-        return open(os.memfd_create("hiera_video"), "r+b")
-    return tempfile.TemporaryFile()

@@ -68,8 +68,7 @@ def train(
     """
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
-        if not dry_run:
-            start_decoding(settings.data)
+        start_decoding(settings.data)
         stop_requested = stack.enter_context(noting_sigterm())
         task = make_task(settings)
         folder = Path(settings.run_dir)
