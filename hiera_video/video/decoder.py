@@ -5,6 +5,8 @@ flags its frame. Decoders conceal damage and predict later frames from what they
 nothing between a damaged packet and the next key frame can be relied on.
 """
 
+from collections.abc import Iterable
+
 import av
 from av.video.stream import VideoStream
 
@@ -19,16 +21,27 @@ class Decoder:
         max_frame_pixels: larger frames do not decode.
 
     Attributes:
-        damaged: numbers of packets, to which the caller may add.
+        damaged: numbers of packets that are not whole or do not decode.
+        flagged: numbers of packets whose frames libav flags.
+        keys: numbers of packets that container and decoder call key frames.
     """
-
-    damaged: set[int]
 
     def __init__(self, stream: VideoStream, max_frame_pixels: int) -> None:
         self.context = stream.codec_context
         self.context.thread_count = 1
         self.context.options = {"max_pixels": str(max_frame_pixels)}
-        self.damaged = set()
+        self.begin(())
+
+    def begin(self, damaged: Iterable[int]) -> None:
+        """Forgets earlier packets, as after a seek.
+
+        Args:
+            damaged: packets that are known to be damaged.
+        """
+        self.damaged = set(damaged)
+        self.flagged: set[int] = set()
+        self.keys: set[int] = set()
+        self._stated_keys: set[int] = set()
 
     def decode(self, number: int, packet: av.Packet | None) -> list[av.VideoFrame]:
         """The frames that are complete with a packet; the packet of a frame is its `pts`.
@@ -38,10 +51,16 @@ class Decoder:
         """
         if packet is not None:
             packet.pts = number
+            if packet.is_keyframe:
+                self._stated_keys.add(number)
         try:
             frames = [frame for frame in self.context.decode(packet) if frame.pts is not None]
         except av.error.FFmpegError:
             self.damaged.add(number)
             return []
-        self.damaged.update(f.pts for f in frames if f.is_corrupt)  # type: ignore[misc]
+        for frame in frames:
+            if frame.is_corrupt:
+                self.flagged.add(frame.pts)
+            if frame.key_frame and frame.pts in self._stated_keys:
+                self.keys.add(frame.pts)
         return frames

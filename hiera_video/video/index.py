@@ -9,7 +9,6 @@ once.
 import bisect
 import itertools
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -68,16 +67,26 @@ class VideoIndex:
         """
         return np.maximum.accumulate(self.position_of)
 
-    def is_intact(self, number: int, damaged: Iterable[int]) -> bool:
-        """Whether the frame of a packet can be predicted, from its key frame on, without damage.
+    def is_intact(self, number: int, decoder: Decoder, first: int) -> bool:
+        """Whether the frame of a packet relies on no damaged one.
 
-        Frames that are presented before the key frame are not referred to after it.
+        What it may rely on stands between it and the latest key frame that is presented no later.
+        After a seek, libav flags frames that are presented before the key frame, and to which none
+        after it refers.
+
+        Args:
+            decoder: it has returned everything up to this packet.
+            first: the packet with which it began.
         """
-        start = int(self.start_of[self.position_of[number]])
-        first = self.position_of[start]
-        return not any(
-            start <= lost <= number and not 0 <= self.position_of[lost] < first for lost in damaged
-        )
+        position = self.position_of
+        keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
+        if not keys and first > 0:
+            return False
+        key = max(keys, default=0)
+        flagged = decoder.flagged
+        if key == first:
+            flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
+        return not any(key <= lost <= number for lost in flagged | decoder.damaged)
 
     @property
     def has_leading_frames(self) -> bool:
@@ -242,14 +251,15 @@ def _decoded_order(
         stream = choose_stream(path, container)
         is_timed = None not in packets.pts and container.format.name != "avi"
         decoder = Decoder(stream, limits.max_frame_pixels)
-        decoder.damaged |= packets.damaged
+        decoder.begin(packets.damaged)
         for number, packet in enumerate(itertools.chain(filled_packets(path, stream), [None])):
             deadline.check()
             for frame in decoder.decode(number, packet):
                 found[frame.pts] = None
                 is_key[frame.pts] &= bool(frame.key_frame)
     order = list(found)
-    if decoder.damaged.issuperset(order):
+    damaged = decoder.damaged | decoder.flagged
+    if damaged.issuperset(order):
         raise VideoError(path, "truncated", "no frame of it decodes; fetch it again")
 
     # A recording may begin in the middle of a group of pictures, whose frames do not count.
@@ -260,7 +270,6 @@ def _decoded_order(
         for number in np.flatnonzero(packets.is_shown).tolist()
         if number not in found and number > first and not (is_timed and pts[number] < pts[first])
     ]
-    damaged = decoder.damaged
     for number in sorted(damaged.intersection(missing)):
         if is_timed:
             place = bisect.bisect(order, pts[number], key=pts.__getitem__)

@@ -132,9 +132,10 @@ class PyavReader(VideoReader):
         """
         index, last_shown = self.index, self.index.last_shown
         wanted = set(index.packet_of[positions].tolist())
-        packets = self._packets(0 if from_start else start, max(wanted), from_start)
+        first = 0 if from_start else start
+        packets = self._packets(first, max(wanted), from_start)
         decoder = self._decoder  # of this read, which may have opened the file again
-        decoder.damaged = set(index.damaged)
+        decoder.begin(index.damaged)
         may_skip = not from_start and self._stream.codec_context.name in SKIPPING_CODECS
         waiting: deque[av.VideoFrame] = deque()
         latest = -1  # position of the frames that the decoder has returned
@@ -148,7 +149,7 @@ class PyavReader(VideoReader):
                     waiting.append(frame)
             while waiting and (packet is None or last_shown[waiting[0].pts] <= latest):
                 frame = waiting.popleft()
-                if index.is_intact(frame.pts, decoder.damaged):
+                if index.is_intact(frame.pts, decoder, first):
                     yield frame.pts, frame
 
     def _packets(
