@@ -53,8 +53,6 @@ class Decoder:
     def decode(self, number: int, packet: av.Packet | None) -> list[av.VideoFrame]:
         """The frames that are complete with a packet; the packet of a frame is its `pts`.
 
-        To be called within `listening`.
-
         Args:
             packet: None returns the frames that the decoder still holds.
         """
@@ -63,12 +61,12 @@ class Decoder:
             if packet.is_keyframe:
                 self._stated_keys.add(number)
         try:
-            with av.logging.Capture() as log:
+            with _problems() as problems:
                 frames = [frame for frame in self.context.decode(packet) if frame.pts is not None]
         except av.error.FFmpegError:
             self.damaged.add(number)
             return []
-        if any(map(_states_damage, log)):
+        if problems:
             self.flagged.add(number)
         for frame in frames:
             assert frame.pts is not None
@@ -80,32 +78,33 @@ class Decoder:
 
 
 _lock = threading.Lock()
-_num_listening = 0
+_num_listening = 0  # threads
 _usual: tuple[int | None, bool] = None, True
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """Decoders need this around them: PyAV, which has one level for all threads, keeps warnings."""
+def _problems() -> Iterator[list[str]]:
+    """What libav logs in this thread about damage; filled at the end of the block."""
     global _num_listening, _usual
-    with _lock:
+    with _lock:  # PyAV has one level for all threads
         if not _num_listening:
             _usual = av.logging.get_level(), av.logging.get_skip_repeated()
             av.logging.set_level(max(_usual[0] or 0, av.logging.WARNING))
             av.logging.set_skip_repeated(False)
         _num_listening += 1
+    problems: list[str] = []
     try:
-        yield
+        with av.logging.Capture() as log:
+            yield problems
+        problems += [
+            message
+            for level, _, message in log
+            if (level <= av.logging.ERROR and not message.startswith(HARMLESS))
+            or message.startswith(SKIPPED)
+        ]
     finally:
         with _lock:
             _num_listening -= 1
             if not _num_listening:
                 av.logging.set_level(_usual[0])
                 av.logging.set_skip_repeated(_usual[1])
-
-
-def _states_damage(entry: tuple[int, str, str]) -> bool:
-    level, _, message = entry
-    if message.startswith(SKIPPED):
-        return True
-    return level <= av.logging.ERROR and not message.startswith(HARMLESS)

@@ -24,7 +24,7 @@ from hiera_video.video.container import (
     open_container,
     video_streams,
 )
-from hiera_video.video.decoder import Decoder, listening
+from hiera_video.video.decoder import Decoder
 from hiera_video.video.reader import Deadline, VideoError, warn_once
 
 FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
@@ -80,7 +80,9 @@ class VideoIndex:
         """
         position = self.position_of
         keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
-        key = max(keys, default=first)
+        if not keys and first > 0:
+            return False
+        key = max(keys, default=0)
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
@@ -245,7 +247,7 @@ def _decoded_order(
     """
     found: dict[int, None] = {}  # numbers, in order
     is_key = packets.is_key.copy()
-    with open_container(path, limits.deadline_sec) as container, listening():
+    with open_container(path, limits.deadline_sec) as container:
         stream = choose_stream(path, container)
         is_timed = None not in packets.pts and container.format.name != "avi"
         decoder = Decoder(stream, limits.max_frame_pixels)

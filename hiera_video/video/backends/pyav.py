@@ -18,7 +18,7 @@ from av.video.stream import VideoStream
 
 from hiera_video.settings.video import Decoding
 from hiera_video.video.container import choose_stream, filled_packets, open_container
-from hiera_video.video.decoder import Decoder, listening
+from hiera_video.video.decoder import Decoder
 from hiera_video.video.index import cached_scan
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
@@ -75,9 +75,8 @@ class PyavReader(VideoReader):
         self, positions: list[int], deadline: Deadline
     ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields (position, frame as stored) of intact frames, as `_read` does."""
-        with listening():
-            for start, run in self._runs(positions):
-                yield from self._decode_run(start, run, deadline)
+        for start, run in self._runs(positions):
+            yield from self._decode_run(start, run, deadline)
 
     def _runs(self, positions: list[int]) -> list[tuple[int, list[int]]]:
         """Splits positions into runs (start packet, positions), each decoded without a seek.
