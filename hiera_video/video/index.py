@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
+import av
 import numpy as np
 from av.video.stream import VideoStream
 
@@ -45,6 +46,7 @@ class VideoIndex:
     # The time stamp that identifies a packet after a seek: "pts" if these order the frames too.
     stamp_name: Literal["pts", "dts"] | None
     stamps: np.ndarray  # int64, packet number -> that time stamp, in the stream's time base
+    places: np.ndarray  # int64 [P, 2], offset in the file (-1 if unknown) and size, bytes
     packet_of: np.ndarray  # int64 [F], the packet of each frame
     position_of: np.ndarray  # int64 [P], the frame of each packet, or -1
     start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
@@ -106,6 +108,7 @@ class _Packets:
     pts: list[int | None]
     dts: list[int | None]
     duration: list[int]  # 0 = unknown
+    places: np.ndarray  # int64 [P, 2]
     is_key: np.ndarray  # bool
     is_shown: np.ndarray  # bool: not marked as decoded but never displayed
     damaged: frozenset[int]
@@ -166,6 +169,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         num_streams=len(video_streams(stream.container)),
         stamp_name=stamp_name,
         stamps=np.array(stamps, np.int64),
+        places=packets.places,
         packet_of=order,
         position_of=position_of,
         start_of=starts,
@@ -177,7 +181,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
 
 
 def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packets:
-    pts, dts, duration, is_key, is_shown, damaged = [], [], [], [], [], []
+    pts, dts, duration, places, is_key, is_shown, damaged = [], [], [], [], [], [], []
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     is_parsed = stream.container.format.name in PARSED_FORMATS
     problems: list[str] = []
@@ -186,6 +190,7 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         pts.append(packet.pts)
         dts.append(packet.dts)
         duration.append(packet.duration or 0)
+        places.append(place_of(packet))
         is_key.append(packet.is_keyframe)
         if packet.is_corrupt:
             damaged.append(number + is_parsed)
@@ -205,11 +210,20 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         pts,
         dts,
         duration,
+        np.array(places, np.int64).reshape(-1, 2),
         np.array(is_key, bool),
         np.array(is_shown, bool),
         frozenset(damaged),
         problems,
     )
+
+
+def place_of(packet: av.Packet) -> tuple[int, int]:
+    """Offset of a packet in the file (-1 if unknown) and size, bytes.
+
+    In a damaged file, packets may have other time stamps after a seek.
+    """
+    return (-1 if packet.pos is None else packet.pos), packet.size
 
 
 def _missing_end(path: str, packets: _Packets, stream: VideoStream, limits: Decoding) -> str | None:
