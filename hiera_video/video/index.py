@@ -46,7 +46,7 @@ class VideoIndex:
     # The time stamp that identifies a packet after a seek: "pts" if these order the frames too.
     stamp_name: Literal["pts", "dts"] | None
     stamps: np.ndarray  # int64, packet number -> that time stamp, in the stream's time base
-    places: np.ndarray  # int64 [P, 2], offset in the file (-1 if unknown) and size, bytes
+    places: np.ndarray  # int64 [P, 2], bytes: offset in the file, -1 if it may differ, and size
     packet_of: np.ndarray  # int64 [F], the packet of each frame
     position_of: np.ndarray  # int64 [P], the frame of each packet, or -1
     start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
@@ -54,6 +54,11 @@ class VideoIndex:
     end_sec: float
     damaged: frozenset[int]  # packets that the scan found damaged; reading may find more
     damage: str | None  # description of what is damaged or missing
+
+    def is_packet(self, number: int, packet: av.Packet) -> bool:
+        """Whether it is that packet; in damaged files, time stamps may differ after a seek."""
+        offset, size = self.places[number]
+        return packet.size == size and (offset < 0 or packet.pos == offset)
 
     @property
     def key_positions(self) -> list[int]:
@@ -190,7 +195,7 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         pts.append(packet.pts)
         dts.append(packet.dts)
         duration.append(packet.duration or 0)
-        places.append(place_of(packet))
+        places.append((-1 if is_parsed or packet.pos is None else packet.pos, packet.size))
         is_key.append(packet.is_keyframe)
         if packet.is_corrupt:
             damaged.append(number + is_parsed)
@@ -216,14 +221,6 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         frozenset(damaged),
         problems,
     )
-
-
-def place_of(packet: av.Packet) -> tuple[int, int]:
-    """Offset of a packet in the file (-1 if unknown) and size, bytes.
-
-    In a damaged file, packets may have other time stamps after a seek.
-    """
-    return (-1 if packet.pos is None else packet.pos), packet.size
 
 
 def _missing_end(path: str, packets: _Packets, stream: VideoStream, limits: Decoding) -> str | None:

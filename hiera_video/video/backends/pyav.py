@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from hiera_video.settings.video import Decoding
 from hiera_video.video.container import choose_stream, filled_packets, open_container
 from hiera_video.video.decoder import Decoder
-from hiera_video.video.index import cached_scan, place_of
+from hiera_video.video.index import cached_scan
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 # Codecs in which no other frame refers to a "non-reference" frame. Not HEVC, where a "sub-layer
@@ -212,7 +212,7 @@ class PyavReader(VideoReader):
                 number += 1
                 if number == len(stamps) or stamps[number] != stamp:
                     return
-            if place_of(packet) != tuple(self.index.places[number]):
+            if not self.index.is_packet(number, packet):
                 return
             yield number, packet
 
