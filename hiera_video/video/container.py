@@ -18,6 +18,7 @@ MP4_BOXES = (b"ftyp", b"mdat", b"wide", b"skip", b"free")
 # Formats whose header states a duration. That of others is estimated from what is there.
 STATED_DURATION = frozenset({"matroska,webm", "flv", "asf", "mov,mp4,m4a,3gp,3g2,mj2"})
 ROUNDING_SEC = 1.5e-3
+PADDING_SEC = 0.15  # of sound
 
 
 def open_container(path: str, deadline_sec: float, **options: str) -> InputContainer:
@@ -130,6 +131,7 @@ def missing_end(
     tolerance_sec = step * unit + ROUNDING_SEC
     if stated_sec > held_sec + tolerance_sec and len(container.streams) > 1:
         held_sec = _last_end_sec(path, deadline_sec) - offset_sec
+        tolerance_sec += PADDING_SEC
     if stated_sec > held_sec + tolerance_sec:
         return f"announces {stated_sec:.3f} s and holds {held_sec:.3f} s"
     return None

@@ -5,9 +5,9 @@ flags its frame or logs an error about it. Decoders conceal damage and predict l
 what they made up, so that nothing between a damaged packet and the next key frame can be relied on.
 """
 
+import logging
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 
 import av
 import av.logging
@@ -25,7 +25,7 @@ class Decoder:
     missing, repeated or wrong time stamps cannot mix up frames.
 
     Args:
-        max_frame_pixels: larger frames do not decode.
+        max_frame_pixels: much larger frames do not decode (decoders add edges to a frame).
 
     Attributes:
         damaged: numbers of packets that are not whole or do not decode.
@@ -36,7 +36,7 @@ class Decoder:
     def __init__(self, stream: VideoStream, max_frame_pixels: int) -> None:
         self.context = stream.codec_context
         self.context.thread_count = 1
-        self.context.options = {"max_pixels": str(max_frame_pixels)}
+        self.context.options = {"max_pixels": str(2 * max_frame_pixels + 2**16)}
         self.begin(())
 
     def begin(self, damaged: Iterable[int]) -> None:
@@ -60,13 +60,16 @@ class Decoder:
             packet.pts = number
             if packet.is_keyframe:
                 self._stated_keys.add(number)
+        _log.start()
         try:
-            with _problems() as problems:
+            with av.logging.Capture() as log:
                 frames = [frame for frame in self.context.decode(packet) if frame.pts is not None]
         except av.error.FFmpegError:
             self.damaged.add(number)
             return []
-        if problems:
+        finally:
+            _log.stop()
+        if any(map(_states_damage, log)):
             self.flagged.add(number)
         for frame in frames:
             assert frame.pts is not None
@@ -77,34 +80,47 @@ class Decoder:
         return frames
 
 
-_lock = threading.Lock()
-_num_listening = 0  # threads
-_usual: tuple[int | None, bool] = None, True
+class _Log:
+    """PyAV's log, which has one level for all threads, while at least one of them listens.
+
+    What the other threads cause meanwhile stays as silent as before.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_listening = 0
+        self._usual: tuple[int | None, bool] = None, True
+        self._logger = logging.getLogger("libav")
+        self._silence = logging.NullHandler()
+
+    def start(self) -> None:
+        with self._lock:
+            if not self._num_listening:
+                level, _ = self._usual = av.logging.get_level(), av.logging.get_skip_repeated()
+                if level is None:
+                    self._logger.addHandler(self._silence)
+                    self._logger.propagate = False
+                av.logging.set_level(max(level or 0, av.logging.WARNING))
+                av.logging.set_skip_repeated(False)
+            self._num_listening += 1
+
+    def stop(self) -> None:
+        with self._lock:
+            self._num_listening -= 1
+            if not self._num_listening:
+                level, skips = self._usual
+                av.logging.set_level(level)
+                av.logging.set_skip_repeated(skips)
+                if level is None:
+                    self._logger.removeHandler(self._silence)
+                    self._logger.propagate = True
 
 
-@contextmanager
-def _problems() -> Iterator[list[str]]:
-    """What libav logs in this thread about damage; filled at the end of the block."""
-    global _num_listening, _usual
-    with _lock:  # PyAV has one level for all threads
-        if not _num_listening:
-            _usual = av.logging.get_level(), av.logging.get_skip_repeated()
-            av.logging.set_level(max(_usual[0] or 0, av.logging.WARNING))
-            av.logging.set_skip_repeated(False)
-        _num_listening += 1
-    problems: list[str] = []
-    try:
-        with av.logging.Capture() as log:
-            yield problems
-        problems += [
-            message
-            for level, _, message in log
-            if (level <= av.logging.ERROR and not message.startswith(HARMLESS))
-            or message.startswith(SKIPPED)
-        ]
-    finally:
-        with _lock:
-            _num_listening -= 1
-            if not _num_listening:
-                av.logging.set_level(_usual[0])
-                av.logging.set_skip_repeated(_usual[1])
+_log = _Log()
+
+
+def _states_damage(entry: tuple[int, str, str]) -> bool:
+    level, _, message = entry
+    if message.startswith(SKIPPED):
+        return True
+    return level <= av.logging.ERROR and not message.startswith(HARMLESS)

@@ -87,9 +87,7 @@ class VideoIndex:
         """
         position = self.position_of
         keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
-        if not keys and first > 0:
-            return False
-        key = max(keys, default=0)
+        key = max(keys, default=first)
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}

@@ -254,8 +254,10 @@ class VideoReader(ABC):
     def __enter__(self) -> "VideoReader":
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        if kind is None:
+            self.check_unchanged()
 
 
 @cache

@@ -141,7 +141,6 @@ def test_damaged_packets_are_an_error_not_another_frame(tmp_path, backend):
     with open_video(path, backend) as reader:
         with pytest.raises(VideoError, match="does not decode") as caught:
             reader.frames(range(len(reader)))
-        assert reader.backend == "pyav"  # the other backends hand the file over
         assert [read_number(frame) for frame in reader.frames([5, 1])] == [5, 1]
         assert caught.value.cause == "truncated"
         assert "\n" not in str(caught.value)

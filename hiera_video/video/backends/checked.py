@@ -1,4 +1,8 @@
-"""The common part of the decord and torchcodec readers: the comparison with PyAV."""
+"""The common part of the decord and torchcodec readers: the comparison with PyAV.
+
+Other libraries conceal damage, and may count the frames of a damaged file differently. Therefore
+PyAV decodes each frame, too, and these readers take the time of both.
+"""
 
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -8,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.video.backends.pyav import PyavReader
-from hiera_video.video.reader import Deadline, VideoError, VideoReader, warn_once
+from hiera_video.video.reader import Deadline, VideoReader, warn_once
 
 FRAMES_PER_BATCH = 32  # bounds the memory of a stream
 
@@ -25,10 +29,8 @@ def warn_about_refusal(path: str, backend: str, reason: BackendRefusal) -> None:
 class CheckedReader(VideoReader):
     """A backend that reads a file only as long as its frames equal those of PyAV.
 
-    Frame times, stream and rotation are PyAV's, which also decodes each frame that is read, because
-    other libraries do not state which frames are damaged. The first frame and one that is reached
-    by a seek are compared when the file is opened. If the backend fails to read others later, PyAV
-    reads the rest of the file, with a warning.
+    Frame times, stream and rotation are PyAV's. All frames are compared; at the first difference or
+    error of the library, PyAV reads the rest of the file, with a warning.
 
     Args:
         exact: PyAV's reader of the file.
@@ -37,7 +39,7 @@ class CheckedReader(VideoReader):
         errors: what the library raises for a file that it cannot read.
 
     Raises:
-        BackendRefusal: the backend cannot open the file, or decodes it differently.
+        BackendRefusal: the backend cannot open the file, or counts its frames differently.
         MissingLibrary: the library is not installed.
     """
 
@@ -56,15 +58,6 @@ class CheckedReader(VideoReader):
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
         self.damage = exact.damage
-        compared = sorted({0, *exact.index.key_positions[-1:]})
-        try:
-            expected = exact.frames(compared)
-        except VideoError as error:  # other frames of the file may still decode
-            raise BackendRefusal(error.sentence) from error
-        self._shape = expected.shape[1:3]
-        for decoded, true, position in zip(self._batch(compared), expected, compared, strict=True):
-            if not np.array_equal(decoded, true):
-                raise BackendRefusal(f"frame {position} is decoded differently")
 
     @abstractmethod
     def _import_decoder(self) -> Any:
@@ -100,18 +93,16 @@ class CheckedReader(VideoReader):
         while first < len(positions) and self.backend != self._exact.backend:
             deadline.check()
             batch = positions[first : first + FRAMES_PER_BATCH]
+            expected = [frame for _, frame in self._exact._read(batch, deadline)]
             try:
-                for _ in self._exact.decode(batch, deadline):
-                    pass  # only for the error, if the frames rely on damage
-            except VideoError:
-                self.backend = self._exact.backend  # which alone is sure about the other frames
-                raise
-            try:
-                yield from zip(batch, self._batch(batch), strict=True)
-                first += len(batch)
+                for position, true, own in zip(batch, expected, self._batch(batch), strict=True):
+                    if not np.array_equal(own, true):
+                        raise BackendRefusal(f"frame {position} is decoded differently")
             except BackendRefusal as refusal:
                 warn_about_refusal(self.path, self.backend, refusal)
                 self.backend = self._exact.backend
+            yield from zip(batch, expected, strict=True)
+            first += len(batch)
         yield from self._exact._read(positions[first:], deadline)
 
     def close(self) -> None:

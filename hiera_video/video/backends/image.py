@@ -1,5 +1,6 @@
 """An image as a video of one frame."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ from PIL import Image, ImageOps
 from hiera_video.settings.video import Decoding
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
+_bound_lock = threading.Lock()
 IMAGE_DURATION_SEC = 0.04  # one frame at 25 fps, as in libavformat
 
 
@@ -16,12 +18,16 @@ IMAGE_DURATION_SEC = 0.04  # one frame at 25 fps, as in libavformat
 def opened_image(path: str) -> Iterator[Image.Image]:
     """An image whose header has been read; errors of Pillow become VideoErrors."""
     try:
-        with Image.open(path) as image:
+        with _bound_lock:
+            bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # readers have their own
+            try:
+                opened = Image.open(path)
+            finally:
+                Image.MAX_IMAGE_PIXELS = bound
+        with opened as image:
             yield image
     except VideoError:
         raise
-    except Image.DecompressionBombError as error:
-        raise VideoError(path, "too_large", f"is refused by Pillow ({error})") from error
     except Exception as error:  # Pillow's decoders raise many types
         raise VideoError(
             path, "not_a_video", f"does not decode as an image ({error}); replace the file"
