@@ -1,6 +1,5 @@
 """`hiera-video visualize mae FILE...`: pictures of the predictions of a masked autoencoder."""
 
-import math
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from hiera_video.analysis.visualize import (
 )
 from hiera_video.errors import ModelError, configured
 from hiera_video.evaluation.prediction import model_transform
+from hiera_video.files import finite_or_none
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
@@ -75,10 +75,9 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
             if "mp4" in files:
                 write_movie(files["mp4"], reconstruction, shown_sec, caption)
             loss = reconstruction.loss
-            finite = loss if math.isfinite(loss) else None  # JSON has no NaN
             written = {kind: str(file) for kind, file in files.items()}
             print_result(
-                {"path": path, **written, "loss": finite},
+                {"path": path, **written, "loss": finite_or_none(loss)},
                 "\n  ".join([f"{path}: reconstruction loss {loss:.4f}", *written.values()]),
                 as_json=as_json,
             )

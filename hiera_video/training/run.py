@@ -1,6 +1,5 @@
 """A training run from its folder to its weights: what all training commands share."""
 
-import json
 import logging
 import math
 import shutil
@@ -20,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
+from hiera_video.files import json_text
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.pretrained import save_model
@@ -307,6 +307,6 @@ class Run:
             save_model(weights, self.trained, self.card)
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
-                print(json.dumps({"steps": steps, "weights": str(weights)}))
+                print(json_text({"steps": steps, "weights": str(weights)}))
         has_failures = (self.folder / "failures.jsonl").exists()
         return 3 if any_process(has_failures) else 0

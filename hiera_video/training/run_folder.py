@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -16,7 +15,7 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.errors import ConfigError, UserError
-from hiera_video.files import append_jsonl, write_json, write_text
+from hiera_video.files import append_jsonl, finite_or_none, write_json, write_text
 from hiera_video.runtime.distributed import Process, barrier
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -69,8 +68,8 @@ class RunReport:
         """One line of metrics.jsonl and the points of TensorBoard, after `step` steps."""
         if not self.process.is_main:
             return
-        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})  # JSON has no NaN
+        finite = {name: finite_or_none(value) for name, value in values.items()}
+        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
