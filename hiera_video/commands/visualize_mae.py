@@ -1,5 +1,6 @@
 """`hiera-video visualize mae FILE...`: pictures of the predictions of a masked autoencoder."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,6 @@ from hiera_video.analysis.visualize import (
 )
 from hiera_video.errors import ModelError, configured
 from hiera_video.evaluation.prediction import model_transform
-from hiera_video.files import finite_or_none
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
@@ -69,15 +69,21 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
                 normalize=normalize,
                 mode=config.mode,
             )
+            loss = reconstruction.loss
+            if not math.isfinite(loss):
+                failed += 1
+                message = f"{path}: its reconstruction loss is not finite; use other weights"
+                record = {"path": path, "cause": "not_finite", "error": message}
+                print_result(record, message, as_json=as_json)
+                continue
             shown_sec = times_sec[:: model.token_pixels[0]].tolist()
             caption = describe(reconstruction, masking)
             write_png(files["png"], contact_sheet(reconstruction, shown_sec, caption))
             if "mp4" in files:
                 write_movie(files["mp4"], reconstruction, shown_sec, caption)
-            loss = reconstruction.loss
             written = {kind: str(file) for kind, file in files.items()}
             print_result(
-                {"path": path, **written, "loss": finite_or_none(loss)},
+                {"path": path, **written, "loss": loss},
                 "\n  ".join([f"{path}: reconstruction loss {loss:.4f}", *written.values()]),
                 as_json=as_json,
             )
