@@ -121,6 +121,6 @@ _log = _Log()
 
 def _states_damage(entry: tuple[int, str, str]) -> bool:
     level, _, message = entry
-    if message.startswith(SKIPPED):
+    if SKIPPED in message:
         return True
     return level <= av.logging.ERROR and not message.startswith(HARMLESS)

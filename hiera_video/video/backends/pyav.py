@@ -19,7 +19,7 @@ from av.video.stream import VideoStream
 from hiera_video.settings.video import Decoding
 from hiera_video.video.container import choose_stream, filled_packets, open_container
 from hiera_video.video.decoder import Decoder
-from hiera_video.video.index import cached_scan
+from hiera_video.video.index import PARSED_FORMATS, cached_scan
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 # Codecs in which no other frame refers to a "non-reference" frame. Not HEVC, where a "sub-layer
@@ -49,6 +49,11 @@ class PyavReader(VideoReader):
         except BaseException:
             self.close()
             raise
+        # Not in streams that were transmitted, where damage to a skipped frame tells of more.
+        self._may_skip = (
+            stream.codec_context.name in SKIPPING_CODECS
+            and self.index.container not in PARSED_FORMATS
+        )
         self.frame_times_sec = self.index.frame_times_sec
         self.end_sec = self.index.end_sec
         self.damage = self.index.damage
@@ -136,7 +141,7 @@ class PyavReader(VideoReader):
         packets = self._packets(first, max(wanted), from_start)
         decoder = self._decoder  # of this read, which may have opened the file again
         decoder.begin(index.damaged)
-        may_skip = not from_start and self._stream.codec_context.name in SKIPPING_CODECS
+        may_skip = not from_start and self._may_skip
         waiting: deque[av.VideoFrame] = deque()
         latest = -1  # position of the frames that the decoder has returned
         for number, packet in packets:
