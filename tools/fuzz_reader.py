@@ -248,30 +248,23 @@ def damaged(folder: Path, seed: int, number: int) -> bytes:
 
 
 class Frame(NamedTuple):
+    """A frame, as FFmpeg gives it."""
+
     picture: bytes  # hash of the pixels
     packet: int  # number in decoding order
+    content: bytes  # of that packet
     group: int  # packet of the key frame with which the group of pictures begins
     time_sec: float | None
 
 
 @dataclass
 class Decode:
-    """A file as FFmpeg decodes it, packet by packet and from the beginning, by one thread."""
+    """A file as FFmpeg decodes it, packet by packet from the first one, with one thread."""
 
-    stamps: list[tuple[int | None, int | None]] = field(default_factory=list)  # of packets
+    stamps: list[tuple[int | None, int | None]] = field(default_factory=list)  # pts, dts of packets
     frames: list[Frame] = field(default_factory=list)  # in the order of presentation
     flagged: dict[int, str] = field(default_factory=dict)  # packet -> how
     logged: dict[int, str] = field(default_factory=dict)  # packet -> message
-
-    def signs(self, frame: Frame, of: dict[int, str]) -> list[str]:
-        """What there is in `flagged` or `logged` that may concern a frame."""
-        return [f"packet {n}: {of[n]}" for n in sorted(of) if frame.group <= n <= frame.packet]
-
-
-def nearest(frames: Iterable[Frame], time_sec: float) -> Frame | None:
-    """The frame of which FFmpeg states the nearest time."""
-    timed = [frame for frame in frames if frame.time_sec is not None]
-    return min(timed, key=lambda frame: abs(frame.time_sec - time_sec), default=None)
 
 
 def hash_of(picture: np.ndarray) -> bytes:
@@ -284,7 +277,7 @@ def decode(path: Path, delay: int) -> Decode:
     Args:
         delay: as of `Video`.
     """
-    result, group = Decode(), 0
+    result, contents, group = Decode(), list[bytes](), 0
     try:
         container = av.open(str(path), metadata_errors="replace")
     except (av.error.FFmpegError, OSError):
@@ -297,17 +290,18 @@ def decode(path: Path, delay: int) -> Decode:
         context.thread_count, context.copy_opaque = 1, True
         for number, packet in enumerate(packets_of(container, stream)):
             if packet is not None:
+                contents.append(bytes(packet))
                 result.stamps.append((packet.pts, packet.dts))
-                packet.opaque = number
+                packet.opaque = number  # decoders copy it to the frame
                 if packet.is_corrupt:
                     result.flagged[number] = "the packet is corrupt"
             av.logging.set_level(av.logging.ERROR)
+            decoded: list[av.VideoFrame] = []
             try:
                 with av.logging.Capture() as messages:
                     decoded = context.decode(packet)
             except av.error.FFmpegError as error:
                 result.flagged.setdefault(number, f"refused, {error.strerror}")
-                decoded = []
             finally:
                 av.logging.set_level(None)
             if messages:
@@ -317,11 +311,12 @@ def decode(path: Path, delay: int) -> Decode:
                     result.flagged.setdefault(frame.opaque, "the frame is corrupt")
                 if frame.key_frame:
                     group = frame.opaque
+                time_sec = None
+                if frame.pts is not None:
+                    time_sec = float((frame.pts - delay) * stream.time_base)
                 picture = hash_of(frame.to_ndarray(format="rgb24"))
-                time_sec = (
-                    None if frame.pts is None else float((frame.pts - delay) * stream.time_base)
-                )
-                result.frames.append(Frame(picture, frame.opaque, group, time_sec))
+                content = contents[frame.opaque]
+                result.frames.append(Frame(picture, frame.opaque, content, group, time_sec))
     return result
 
 
@@ -403,49 +398,83 @@ class Outcome:
         self.notes[column].append(sentence)
 
 
-def judge(outcome: Outcome, reading: Reading | None, plain: Decode, clean: Decode) -> None:
-    """Compares what was read with FFmpeg's decode of the file and of the undamaged one."""
-    returned = set[bytes]()
-    if reading is not None:
-        judge_frames(outcome, reading, plain, clean)
-        returned.update(*reading.pictures.values())
-    known = {frame.picture for frame in clean.frames}
-    for frame in plain.frames:
-        is_intact = not plain.signs(frame, plain.flagged) and not plain.signs(frame, plain.logged)
-        if frame.picture in known - returned and is_intact:
-            outcome.add("withheld", f"the frame of packet {frame.packet}, at {frame.time_sec} s")
+class Judge:
+    """Compares what was read with FFmpeg's decode of the file, and of the undamaged video."""
+
+    def __init__(self, plain: Decode, clean: Decode) -> None:
+        self.plain = plain
+        self.true_times = {frame.picture: frame.time_sec for frame in clean.frames}
+        self.true_frames = {(frame.content, frame.picture) for frame in clean.frames}
+        stamps = iter(clean.stamps)
+        self.has_true_stamps = all(stamp in stamps for stamp in plain.stamps)  # maybe fewer
+
+    def judge(self, outcome: Outcome, reading: Reading | None) -> None:
+        """Adds to an outcome what was right and wrong with a reading; None if it was refused."""
+        returned = set[bytes]()
+        if reading is not None:
+            outcome.counts["refused"] += len(reading.refused)
+            for position, pictures in sorted(reading.pictures.items()):
+                time_sec = reading.times_sec[position]
+                where = f"frame {position} at {time_sec:.3f} s"
+                if len(pictures) > 1 or position in reading.refused:
+                    error = " and an error" * (position in reading.refused)
+                    outcome.add("varied", f"{where}: {len(pictures)} pictures{error}")
+                for picture in pictures:
+                    column, reason = self.verdict(picture, time_sec, reading.damage)
+                    outcome.add(column, f"{where}{reason}")
+                returned |= pictures
+        for frame in self.plain.frames:
+            is_sound = self.is_intact(frame) and self.signs(frame) == (None, None)
+            if is_sound and frame.picture not in returned:
+                outcome.add("withheld", f"the frame of packet {frame.packet}")
+
+    def verdict(self, picture: bytes, time_sec: float, damage: str | None) -> tuple[str, str]:
+        """The column of a picture that was returned for a time, and an explanation."""
+        true_time = self.true_times.get(picture)
+        if true_time is not None and abs(true_time - time_sec) < SAME_TIME_SEC:
+            return "right", ""
+        same = nearest([f for f in self.plain.frames if f.picture == picture], time_sec)
+        shown = nearest(self.plain.frames, time_sec)
+        if same is not None and self.is_intact(same):
+            if is_at(same, time_sec) or not self.has_true_stamps:  # the file states other times
+                return "right", ""
+            if shown is None or not is_at(shown, time_sec) or self.is_intact(shown):
+                return (
+                    ("moved", f" is that of {true_time:.3f} s") if damage is None else ("right", "")
+                )
+            same = None  # a decoder gave the picture of another frame for a damaged one
+        flagged, logged = self.signs(same or shown)
+        if flagged is not None:
+            return "wrong, flagged", flagged
+        if logged is not None:
+            return "wrong, logged", logged
+        return "wrong, unlike" if same is None else "wrong, unflagged", ""
+
+    def is_intact(self, frame: Frame) -> bool:
+        """Whether packet and picture are as in the undamaged video."""
+        return (frame.content, frame.picture) in self.true_frames
+
+    def signs(self, frame: Frame | None) -> tuple[str | None, str | None]:
+        """What was flagged, and logged, first at or before a frame in its group of pictures."""
+        if frame is None:
+            return None, None
+        flagged, logged = (
+            next(
+                (f": packet {n}: {of[n]}" for n in range(frame.group, frame.packet + 1) if n in of),
+                None,
+            )
+            for of in (self.plain.flagged, self.plain.logged)
+        )
+        return flagged, logged
 
 
-def judge_frames(outcome: Outcome, reading: Reading, plain: Decode, clean: Decode) -> None:
-    true_times = {frame.picture: frame.time_sec for frame in clean.frames}
-    stamps = iter(clean.stamps)
-    has_true_stamps = all(stamp in stamps for stamp in plain.stamps)  # maybe fewer
-    outcome.counts["refused"] += len(reading.refused)
-    for position, pictures in sorted(reading.pictures.items()):
-        time_sec = reading.times_sec[position]
-        where = f"frame {position} at {time_sec:.3f} s"
-        if len(pictures) > 1 or position in reading.refused:
-            is_refused = ", or an error" * (position in reading.refused)
-            outcome.add("varied", f"{where}: {len(pictures)} different pictures{is_refused}")
-        for picture in pictures:
-            same = [frame for frame in plain.frames if frame.picture == picture]
-            if picture in true_times:
-                times = [true_times[picture], *(frame.time_sec for frame in same)]
-                is_there = any(t is not None and abs(t - time_sec) < SAME_TIME_SEC for t in times)
-                if is_there or reading.damage is not None or not has_true_stamps:
-                    outcome.counts["right"] += 1
-                else:
-                    outcome.add("moved", f"{where} is that of {times[0]:.3f} s")
-                continue
-            shown = nearest(same or plain.frames, time_sec)
-            flagged = shown and plain.signs(shown, plain.flagged)
-            logged = shown and plain.signs(shown, plain.logged)
-            if flagged:
-                outcome.add("wrong, flagged", f"{where}: {flagged[0]}")
-            elif logged:
-                outcome.add("wrong, logged", f"{where}: {logged[0]}")
-            else:
-                outcome.add("wrong, unflagged" if same else "wrong, unlike", where)
+def nearest(frames: Iterable[Frame], time_sec: float) -> Frame | None:
+    timed = [frame for frame in frames if frame.time_sec is not None]
+    return min(timed, key=lambda frame: abs(frame.time_sec - time_sec), default=None)
+
+
+def is_at(frame: Frame, time_sec: float) -> bool:
+    return abs(frame.time_sec - time_sec) < SAME_TIME_SEC
 
 
 def examine(
@@ -487,7 +516,8 @@ def examine(
         )
     report.working(1)
     if not outcome.counts["exceptions"]:
-        judge(outcome, reading, decode(path, VIDEOS[name].delay), decode_undamaged(folder, name))
+        plain = decode(path, VIDEOS[name].delay)
+        Judge(plain, decode_undamaged(folder, name)).judge(outcome, reading)
     path.unlink()
     return outcome
 
