@@ -21,7 +21,7 @@ video, and the numbers of the files in which there is something to look at. Colu
   error to its log only. "Unlike" are others that FFmpeg's decode of the same file does not contain
   either. "Unflagged" are the rest, which cannot be known to be wrong;
 * moved: frames of the undamaged video, but at a time that neither the undamaged video nor FFmpeg
-  gives them, although time stamps are intact and `damage` is None;
+  gives them, although time stamps are intact and `damage` is None. A fault;
 * varied: frames that depend on the order in which they are read;
 * crashes, hangs, exceptions: of the reader; an exception is any but VideoError. Faults;
 * not judged: FFmpeg's decode crashed or hung.
@@ -62,7 +62,7 @@ SAME_TIME_SEC = 0.25 / FPS
 NUM_SINGLE_READS, NUM_CLIPS, CLIP_FRAMES = 8, 3, 4
 DEADLINE_SEC = 10.0  # of the reader; the longest read of an undamaged video takes 0.1 s
 
-FAULTS = ("wrong, flagged", "crashes", "hangs", "exceptions")
+FAULTS = ("wrong, flagged", "moved", "crashes", "hangs", "exceptions")
 COLUMNS = (
     *("files", "opened", "right", "refused", "withheld", "wrong, unflagged", "wrong, logged"),
     *("wrong, flagged", "wrong, unlike", "moved", "varied", "crashes", "hangs", "exceptions"),
@@ -277,7 +277,7 @@ def decode(path: Path, delay: int) -> Decode:
     Args:
         delay: as of `Video`.
     """
-    result, contents, group = Decode(), list[bytes](), 0
+    result, contents, keys, group = Decode(), list[bytes](), set[int](), 0
     try:
         container = av.open(str(path), metadata_errors="replace")
     except (av.error.FFmpegError, OSError):
@@ -293,6 +293,8 @@ def decode(path: Path, delay: int) -> Decode:
                 contents.append(bytes(packet))
                 result.stamps.append((packet.pts, packet.dts))
                 packet.opaque = number  # decoders copy it to the frame
+                if packet.is_keyframe:
+                    keys.add(number)
                 if packet.is_corrupt:
                     result.flagged[number] = "the packet is corrupt"
             av.logging.set_level(av.logging.ERROR)
@@ -309,7 +311,7 @@ def decode(path: Path, delay: int) -> Decode:
             for frame in decoded:
                 if frame.is_corrupt:
                     result.flagged.setdefault(frame.opaque, "the frame is corrupt")
-                if frame.key_frame:
+                if frame.key_frame and frame.opaque in keys:  # container and decoder say so
                     group = frame.opaque
                 time_sec = None
                 if frame.pts is not None:
@@ -420,7 +422,7 @@ class Judge:
                     error = " and an error" * (position in reading.refused)
                     outcome.add("varied", f"{where}: {len(pictures)} pictures{error}")
                 for picture in pictures:
-                    column, reason = self.verdict(picture, time_sec, reading.damage)
+                    column, reason = self.verdict(picture, position, time_sec, reading.damage)
                     outcome.add(column, f"{where}{reason}")
                 returned |= pictures
         for frame in self.plain.frames:
@@ -428,13 +430,18 @@ class Judge:
             if is_sound and frame.picture not in returned:
                 outcome.add("withheld", f"the frame of packet {frame.packet}")
 
-    def verdict(self, picture: bytes, time_sec: float, damage: str | None) -> tuple[str, str]:
-        """The column of a picture that was returned for a time, and an explanation."""
+    def verdict(
+        self, picture: bytes, position: int, time_sec: float, damage: str | None
+    ) -> tuple[str, str]:
+        """The column of a picture that was returned, and an explanation."""
         true_time = self.true_times.get(picture)
         if true_time is not None and abs(true_time - time_sec) < SAME_TIME_SEC:
             return "right", ""
-        same = nearest([f for f in self.plain.frames if f.picture == picture], time_sec)
-        shown = nearest(self.plain.frames, time_sec)
+        frames = self.plain.frames
+        same = nearest([frame for frame in frames if frame.picture == picture], time_sec)
+        shown = nearest(frames, time_sec)
+        if not self.has_true_stamps:  # then the reader may have other times than FFmpeg
+            shown = frames[min(position, len(frames) - 1)] if frames else None
         if same is not None and self.is_intact(same):
             if is_at(same, time_sec) or not self.has_true_stamps:  # the file states other times
                 return "right", ""
