@@ -1,260 +1,98 @@
-"""Reads damaged videos, and compares the frames with those of the videos before the damage.
+"""Reads damaged videos, and compares the frames with those of the same videos before the damage.
 
     python tools/fuzz_reader.py [--files 10000] [--seed 0] [--backend pyav] [--limit-sec 1400]
                                 [--keep FOLDER]
-    python tools/fuzz_reader.py --only NUMBER [--seed 0] [--keep FOLDER]
+    python tools/fuzz_reader.py --only NUMBER [--seed 0] [--backend pyav] [--keep FOLDER]
 
 Small videos of ten codecs and containers are damaged in eleven ways. Which way, where and how is a
-function of (seed, number of the file), so `--only` repeats one file and prints what was found in
-it. All frames of each file are read in order and some in random order, under supervision. FFmpeg
-then decodes the file once from its first to its last packet, and what it flags is noted: a packet
-that it refuses, or a packet or frame that it calls corrupt. Prints two tables, by damage and by
-video, and the numbers of the files in which there is something to look at. Columns:
+function of (seed, number of the file), so that `--only` repeats one file; it prints what was found
+in it. All frames of a file are read in order, and then some again in random order, by supervised
+processes. FFmpeg decodes the same file from its first to its last packet, and what it flags is
+noted: a packet that it refuses, and a packet or a frame that it calls corrupt.
 
-* refused whole: `open_video` raised VideoError, by cause;
-* right: a frame of the undamaged video at its time;
+Prints tables by damage and by video, and the numbers of the files with something to look at:
+
+* refused whole: `open_video` raised VideoError, by its cause;
+* right: pictures of the undamaged video, at their time, or at another that the file now states;
 * refused: frames for which VideoError was raised;
-* withheld: frames that FFmpeg decodes as in the undamaged video, with nothing flagged in their
-  group of pictures, and that were not returned;
-* wrong: frames that are none of the undamaged video. Of these, "flagged" are those at or after
-  something flagged in their group of pictures, a fault. "Logged" is the same, but FFmpeg wrote an
-  error to its log only. "Unlike" are others that FFmpeg's decode of the same file does not contain
-  either. "Unflagged" are the rest, which cannot be known to be wrong;
-* moved: frames of the undamaged video, but at a time that neither the undamaged video nor FFmpeg
-  gives them, although time stamps are intact and `damage` is None. A fault;
+* withheld: frames that were not returned, although FFmpeg decodes them as in the undamaged video,
+  with nothing flagged at or before them in their group of pictures;
+* wrong-flagged: other pictures, with something flagged at or before them in their group. A fault;
+* wrong-logged: the same, but FFmpeg only wrote a warning or an error to its log;
+* wrong-unlike: other pictures, that FFmpeg does not decode from this file either;
+* wrong-unflagged: the rest of them, which nobody can know to be wrong;
+* moved: pictures of the undamaged video at a time at which neither it nor FFmpeg shows them,
+  although the time stamps in the file are intact and `damage` is None. A fault;
 * varied: frames that depend on the order in which they are read;
-* crashes, hangs, exceptions: of the reader; an exception is any but VideoError. Faults;
-* not judged: FFmpeg's decode crashed or hung.
+* crashes, hangs, exceptions: of the reader, any exception but VideoError. Faults;
+* not judged: FFmpeg's own decode crashed or hung.
 
-The exit code is 1 if there are faults.
+The exit code is 1 if there is a fault.
 """
 
 import argparse
+import contextlib
 import hashlib
 import itertools
 import logging
+import math
 import os
 import sys
 import tempfile
 import time
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fractions import Fraction
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import av
-import cv2
 import numpy as np
+from av.container import InputContainer
+from av.video.stream import VideoStream
 
-import hiera_video
+from damaged_videos import (
+    DAMAGES,
+    FPS,
+    NUM_FRAMES,
+    VIDEOS,
+    damaged,
+    file_name,
+    names_of,
+    undamaged,
+    write_videos,
+)
 from hiera_video.analysis.tables import format_table
 from hiera_video.errors import listing
 from hiera_video.runtime.workers import Death, Report, Workers
+from hiera_video.settings.video import Backend
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, VideoReader
 
-NUM_FRAMES, FPS, HEIGHT, WIDTH = 40, 25, 64, 96
 SAME_TIME_SEC = 0.25 / FPS
 NUM_SINGLE_READS, NUM_CLIPS, CLIP_FRAMES = 8, 3, 4
-DEADLINE_SEC = 10.0  # of the reader; the longest read of an undamaged video takes 0.1 s
+DEADLINE_SEC = 10.0  # of the reader, which takes 0.1 s for a whole video
 
-FAULTS = ("wrong, flagged", "moved", "crashes", "hangs", "exceptions")
-COLUMNS = (
-    *("files", "opened", "right", "refused", "withheld", "wrong, unflagged", "wrong, logged"),
-    *("wrong, flagged", "wrong, unlike", "moved", "varied", "crashes", "hangs", "exceptions"),
-    "not judged",
-)
-NOTED = (
-    *("wrong, flagged", "wrong, logged", "wrong, unlike", "moved", "varied", "withheld"),
-    *("crashes", "hangs", "exceptions", "not judged"),
-)
-REFUSED_WHOLE = "refused whole: "  # a cause follows
-
-
-# ------------------------------------------------------------------------------------------------
-# Videos
-
-
-class Video(NamedTuple):
-    """How an undamaged video is written."""
-
-    suffix: str
-    encoder: str
-    options: dict[str, str]
-    pix_fmt: str = "yuv420p"
-    container_options: dict[str, str] = {}  # noqa: RUF012
-    delay: int = 0  # of FFmpeg's presentation times, which AVI does not store; in frames
-
-
-VIDEOS = {
-    "H.264, mp4": Video(".mp4", "libx264", {"g": "12", "bf": "0"}),
-    "H.264 with B-frames, mkv": Video(".mkv", "libx264", {"g": "12", "bf": "2"}),
-    "H.264 with open GOPs, ts": Video(
-        ".ts", "libx264", {"g": "12", "bf": "2", "x264-params": "open-gop=1"}
-    ),
-    "HEVC, mp4, index first": Video(
-        ".mp4",
-        "libx265",
-        {"x265-params": "keyint=12:log-level=none:pools=none:frame-threads=1"},
-        container_options={"movflags": "+faststart"},
-    ),
-    "MPEG-4 part 2 with B-frames, avi": Video(".avi", "mpeg4", {"g": "12", "bf": "2"}, delay=1),
-    "MPEG-2 with B-frames, mpg": Video(".mpg", "mpeg2video", {"g": "12", "bf": "2"}),
-    "MJPEG, avi": Video(".avi", "mjpeg", {}, "yuvj420p"),
-    "VP8, webm": Video(".webm", "libvpx", {"g": "12"}),
-    "VP9, webm": Video(".webm", "libvpx-vp9", {"g": "12"}),
-    "AV1, mkv": Video(".mkv", "libsvtav1", {"g": "12", "svtav1-params": "lp=1"}),
-}
-
-
-def pictures() -> Iterator[np.ndarray]:
-    """A texture that moves to the left, and another that moves up in a window of it."""
-    rng = np.random.default_rng(0)
-    cells = rng.integers(0, 255, (2, 32, 48, 3), dtype=np.uint8)
-    back, front = (cv2.resize(c, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC) for c in cells)
-    for number in range(NUM_FRAMES):
-        picture = back[:HEIGHT, 2 * number :][:, :WIDTH].copy()
-        picture[20:44, 30:66] = front[number:, :36][:24]
-        yield picture
-
-
-def write_videos(folder: Path) -> None:
-    """Writes the undamaged videos, the same bytes each time."""
-    os.environ["SVT_LOG"] = "1"  # errors only
-    for name, video in VIDEOS.items():
-        path = str(undamaged(folder, name))
-        options = {"fflags": "+bitexact", **video.container_options}
-        with av.open(path, "w", container_options=options) as container:
-            stream = container.add_stream(video.encoder, rate=FPS, options=video.options)
-            stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, video.pix_fmt
-            stream.codec_context.thread_count = 1
-            for number, picture in enumerate(pictures()):
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-                frame.pts, frame.time_base = number, Fraction(1, FPS)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode(None))
-
-
-def undamaged(folder: Path, name: str) -> Path:
-    return folder / f"undamaged_{list(VIDEOS).index(name)}{VIDEOS[name].suffix}"
-
-
-# ------------------------------------------------------------------------------------------------
-# Damage
-
-
-def part(data: bytes, rng: np.random.Generator, low: int, high: int) -> slice:
-    """A random part of `low` to `high` bytes."""
-    length = min(int(rng.integers(low, high + 1)), len(data))
-    begin = int(rng.integers(len(data) - length + 1))
-    return slice(begin, begin + length)
-
-
-def change_bytes(data: bytearray, rng: np.random.Generator, number: int) -> bytes:
-    for _ in range(number):
-        data[rng.integers(len(data))] ^= int(rng.integers(1, 256))
-    return data
-
-
-def zero_run(data: bytearray, rng: np.random.Generator) -> bytes:
-    run = part(data, rng, 16, 512)
-    data[run] = bytes(run.stop - run.start)
-    return data
-
-
-def random_run(data: bytearray, rng: np.random.Generator) -> bytes:
-    run = part(data, rng, 16, 512)
-    data[run] = rng.bytes(run.stop - run.start)
-    return data
-
-
-def cut(data: bytearray, rng: np.random.Generator) -> bytes:
-    return data[: rng.integers(1, len(data))]
-
-
-def delete(data: bytearray, rng: np.random.Generator) -> bytes:
-    del data[part(data, rng, 1, 2048)]
-    return data
-
-
-def duplicate(data: bytearray, rng: np.random.Generator) -> bytes:
-    run = part(data, rng, 1, 2048)
-    return data[: run.stop] + data[run.start :]
-
-
-def swap(data: bytearray, rng: np.random.Generator) -> bytes:
-    length = int(rng.integers(1, 1025))
-    first, second = sorted(int(n) for n in rng.integers(len(data) - length + 1, size=2))
-    length = min(length, second - first)
-    one, other = slice(first, first + length), slice(second, second + length)
-    data[one], data[other] = data[other], data[one]
-    return data
-
-
-def lose_blocks(data: bytearray, rng: np.random.Generator) -> bytes:
-    blocks = part(bytes(len(data) // 188), rng, 1, 4)
-    del data[188 * blocks.start : 188 * blocks.stop]
-    return data
-
-
-def insert(data: bytearray, rng: np.random.Generator) -> bytes:
-    place = int(rng.integers(len(data) + 1))
-    return data[:place] + rng.bytes(int(rng.integers(1, 257))) + data[place:]
-
-
-def change_header(data: bytearray, rng: np.random.Generator) -> bytes:
-    """Changes bytes at the beginning, at the end, or of the index of an mp4 file."""
-    headers = [slice(0, 256), slice(len(data) - 256, len(data))]
-    if (moov := data.find(b"moov")) >= 0:
-        headers.append(slice(moov, moov + int.from_bytes(data[moov - 4 : moov])))
-    header = headers[rng.integers(len(headers))]
-    data[header] = change_bytes(data[header], rng, int(rng.integers(1, 9)))
-    return data
-
-
-DAMAGES: dict[str, Callable[[bytearray, np.random.Generator], bytes]] = {
-    "a byte changed": partial(change_bytes, number=1),
-    "2 to 32 bytes changed": lambda data, rng: change_bytes(data, rng, int(rng.integers(2, 33))),
-    "a run of zeros": zero_run,
-    "a run of random bytes": random_run,
-    "cut": cut,
-    "a part deleted": delete,
-    "a part duplicated": duplicate,
-    "two parts swapped": swap,
-    "blocks of 188 bytes lost": lose_blocks,
-    "bytes inserted": insert,
-    "headers changed": change_header,
-}
-
-
-def names_of(number: int) -> tuple[str, str]:
-    """Video and damage of a file; every pair occurs, as 10 and 11 have no common factor."""
-    return list(VIDEOS)[number % len(VIDEOS)], list(DAMAGES)[number % len(DAMAGES)]
-
-
-def damaged(folder: Path, seed: int, number: int) -> bytes:
-    """The content of file `number`."""
-    video, damage = names_of(number)
-    data = bytearray(undamaged(folder, video).read_bytes())
-    return bytes(DAMAGES[damage](data, np.random.default_rng([seed, number])))
-
-
-# ------------------------------------------------------------------------------------------------
-# FFmpeg's plain decode
+COLUMNS = ["files", "opened", "right", "refused"]
+FAULTS = ["wrong-flagged", "moved", "crashes", "hangs", "exceptions"]
+REMARKS = ["wrong-logged", "wrong-unlike", "varied", "withheld", "not judged"]
+COLUMNS += ["wrong-unflagged", *FAULTS, *REMARKS]
+REFUSED_WHOLE = "refused whole: "  # before a cause
 
 
 class Frame(NamedTuple):
-    """A frame, as FFmpeg gives it."""
+    """A frame, as FFmpeg decodes it."""
 
     picture: bytes  # hash of the pixels
     packet: int  # number in decoding order
     content: bytes  # of that packet
     group: int  # packet of the key frame with which the group of pictures begins
-    time_sec: float | None
+    time_sec: float  # inf if unknown
+
+    def is_at(self, time_sec: float) -> bool:
+        return abs(self.time_sec - time_sec) < SAME_TIME_SEC
 
 
 @dataclass
@@ -272,14 +110,12 @@ def hash_of(picture: np.ndarray) -> bytes:
 
 
 def decode(path: Path, delay: int) -> Decode:
-    """Decodes a file as far as FFmpeg can.
-
-    Args:
-        delay: as of `Video`.
-    """
+    """Decodes a file as far as FFmpeg can; `delay` as of `Video`."""
     result, contents, keys, group = Decode(), list[bytes](), set[int](), 0
+    # PyAV before 19 opens files whose metadata is not UTF-8; PyAV 19 has no such argument.
+    has_option = hasattr(InputContainer, "metadata_errors")
     try:
-        container = av.open(str(path), metadata_errors="replace")
+        container = av.open(str(path), **{"metadata_errors": "replace"} if has_option else {})
     except (av.error.FFmpegError, OSError):
         return result
     with container:
@@ -290,51 +126,51 @@ def decode(path: Path, delay: int) -> Decode:
         context.thread_count, context.copy_opaque = 1, True
         for number, packet in enumerate(packets_of(container, stream)):
             if packet is not None:
+                packet.opaque = number  # decoders copy it to the frame
                 contents.append(bytes(packet))
                 result.stamps.append((packet.pts, packet.dts))
-                packet.opaque = number  # decoders copy it to the frame
                 if packet.is_keyframe:
                     keys.add(number)
                 if packet.is_corrupt:
                     result.flagged[number] = "the packet is corrupt"
-            av.logging.set_level(av.logging.ERROR)
             decoded: list[av.VideoFrame] = []
-            try:
-                with av.logging.Capture() as messages:
+            with log() as messages:
+                try:
                     decoded = context.decode(packet)
-            except av.error.FFmpegError as error:
-                result.flagged.setdefault(number, f"refused, {error.strerror}")
-            finally:
-                av.logging.set_level(None)
+                except av.error.FFmpegError as error:
+                    result.flagged.setdefault(number, f"refused, {error.strerror}")
             if messages:
                 result.logged[number] = messages[0][2].strip()
             for frame in decoded:
                 if frame.is_corrupt:
                     result.flagged.setdefault(frame.opaque, "the frame is corrupt")
-                if frame.key_frame and frame.opaque in keys:  # container and decoder say so
+                if frame.key_frame and frame.opaque in keys:  # decoder and container agree
                     group = frame.opaque
-                time_sec = None
-                if frame.pts is not None:
-                    time_sec = float((frame.pts - delay) * stream.time_base)
-                picture = hash_of(frame.to_ndarray(format="rgb24"))
-                content = contents[frame.opaque]
+                known = frame.pts is not None
+                time_sec = float((frame.pts - delay) * stream.time_base) if known else math.inf
+                picture, content = hash_of(frame.to_ndarray(format="rgb24")), contents[frame.opaque]
                 result.frames.append(Frame(picture, frame.opaque, content, group, time_sec))
     return result
 
 
-def packets_of(container, stream) -> Iterator[av.Packet | None]:
+@contextlib.contextmanager
+def log() -> Iterator[list[tuple[int, str, str]]]:
+    """Collects FFmpeg's warnings and errors: (level, name, message)."""
+    usual = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.WARNING)
+    av.logging.set_skip_repeated(False)  # or a repetition is reported with a later packet
+    with av.logging.Capture() as messages:
+        yield messages
+    av.logging.set_level(usual[0])
+    av.logging.set_skip_repeated(usual[1])
+
+
+def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet | None]:
     """The packets that hold data, up to the end or to the first that cannot be read; then None."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            packet = next(packets, None)
-        except (av.error.FFmpegError, IndexError):  # IndexError: of a stream not announced before
-            packet = None
-        if packet is None:
-            yield None
-            return
-        if packet.size:
-            yield packet
+    # PyAV raises IndexError for a packet of a stream that was not announced.
+    with contextlib.suppress(av.error.FFmpegError, IndexError):
+        yield from (packet for packet in container.demux(stream) if packet.size)
+    yield None
 
 
 @cache
@@ -342,15 +178,11 @@ def decode_undamaged(folder: Path, name: str) -> Decode:
     return decode(undamaged(folder, name), VIDEOS[name].delay)
 
 
-# ------------------------------------------------------------------------------------------------
-# The reader
-
-
 @dataclass
 class Reading:
     """What the reader gave."""
 
-    times_sec: list[float]
+    times_sec: Sequence[float]
     damage: str | None = None
     # By position, the hashes of all that was returned for it.
     pictures: dict[int, set[bytes]] = field(default_factory=lambda: defaultdict(set))
@@ -383,10 +215,6 @@ def read(reader: VideoReader, rng: np.random.Generator) -> Reading:
     return result
 
 
-# ------------------------------------------------------------------------------------------------
-# Judgement
-
-
 @dataclass
 class Outcome:
     """What was found in one file."""
@@ -416,72 +244,56 @@ class Judge:
         if reading is not None:
             outcome.counts["refused"] += len(reading.refused)
             for position, pictures in sorted(reading.pictures.items()):
-                time_sec = reading.times_sec[position]
-                where = f"frame {position} at {time_sec:.3f} s"
+                where = f"frame {position} at {reading.times_sec[position]:.3f} s"
                 if len(pictures) > 1 or position in reading.refused:
                     error = " and an error" * (position in reading.refused)
                     outcome.add("varied", f"{where}: {len(pictures)} pictures{error}")
                 for picture in pictures:
-                    column, reason = self.verdict(picture, position, time_sec, reading.damage)
-                    outcome.add(column, f"{where}{reason}")
+                    column, reason = self.verdict(picture, position, reading)
+                    outcome.add(column, where + reason)
                 returned |= pictures
         for frame in self.plain.frames:
-            is_sound = self.is_intact(frame) and self.signs(frame) == (None, None)
+            is_sound = self.is_intact(frame) and self.sign(frame) is None
             if is_sound and frame.picture not in returned:
                 outcome.add("withheld", f"the frame of packet {frame.packet}")
 
-    def verdict(
-        self, picture: bytes, position: int, time_sec: float, damage: str | None
-    ) -> tuple[str, str]:
-        """The column of a picture that was returned, and an explanation."""
-        true_time = self.true_times.get(picture)
-        if true_time is not None and abs(true_time - time_sec) < SAME_TIME_SEC:
+    def verdict(self, picture: bytes, position: int, reading: Reading) -> tuple[str, str]:
+        """The column of a picture that was returned, and the reason."""
+        time_sec, frames = reading.times_sec[position], self.plain.frames
+
+        def distance(frame: Frame) -> float:
+            return abs(frame.time_sec - time_sec)
+
+        true_time_sec = self.true_times.get(picture, math.inf)
+        if abs(true_time_sec - time_sec) < SAME_TIME_SEC:
             return "right", ""
-        frames = self.plain.frames
-        same = nearest([frame for frame in frames if frame.picture == picture], time_sec)
-        shown = nearest(frames, time_sec)
-        if not self.has_true_stamps:  # then the reader may have other times than FFmpeg
-            shown = frames[min(position, len(frames) - 1)] if frames else None
+        same = min((f for f in frames if f.picture == picture), key=distance, default=None)
+        shown = min(frames, key=distance, default=None)
+        if frames and not self.has_true_stamps:  # the reader may have other times than FFmpeg
+            shown = frames[min(position, len(frames) - 1)]
         if same is not None and self.is_intact(same):
-            if is_at(same, time_sec) or not self.has_true_stamps:  # the file states other times
+            if same.is_at(time_sec) or not self.has_true_stamps:
                 return "right", ""
-            if shown is None or not is_at(shown, time_sec) or self.is_intact(shown):
-                return (
-                    ("moved", f" is that of {true_time:.3f} s") if damage is None else ("right", "")
-                )
-            same = None  # a decoder gave the picture of another frame for a damaged one
-        flagged, logged = self.signs(same or shown)
-        if flagged is not None:
-            return "wrong, flagged", flagged
-        if logged is not None:
-            return "wrong, logged", logged
-        return "wrong, unlike" if same is None else "wrong, unflagged", ""
+            if shown is None or not shown.is_at(time_sec) or self.is_intact(shown):
+                if reading.damage is None:
+                    return "moved", f" is that of {true_time_sec:.3f} s"
+                return "right", ""
+            same = None  # for a damaged frame, the decoder gave the picture of another one
+        sign = None if shown is None else self.sign(same or shown)
+        return sign or ("wrong-unlike" if same is None else "wrong-unflagged", "")
 
     def is_intact(self, frame: Frame) -> bool:
         """Whether packet and picture are as in the undamaged video."""
         return (frame.content, frame.picture) in self.true_frames
 
-    def signs(self, frame: Frame | None) -> tuple[str | None, str | None]:
-        """What was flagged, and logged, first at or before a frame in its group of pictures."""
-        if frame is None:
-            return None, None
-        flagged, logged = (
-            next(
-                (f": packet {n}: {of[n]}" for n in range(frame.group, frame.packet + 1) if n in of),
-                None,
-            )
-            for of in (self.plain.flagged, self.plain.logged)
-        )
-        return flagged, logged
-
-
-def nearest(frames: Iterable[Frame], time_sec: float) -> Frame | None:
-    timed = [frame for frame in frames if frame.time_sec is not None]
-    return min(timed, key=lambda frame: abs(frame.time_sec - time_sec), default=None)
-
-
-def is_at(frame: Frame, time_sec: float) -> bool:
-    return abs(frame.time_sec - time_sec) < SAME_TIME_SEC
+    def sign(self, frame: Frame) -> tuple[str, str] | None:
+        """What was flagged, or else logged, first at or before a frame in its group of pictures."""
+        signs = {"wrong-flagged": self.plain.flagged, "wrong-logged": self.plain.logged}
+        for column, packets in signs.items():
+            for packet in range(frame.group, frame.packet + 1):
+                if packet in packets:
+                    return column, f": packet {packet}: {packets[packet]}"
+        return None
 
 
 def examine(
@@ -491,24 +303,23 @@ def examine(
     *,
     folder: Path,
     seed: int,
-    backend: str,
+    backend: Backend,
 ) -> Outcome:
     """Reads and judges a file: the work of a supervised process.
 
     Args:
         items: the number of the file, twice: to be read, and to be decoded by FFmpeg.
     """
-    logging.getLogger("hiera_video").setLevel(logging.ERROR)  # each file would be warned of
-    outcome = Outcome(items[0])
-    outcome.counts["files"] += 1
-    for item, death in deaths.items():
+    logging.disable()  # each file would be warned of
+    outcome = Outcome(items[0], Counter(files=1))
+    if deaths:
+        ((item, death),) = deaths.items()
         column = {"crashed": "crashes", "hung": "hangs"}[death.cause]
         outcome.add(column if item == 0 else "not judged", death.sentence)
         return outcome
     name, _ = names_of(outcome.number)
-    path = folder / f"{outcome.number}{VIDEOS[name].suffix}"
+    path, reading = folder / file_name(outcome.number), None
     path.write_bytes(damaged(folder, seed, outcome.number))
-    reading = None
     report.working(0)
     try:
         with open_video(path, backend, deadline_sec=DEADLINE_SEC) as reader:
@@ -518,9 +329,8 @@ def examine(
         outcome.counts[REFUSED_WHOLE + error.cause] += 1
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        outcome.add(
-            "exceptions", f"{type(error).__name__}: {error} ({place.filename}:{place.lineno})"
-        )
+        where = f"{place.filename}, line {place.lineno}"
+        outcome.add("exceptions", f"{type(error).__name__}: {error} ({where})")
     report.working(1)
     if not outcome.counts["exceptions"]:
         plain = decode(path, VIDEOS[name].delay)
@@ -529,7 +339,7 @@ def examine(
     return outcome
 
 
-def fuzz(numbers: Iterable[int], folder: Path, seed: int, backend: str) -> Iterator[Outcome]:
+def fuzz(numbers: Iterable[int], folder: Path, seed: int, backend: Backend) -> Iterator[Outcome]:
     """The outcomes of files, in any order. `folder` holds the undamaged videos."""
     work = partial(examine, folder=folder, seed=seed, backend=backend)
     with Workers(work, os.cpu_count() or 1, limit_sec=DEADLINE_SEC) as workers:
@@ -538,71 +348,70 @@ def fuzz(numbers: Iterable[int], folder: Path, seed: int, backend: str) -> Itera
                 yield result[1]
 
 
-# ------------------------------------------------------------------------------------------------
-# Report
-
-
-def table(names: Iterable[str], outcomes: dict[str, list[Outcome]], title: str) -> str:
-    """A row for each name, and their sum."""
+def table(title: str, names: Iterable[str], outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """Sums of the outcomes of each name."""
     rows = []
-    for name in [*names, "all"]:
-        counts = sum((outcome.counts for outcome in outcomes[name]), Counter())
-        causes = [
-            f"{count} {key.removeprefix(REFUSED_WHOLE)}"
-            for key, count in sorted(counts.items())
-            if key.startswith(REFUSED_WHOLE)
-        ]
-        cells = [str(counts[column]) for column in COLUMNS]
-        rows.append([name, *cells[:2], ", ".join(causes), *cells[2:]])
-    return format_table([title, *COLUMNS[:2], "refused whole", *COLUMNS[2:]], rows, "pipe")
+    for name in names:
+        counts = sum((outcome.counts for outcome in outcomes[name]), Counter[str]())
+        causes = ", ".join(
+            f"{count} {column.removeprefix(REFUSED_WHOLE)}"
+            for column, count in sorted(counts.items())
+            if column.startswith(REFUSED_WHOLE)
+        )
+        rows.append([name, *(str(counts[column]) for column in COLUMNS), causes])
+    return format_table([title, *COLUMNS, "refused whole"], rows, "pipe")
+
+
+def summary(outcomes: Iterable[Outcome]) -> str:
+    """Two tables, and for each fault or remark the numbers of files and an example."""
+    grouped: dict[str, list[Outcome]] = defaultdict(list)
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.number):
+        for name in (*names_of(outcome.number), "all"):
+            grouped[name].append(outcome)
+    lines = [table("damage", [*DAMAGES, "all"], grouped), "", table("video", VIDEOS, grouped), ""]
+    for column, video in itertools.product([*FAULTS, *REMARKS], VIDEOS):
+        noted = [outcome for outcome in grouped[video] if outcome.counts[column]]
+        if noted:
+            numbers = listing([outcome.number for outcome in noted], at_most=10)
+            example = f"in {noted[0].number}, {noted[0].notes[column][0]}"
+            lines.append(f"{column}: {video}: {numbers}; {example}")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--files", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--backend", default="pyav", help="as of open_video")
-    parser.add_argument("--limit-sec", type=float, default=float("inf"), help="no new file later")
+    parser.add_argument("--backend", choices=get_args(Backend), default="pyav")
+    parser.add_argument("--limit-sec", type=float, default=math.inf, help="begin no file later")
     parser.add_argument("--only", type=int, metavar="NUMBER", help="one file, with all details")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="where to put noted files")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="for files with a remark")
     arguments = parser.parse_args()
-    begin = time.monotonic()
+    begin, outcomes = time.monotonic(), list[Outcome]()
     numbers = range(arguments.files) if arguments.only is None else [arguments.only]
-    in_time = itertools.takewhile(lambda _: time.monotonic() - begin < arguments.limit_sec, numbers)
-    grouped: dict[str, list[Outcome]] = defaultdict(list)
+    in_time = itertools.takewhile(lambda _: time.monotonic() < begin + arguments.limit_sec, numbers)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_videos(folder)
         for outcome in fuzz(in_time, folder, arguments.seed, arguments.backend):
-            for name in (*names_of(outcome.number), "all"):
-                grouped[name].append(outcome)
-            if arguments.keep is not None and outcome.notes.keys() & set(NOTED):
-                video, damage = names_of(outcome.number)
+            outcomes.append(outcome)
+            if arguments.keep is not None and any(outcome.counts[c] for c in FAULTS + REMARKS):
                 arguments.keep.mkdir(parents=True, exist_ok=True)
-                suffix = VIDEOS[video].suffix
                 content = damaged(folder, arguments.seed, outcome.number)
-                (
-                    arguments.keep / f"{outcome.number}_{damage.replace(' ', '_')}{suffix}"
-                ).write_bytes(content)
-    if arguments.only is not None:
-        (outcome,) = grouped["all"]
-        print("{}: {}".format(*names_of(outcome.number)))
-        for column, sentences in outcome.notes.items():
-            print("\n".join(f"{column}: {sentence}" for sentence in sentences))
-    print(table(DAMAGES, grouped, "damage"), end="\n\n")
-    print(table(VIDEOS, grouped, "video"), end="\n\n")
-    for column, video in itertools.product(NOTED, VIDEOS):
-        noted = sorted((o for o in grouped[video] if column in o.notes), key=lambda o: o.number)
-        if noted:
-            numbers = listing([outcome.number for outcome in noted], at_most=10)
-            example = noted[0].notes[column][0]
-            print(f"{column} ({video}): files {numbers}; {noted[0].number}: {example}")
+                (arguments.keep / file_name(outcome.number)).write_bytes(content)
+    if arguments.only is None:
+        print(summary(outcomes))
+    else:
+        print(*names_of(arguments.only), sep=": ")
+        print(", ".join(f"{column} {count}" for column, count in outcomes[0].counts.items()))
+        for column in COLUMNS:
+            for sentence in outcomes[0].notes[column] if column != "right" else ():
+                print(f"{column}: {sentence}")
     print(
-        f"{len(grouped['all'])} files, seed {arguments.seed}, backend {arguments.backend}, "
-        f"{time.monotonic() - begin:.0f} s; PyAV {av.__version__}, "
-        f"FFmpeg {av.ffmpeg_version_info}, hiera_video {hiera_video.__version__}"
+        f"\n{len(outcomes)} files, seed {arguments.seed}, backend {arguments.backend}, "
+        f"{time.monotonic() - begin:.0f} s; PyAV {av.__version__}, FFmpeg {av.ffmpeg_version_info}"
     )
-    sys.exit(any(outcome.counts[fault] for outcome in grouped["all"] for fault in FAULTS))
+    sys.exit(any(outcome.counts[fault] for outcome in outcomes for fault in FAULTS))
 
 
 if __name__ == "__main__":
