@@ -291,9 +291,17 @@ class Judge:
         signs = {"wrong-flagged": self.plain.flagged, "wrong-logged": self.plain.logged}
         for column, packets in signs.items():
             for packet in range(frame.group, frame.packet + 1):
-                if packet in packets:
+                if packet in packets and not self.is_leading(packet, frame.group):
                     return column, f": packet {packet}: {packets[packet]}"
         return None
+
+    def is_leading(self, packet: int, key: int) -> bool:
+        """Whether a packet is presented before a key frame that is decoded earlier.
+
+        Its frame belongs to the group before, and no frame of the key frame's group refers to it.
+        """
+        (pts, _), (key_pts, _) = self.plain.stamps[packet], self.plain.stamps[key]
+        return pts is not None and key_pts is not None and pts < key_pts
 
 
 def examine(
