@@ -65,7 +65,7 @@ from damaged_videos import (
     write_videos,
 )
 from hiera_video.analysis.tables import format_table
-from hiera_video.errors import listing
+from hiera_video.errors import MissingLibrary, listing
 from hiera_video.runtime.workers import Death, Report, Workers
 from hiera_video.settings.video import Backend
 from hiera_video.video.open import open_video
@@ -318,7 +318,6 @@ def examine(
     Args:
         items: the number of the file, twice: to be read, and to be decoded by FFmpeg.
     """
-    logging.disable()  # each file would be warned of
     outcome = Outcome(items[0], Counter(files=1))
     if deaths:
         ((item, death),) = deaths.items()
@@ -328,6 +327,7 @@ def examine(
     name, _ = names_of(outcome.number)
     path, reading = folder / file_name(outcome.number), None
     path.write_bytes(damaged(folder, seed, outcome.number))
+    logging.disable()  # each file would be warned of
     report.working(0)
     try:
         with open_video(path, backend, deadline_sec=DEADLINE_SEC) as reader:
@@ -335,6 +335,8 @@ def examine(
             reading = read(reader, np.random.default_rng(outcome.number))
     except VideoError as error:
         outcome.counts[REFUSED_WHOLE + error.cause] += 1
+    except MissingLibrary:  # not the file's fault
+        raise
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{place.filename}, line {place.lineno}"
