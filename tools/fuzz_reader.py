@@ -148,8 +148,10 @@ def decode(path: Path, delay: int) -> Decode:
                     group = frame.opaque
                 known = frame.pts is not None
                 time_sec = float((frame.pts - delay) * stream.time_base) if known else math.inf
-                picture, content = hash_of(frame.to_ndarray(format="rgb24")), contents[frame.opaque]
-                result.frames.append(Frame(picture, frame.opaque, content, group, time_sec))
+                upright = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+                result.frames.append(
+                    Frame(hash_of(upright), frame.opaque, contents[frame.opaque], group, time_sec)
+                )
     return result
 
 
@@ -267,20 +269,24 @@ class Judge:
         true_time_sec = self.true_times.get(picture, math.inf)
         if abs(true_time_sec - time_sec) < SAME_TIME_SEC:
             return "right", ""
+        if not frames:
+            return "wrong-unlike", ""
         same = min((f for f in frames if f.picture == picture), key=distance, default=None)
-        shown = min(frames, key=distance, default=None)
-        if frames and not self.has_true_stamps:  # the reader may have other times than FFmpeg
+        shown = min(frames, key=distance)
+        if not self.has_true_stamps:  # the reader may have other times than FFmpeg
             shown = frames[min(position, len(frames) - 1)]
         if same is not None and self.is_intact(same):
             if same.is_at(time_sec) or not self.has_true_stamps:
                 return "right", ""
-            if shown is None or not shown.is_at(time_sec) or self.is_intact(shown):
+            others = (p for n, p in reading.pictures.items() if n != position)
+            is_repeated = any(picture in pictures for pictures in others)
+            # Decoders may leave an earlier picture where a frame is damaged.
+            if not (is_repeated and shown.is_at(time_sec) and not self.is_intact(shown)):
                 if reading.damage is None:
                     return "moved", f" is that of {true_time_sec:.3f} s"
                 return "right", ""
-            same = None  # for a damaged frame, the decoder gave the picture of another one
-        sign = None if shown is None else self.sign(same or shown)
-        return sign or ("wrong-unlike" if same is None else "wrong-unflagged", "")
+            same = None
+        return self.sign(same or shown) or ("wrong-unflagged" if same else "wrong-unlike", "")
 
     def is_intact(self, frame: Frame) -> bool:
         """Whether packet and picture are as in the undamaged video."""
@@ -291,7 +297,8 @@ class Judge:
         signs = {"wrong-flagged": self.plain.flagged, "wrong-logged": self.plain.logged}
         for column, packets in signs.items():
             for packet in range(frame.group, frame.packet + 1):
-                if packet in packets and not self.is_leading(packet, frame.group):
+                is_earlier = packet < frame.packet and self.is_leading(packet, frame.group)
+                if packet in packets and not is_earlier:
                     return column, f": packet {packet}: {packets[packet]}"
         return None
 

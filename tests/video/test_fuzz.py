@@ -90,6 +90,9 @@ def test_a_reader_that_returns_damaged_frames_is_found(folder):
 
     counts = judged(plain, clean, reading_of(plain))
     assert counts == {"right": NUM_FRAMES - len(wrong), "wrong-flagged": len(wrong)}
+    lazy = reading_of(plain)
+    lazy.pictures |= {position: {plain.frames[0].picture} for position in wrong}
+    assert judged(plain, clean, lazy) == counts
     careful = reading_of(plain, refused=set(wrong))
     for position in wrong:
         del careful.pictures[position]
