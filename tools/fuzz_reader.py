@@ -271,12 +271,14 @@ class Judge:
             return "right", ""
         if not frames:
             return "wrong-unlike", ""
-        same = min((f for f in frames if f.picture == picture), key=distance, default=None)
+        same = sorted((frame for frame in frames if frame.picture == picture), key=distance)
         shown = min(frames, key=distance)
-        if not self.has_true_stamps:  # the reader may have other times than FFmpeg
+        if not self.has_true_stamps:  # then the reader may have other times than FFmpeg
+            if any(self.is_intact(frame) for frame in same):
+                return "right", ""
             shown = frames[min(position, len(frames) - 1)]
-        if same is not None and self.is_intact(same):
-            if same.is_at(time_sec) or not self.has_true_stamps:
+        elif same and self.is_intact(same[0]):
+            if same[0].is_at(time_sec):
                 return "right", ""
             others = (p for n, p in reading.pictures.items() if n != position)
             is_repeated = any(picture in pictures for pictures in others)
@@ -285,8 +287,9 @@ class Judge:
                 if reading.damage is None:
                     return "moved", f" is that of {true_time_sec:.3f} s"
                 return "right", ""
-            same = None
-        return self.sign(same or shown) or ("wrong-unflagged" if same else "wrong-unlike", "")
+            same = []
+        sign = self.sign(same[0] if same else shown)
+        return sign or ("wrong-unflagged" if same else "wrong-unlike", "")
 
     def is_intact(self, frame: Frame) -> bool:
         """Whether packet and picture are as in the undamaged video."""
