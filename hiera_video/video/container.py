@@ -97,6 +97,16 @@ def filled_packets(
             problems.append(f"its packets end with an error ({reason})")
 
 
+def damaged_offsets(path: str, stream: VideoStream, deadline_sec: float) -> set[int]:
+    """Offsets in the file of the packets that are not whole, as the container has them.
+
+    libavformat's parsers return a packet when the next one begins, and with the flags of that one.
+    """
+    with open_container(path, deadline_sec, fflags="noparse") as container:
+        packets = filled_packets(path, container.streams[stream.index])  # type: ignore[arg-type]
+        return {packet.pos for packet in packets if packet.is_corrupt and packet.pos is not None}
+
+
 def missing_end(
     path: str, stream: VideoStream, stamps: Sequence[int], end: int, deadline_sec: float
 ) -> str | None:
