@@ -122,6 +122,12 @@ def decode(path: Path, delay: int) -> Decode:
         stream = next(iter(container.streams.video), None)
         if stream is None or stream.codec_context is None:
             return result
+        # FFmpeg's parsers return a packet when the next one begins, and with the flags of that one.
+        offsets = None
+        if container.format.name in ("mpegts", "mpeg"):
+            with av.open(str(path), options={"fflags": "noparse"}) as whole:
+                packets = packets_of(whole, whole.streams[stream.index])
+                offsets = {p.pos for p in packets if p is not None and p.is_corrupt}
         context = stream.codec_context
         context.thread_count, context.copy_opaque = 1, True
         for number, packet in enumerate(packets_of(container, stream)):
@@ -131,7 +137,7 @@ def decode(path: Path, delay: int) -> Decode:
                 result.stamps.append((packet.pts, packet.dts))
                 if packet.is_keyframe:
                     keys.add(number)
-                if packet.is_corrupt:
+                if packet.is_corrupt if offsets is None else packet.pos in offsets:
                     result.flagged[number] = "the packet is corrupt"
             decoded: list[av.VideoFrame] = []
             with log() as messages:
