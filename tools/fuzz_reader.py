@@ -17,7 +17,8 @@ Prints tables by damage and by video, and the numbers of the files with somethin
 * refused: frames for which VideoError was raised;
 * withheld: frames that were not returned, although FFmpeg decodes them as in the undamaged video,
   with nothing flagged at or before them in their group of pictures;
-* wrong-flagged: other pictures, with something flagged at or before them in their group. A fault;
+* wrong-flagged: other pictures, with something flagged at or before them in their group, other than
+  a frame to which no frame refers. A fault;
 * wrong-logged: the same, but FFmpeg only wrote a warning or an error to its log;
 * wrong-unlike: other pictures, that FFmpeg does not decode from this file either;
 * wrong-unflagged: the rest of them, which nobody can know to be wrong;
@@ -103,6 +104,7 @@ class Decode:
     frames: list[Frame] = field(default_factory=list)  # in the order of presentation
     flagged: dict[int, str] = field(default_factory=dict)  # packet -> how
     logged: dict[int, str] = field(default_factory=dict)  # packet -> message
+    alone: set[int] = field(default_factory=set)  # packets to which no other frame refers
 
 
 def hash_of(picture: np.ndarray) -> bytes:
@@ -128,6 +130,8 @@ def decode(path: Path, delay: int) -> Decode:
             with av.open(str(path), options={"fflags": "noparse"}) as whole:
                 packets = packets_of(whole, whole.streams[stream.index])
                 offsets = {p.pos for p in packets if p is not None and p.is_corrupt}
+        elif stream.codec_context.name == "h264":
+            result.alone = packets_alone(path, stream.index)
         context = stream.codec_context
         context.thread_count, context.copy_opaque = 1, True
         for number, packet in enumerate(packets_of(container, stream)):
@@ -158,7 +162,38 @@ def decode(path: Path, delay: int) -> Decode:
                 result.frames.append(
                     Frame(hash_of(upright), frame.opaque, contents[frame.opaque], group, time_sec)
                 )
+    for number in keys.intersection(result.flagged):
+        if result.flagged[number].startswith("refused") and begins_with(path, number):
+            del result.flagged[number]  # what came before confused the decoder
     return result
+
+
+def packets_alone(path: Path, stream_index: int) -> set[int]:
+    """Packets that a decoder may leave out, because no other frame refers to theirs."""
+    with av.open(str(path)) as container:
+        stream = container.streams[stream_index]
+        context = stream.codec_context
+        context.thread_count, context.copy_opaque, context.skip_frame = 1, True, "NONREF"
+        needed, number = set[int](), 0
+        for number, packet in enumerate(packets_of(container, stream)):
+            if packet is not None:
+                packet.opaque = number
+            try:
+                needed.update(frame.opaque for frame in context.decode(packet))
+            except av.error.FFmpegError:
+                needed.add(number)
+        return set(range(number)) - needed
+
+
+def begins_with(path: Path, key: int) -> bool:
+    """Whether a decoder that begins with this packet returns an unflagged picture of it."""
+    with av.open(str(path)) as container, contextlib.suppress(av.error.FFmpegError):
+        stream = container.streams.video[0]
+        for number, packet in enumerate(packets_of(container, stream)):
+            if number == key and packet is not None:
+                frames = [*stream.codec_context.decode(packet), *stream.codec_context.decode(None)]
+                return bool(frames) and not any(frame.is_corrupt for frame in frames)
+    return False
 
 
 @contextlib.contextmanager
@@ -306,8 +341,10 @@ class Judge:
         signs = {"wrong-flagged": self.plain.flagged, "wrong-logged": self.plain.logged}
         for column, packets in signs.items():
             for packet in range(frame.group, frame.packet + 1):
-                is_earlier = packet < frame.packet and self.is_leading(packet, frame.group)
-                if packet in packets and not is_earlier:
+                is_other = packet < frame.packet and (
+                    packet in self.plain.alone or self.is_leading(packet, frame.group)
+                )
+                if packet in packets and not is_other:
                     return column, f": packet {packet}: {packets[packet]}"
         return None
 

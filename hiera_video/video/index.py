@@ -89,10 +89,15 @@ class VideoIndex:
         position = self.position_of
         keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
         key = max(keys, default=first)
+        relied_on = range(key, number + 1)
+        if self.container in PARSED_FORMATS:  # where no frame is skipped, none may be missing
+            shown = [n for n in relied_on if position[n] >= position[key]]
+            if not decoder.returned.issuperset(shown):
+                return False
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
-        return not any(key <= lost <= number for lost in flagged | decoder.damaged)
+        return (flagged | decoder.damaged).isdisjoint(relied_on)
 
     @property
     def has_leading_frames(self) -> bool:
@@ -201,9 +206,11 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
         is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
         is_shown.append(not (packet.is_discard or is_hidden))
-    if damaged and is_parsed:
+    if is_parsed and places:
         begins = [offset for offset, _ in places]
-        lost = damaged_offsets(path, stream, deadline.limit_sec)
+        # The flags of the first packet are lost, as no packet comes before it.
+        end = None if damaged else begins[0]
+        lost = damaged_offsets(path, stream, end, deadline.limit_sec)
         damaged = [n for n, begin in enumerate(begins) if begin in lost]
         # A packet of the container may also be the end of a frame that begins in an earlier one.
         damaged += [bisect.bisect(begins[1:], offset) for offset in lost.difference(begins)]
