@@ -104,6 +104,7 @@ class Decode:
     frames: list[Frame] = field(default_factory=list)  # in the order of presentation
     flagged: dict[int, str] = field(default_factory=dict)  # packet -> how
     logged: dict[int, str] = field(default_factory=dict)  # packet -> message
+    begins: set[int] = field(default_factory=set)  # key frames that decode only by themselves
     alone: set[int] = field(default_factory=set)  # packets to which no other frame refers
 
 
@@ -165,6 +166,7 @@ def decode(path: Path, delay: int) -> Decode:
     for number in keys.intersection(result.flagged):
         if result.flagged[number].startswith("refused") and begins_with(path, number):
             del result.flagged[number]  # what came before confused the decoder
+            result.begins.add(number)
     return result
 
 
@@ -340,7 +342,8 @@ class Judge:
         """What was flagged, or else logged, first at or before a frame in its group of pictures."""
         signs = {"wrong-flagged": self.plain.flagged, "wrong-logged": self.plain.logged}
         for column, packets in signs.items():
-            for packet in range(frame.group, frame.packet + 1):
+            begins = (n for n in self.plain.begins if n <= frame.packet)
+            for packet in range(max([frame.group, *begins]), frame.packet + 1):
                 is_other = packet < frame.packet and (
                     packet in self.plain.alone or self.is_leading(packet, frame.group)
                 )
