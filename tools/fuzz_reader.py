@@ -104,7 +104,6 @@ class Decode:
     frames: list[Frame] = field(default_factory=list)  # in the order of presentation
     flagged: dict[int, str] = field(default_factory=dict)  # packet -> how
     logged: dict[int, str] = field(default_factory=dict)  # packet -> message
-    begins: set[int] = field(default_factory=set)  # key frames that decode only by themselves
     alone: set[int] = field(default_factory=set)  # packets to which no other frame refers
 
 
@@ -164,9 +163,12 @@ def decode(path: Path, delay: int) -> Decode:
                     Frame(hash_of(upright), frame.opaque, contents[frame.opaque], group, time_sec)
                 )
     for number in keys.intersection(result.flagged):
-        if result.flagged[number].startswith("refused") and begins_with(path, number):
-            del result.flagged[number]  # what came before confused the decoder
-            result.begins.add(number)
+        # What came before may have confused the decoder.
+        if result.flagged[number].startswith("refused") and (frame := first_frame(path, number)):
+            del result.flagged[number]
+            time_sec = float((result.stamps[number][0] or 0) - delay) * float(stream.time_base)
+            picture = hash_of(frame.to_ndarray(format="rgb24"))
+            result.frames.append(Frame(picture, number, contents[number], number, time_sec))
     return result
 
 
@@ -187,15 +189,15 @@ def packets_alone(path: Path, stream_index: int) -> set[int]:
         return set(range(number)) - needed
 
 
-def begins_with(path: Path, key: int) -> bool:
-    """Whether a decoder that begins with this packet returns an unflagged picture of it."""
+def first_frame(path: Path, key: int) -> av.VideoFrame | None:
+    """The frame of a packet from a decoder that begins with it; None if it fails or is flagged."""
     with av.open(str(path)) as container, contextlib.suppress(av.error.FFmpegError):
         stream = container.streams.video[0]
         for number, packet in enumerate(packets_of(container, stream)):
             if number == key and packet is not None:
                 frames = [*stream.codec_context.decode(packet), *stream.codec_context.decode(None)]
-                return bool(frames) and not any(frame.is_corrupt for frame in frames)
-    return False
+                return next((frame for frame in frames if not frame.is_corrupt), None)
+    return None
 
 
 @contextlib.contextmanager
@@ -342,8 +344,7 @@ class Judge:
         """What was flagged, or else logged, first at or before a frame in its group of pictures."""
         signs = {"wrong-flagged": self.plain.flagged, "wrong-logged": self.plain.logged}
         for column, packets in signs.items():
-            begins = (n for n in self.plain.begins if n <= frame.packet)
-            for packet in range(max([frame.group, *begins]), frame.packet + 1):
+            for packet in range(frame.group, frame.packet + 1):
                 is_other = packet < frame.packet and (
                     packet in self.plain.alone or self.is_leading(packet, frame.group)
                 )
