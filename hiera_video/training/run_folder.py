@@ -138,24 +138,51 @@ def check_failures(num_failed: int, num_read: int, max_failed_frac: float) -> No
         )
 
 
-def check_same_config(saved: Path, settings: RunSettings) -> None:
-    """Compares settings with those of the run that is about to be resumed.
+def facts_of(settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about its run: only the same run may resume from it.
+
+    Args:
+        data: what the run trains on, with a `fingerprint`.
+    """
+    return {"config": settings.model_dump(mode="json"), "data": data}
+
+
+def check_same_run(
+    folder: Path, earlier: dict[str, Any], settings: RunSettings, data: dict[str, Any]
+) -> None:
+    """Compares settings and data with those of the run that is about to be resumed.
 
     Keys that do not change results may differ.
 
+    Args:
+        earlier: the facts of a checkpoint in `folder`.
+
     Raises:
         ConfigError: names the keys that differ, unless `overwrite_config` is set.
+        UserError: other data.
     """
-    if not saved.exists() or settings.overwrite_config:
-        return
-    earlier = load_settings(type(settings), [str(saved)])
-    changed = [
-        line for line in differences(earlier, settings) if line.split(":")[0] not in FREE_TO_CHANGE
-    ]
-    if changed:
-        raise ConfigError(
-            f"{saved.parent} holds a run with another configuration ({'; '.join(changed)}): choose "
-            "another run_dir, or set overwrite_config=true to resume it with the new one"
+    if not settings.overwrite_config:
+        try:
+            saved = load_settings(type(settings), [earlier["config"]])
+        except ConfigError as error:
+            raise ConfigError(
+                f"{folder} holds a run that this command does not resume ({error}): choose another "
+                "run_dir"
+            ) from None
+        changed = [
+            line
+            for line in differences(saved, settings)
+            if line.split(":")[0] not in FREE_TO_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds a run with another configuration ({'; '.join(changed)}): choose "
+                "another run_dir, or set overwrite_config=true to resume it with the new one"
+            )
+    if earlier["data"]["fingerprint"] != data["fingerprint"]:
+        raise UserError(
+            f"{folder} was trained on other data: {earlier['data']}, now {data}; choose another "
+            "run_dir, or restore the list"
         )
 
 
@@ -164,31 +191,30 @@ def start_run(
 ) -> None:
     """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too.
 
-    Args:
-        data: what the run trains on, with a `fingerprint`.
-        resumes: whether the folder holds a run to resume; its data must be the same.
+    These files are records for people: what a run is resumed from is in its checkpoints alone.
 
-    Raises:
-        UserError: other data than at the start of the run.
+    Args:
+        resumes: whether the folder holds a run to resume, whose earlier starts stay in run.json.
     """
-    path = folder / "run.json"
-    run: dict[str, Any] = {"data": data, "starts": []}
-    if resumes and path.exists():
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if run["data"]["fingerprint"] != data["fingerprint"]:
-            raise UserError(
-                f"{folder} was trained on other data: {run['data']}, now {data}; choose another "
-                "run_dir, or restore the list"
-            )
-    barrier()  # nobody writes before all have read
     if process.is_main:
         folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", to_yaml(settings))
-        started = {**environment(), "processes": process.world_size, "device": str(process.device)}
-        run["starts"] = [*run["starts"], started]
-        write_json(path, run)
     setup_logging(folder / "train.log")
+    if process.is_main:
+        path = folder / "run.json"
+        started = {**environment(), "processes": process.world_size, "device": str(process.device)}
+        earlier = _starts(path) if resumes and path.exists() else []
+        write_text(folder / "config.yaml", to_yaml(settings))
+        write_json(path, {"data": data, "starts": [*earlier, started]})
     barrier()
+
+
+def _starts(path: Path) -> list[Any]:
+    """The starts that run.json lists."""
+    try:
+        return [*json.loads(path.read_bytes())["starts"]]
+    except (ValueError, LookupError, TypeError, RecursionError):
+        logger.warning("%s is damaged: it is written again, without the earlier starts", path)
+        return []
 
 
 def _drop_beyond(path: Path, step: int) -> None:

@@ -76,18 +76,16 @@ def test_killed_while_a_checkpoint_is_written(commands, tmp_path, weights_of):
     overrides = ("train.ema_decay=0.9", "train.epochs=4", "train.checkpoint_every=1")
     commands.train(tmp_path / "whole", *overrides)
     broken = tmp_path / "broken"
-    whole_save = checkpoint.save
+    whole_save = checkpoint.save_file
 
-    def dying_save(state, *, checkpoint_id, **options):
-        whole_save(state, checkpoint_id=checkpoint_id, **options)
-        if int(state["step"]) == 6:
-            part = next(checkpoint_id.glob("*.distcp"))
-            part.write_bytes(part.read_bytes()[:1000])
-            (checkpoint_id / ".metadata").unlink()
+    def dying_save(tensors, path, metadata):
+        whole_save(tensors, path, metadata)
+        if ".step_00000006." in str(path):
+            os.truncate(path, 1000)
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying_save)
+        patch.setattr(checkpoint, "save_file", dying_save)
         process = commands.fork(*commands.finetune(broken, *overrides))
     assert commands.exit_code(process) == -signal.SIGKILL
     names = {path.name for path in (broken / "checkpoints").iterdir()}
@@ -271,3 +269,62 @@ def test_a_failure_is_listed_once_however_often_it_was_met(commands, list_of, tm
     assert commands.run(*commands.finetune(broken, *overrides)).code == 3
     steps = [line["step"] for line in lines_of(broken / "failures.jsonl")]
     assert [(step - 1) // 2 for step in steps] == [0, 1, 2, 3]  # once an epoch
+
+
+# ---- damaged files
+
+
+SAVES = ("train.epochs=4", "train.checkpoint_every=1", "train.ema_decay=0.9")  # at 3, 6, 9 and 12
+
+
+@pytest.fixture(scope="module")
+def whole(commands, tmp_path_factory):
+    """A finished run with the checkpoints of steps 9 and 12."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    commands.train(folder, *SAVES)
+    return folder
+
+
+def test_a_run_goes_back_to_a_whole_checkpoint(commands, tmp_path, whole, weights_of, lines_of):
+    """As when the machine lost power while step 12 was written."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "weights")
+    state = run_dir / "checkpoints" / "step_00000012" / "state.safetensors"
+    os.truncate(state, 1000)
+    result = commands.train(run_dir, *SAVES)
+    result.reports(f"{state} is damaged", "going back to step_00000009")
+    assert weights_of(run_dir) == weights_of(whole)
+    assert_each_step_once(lines_of(run_dir / "metrics.jsonl"), 12)
+    saved = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert saved == ["step_00000009", "step_00000012"]
+
+
+def test_two_processes_go_back_together(commands, tmp_path, whole, lines_of):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    states = sorted(run_dir.glob("checkpoints/*/state.safetensors"))
+    os.truncate(states[-1], 1000)
+    results = commands.together(*commands.finetune(run_dir, *SAVES))
+    assert [result.code for result in results] == [0, 0], results
+    results[0].reports("going back to step_00000009")
+    assert "going back" not in results[1].err
+    assert_each_step_once(lines_of(run_dir / "metrics.jsonl"), 12)
+
+    for state in states:
+        os.truncate(state, 1000)
+    results = commands.together(*commands.finetune(run_dir, *SAVES))
+    assert [result.code for result in results] == [1, 1], results
+    for result in results:
+        result.reports("holds no checkpoint from which", *map(str, states))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_damaged_weights_of_a_finished_run_are_written_again(
+    commands, tmp_path, whole, weights_of, name
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    os.truncate(run_dir / "weights" / name, 100)
+    commands.train(run_dir, *SAVES).reports(f"weights/{name} is", "the weights are written again")
+    assert weights_of(run_dir) == weights_of(whole)
