@@ -328,5 +328,6 @@ class Run:
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
                 print(json.dumps({"steps": steps, "weights": str(weights)}))
-        has_failures = (self.folder / "failures.jsonl").exists()
+        failures = self.folder / "failures.jsonl"  # empty if all were dropped when the run resumed
+        has_failures = failures.exists() and failures.stat().st_size > 0
         return 3 if any_process(has_failures) else 0

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from hiera_video.data.batches import Failure
-from hiera_video.errors import ConfigError, UserError
-from hiera_video.files import append_jsonl, write_json, write_text
+from hiera_video.errors import ConfigError, UserError, listing
+from hiera_video.files import append_jsonl, replacing, write_json, write_text
 from hiera_video.runtime.distributed import Process, barrier
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -56,8 +56,8 @@ class RunReport:
         if not process.is_main:
             return
         self._metrics_path = folder / "metrics.jsonl"
-        for path in (self._metrics_path, folder / "failures.jsonl"):
-            _drop_beyond(path, start_step)
+        self._earlier = _drop_beyond(self._metrics_path, start_step)
+        _drop_beyond(folder / "failures.jsonl", start_step)
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -97,11 +97,8 @@ class RunReport:
             append_jsonl(self.folder / "failures.jsonl", {"step": step, **asdict(failure)})
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether metrics.jsonl holds such a line; asked on the main process."""
-        if not self._metrics_path.exists():
-            return False
-        lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
-        return any((r["step"], r["kind"]) == (step, kind) for r in map(json.loads, lines))
+        """Whether an earlier start reported such metrics; asked on the main process."""
+        return any((r["step"], r.get("kind")) == (step, kind) for r in self._earlier)
 
     def __enter__(self) -> RunReport:
         return self
@@ -217,15 +214,28 @@ def _starts(path: Path) -> list[Any]:
         return []
 
 
-def _drop_beyond(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and one that a killed run was writing."""
+def _drop_beyond(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines after `step`, and damaged ones; returns the records that stay.
+
+    The last line is damaged where a run was killed, and any line may be after a loss of power.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        return []
+    records, kept, damaged = [], list[bytes](), list[int]()
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            logger.warning("dropped an incomplete line of %s", path)
-    write_text(path, "".join(kept))
+            record = json.loads(line)
+            is_kept = record["step"] <= step
+        except (ValueError, LookupError, TypeError, RecursionError):
+            damaged.append(number)
+            continue
+        if is_kept:
+            records.append(record)
+            kept.append(line + b"\n")
+    if damaged:
+        logger.warning("%s: dropped the damaged lines %s", path, listing(damaged))
+    with replacing(path) as part:
+        part.write_bytes(b"".join(kept))
+    return records

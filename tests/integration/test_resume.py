@@ -319,6 +319,29 @@ def test_two_processes_go_back_together(commands, tmp_path, whole, lines_of):
         result.reports("holds no checkpoint from which", *map(str, states))
 
 
+@pytest.mark.parametrize("size", [0, 20])
+def test_torn_records_do_not_keep_a_run_from_resuming(
+    commands, tmp_path, whole, weights_of, lines_of, size
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000012")
+    for name in ("run.json", "config.yaml"):
+        os.truncate(run_dir / name, size)
+    with open(run_dir / "metrics.jsonl", "ab") as file:
+        file.write('{"step": 12, "ä'.encode()[:-1])
+    (run_dir / "failures.jsonl").write_bytes(b"{}\n")
+    for option in ("--dry-run", "--json"):
+        commands.train(run_dir, *SAVES, option)
+    assert weights_of(run_dir) == weights_of(whole)
+    assert_each_step_once(lines_of(run_dir / "metrics.jsonl"), 12)
+    assert json.loads((run_dir / "run.json").read_text())["data"]["videos"] == 10
+    assert (run_dir / "config.yaml").read_text().startswith("data:")
+    result = commands.run(*commands.finetune(run_dir, *SAVES, "optim.lr=0.5"))
+    assert result.code == 2  # what the run is compared with is in its checkpoints
+    result.reports("optim.lr: 0.01 -> 0.5")
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
 def test_damaged_weights_of_a_finished_run_are_written_again(
     commands, tmp_path, whole, weights_of, name
