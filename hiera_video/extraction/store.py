@@ -11,10 +11,8 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import tempfile
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,7 +26,7 @@ from torch import Tensor
 import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
-from hiera_video.files import remove_unfinished, replacing, write_json
+from hiera_video.files import locked, remove_unfinished, replacing, write_json
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
@@ -38,8 +36,6 @@ Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
 MAX_NAME_BYTES = 200  # of a component of a path; file systems allow 255
 TIMES = ("start_sec", "end_sec", "center_sec")
-
-logger = logging.getLogger(__name__)
 
 
 class StoreError(UserError, RuntimeError):
@@ -225,44 +221,27 @@ class FeatureStore:
             "output_dir, or set overwrite=true to replace what there is"
         )
 
-    def start(self, *, overwrite: bool = False) -> None:
-        """Writes extract.json before the first video, which shows whether the folder is writable.
+    @contextlib.contextmanager
+    def writing(self, *, overwrite: bool = False) -> Iterator[None]:
+        """Locks the folder for the block, in which videos are written.
 
-        It locks the folder until this object or the process ends; on network folders this may hold
-        for the machine only.
+        It writes extract.json first, which shows whether the folder is writable.
 
         Raises:
-            StoreError: another extraction holds the lock, the folder cannot be written, or, unless
-                `overwrite`, it holds features of another configuration.
+            UserError: another process writes into the folder.
+            StoreError: the folder cannot be written, or, unless `overwrite`, it holds features of
+                another configuration.
         """
-        self._lock()
-        if not overwrite:
-            self.check()
-        remove_unfinished(self.folder)
-        with _reported(self.folder):
-            content = {"hash": self.hash, "settings": self.settings}
-            write_json(self.folder / "extract.json", content)
-
-    def _lock(self) -> None:
-        import fcntl  # missing on some systems, and not needed to read features
-
-        with _reported(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            held = os.open(self.folder, os.O_RDONLY)
-        weakref.finalize(self, os.close, held)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{self.folder}: another extraction writes into it; wait for its end, or choose "
-                "another output_dir"
-            ) from None
-        except OSError as error:
-            logger.warning(
-                "%s cannot be locked (%s): make sure that no other extraction writes into it",
-                self.folder,
-                error.strerror,
-            )
+        with contextlib.ExitStack() as stack:
+            with _reported(self.folder):
+                stack.enter_context(locked(self.folder, "output_dir"))
+            if not overwrite:
+                self.check()
+            remove_unfinished(self.folder)
+            with _reported(self.folder):
+                content = {"hash": self.hash, "settings": self.settings}
+                write_json(self.folder / "extract.json", content)
+            yield
 
     def write(self, video: VideoRecord, features: Rows, read: Read) -> None:
         """Writes the features of a video; replaces its earlier features or failure."""

@@ -20,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, WeightsError, configured
+from hiera_video.files import locked
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import check_weights_folder
 from hiera_video.models.loading import Model, encoder_of
@@ -76,6 +77,8 @@ def train(
         stop_requested = stack.enter_context(noting_sigterm())
         task = make_task(settings)
         folder = Path(settings.run_dir)
+        if not dry_run:
+            on_main(lambda: stack.enter_context(locked(folder, "run_dir")))
         latest = find_run(folder, settings, task.data)
         if not dry_run:
             start_run(folder, process, settings, task.data, resumes=latest is not None)

@@ -186,15 +186,13 @@ def check_same_run(
 def start_run(
     folder: Path, process: Process, settings: RunSettings, data: dict[str, Any], *, resumes: bool
 ) -> None:
-    """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too.
+    """Writes config.yaml and run.json, and sends messages to train.log too.
 
     These files are records for people: what a run is resumed from is in its checkpoints alone.
 
     Args:
         resumes: whether the folder holds a run to resume, whose earlier starts stay in run.json.
     """
-    if process.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
     setup_logging(folder / "train.log")
     if process.is_main:
         path = folder / "run.json"

@@ -13,6 +13,7 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.errors import UserError
 from hiera_video.extraction import store as store_module
 from hiera_video.extraction.reading import Read
 from hiera_video.extraction.store import (
@@ -156,7 +157,8 @@ def test_other_formats_of_the_same_settings_stay(tmp_path):
 
 def test_damaged_records_are_named(tmp_path):
     store = FeatureStore(tmp_path, "npz", {})
-    store.start()
+    with store.writing():
+        pass
     for path in (tmp_path / "extract.json", store.failure("a")):
         path.parent.mkdir(exist_ok=True)
         path.write_text("{")
@@ -167,19 +169,19 @@ def test_damaged_records_are_named(tmp_path):
 
 
 def test_two_runs_at_once(tmp_path):
-    store = FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"})
-    store.start()
-    other = FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"})
-    with pytest.raises(StoreError, match="x: another extraction writes into it"):
-        other.start()
-    del store
-    other.start()
+    store, other = (FeatureStore(tmp_path / "x", "npz", {"layer": layer}) for layer in "12")
+    with store.writing():
+        with pytest.raises(UserError, match=rf"x is in use by process {os.getpid()} .* output_dir"):
+            other.writing().__enter__()
+        assert json.loads((tmp_path / "x" / "extract.json").read_text())["hash"] == store.hash
+    with store.writing():
+        pass
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(StoreError, match=r"x: cannot be written .*make it writable"):
-        FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"}).start()
+        FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"}).writing().__enter__()
 
 
 def test_other_settings(tmp_path):
@@ -188,7 +190,8 @@ def test_other_settings(tmp_path):
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
         other.is_pending("a", "/v/a", retry_failed=False, overwrite=False)
     assert other.is_pending("a", "/v/a", retry_failed=False, overwrite=True)
-    FeatureStore(tmp_path, "npz", {"layer": "stage1"}).start()
+    with FeatureStore(tmp_path, "npz", {"layer": "stage1"}).writing():
+        pass
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
         other.check()
     other.fail(Failure("a", "/v/a", "missing", "gone"), 0.0)

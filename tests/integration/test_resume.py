@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 from collections import Counter
 
@@ -13,7 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from hiera_video.commands import finetune
-from hiera_video.training import checkpoint
+from hiera_video.files import locked
+from hiera_video.models.pretrained import save_model
+from hiera_video.training import checkpoint, run
 from hiera_video.training.checkpoint import latest_checkpoint
 from hiera_video.training.run_folder import RunReport
 
@@ -269,6 +272,38 @@ def test_a_failure_is_listed_once_however_often_it_was_met(commands, list_of, tm
     assert commands.run(*commands.finetune(broken, *overrides)).code == 3
     steps = [line["step"] for line in lines_of(broken / "failures.jsonl")]
     assert [(step - 1) // 2 for step in steps] == [0, 1, 2, 3]  # once an epoch
+
+
+# ---- two runs in one folder
+
+
+def test_a_second_run_in_the_folder_is_refused(commands, tmp_path):
+    """As when a job is queued again while its predecessor lives."""
+    run_dir = tmp_path / "run"
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since 2"
+    with locked(run_dir, "run_dir"):
+        for result in (
+            commands.run(*commands.finetune(run_dir)),
+            *commands.together(*commands.finetune(run_dir)),
+            commands.run(*commands.pretrain(run_dir)),
+        ):
+            assert result.code == 1
+            result.reports(f"{run_dir} is in use by {holder}", "choose another run_dir")
+        assert [path.name for path in run_dir.iterdir()] == [".lock"]
+        commands.train(run_dir, "--dry-run")
+    commands.train(run_dir, "train.epochs=1")
+
+
+def test_a_run_holds_its_folder_to_the_end(commands, tmp_path, monkeypatch):
+    results = []
+
+    def saving(*args, **options):
+        results.append(commands.run(*commands.finetune(tmp_path, "train.epochs=1")))
+        return save_model(*args, **options)
+
+    monkeypatch.setattr(run, "save_model", saving)  # in each checkpoint, and at the end
+    commands.train(tmp_path, "train.epochs=1")
+    assert [result.code for result in results] == [1, 1]
 
 
 # ---- damaged files
