@@ -66,6 +66,14 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n"
         csv.writer(file, lineterminator=line_end).writerows(rows)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """As json.loads; whatever is wrong with the text is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Adds one line; concurrent processes do not interleave within a line."""
     with open(path, "a", encoding="utf-8") as file:

@@ -26,7 +26,7 @@ from torch import Tensor
 import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
-from hiera_video.files import locked, remove_unfinished, replacing, write_json
+from hiera_video.files import locked, parse_json, remove_unfinished, replacing, write_json
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
@@ -61,25 +61,35 @@ def load_features(path: str | os.PathLike[str]) -> Features:
 
     Raises:
         ValueError: another kind of file.
+        FileNotFoundError: there is no such file.
+        StoreError: the file is not one that `hiera-video extract` wrote, or is damaged.
     """
     path = Path(path)
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in ("features", *TIMES)}
-    elif path.suffix == ".npy":
-        times = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        arrays = {name: np.array(times[name], np.float64) for name in TIMES}
-        arrays["features"] = np.load(path)
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-        if tensors["features"].dtype == torch.bfloat16:  # which NumPy lacks
-            tensors["features"] = tensors["features"].float()
-        arrays = {name: tensors[name].numpy() for name in ("features", *TIMES)}
-    else:
+    if path.suffix not in (".npz", ".npy", ".safetensors"):
         raise ValueError(f"{path}: features are .npz, .npy or .safetensors files")
+    path.stat()
+    with _undamaged(path):
+        arrays = _read_arrays(path)
+        if len({len(array) for array in arrays.values()}) > 1:
+            raise ValueError("features and times are of different numbers of windows")
     return Features(**arrays, metadata=read_metadata(path))
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """`features` and the times of an output; nothing in it is unpickled."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("features", *TIMES)}
+    if path.suffix == ".npy":
+        times = parse_json(path.with_suffix(".json").read_bytes())
+        arrays = {name: np.array(times[name], np.float64) for name in TIMES}
+        return {"features": np.load(path, allow_pickle=False), **arrays}
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    if tensors["features"].dtype == torch.bfloat16:  # which NumPy lacks
+        tensors["features"] = tensors["features"].float()
+    return {name: tensors[name].numpy() for name in ("features", *TIMES)}
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -88,20 +98,38 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: the file is not one that `hiera-video extract` wrote, or is damaged.
     """
-    try:
+    with _undamaged(path):
         if path.suffix == ".npz":
-            with np.load(path) as file:
-                return json.loads(str(file["metadata"]))
-        if path.suffix == ".npy":
-            return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
-        from safetensors import safe_open
+            with np.load(path, allow_pickle=False) as file:
+                metadata = parse_json(str(file["metadata"]))
+        elif path.suffix == ".npy":
+            metadata = parse_json(path.with_suffix(".json").read_bytes())["metadata"]
+        else:
+            from safetensors import safe_open
 
-        with safe_open(path, "np") as file:
-            return json.loads(file.metadata()["hiera_video"])
+            with safe_open(path, "np") as file:
+                metadata = parse_json(file.metadata()["hiera_video"])
+        _check_entries(metadata, {"path": str, "hash": str, "settings": dict, "facts": dict})
+        _check_entries(metadata["facts"], {"num_windows": int, "is_short": bool})
+    return metadata
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Raises a StoreError for whatever reading an output raises."""
+    try:
+        yield
     except Exception as error:  # each format fails in its own ways
         raise StoreError(
             f"{path}: not a file of features, or damaged; if it is in the way, delete it"
         ) from error
+
+
+def _check_entries(record: Any, types: Mapping[str, type]) -> None:
+    """Raises ValueError unless a record of an earlier extraction has entries of these types."""
+    for key, kind in types.items():
+        if not isinstance(record, dict) or not isinstance(record.get(key), kind):
+            raise ValueError(f"{key} is missing or not of type {kind.__name__}")
 
 
 def output_names(paths: Iterable[str], root: str) -> list[str]:
@@ -171,9 +199,9 @@ class FeatureStore:
             output_name = output.relative_to(self.folder).as_posix()
             return {"video": name, **facts, "output": output_name, **metadata["facts"]}
         if self.failure(name).exists():
-            failure = _read_json(self.failure(name))
+            failure = _read_json(self.failure(name), {"hash": str, "path": str, "error": str})
             if failure.pop("hash") == self.hash:
-                return failure
+                return {**failure, "status": "failed"}
         return None
 
     def is_pending(self, name: str, path: str, *, retry_failed: bool, overwrite: bool) -> bool:
@@ -204,7 +232,7 @@ class FeatureStore:
         """Raises a StoreError if the folder holds features of another configuration."""
         path = self.folder / "extract.json"
         if path.exists():
-            self._check_settings(self.folder, _read_json(path))
+            self._check_settings(self.folder, _read_json(path, {"hash": str, "settings": dict}))
 
     def _check_settings(self, path: Path, made: Mapping[str, Any]) -> None:
         """Raises a StoreError if `path` was `made` with other settings, and names these."""
@@ -383,9 +411,12 @@ def _printable(text: str) -> str:
     return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """A record with entries of these types."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
+        _check_entries(record, types)
+        return record
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}): remove it") from error
 

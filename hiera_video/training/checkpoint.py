@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError, WeightsError
-from hiera_video.files import remove_unfinished, replacing
+from hiera_video.files import parse_json, remove_unfinished, replacing
 from hiera_video.models.checkpoint import (
     check_weights_folder,
     differences,
@@ -125,9 +125,9 @@ def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
         )
     metadata = read_metadata(file)
     try:
-        content = json.loads(metadata[METADATA])
+        content = parse_json(metadata[METADATA])
         return int(content["step"]), dict(content["facts"])
-    except (ValueError, LookupError, TypeError, RecursionError):
+    except (ValueError, LookupError, TypeError):
         raise WeightsError(f"{file} is damaged: its header names no step and facts") from None
 
 

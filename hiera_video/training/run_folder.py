@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import math
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.errors import ConfigError, UserError, listing
-from hiera_video.files import append_jsonl, replacing, write_json, write_text
+from hiera_video.files import append_jsonl, parse_json, replacing, write_json, write_text
 from hiera_video.runtime.distributed import Process, barrier
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -206,8 +205,8 @@ def start_run(
 def _starts(path: Path) -> list[Any]:
     """The starts that run.json lists."""
     try:
-        return [*json.loads(path.read_bytes())["starts"]]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        return [*parse_json(path.read_bytes())["starts"]]
+    except (ValueError, LookupError, TypeError):
         logger.warning("%s is damaged: it is written again, without the earlier starts", path)
         return []
 
@@ -224,9 +223,9 @@ def _drop_beyond(path: Path, step: int) -> list[dict[str, Any]]:
         if not line:
             continue
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             is_kept = record["step"] <= step
-        except (ValueError, LookupError, TypeError, RecursionError):
+        except (ValueError, LookupError, TypeError):
             damaged.append(number)
             continue
         if is_kept:

@@ -155,17 +155,50 @@ def test_other_formats_of_the_same_settings_stay(tmp_path):
     assert files == ["a.json", "a.npy", "a.npz"]
 
 
-def test_damaged_records_are_named(tmp_path):
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", "null", '{"hash": 1}', '{"hash": "1"}', "[" * 100_000, "\0"]
+)
+def test_damaged_records_are_named(tmp_path, content):
     store = FeatureStore(tmp_path, "npz", {})
     with store.writing():
         pass
     for path in (tmp_path / "extract.json", store.failure("a")):
         path.parent.mkdir(exist_ok=True)
-        path.write_text("{")
+        path.write_text(content)
     with pytest.raises(StoreError, match=r"extract\.json is damaged .*: remove it"):
         store.check()
     with pytest.raises(StoreError, match=r"a\.json is damaged .*: remove it"):
         store.row("a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(features=np.zeros((2, 5))),  # of another number of windows
+        dict(features=np.float32(1.0)),
+        dict(metadata=np.array("[")),
+        dict(metadata=np.array("[]")),
+        dict(metadata=np.array('{"path": "a", "hash": "1", "settings": {}, "facts": {}}')),
+        dict(metadata=np.array({}, object)),
+    ],
+)
+def test_damaged_features_are_named(tmp_path, change):
+    store = FeatureStore(tmp_path, "npz", {})
+    write(store, "a", torch.zeros(3, 5))
+    path = store.output("a")
+    with np.load(path) as file:
+        arrays = {**file, **change}
+    np.savez(path, **arrays)
+    with pytest.raises(StoreError, match=rf"{path}: not a file of features, or damaged"):
+        load_features(path)
+    if "metadata" in change:
+        with pytest.raises(StoreError, match=rf"{path}: not a file of features, or damaged"):
+            store.row("a")
+
+
+def test_features_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a\.npz"):
+        load_features(tmp_path / "a.npz")
 
 
 def test_two_runs_at_once(tmp_path):
