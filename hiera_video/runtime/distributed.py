@@ -1,7 +1,7 @@
 """Ranks and reductions, from the variables that torchrun sets; without them, one process."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hiera_video.errors import ConfigError
+from hiera_video.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
@@ -118,6 +118,24 @@ def from_main(value: T) -> T:
     values: list[Any] = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What `function` returns on the main process, which alone calls it, on every process.
+
+    A UserError or OSError of it is raised on every process: none is left waiting for the main one.
+    """
+    result: Any = None
+    error: Exception | None = None
+    if not is_distributed() or dist.get_rank() == 0:
+        try:
+            result = function()
+        except (UserError, OSError) as raised:
+            error = raised
+    result, error = from_main((result, error))
+    if error is not None:
+        raise error
+    return result
 
 
 def barrier() -> None:
