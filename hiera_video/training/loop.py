@@ -88,6 +88,8 @@ def train_steps(
             ],
             dtype=torch.float64,
         )
+        if process.watch is not None:
+            process.watch.step = step + 1
         counts = sum_over_processes(counts)  # on the host: what follows needs no device for it
         num_clips, num_targets, num_dropped, num_failed, num_stops = map(int, counts.tolist())
 

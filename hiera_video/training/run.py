@@ -26,6 +26,7 @@ from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
+    barrier,
     first_process_first,
     from_main,
     process_group,
@@ -305,6 +306,7 @@ class Run:
             text = "  ".join(f"{name} {100 * value:.2f}" for name, value in figures.items())
             decoded = f"{len(scored)} of {len(task.val.records)} {task.unit}"
             logger.info("step %d  val (%s)  %s  %s", step, task.val_note, text, decoded)
+        barrier()  # who is ready must not wait in the next step, where waiting has a limit
 
     def finish(self, as_json: bool) -> int:
         """Writes the weights; returns the exit code."""

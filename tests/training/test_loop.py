@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,6 +176,12 @@ def test_the_file_names_of_a_skipped_step_are_logged(tmp_path, capsys):
 def test_a_step_says_whether_the_run_is_to_stop():
     assert next(steps([batch(1.0)] * 2, stop_requested=lambda: True))[0].stop
     assert not next(steps([batch(1.0)] * 2))[0].stop
+
+
+def test_the_other_processes_learn_of_each_step():
+    watch = SimpleNamespace(step=0)
+    process = Process(0, 1, 1, torch.device("cpu"), watch)
+    assert [watch.step for _ in steps([batch(1.0)] * 2, process=process)] == [1, 2]
 
 
 def test_bf16_is_the_forward_pass_only():
