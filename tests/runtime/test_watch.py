@@ -58,24 +58,30 @@ def early(process):
         time.sleep(2 * LIMIT_SEC)
 
 
-def run(rank, port, log, work):
+def run(rank, port, store_is_ours, log, work):
     sys.stderr = log.open("w", buffering=1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(NUM_PROCESSES)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"}
+    os.environ["TORCHELASTIC_USE_AGENT_STORE"] = str(store_is_ours)
     setup_logging()
     with process_group("cpu") as process:
         work(process)
 
 
-def run_all(work, folder, monkeypatch, frozen=None):
-    """Exit codes and stderr of all processes but the frozen one, and the process ids."""
+def run_all(work, folder, monkeypatch, frozen=None, store_is_ours=True):
+    """Exit codes and stderr of all processes but the frozen one, and the process ids.
+
+    The store is in this process, as in torchrun's, or in that of rank 0.
+    """
     monkeypatch.setattr(watch, "LIMIT_SEC", LIMIT_SEC)
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    port = store.port
+    if not store_is_ours:
+        del store  # which frees its port
     logs = [folder / str(rank) for rank in range(NUM_PROCESSES)]
     context = multiprocessing.get_context("fork")
     processes = [
-        context.Process(target=run, args=(rank, store.port, log, work))
+        context.Process(target=run, args=(rank, port, store_is_ours, log, work))
         for rank, log in enumerate(logs)
     ]
     for process in processes:
@@ -100,6 +106,12 @@ def test_a_frozen_process_is_named_by_the_others(work, frozen, tmp_path, monkeyp
     for error in errors:
         assert f"rank {frozen} (process {pids[frozen]} on " in error
         assert error.count("rank ") == 1
+
+
+def test_a_frozen_process_with_the_store_is_named_by_the_others(tmp_path, monkeypatch):
+    codes, errors, _ = run_all(stopped_outside_of_steps, tmp_path, monkeypatch, 0, False)
+    assert codes == [1, 1], errors
+    assert all("the process with the store (rank 0)" in error for error in errors)
 
 
 @pytest.mark.parametrize("work", [late_between_steps, early])
