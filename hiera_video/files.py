@@ -5,13 +5,20 @@
 
 import csv
 import json
+import logging
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
+
+from hiera_video.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -59,6 +66,14 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n"
         csv.writer(file, lineterminator=line_end).writerows(rows)
 
 
+def parse_json(text: str | bytes) -> Any:
+    """As json.loads; whatever is wrong with the text is a ValueError."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Adds one line; concurrent processes do not interleave within a line."""
     with open(path, "a", encoding="utf-8") as file:
@@ -76,6 +91,44 @@ def make_writable_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
         file.write(b"\0")
+
+
+@contextmanager
+def locked(folder: Path, setting: str) -> Iterator[None]:
+    """Keeps other runs from writing into a folder, which is made if it is missing.
+
+    The lock is on `.lock` in the folder, which names its holder. It ends with the block or with the
+    process, however that ends. Where the file system has no locks, a warning says so.
+
+    Args:
+        setting: that names the folder, for the message.
+
+    Raises:
+        UserError: another process holds the lock: which one, and since when.
+    """
+    import fcntl  # missing on some systems
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by {file.read()}: wait for its end, or choose another "
+                f"{setting}"
+            ) from None
+        except OSError as error:
+            logger.warning(
+                "%s cannot be locked (%s): make sure that no other run writes into it",
+                folder,
+                error.strerror,
+            )
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}")
+        file.flush()
+        yield
 
 
 def shipped_folder(name: Literal["configs", "datasets"]) -> Path:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import hiera_video
-from hiera_video.files import make_writable_folder, replacing, write_json, write_text
+from hiera_video.errors import UserError
+from hiera_video.files import locked, make_writable_folder, replacing, write_json, write_text
 
 SOURCES = sorted(Path(hiera_video.__file__).parent.rglob("*.py"))
 
@@ -64,6 +72,47 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> 
         make_writable_folder(tmp_path / "file")
     make_writable_folder(tmp_path / "a" / "b")
     assert not list((tmp_path / "a" / "b").iterdir())
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hiera_video.files import locked
+with locked(Path(sys.argv[1]), "run_dir"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_locked_until_its_holder_dies(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        since = rf"since {time.strftime('%Y-%m-%dT%H')}:\d\d:\d\d"
+        name = re.escape(socket.gethostname())
+        message = rf"a/run is in use by process {holder.pid} on {name}, {since}.*another run_dir$"
+        for _ in range(2):  # asking does not change the answer
+            with pytest.raises(UserError, match=message), locked(folder, "run_dir"):
+                pass
+        holder.kill()
+    with locked(folder, "run_dir"):
+        assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    with locked(folder, "run_dir"):
+        pass
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path, "run_dir"):
+        pass
+    assert f"{tmp_path} cannot be locked (No locks available)" in caplog.text
 
 
 def test_no_other_code_renames_what_it_wrote() -> None:

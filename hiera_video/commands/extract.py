@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import load_card
-from hiera_video.runtime.distributed import barrier, from_main, process_group
+from hiera_video.runtime.distributed import barrier, from_main, on_main, process_group
 from hiera_video.runtime.results import exit_code, print_result
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
@@ -36,7 +36,7 @@ MAX_PRINTED = 10  # videos of a kind; the files have all
 
 def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Extracts the features that are missing and writes the tables; returns the exit code."""
-    with process_group(config.device) as process:
+    with process_group(config.device) as process, ExitStack() as stack:
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
         videos = find_videos(config.inputs, config.data.root)
@@ -80,9 +80,8 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             print(json.dumps({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2))
             return 0
         barrier()  # nobody writes before all have looked
-        if process.is_main:
-            store.start(overwrite=config.overwrite)
-        barrier()  # and not before the folder is there
+        # And not before the folder is there.
+        on_main(lambda: stack.enter_context(store.writing(overwrite=config.overwrite)))
         workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
         with closing(Assembly(to_do, store, workers, progress=process.is_main)) as assembly:
             run_engine = extract

@@ -9,12 +9,11 @@ A source is one of:
 * a repository of the Hugging Face Hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError, did_you_mean
-from hiera_video.files import shipped_folder
+from hiera_video.files import parse_json, shipped_folder
 from hiera_video.models.card import FORMAT, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
@@ -80,7 +79,7 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
             else f"{found} is not a weights folder: it has no config.json"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -3,7 +3,7 @@
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -164,6 +164,24 @@ def from_main(value: T) -> T:
     values: list[Any] = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What `function` returns on the main process, which alone calls it, on every process.
+
+    A UserError or OSError of it is raised on every process: none is left waiting for the main one.
+    """
+    result: Any = None
+    error: Exception | None = None
+    if not is_distributed() or dist.get_rank() == 0:
+        try:
+            result = function()
+        except (UserError, OSError) as raised:
+            error = raised
+    result, error = from_main((result, error))
+    if error is not None:
+        raise error
+    return result
 
 
 def barrier() -> None:

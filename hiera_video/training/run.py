@@ -19,8 +19,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
-from hiera_video.errors import UserError, configured
+from hiera_video.errors import UserError, WeightsError, configured
+from hiera_video.files import locked
 from hiera_video.models.card import ModelCard
+from hiera_video.models.checkpoint import check_weights_folder
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
@@ -28,7 +30,7 @@ from hiera_video.runtime.distributed import (
     any_process,
     barrier,
     first_process_first,
-    from_main,
+    on_main,
     process_group,
 )
 from hiera_video.runtime.signals import STOPPED, noting_stops
@@ -37,6 +39,7 @@ from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
+    read_facts,
     save_checkpoint,
 )
 from hiera_video.training.loop import Batch, LossFunction, StepReport, train_steps
@@ -44,8 +47,9 @@ from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
     RunReport,
     check_failures,
-    check_same_config,
+    check_same_run,
     console_line,
+    facts_of,
     start_run,
 )
 from hiera_video.training.task import Task, TaskSettings
@@ -74,7 +78,9 @@ def train(
         stops = stack.enter_context(noting_stops())
         task = make_task(settings)
         folder = Path(settings.run_dir)
-        latest = find_run(folder, settings)
+        if not dry_run:
+            on_main(lambda: stack.enter_context(locked(folder, "run_dir")))
+        latest = find_run(folder, settings, task.data)
         if not dry_run:
             start_run(folder, process, settings, task.data, resumes=latest is not None)
 
@@ -87,7 +93,10 @@ def train(
         for line in (*task.describe(model), schedule.describe(process, task.unit)):
             print(line) if dry_run else logger.info(line)
 
-        start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
+        start_step, facts = 0, dict[str, Any]()
+        if latest:
+            start_step, facts = load_checkpoint(latest, model, optimizer, average)
+        facts |= facts_of(settings, task.data)
         order = TrainingOrder(
             task.num_records,
             global_batch_size=settings.train.global_batch_size,
@@ -105,7 +114,7 @@ def train(
             decoding=settings.data,
         )
         batches = stack.enter_context(closing(iter(loader)))
-        run = Run(task, process, schedule, model, optimizer, average, task.card(model))
+        run = Run(task, process, schedule, model, optimizer, average, task.card(model), facts)
         loss = task.loss(model, process.device)
         if dry_run:
             for batch in islice(batches, 1):
@@ -120,13 +129,12 @@ def train(
         return run.finish(as_json)
 
 
-def find_run(folder: Path, settings: RunSettings) -> Path | None:
+def find_run(folder: Path, settings: RunSettings, data: dict[str, Any]) -> Path | None:
     """The checkpoint to resume from, if the folder holds a run; errors as of `train`."""
-    latest = from_main(latest_checkpoint(folder / "checkpoints"))
-    has_weights = (folder / "weights").exists()
-    if latest or has_weights:  # a start that failed leaves no run
-        check_same_config(folder / "config.yaml", settings)
-    if has_weights and not latest:
+    latest = on_main(lambda: latest_checkpoint(folder / "checkpoints"))
+    if latest:
+        check_same_run(folder, read_facts(latest)[1], settings, data)
+    elif (folder / "weights").exists():  # a start that failed leaves neither
         raise UserError(
             f"{folder} holds a finished run without checkpoints: choose another run_dir"
         )
@@ -197,6 +205,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     card: ModelCard  # of the weights that are written
+    facts: dict[str, Any]  # what checkpoints keep beside the state
 
     @property
     def folder(self) -> Path:
@@ -223,9 +232,16 @@ class Run:
         settings, end_step = self.task.settings, self.schedule.end_step
         loop = settings.train
         weights = self.folder / "weights"
-        if self.process.is_main and start_step < end_step and weights.exists():
-            logger.info("the run resumes: %s, of a shorter run, is removed", weights)
-            shutil.rmtree(weights)  # the checkpoint holds the same
+        if self.process.is_main and weights.exists():
+            if start_step < end_step:
+                logger.info("the run resumes: %s, of a shorter run, is removed", weights)
+                shutil.rmtree(weights)  # the checkpoint holds the same
+            else:
+                try:
+                    check_weights_folder(weights)
+                except WeightsError as error:
+                    logger.warning("%s; the weights are written again", error)
+                    shutil.rmtree(weights)
         if loop.compile:
             self.model.compile()
         wrapped: nn.Module = self.model
@@ -280,12 +296,18 @@ class Run:
 
     def save(self, step: int) -> None:
         """Writes the checkpoint of a step and deletes older ones."""
-        folder = self.folder / "checkpoints"
-        parts = (self.model, self.optimizer, self.average)
-        write_weights = partial(save_model, model=self.trained, card=self.card)
-        save_checkpoint(folder, step, *parts, write_weights=write_weights)
         if self.process.is_main:
-            prune_checkpoints(folder, self.task.settings.train.keep_checkpoints)
+            saved = save_checkpoint(
+                self.folder / "checkpoints",
+                step,
+                self.model,
+                self.optimizer,
+                self.average,
+                facts=self.facts,
+                write_weights=partial(save_model, model=self.trained, card=self.card),
+            )
+            prune_checkpoints(saved, self.task.settings.train.keep_checkpoints)
+        barrier()
 
     def evaluation_due(self, step: int) -> bool:
         every = self.task.evaluate_every
@@ -316,5 +338,6 @@ class Run:
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
                 print(json.dumps({"steps": steps, "weights": str(weights)}))
-        has_failures = (self.folder / "failures.jsonl").exists()
+        failures = self.folder / "failures.jsonl"  # empty if all were dropped when the run resumed
+        has_failures = failures.exists() and failures.stat().st_size > 0
         return 3 if any_process(has_failures) else 0

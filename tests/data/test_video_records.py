@@ -524,6 +524,8 @@ def test_ssv2_test_list_has_no_labels(tmp_path):
         ("l.jsonl", '{"path": "a.mp4"}\n{"path"', r"l\.jsonl:2: not JSON"),
         ("l.jsonl", "3\n", r"l\.jsonl:1: expected an object such as"),
         ("l.json", '{"path": "a.mp4"}\n{"path": "b.mp4"}\n', r"l\.json:2: not JSON .*\.jsonl file"),
+        ("l.json", "[" * 100_000, r"l\.json: not JSON \(it is nested too deeply\)"),
+        ("l.jsonl", '{"label": ' + "9" * 5000 + "}", r"l\.jsonl:1: not JSON"),
         ("l.json", SSV2_LABELS, r"l\.json: expected a list .*class_names"),
         ("l.json", [{"id": "1", "template": ["a"]}], r"l\.json: entry 1: expected an id"),
         ("l.json", [{"template": "a", "id": ""}], r"l\.json: entry 1: expected an id"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import UserError, listing
+from hiera_video.files import parse_json
 from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -378,8 +379,10 @@ def read_text(path: Path) -> str:
 def load_json(text: str, where: str) -> Any:
     """Parses JSON text; AnnotationErrors name `where`, the file and line."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except json.JSONDecodeError as error:
         line = f":{error.lineno}" if error.lineno > 1 else ""
         hint = "; lines of JSON belong into a .jsonl file" if "Extra" in error.msg else ""
         raise AnnotationError(f"{where}{line}: not JSON ({error.msg}){hint}") from None
+    except ValueError as error:
+        raise AnnotationError(f"{where}: not JSON ({error})") from None
