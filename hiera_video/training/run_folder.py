@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -15,8 +14,15 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.errors import ConfigError, UserError, listing
-from hiera_video.files import append_jsonl, parse_json, replacing, write_json, write_text
-from hiera_video.runtime.distributed import Process, barrier
+from hiera_video.files import (
+    append_jsonl,
+    finite_or_none,
+    parse_json,
+    replacing,
+    write_json,
+    write_text,
+)
+from hiera_video.runtime.distributed import Process, barrier, from_main
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.load import differences, load_settings, to_yaml
@@ -25,6 +31,9 @@ from hiera_video.training.loop import StepReport
 
 logger = logging.getLogger("hiera_video")
 
+DIVERGED = (  # what to do
+    "lower optim.lr or train with train.precision=fp32, and start again in another run_dir"
+)
 # Settings that do not change results: a run may be resumed with other values.
 FREE_TO_CHANGE = {
     "run_dir",
@@ -52,11 +61,16 @@ class RunReport:
     def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
         self.folder, self.process = folder, process
         self._tensorboard: Any = None
+        self._num_skipped = self._num_taken = 0  # steps of the run, on the main process
         if not process.is_main:
             return
         self._metrics_path = folder / "metrics.jsonl"
         self._earlier = _drop_beyond(self._metrics_path, start_step)
         _drop_beyond(folder / "failures.jsonl", start_step)
+        for line in self._earlier:
+            if line.get("kind") == "train":
+                self._num_skipped += "not_finite" in line
+                self._num_taken += "not_finite" not in line and line.get("loss") is not None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -68,8 +82,8 @@ class RunReport:
         """One line of metrics.jsonl and the points of TensorBoard, after `step` steps."""
         if not self.process.is_main:
             return
-        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})  # JSON has no NaN
+        finite = {name: finite_or_none(value) for name, value in values.items()}
+        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -79,7 +93,11 @@ class RunReport:
         values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
         if done.num_dropped:
             values["num_dropped"] = done.num_dropped
+        if done.not_finite:
+            values["not_finite"] = 1
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        self._num_skipped += done.not_finite
+        self._num_taken += not done.skipped
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
         if done.skipped:
@@ -98,6 +116,18 @@ class RunReport:
     def has(self, step: int, kind: str) -> bool:
         """Whether an earlier start reported such metrics; asked on the main process."""
         return any((r["step"], r.get("kind")) == (step, kind) for r in self._earlier)
+
+    def check_steps(self) -> None:
+        """Raises a UserError unless more steps of the run were taken than skipped as not finite.
+
+        Every process calls it.
+        """
+        num_skipped, num_taken = from_main((self._num_skipped, self._num_taken))
+        if num_skipped and num_skipped >= num_taken:
+            raise UserError(
+                f"{num_skipped} of {num_skipped + num_taken} steps were skipped, because their "
+                f"loss or gradient was not finite: no weights are written; {DIVERGED}"
+            )
 
     def __enter__(self) -> RunReport:
         return self

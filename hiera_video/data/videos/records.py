@@ -12,7 +12,6 @@ first files exists.
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -31,7 +30,7 @@ from hiera_video.data.videos.files import (
     read_text,
 )
 from hiera_video.errors import did_you_mean, listing
-from hiera_video.files import own_or_shipped
+from hiera_video.files import json_text, own_or_shipped
 from hiera_video.settings.training import ClassificationData
 
 logger = logging.getLogger(__name__)
@@ -61,7 +60,7 @@ class VideoList:
     def fingerprint(self) -> str:
         """Hash of the videos in order, their labels and the class names."""
         content = [self.class_names, [(record.name, record.labels) for record in self.records]]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return hashlib.sha256(json_text(content, ensure_ascii=True).encode()).hexdigest()
 
 
 def read_video_list(
