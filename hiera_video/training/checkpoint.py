@@ -5,7 +5,6 @@ weights; its metadata holds the step and facts about the run. `weights/` beside 
 alone, to evaluate or to start from. Reading a checkpoint executes nothing.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
@@ -17,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError, WeightsError
-from hiera_video.files import parse_json, remove_unfinished, replacing
+from hiera_video.files import json_text, parse_json, remove_unfinished, replacing
 from hiera_video.models.checkpoint import (
     check_weights_folder,
     differences,
@@ -57,7 +56,7 @@ def save_checkpoint(
     for index, entries in state.items():
         tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in entries.items()}
     tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
-    metadata = {METADATA: json.dumps({"step": step, "facts": facts}, allow_nan=False)}
+    metadata = {METADATA: json_text({"step": step, "facts": facts})}
     final = folder / f"step_{step:08d}"
     with replacing(final) as part:
         part.mkdir(parents=True)

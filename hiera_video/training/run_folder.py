@@ -63,11 +63,16 @@ class RunReport:
     def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
         self.folder, self.process = folder, process
         self._tensorboard: Any = None
+        self._num_skipped = self._num_taken = 0  # steps of the run, on the main process
         if not process.is_main:
             return
         self._metrics_path = folder / "metrics.jsonl"
         self._earlier = _drop_beyond(self._metrics_path, start_step)
         _drop_beyond(folder / "failures.jsonl", start_step)
+        for line in self._earlier:
+            if line.get("kind") == "train":
+                self._num_skipped += "not_finite" in line
+                self._num_taken += "not_finite" not in line and line.get("loss") is not None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -93,6 +98,8 @@ class RunReport:
         if done.not_finite:
             values["not_finite"] = 1
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        self._num_skipped += done.not_finite
+        self._num_taken += not done.skipped
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
         if done.skipped:
@@ -117,14 +124,7 @@ class RunReport:
 
         Every process calls it.
         """
-        counts = 0, 0
-        if self.process.is_main:
-            lines = map(parse_json, self._metrics_path.read_bytes().splitlines())
-            steps = [line for line in lines if line["kind"] == "train"]
-            num_skipped = sum("not_finite" in line for line in steps)
-            num_taken = sum("not_finite" not in line and line["loss"] is not None for line in steps)
-            counts = num_skipped, num_taken
-        num_skipped, num_taken = from_main(counts)
+        num_skipped, num_taken = from_main((self._num_skipped, self._num_taken))
         if num_skipped and num_skipped >= num_taken:
             raise UserError(
                 f"{num_skipped} of {num_skipped + num_taken} steps were skipped, because their "
