@@ -1,17 +1,100 @@
-"""Files: written whole or not at all, and those that come with the package.
+"""Files: read with checks, written whole or not at all, and those that come with the package.
 
-`replacing` is the only place where a file or folder appears under its final name.
+`read_bytes` opens what a user names, and `replacing` is the only place where a file or folder
+appears under its final name.
 """
 
 import csv
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+
+from hiera_video.errors import UserError
+
+MAX_FILE_BYTES = 2**30  # lists of ten million videos have less
+MAX_LINE = 2**20  # characters
+
+
+def read_bytes(
+    path: str | os.PathLike[str], error: type[UserError], at_most: int = MAX_FILE_BYTES
+) -> bytes:
+    """The content of a regular file.
+
+    Pipes and devices are refused: reading one may wait forever, and a second process, or a second
+    look, would find nothing.
+
+    Args:
+        error: what is raised; its message names the file.
+        at_most: bytes; a larger file is an error.
+    """
+    try:
+        is_regular = stat.S_ISREG(os.stat(path).st_mode)
+        if is_regular:
+            with open(path, "rb") as file:
+                content = file.read(at_most + 1)
+    except OSError as failure:
+        raise error(f"{path}: {failure.strerror or failure}") from None
+    except ValueError as failure:
+        raise error(f"{path}: no file can have this name ({failure})") from None
+    if not is_regular:
+        raise error(f"{path}: a folder, a pipe or a device; needed is a regular file")
+    if len(content) > at_most:
+        raise error(f"{path}: larger than {at_most:,} bytes; check that it is the right file")
+    return content
+
+
+def read_text(path: Path, error: type[UserError], at_most: int = MAX_FILE_BYTES) -> str:
+    """The text of a UTF-8 file, without byte-order mark and with "\\n" as line ends.
+
+    Args:
+        error, at_most: as for `read_bytes`. Other errors are text that is not UTF-8, and lines of
+            more than `MAX_LINE` characters in other files than .json.
+    """
+    content = read_bytes(path, error, at_most)
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as failure:
+        number = 1 + content.count(b"\n", 0, failure.start)
+        problem = f"not UTF-8 text (byte {failure.start}); save it as UTF-8"
+        raise error(f"{path}:{number}: {problem}") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if path.suffix.lower() != ".json":  # which may be one line
+        for number, line in enumerate(text.split("\n"), 1):
+            if len(line) > MAX_LINE:
+                raise error(
+                    f"{path}:{number}: a line of {len(line):,} characters; allowed are {MAX_LINE:,}"
+                )
+    return text
+
+
+def parse_json(text: str, where: str, error: type[UserError]) -> Any:
+    """Parses JSON text.
+
+    Args:
+        where: names the text in messages: a file, or a file and a line.
+        error: what is raised for text that is not JSON, NaN and Infinity included, and for numbers
+            and nesting beyond what Python parses.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a value of JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError as failure:
+        line = f":{failure.lineno}" if failure.lineno > 1 else ""
+        hint = "; lines of JSON belong into a .jsonl file" if "Extra" in failure.msg else ""
+        raise error(f"{where}{line}: not JSON ({failure.msg}){hint}") from None
+    except RecursionError:
+        raise error(f"{where}: not usable JSON (lists or objects are nested too deeply)") from None
+    except ValueError as failure:
+        raise error(f"{where}: not usable JSON ({str(failure).partition(';')[0]})") from None
 
 
 @contextmanager
@@ -85,10 +168,15 @@ def shipped_folder(name: Literal["configs", "datasets"]) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path, in which `~` or `~NAME` stands for a home folder if there is such a user."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for a file called ~$list.csv
+
+
 def own_or_shipped(path: str | os.PathLike[str]) -> Path:
     """The path; if nothing is there, of `datasets/...` the file that comes with the package."""
-    path = Path(path).expanduser()
-    if path.exists() or path.parts[:1] != ("datasets",):
+    path = user_path(path)
+    if os.path.exists(path) or path.parts[:1] != ("datasets",):
         return path
     return shipped_folder("datasets").joinpath(*path.parts[1:])
 

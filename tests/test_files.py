@@ -2,15 +2,85 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
 import hiera_video
-from hiera_video.files import make_writable_folder, replacing, write_json, write_text
+from hiera_video.errors import UserError
+from hiera_video.files import (
+    MAX_LINE,
+    make_writable_folder,
+    own_or_shipped,
+    parse_json,
+    read_bytes,
+    read_text,
+    replacing,
+    write_json,
+    write_text,
+)
 
 SOURCES = sorted(Path(hiera_video.__file__).parent.rglob("*.py"))
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """Reading a pipe would wait until somebody writes, a device may never end."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for name in ("pipe.txt", "link.txt", "socket", "/dev/zero", ""):
+            with pytest.raises(UserError, match=rf"{name}: a folder, a pipe or a device; needed"):
+                read_text(tmp_path / name, UserError)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/{name}: ")):
+        read_bytes(tmp_path / name, UserError)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\r\nb\n\xe4 c", r"x\.txt:3: not UTF-8 text \(byte 5\); save it as UTF-8"),
+        (b"a\n" + b"b" * (MAX_LINE + 1), r"x\.txt:2: a line of 1,048,577 characters; allowed"),
+        (b"b" * 3_000_000, r"x\.txt: larger than 2,000,000 bytes"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_text_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_text(tmp_path / "x.txt", UserError, 2_000_000)
+
+
+def test_text_is_read_without_mark_and_with_plain_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n" + b"d" * MAX_LINE)
+    assert read_text(tmp_path / "x.txt", UserError) == "a\nb\nc\n" + "d" * MAX_LINE
+    (tmp_path / "x.json").write_bytes(b'"' + b"d" * MAX_LINE + b'"')
+    assert len(read_text(tmp_path / "x.json", UserError)) == MAX_LINE + 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "[NaN]", "-Infinity", "[1,\n2,", "1 2"],
+    ids=lambda value: repr(value)[:60],
+)
+def test_json_that_cannot_be_used_is_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match=r"^list\.json.*: not (usable )?JSON \(.*\)") as raised:
+        parse_json(text, "list.json", UserError)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tilde_may_begin_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("~$names.txt").touch()
+    assert own_or_shipped("~$names.txt") == Path("~$names.txt")
+    assert own_or_shipped("~/x") == Path.home() / "x"
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:

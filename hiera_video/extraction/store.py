@@ -406,9 +406,12 @@ def _printable(text: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or "hash" not in content:
+            raise ValueError("it has no entry hash")
+    except (ValueError, RecursionError) as error:
         raise StoreError(f"{path} is damaged ({error}): remove it") from error
+    return content
 
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
