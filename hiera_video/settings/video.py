@@ -19,6 +19,10 @@ class Decoding(Settings):
     """Library that decodes."""
     deadline_sec: Positive = 60.0
     """Longest time that reading one video may take, seconds."""
+    max_frame_pixels: Count = 2**26
+    """Largest frame that is read, pixels; a side may have twice the square root of this number."""
+    max_read_gib: Positive = 4.0
+    """Most memory that the frames of one read may take, GiB. A read is of all clips of a video."""
     num_workers: Natural | None = None
     """Decoding processes for each process. Null: as many as its share of the CPU cores."""
 

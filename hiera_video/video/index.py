@@ -6,24 +6,30 @@ presentation (AVI stores no presentation times, raw streams no times at all), al
 once.
 """
 
+import bisect
 import itertools
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
 
-import av
 import numpy as np
-from av.container import Container, InputContainer
-from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from hiera_video.settings.video import Decoding
+from hiera_video.video.container import (
+    choose_stream,
+    filled_packets,
+    missing_end,
+    open_container,
+    video_streams,
+)
+from hiera_video.video.decoder import Decoder
 from hiera_video.video.reader import Deadline, VideoError, warn_once
 
-NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
-MP4_BOXES = (b"ftyp", b"mdat", b"wide", b"skip", b"free")
 FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
+# Formats in which a parser returns a packet when the next one begins, with the flags of that one.
+PARSED_FORMATS = frozenset({"mpegts", "mpeg"})
 # Long videos are opened once for each of hundreds of clips; short ones are indexed quickly.
 MIN_CACHED_FRAMES = 3_000
 MAX_CACHED_FRAMES = 4_000_000  # of all videos together, 32 bytes each; 150 times 15 minutes
@@ -31,7 +37,7 @@ MAX_CACHED_FRAMES = 4_000_000  # of all videos together, 32 bytes each; 150 time
 
 @dataclass(frozen=True)
 class VideoIndex:
-    """One stream: packets numbered from 0 in decoding order, and the F frames presented."""
+    """One stream: P packets numbered from 0 in decoding order, and the F frames presented."""
 
     container: str  # libavformat's name, e.g. "avi"
     stream_index: int
@@ -40,15 +46,47 @@ class VideoIndex:
     stamp_name: Literal["pts", "dts"] | None
     stamps: np.ndarray  # int64, packet number -> that time stamp, in the stream's time base
     packet_of: np.ndarray  # int64 [F], the packet of each frame
+    position_of: np.ndarray  # int64 [P], the frame of each packet, or -1
     start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
     frame_times_sec: np.ndarray  # float64 [F]
     end_sec: float
-    damage: str | None  # description of what is missing from the file
+    damaged: frozenset[int]  # packets that the scan found damaged; reading may find more
+    damage: str | None  # description of what is damaged or missing
 
     @property
     def key_positions(self) -> list[int]:
         """Positions of the frames at which decoding can begin."""
         return np.flatnonzero(self.packet_of == self.start_of).tolist()
+
+    @cached_property
+    def last_shown(self) -> np.ndarray:
+        """int64 [P], the last position among the frames of a packet and of all earlier ones.
+
+        Decoders return frames in the order of presentation. One of that position or a later one
+        shows that everything which the packet's frame may refer to has been returned.
+        """
+        return np.maximum.accumulate(self.position_of)
+
+    def is_intact(self, number: int, decoder: Decoder, first: int) -> bool:
+        """Whether the frame of a packet relies on no damaged one.
+
+        What it may rely on stands between it and the latest key frame that is presented no later.
+        After a seek, libav flags frames that are presented before the key frame, and to which none
+        after it refers.
+
+        Args:
+            decoder: it has returned everything up to this packet.
+            first: the packet with which it began.
+        """
+        position = self.position_of
+        keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
+        if not keys and first > 0:
+            return False
+        key = max(keys, default=0)
+        flagged = decoder.flagged
+        if key == first:
+            flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
+        return not any(key <= lost <= number for lost in flagged | decoder.damaged)
 
     @property
     def has_leading_frames(self) -> bool:
@@ -69,84 +107,16 @@ class _Packets:
     dts: list[int | None]
     duration: list[int]  # 0 = unknown
     is_key: np.ndarray  # bool
-    is_shown: np.ndarray  # bool: complete, and not marked as decoded but never displayed
-    damage: str | None
+    is_shown: np.ndarray  # bool: not marked as decoded but never displayed
+    damaged: frozenset[int]
+    problems: list[str]  # descriptions of damage
 
 
-def open_container(path: str, deadline_sec: float) -> InputContainer:
-    """Opens a file with libavformat.
-
-    Raises:
-        VideoError: the file cannot be opened; the sentence states why.
-    """
-    # PyAV before 19 opens files whose metadata is not UTF-8; PyAV 19 has no such argument.
-    has_option = hasattr(InputContainer, "metadata_errors")
-    options = {"metadata_errors": "replace"} if has_option else {}
-    try:
-        # An absolute path, because libav would take "clip:1.mp4" for a protocol.
-        return av.open(os.path.abspath(path), timeout=deadline_sec, **options)
-    except av.error.ExitError as error:
-        raise VideoError(
-            path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"
-        ) from error
-    except (av.error.FFmpegError, OSError) as error:
-        try:
-            with Path(path).open("rb") as file:
-                is_mp4 = file.read(12)[4:8] in MP4_BOXES
-        except OSError:
-            raise VideoError(path, "missing", f"cannot be read ({error.strerror})") from error
-        if is_mp4:
-            sentence = "its MP4 index (moov) is missing or damaged: it was cut off; fetch it again"
-            raise VideoError(path, "truncated", sentence) from error
-        sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
-        raise VideoError(path, "not_a_video", sentence) from error
-
-
-def video_streams(container: Container) -> list[VideoStream]:
-    """The video streams of a file, without cover art and thumbnails."""
-    return [s for s in container.streams.video if not s.disposition & NO_VIDEO]
-
-
-def choose_stream(path: str, container: InputContainer) -> VideoStream:
-    """The first video stream marked as default, else the first one.
-
-    Raises:
-        VideoError: there is none, or PyAV has no decoder for it.
-    """
-    streams = video_streams(container)
-    if not streams:
-        what = "only cover art" if container.streams.video else "no video stream"
-        raise VideoError(path, "no_video_stream", f"has {what}; leave the file out of the list")
-    stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
-    if stream.codec_context is None:
-        raise VideoError(
-            path, "backend", "has a codec that the installed PyAV lacks; convert it to H.264"
-        )
-    for other in container.streams:
-        if other.index != stream.index and hasattr(av.stream, "Discard"):  # since PyAV 18
-            other.discard = av.stream.Discard.all  # the demuxer does not read these streams
-    return stream
-
-
-def filled_packets(path: str, stream: VideoStream) -> Iterator[av.Packet]:
-    """Packets of a stream that hold data, up to the end of the file or of its readable part."""
-    try:
-        for packet in stream.container.demux(stream):  # type: ignore[attr-defined]
-            if packet.size:  # neither an empty AVI chunk nor PyAV's end marker
-                yield packet
-    except av.error.ExitError as error:
-        raise VideoError(path, "timeout", "reading its packets took too long") from error
-    except av.error.FFmpegError:
-        return  # a file that was cut off ends here
-    except IndexError:
-        return  # from PyAV, at the end of a damaged stream that announced more streams
-
-
-def cached_scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoIndex:
+def cached_scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     """`scan`, whose results for long videos are cached: it takes 4 times as long as a clip."""
     status = os.stat(path)
     key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
-    index = _cache.pop(key, None) or scan(path, stream, deadline)
+    index = _cache.pop(key, None) or scan(path, stream, limits)
     if len(index.packet_of) >= MIN_CACHED_FRAMES:
         _cache[key] = index  # at the end
         while sum(len(kept.packet_of) for kept in _cache.values()) > MAX_CACHED_FRAMES:
@@ -154,12 +124,13 @@ def cached_scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoInde
     return index
 
 
-def scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoIndex:
+def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     """Reads the packets of a stream of a newly opened container and orders its frames.
 
     Raises:
         VideoError: the cause is "no_frames", "timeout", or "truncated" if no frame decodes.
     """
+    deadline = Deadline(path, limits.deadline_sec)
     packets = _read_packets(path, stream, deadline)
     if not packets.is_shown.any():
         raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
@@ -171,19 +142,24 @@ def scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoIndex:
     else:
         if _all_differ(packets.dts):
             stamp_name, stamps = "dts", packets.dts
-        decoded = _decoded_order(path, deadline)
-        by_time = np.array(list(decoded), np.int64)
-        packets.is_key[by_time] &= np.array(list(decoded.values()), bool)
+        by_time, packets = _decoded_order(path, packets, limits, deadline)
 
     # Decoding begins at the latest key frame that is presented no later than the frame itself.
     starts = np.maximum.accumulate(np.where(packets.is_key[by_time], by_time, 0))
     starts = np.where(starts <= by_time, starts, 0)
     shown = packets.is_shown[by_time]
     order, starts = by_time[shown], starts[shown]
-    if len(order) == 0:
-        raise VideoError(path, "truncated", "no frame of it decodes; fetch it again")
 
-    times, end = _presentation_times(packets, order, stream)
+    position_of = np.full(len(packets.pts), -1, np.int64)
+    position_of[order] = np.arange(len(order))
+
+    times, end_sec = _presentation_times(packets, order, stream)
+    problems = [*packets.problems]
+    if problem := _missing_end(path, packets, stream, limits):
+        problems.append(problem)
+    damage = f"is damaged: {'; '.join(problems)}" if problems else None
+    if damage is not None:
+        warn_once(f"{path}: {damage}")
     return VideoIndex(
         container=stream.container.format.name,
         stream_index=stream.index,
@@ -191,35 +167,58 @@ def scan(path: str, stream: VideoStream, deadline: Deadline) -> VideoIndex:
         stamp_name=stamp_name,
         stamps=np.array(stamps, np.int64),
         packet_of=order,
+        position_of=position_of,
         start_of=starts,
         frame_times_sec=times,
-        end_sec=end,
-        damage=packets.damage,
+        end_sec=end_sec,
+        damaged=packets.damaged,
+        damage=damage,
     )
 
 
 def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packets:
-    pts, dts, duration, is_key, is_shown = [], [], [], [], []
+    pts, dts, duration, is_key, is_shown, damaged = [], [], [], [], [], []
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
-    num_damaged = 0
-    for packet in filled_packets(path, stream):
+    is_parsed = stream.container.format.name in PARSED_FORMATS
+    problems: list[str] = []
+    for number, packet in enumerate(filled_packets(path, stream, problems)):
         deadline.check()
         pts.append(packet.pts)
         dts.append(packet.dts)
         duration.append(packet.duration or 0)
         is_key.append(packet.is_keyframe)
-        num_damaged += packet.is_corrupt
+        if packet.is_corrupt:
+            damaged.append(number + is_parsed)
         # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
         is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
-        is_shown.append(not (packet.is_discard or packet.is_corrupt or is_hidden))
-    damage = None
-    if num_damaged:
-        damage = f"is damaged: {num_damaged} packets are not whole, {sum(is_shown)} are"
-    elif stream.frames > len(pts):
-        damage = f"announces {stream.frames} frames and holds {len(pts)}"
-    if damage is not None:
-        warn_once(f"{path}: {damage}")
-    return _Packets(pts, dts, duration, np.array(is_key, bool), np.array(is_shown, bool), damage)
+        is_shown.append(not (packet.is_discard or is_hidden))
+    damaged = [min(number, len(pts) - 1) for number in damaged]
+    # The file was cut off in the last packets that are not whole: they count as missing.
+    last = len(pts) - 1
+    while last in damaged:
+        is_shown[last] = False
+        last -= 1
+    if damaged:
+        num_whole = len(pts) - len(damaged)
+        problems.append(f"{len(damaged)} packets are not whole, {num_whole} are")
+    return _Packets(
+        pts,
+        dts,
+        duration,
+        np.array(is_key, bool),
+        np.array(is_shown, bool),
+        frozenset(damaged),
+        problems,
+    )
+
+
+def _missing_end(path: str, packets: _Packets, stream: VideoStream, limits: Decoding) -> str | None:
+    is_avi = stream.container.format.name == "avi"
+    stamps = sorted(t for t in (packets.dts if is_avi else packets.pts) if t is not None)
+    if not stamps:
+        return None
+    ends = [t + d for t, d in zip(packets.pts, packets.duration, strict=True) if t is not None]
+    return missing_end(path, stream, stamps, max(ends, default=0), limits.deadline_sec)
 
 
 def _all_differ(stamps: list[int | None]) -> bool:
@@ -239,25 +238,54 @@ def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:
     return first_key <= shown[0] and packets.pts[first_key] <= first_pts  # type: ignore[operator]
 
 
-def _decoded_order(path: str, deadline: Deadline) -> dict[int, bool]:
-    """Maps packet numbers to whether they are key frames, in the decoder's presentation order."""
-    order: dict[int, bool] = {}
-    with open_container(path, deadline.limit_sec) as container:
+def _decoded_order(
+    path: str, packets: _Packets, limits: Decoding, deadline: Deadline
+) -> tuple[np.ndarray, _Packets]:
+    """Packet numbers in the decoder's order of presentation, int64; the packets, corrected.
+
+    A packet that fails keeps a place in the order, so that later frames keep theirs.
+    """
+    found: dict[int, None] = {}  # numbers, in order
+    is_key = packets.is_key.copy()
+    with open_container(path, limits.deadline_sec) as container:
         stream = choose_stream(path, container)
-        stream.codec_context.thread_count = 1
-        packets = itertools.chain(filled_packets(path, stream), [None])
-        for number, packet in enumerate(packets):
+        is_timed = None not in packets.pts and container.format.name != "avi"
+        decoder = Decoder(stream, limits.max_frame_pixels)
+        decoder.begin(packets.damaged)
+        for number, packet in enumerate(itertools.chain(filled_packets(path, stream), [None])):
             deadline.check()
-            if packet is not None:
-                packet.pts = number  # decoders copy it to the frame
-            try:
-                frames = stream.codec_context.decode(packet)
-            except av.error.FFmpegError:
-                continue
-            for frame in frames:
-                if frame.pts is not None and not frame.is_corrupt:
-                    order[frame.pts] = bool(frame.key_frame)
-    return order
+            for frame in decoder.decode(number, packet):
+                found[frame.pts] = None
+                is_key[frame.pts] &= bool(frame.key_frame)
+    order = list(found)
+    damaged = decoder.damaged | decoder.flagged
+    if damaged.issuperset(order):
+        raise VideoError(path, "truncated", "no frame of it decodes; fetch it again")
+
+    # A recording may begin in the middle of a group of pictures, whose frames do not count.
+    first = order[0]
+    pts: list[Any] = packets.pts
+    missing = [
+        number
+        for number in np.flatnonzero(packets.is_shown).tolist()
+        if number not in found and number > first and not (is_timed and pts[number] < pts[first])
+    ]
+    for number in sorted(damaged.intersection(missing)):
+        if is_timed:
+            place = bisect.bisect(order, pts[number], key=pts.__getitem__)
+        else:  # somewhere in its group of pictures, whose other frames may have moved
+            place = 1 + max(i for i, earlier in enumerate(order) if earlier < number)
+            damaged.update(np.flatnonzero(is_key[:number])[-1:].tolist())
+        order.insert(place, number)
+        is_key[number] = False
+    problems = [*packets.problems]
+    if failed := damaged.intersection(order):
+        problems.append(f"{len(failed)} of {len(order)} frames do not decode")
+    if silent := set(missing) - damaged:
+        problems.append(f"{len(silent)} packets hold no frame")
+    return np.array(order, np.int64), replace(
+        packets, is_key=is_key, damaged=frozenset(damaged), problems=problems
+    )
 
 
 def _presentation_times(

@@ -16,6 +16,8 @@ from typing import BinaryIO, get_args
 from hiera_video.settings.video import Backend, Decoding
 from hiera_video.video.reader import IMAGE_SUFFIXES, VideoError, VideoReader
 
+DEFAULTS = Decoding()
+
 OpenVideo = Callable[[str], VideoReader]
 """`open_video` with the backend and the deadline set."""
 
@@ -24,8 +26,10 @@ def open_video(
     source: str | os.PathLike[str] | bytes | BinaryIO,
     backend: Backend = "pyav",
     *,
-    deadline_sec: float = 60.0,
+    deadline_sec: float = DEFAULTS.deadline_sec,
     frames_fps: float | None = None,
+    max_frame_pixels: int = DEFAULTS.max_frame_pixels,
+    max_read_gib: float = DEFAULTS.max_read_gib,
 ) -> VideoReader:
     """Opens a video, an image as a video of one frame, or a folder of numbered frames.
 
@@ -41,41 +45,59 @@ def open_video(
             `stream`. It is checked between packets; the native loops of decord and torchcodec
             cannot be interrupted during a call, so read untrusted files with PyAV.
         frames_fps: frames per second of a folder of frames. None: folders are refused.
+        max_frame_pixels: larger frames are refused, before they are decoded.
+        max_read_gib: larger calls of `frames` are refused, before the memory is allocated.
 
     Raises:
         VideoError: the file cannot be read; `.cause` is one of `hiera_video.video.reader.Cause`.
-        ValueError: an unknown backend, or a deadline that is not positive.
+        ValueError: an unknown backend, or a limit that is not positive.
         MissingLibrary: the library of the backend is not installed.
     """
     if backend not in get_args(Backend):
         raise ValueError(
             f"backend={backend!r} is unknown; allowed are {', '.join(get_args(Backend))}"
         )
-    if not deadline_sec > 0:
-        raise ValueError(f"deadline_sec={deadline_sec} must be positive")
+    limits = {
+        "deadline_sec": deadline_sec,
+        "max_frame_pixels": max_frame_pixels,
+        "max_read_gib": max_read_gib,
+    }
+    for name, limit in limits.items():
+        if not limit > 0:
+            raise ValueError(f"{name}={limit} must be positive")
+    decoding = Decoding(backend=backend, **limits)
     if not isinstance(source, str | os.PathLike):  # decoders open a file more than once
         suffix = Path(str(getattr(source, "name", ""))).suffix
         copy = tempfile.NamedTemporaryFile(prefix="hiera_video_", suffix=suffix)  # noqa: SIM115
         shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
         copy.flush()
-        reader = open_video(copy.name, backend, deadline_sec=deadline_sec)
+        reader = _open(copy.name, decoding, None)
         reader.source_file = copy  # deleted with the reader
         return reader
-    path = os.fspath(source)
+    return _open(os.fspath(source), decoding, frames_fps)
+
+
+def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
+    """`open_video` with the settings of a command."""
+    return partial(_open, limits=decoding, frames_fps=frames_fps)
+
+
+def _open(path: str, limits: Decoding, frames_fps: float | None) -> VideoReader:
+    backend = limits.backend
     if frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
 
-        return FrameFolderReader(path, deadline_sec, frames_fps)
+        return FrameFolderReader(path, limits, frames_fps)
     _check_file(path)
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         from hiera_video.video.backends.image import ImageReader
 
-        return ImageReader(path, deadline_sec)
+        return ImageReader(path, limits)
 
     from hiera_video.video.backends.pyav import PyavReader
 
     if backend == "pyav":
-        return PyavReader(path, deadline_sec)
+        return PyavReader(path, limits)
     from hiera_video.video.backends.checked import BackendRefusal, warn_about_refusal
 
     reader_class: Callable[[PyavReader], VideoReader]
@@ -83,7 +105,7 @@ def open_video(
         from hiera_video.video.backends.decord import DecordReader as reader_class
     else:
         from hiera_video.video.backends.torchcodec import TorchcodecReader as reader_class
-    exact = PyavReader(path, deadline_sec)
+    exact = PyavReader(path, limits)
     try:
         return reader_class(exact)
     except BackendRefusal as refusal:
@@ -92,16 +114,6 @@ def open_video(
     except BaseException:
         exact.close()
         raise
-
-
-def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
-    """`open_video` with the settings of a command."""
-    return partial(
-        open_video,
-        backend=decoding.backend,
-        deadline_sec=decoding.deadline_sec,
-        frames_fps=frames_fps,
-    )
 
 
 def _check_file(path: str) -> None:

@@ -1,6 +1,8 @@
 """The interface of all readers of videos, and their errors."""
 
 import logging
+import math
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -10,6 +12,7 @@ from typing import IO, Literal
 import numpy as np
 
 from hiera_video.errors import UserError
+from hiera_video.settings.video import Decoding
 
 Cause = Literal[
     "missing",  # no such file
@@ -18,6 +21,8 @@ Cause = Literal[
     "not_a_video",  # no decoder recognises the bytes
     "no_video_stream",  # audio only, or only cover art
     "truncated",  # cut off or damaged: a requested frame does not decode
+    "too_large",  # more pixels in a frame, or bytes in a read, than allowed
+    "changed",  # written to while it was read
     "timestamps",  # times from which no clip can be sampled
     "too_short",  # fewer frames than a clip needs, with end_policy "error"
     "no_frames",  # a video stream without a single frame
@@ -79,8 +84,8 @@ class VideoReader(ABC):
         backend: the library that decodes, which may differ from the requested one.
         frame_times_sec: float64 [F], ascending presentation times as the file states them.
         end_sec: presentation time at which the last frame ends.
-        damage: description of what is missing from a file that was cut off, whose remaining frames
-            can be read. None if no damage is known.
+        damage: description of what is damaged or missing in a file whose other frames can be read.
+            None if no damage is known before frames are decoded.
     """
 
     backend: str
@@ -90,8 +95,9 @@ class VideoReader(ABC):
     source_file: IO[bytes] | None = None  # a temporary copy that `path` names
     _shape: tuple[int, ...] | None = None  # (height, width), once a frame has been decoded
 
-    def __init__(self, path: str, deadline_sec: float) -> None:
-        self.path, self.deadline_sec = path, deadline_sec
+    def __init__(self, path: str, limits: Decoding) -> None:
+        self.path, self.limits = path, limits
+        self._status = self._stat()
 
     @abstractmethod
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
@@ -99,6 +105,37 @@ class VideoReader(ABC):
 
         Raises VideoError if one of the frames does not decode.
         """
+
+    def _stat(self) -> tuple[int, int]:
+        status = os.stat(self.path)
+        return status.st_size, status.st_mtime_ns
+
+    def check_unchanged(self) -> None:
+        """Raises VideoError if the file was written to since it was opened.
+
+        Reading ends with this check, because frames would be those of both files.
+        """
+        try:
+            is_same = self._stat() == self._status
+        except OSError:
+            is_same = False
+        if not is_same:
+            raise VideoError(
+                self.path, "changed", "was changed or removed while it was read; read it again"
+            )
+
+    def check_size(self, height: int, width: int) -> None:
+        """Raises VideoError if frames are larger than `max_frame_pixels` allows."""
+        allowed = self.limits.max_frame_pixels
+        side = 2 * math.isqrt(allowed)
+        if height * width > allowed or max(height, width) > side:
+            raise VideoError(
+                self.path,
+                "too_large",
+                f"has frames of {width} x {height} pixels; max_frame_pixels={allowed} allows as "
+                f"many pixels and sides of {side}; set data.max_frame_pixels higher, or leave the "
+                "file out",
+            )
 
     def close(self) -> None:  # noqa: B027 - readers of pictures hold nothing open
         """Closes the file and frees the decoder. Closing twice has no effect."""
@@ -147,8 +184,9 @@ class VideoReader(ABC):
 
         Raises:
             ValueError: an index is negative or not below the number of frames.
-            VideoError: a frame does not decode, or the deadline passed. Frames that follow a
-                damaged one do not decode either, up to the next key frame.
+            VideoError: a frame does not decode, the deadline passed, the frames are larger than
+                allowed, or the file was changed meanwhile. What follows damage in decoding order
+                does not decode either, up to the next key frame.
         """
         positions, slots = np.unique(self._checked(indices), return_inverse=True)
         if positions.size == 0:
@@ -156,6 +194,7 @@ class VideoReader(ABC):
         clip = np.empty(0, np.uint8)
         for rank, (_, frame) in enumerate(self._decoded(positions)):
             if rank == 0:
+                self._check_bytes(len(slots) * frame.nbytes)
                 clip = np.empty((len(slots), *frame.shape), np.uint8)
             clip[np.flatnonzero(slots == rank)] = frame
         return clip
@@ -180,12 +219,23 @@ class VideoReader(ABC):
     def _decoded(
         self, positions: np.ndarray, *, limit_each: bool = False
     ) -> Iterator[tuple[int, np.ndarray]]:
-        deadline = Deadline(self.path, self.deadline_sec)
+        deadline = Deadline(self.path, self.limits.deadline_sec)
         for position, frame in self._read(positions.tolist(), deadline):
             self._shape = frame.shape[:2]
             yield position, frame
             if limit_each:
                 deadline.restart()
+        self.check_unchanged()
+
+    def _check_bytes(self, num_bytes: int) -> None:
+        allowed = self.limits.max_read_gib
+        if num_bytes > allowed * 2**30:
+            raise VideoError(
+                self.path,
+                "too_large",
+                f"a read takes {num_bytes / 2**30:.1f} GiB of frames; max_read_gib={allowed:g} is "
+                "allowed; set data.max_read_gib higher, take fewer clips, or leave the file out",
+            )
 
     def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         positions = np.asarray(indices)

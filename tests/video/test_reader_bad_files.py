@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from hiera_video.errors import MissingLibrary
-from hiera_video.video import index
+from hiera_video.settings.video import Decoding
+from hiera_video.video import container
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, warn_once
 from tests.video.striped_video import make_audio, make_striped_video, read_number
@@ -94,13 +95,13 @@ def test_metadata_that_is_not_utf8(tmp_path, backend):
 def test_a_library_without_the_argument_for_such_metadata(tmp_path, monkeypatch):
     """PyAV 19 reads all metadata, and refuses the argument that older versions need."""
     path = make_striped_video(tmp_path / "a.mkv", 5)
-    real_open = index.av.open
+    real_open = container.av.open
 
-    def open_as_in_19(file, *, timeout):
-        return real_open(file, timeout=timeout)
+    def open_as_in_19(file, *, timeout, options):
+        return real_open(file, timeout=timeout, options=options)
 
-    monkeypatch.setattr(index.av, "open", open_as_in_19)
-    monkeypatch.setattr(index, "InputContainer", object)
+    monkeypatch.setattr(container.av, "open", open_as_in_19)
+    monkeypatch.setattr(container, "InputContainer", object)
     with open_video(path) as reader:
         assert read_number(reader[4]) == 4
 
@@ -179,7 +180,7 @@ def test_deadline(tmp_path, monkeypatch, what):
         assert cause_of(path, deadline_sec=1e-9) == "timeout"
         return
     with open_video(path) as reader:
-        reader.deadline_sec = 1e-9
+        reader.limits = Decoding(deadline_sec=1e-9)
         with pytest.raises(VideoError, match="deadline_sec=1e-09") as caught:
             reader.frames([0, 9]) if what == "frames" else list(reader.stream([0, 9]))
         assert caught.value.cause == "timeout"
@@ -193,13 +194,13 @@ def test_errors_survive_pickling():
 
 def test_containers_are_closed_after_errors(tmp_path, monkeypatch):
     opened = []
-    real_open = index.av.open
+    real_open = container.av.open
 
     def recording_open(*args, **kwargs):
         opened.append(real_open(*args, **kwargs))
         return opened[-1]
 
-    monkeypatch.setattr(index.av, "open", recording_open)
+    monkeypatch.setattr(container.av, "open", recording_open)
     assert cause_of(make_audio(tmp_path / "audio.mp4")) == "no_video_stream"
     assert not opened[0].streams  # PyAV empties it when a container is closed
 

@@ -25,9 +25,10 @@ def warn_about_refusal(path: str, backend: str, reason: BackendRefusal) -> None:
 class CheckedReader(VideoReader):
     """A backend that reads a file only as long as its frames equal those of PyAV.
 
-    Frame times, stream and rotation are PyAV's. The first frame and one that is reached by a seek
-    are compared when the file is opened. If the backend fails to read others later, PyAV reads the
-    rest of the file, with a warning.
+    Frame times, stream and rotation are PyAV's, which also decodes each frame that is read, because
+    other libraries do not state which frames are damaged. The first frame and one that is reached
+    by a seek are compared when the file is opened. If the backend fails to read others later, PyAV
+    reads the rest of the file, with a warning.
 
     Args:
         exact: PyAV's reader of the file.
@@ -43,8 +44,10 @@ class CheckedReader(VideoReader):
     errors: tuple[type[Exception], ...]
 
     def __init__(self, exact: PyavReader) -> None:
-        super().__init__(exact.path, exact.deadline_sec)
+        super().__init__(exact.path, exact.limits)
         decoder = self._import_decoder()
+        if exact.damage is not None:
+            raise BackendRefusal(exact.damage)
         if exact.index.stamp_name != "pts":
             raise BackendRefusal("its timestamps do not determine the order of its frames")
         with self._refusing("open"):
@@ -97,6 +100,12 @@ class CheckedReader(VideoReader):
         while first < len(positions) and self.backend != self._exact.backend:
             deadline.check()
             batch = positions[first : first + FRAMES_PER_BATCH]
+            try:
+                for _ in self._exact.decode(batch, deadline):
+                    pass  # only for the error, if the frames rely on damage
+            except VideoError:
+                self.backend = self._exact.backend  # which alone is sure about the other frames
+                raise
             try:
                 yield from zip(batch, self._batch(batch), strict=True)
                 first += len(batch)

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import cv2
 import numpy as np
 
+from hiera_video.settings.video import Decoding
+from hiera_video.video.backends.image import opened_image
 from hiera_video.video.reader import IMAGE_SUFFIXES, Deadline, VideoError, VideoReader
 
 
@@ -20,10 +22,10 @@ class FrameFolderReader(VideoReader):
 
     backend = "frames"
 
-    def __init__(self, path: str, deadline_sec: float, fps: float) -> None:
+    def __init__(self, path: str, limits: Decoding, fps: float) -> None:
         if not fps > 0:
             raise ValueError(f"frames_fps={fps} must be positive")
-        super().__init__(path, deadline_sec)
+        super().__init__(path, limits)
         numbered = {}
         for entry in os.scandir(path):
             stem, suffix = os.path.splitext(entry.name)
@@ -48,6 +50,8 @@ class FrameFolderReader(VideoReader):
         for position in positions:
             deadline.check()
             file = self._files[position]
+            with opened_image(file) as image:
+                self.check_size(image.height, image.width)
             picture = cv2.imread(file, cv2.IMREAD_COLOR)
             if picture is None:
                 raise VideoError(file, "truncated", "does not decode as a picture; replace it")

@@ -4,12 +4,10 @@ Two measures save time. A frame that is not requested and that no other frame re
 decoded: the decoder's `skip_frame` is set packet by packet (measured on H.264 with B-frames: 1.3 to
 1.5 times as fast at 16x4, pixels identical). And all frames of a reader share one swscale context;
 `frame.to_ndarray` makes a new one for each frame, which costs 0.3 ms.
-
-Decoded frames are identified by a number that passes through the decoder in place of the packet's
-presentation time, so that missing, repeated or wrong time stamps cannot mix up frames.
 """
 
 import itertools
+from collections import deque
 from collections.abc import Iterator
 
 import av
@@ -18,7 +16,10 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
-from hiera_video.video.index import cached_scan, choose_stream, filled_packets, open_container
+from hiera_video.settings.video import Decoding
+from hiera_video.video.container import choose_stream, filled_packets, open_container
+from hiera_video.video.decoder import Decoder
+from hiera_video.video.index import cached_scan
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 # Codecs in which no other frame refers to a "non-reference" frame. Not HEVC, where a "sub-layer
@@ -33,15 +34,18 @@ class PyavReader(VideoReader):
 
     backend = "pyav"
 
-    def __init__(self, path: str, deadline_sec: float) -> None:
-        super().__init__(path, deadline_sec)
+    def __init__(self, path: str, limits: Decoding) -> None:
+        super().__init__(path, limits)
         self._container: InputContainer | None = None
         self._current_read: Iterator[tuple[int, av.Packet]] | None = None
         self._reformatter = VideoReformatter()
         self._stored_size: tuple[int, int] | None = None  # (width, height) before rotation
         self._quarter_turns = 0  # counter-clockwise
+        self._decoder: Decoder
         try:
-            self.index = cached_scan(path, self._open(), Deadline(path, deadline_sec))
+            stream = self._open()
+            self.check_size(stream.codec_context.height, stream.codec_context.width)
+            self.index = cached_scan(path, stream, limits)
         except BaseException:
             self.close()
             raise
@@ -58,14 +62,21 @@ class PyavReader(VideoReader):
     def _open(self) -> VideoStream:
         """Opens the file, again if it is open, at its beginning."""
         self.close()
-        self._container = open_container(self.path, self.deadline_sec)
+        self._container = open_container(self.path, self.limits.deadline_sec)
         self._stream = choose_stream(self.path, self._container)
-        self._stream.codec_context.thread_count = 1
+        self._decoder = Decoder(self._stream, self.limits.max_frame_pixels)
         return self._stream
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
+        for position, frame in self.decode(positions, deadline):
+            yield position, self._to_rgb(frame)
+
+    def decode(
+        self, positions: list[int], deadline: Deadline
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Yields (position, frame as stored) of intact frames, as `_read` does."""
         for start, run in self._runs(positions):
-            yield from self._read_run(start, run, deadline)
+            yield from self._decode_run(start, run, deadline)
 
     def _runs(self, positions: list[int]) -> list[tuple[int, list[int]]]:
         """Splits positions into runs (start packet, positions), each decoded without a seek.
@@ -83,9 +94,9 @@ class PyavReader(VideoReader):
             last_packet = max(last_packet, packet)
         return runs
 
-    def _read_run(
+    def _decode_run(
         self, start: int, run: list[int], deadline: Deadline
-    ) -> Iterator[tuple[int, np.ndarray]]:
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
         """Yields the frames of a run in order.
 
         Frames that do not decode from the key frame on (because it is not a true key frame, or the
@@ -95,10 +106,10 @@ class PyavReader(VideoReader):
         done = 0
         for from_start in (False, True):
             held: dict[int, av.VideoFrame] = {}
-            for packet_number, frame in self._decode(start, run[done:], from_start, deadline):
+            for packet_number, frame in self._intact(start, run[done:], from_start, deadline):
                 held[packet_number] = frame
                 while done < len(run) and (packet := int(self.index.packet_of[run[done]])) in held:
-                    yield run[done], self._to_rgb(held.pop(packet))
+                    yield run[done], held.pop(packet)
                     done += 1
                 if len(held) > MAX_HELD_FRAMES:
                     break
@@ -111,40 +122,40 @@ class PyavReader(VideoReader):
             "not decode, the file is cut off or damaged; fetch it again or leave it out",
         )
 
-    def _decode(
+    def _intact(
         self, start: int, positions: list[int], from_start: bool, deadline: Deadline
     ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yields (packet number, frame) of the frames at `positions`, in decoding order.
+        """Yields (packet number, frame) of the frames at `positions` that rely on no damage.
 
-        After a packet that fails, decoders predict the next frames from the wrong ones. Therefore
-        all frames up to the next key frame are left out.
+        A frame waits until the decoder has returned all frames that it may refer to, because libav
+        flags a damaged frame only when it returns it.
         """
-        packets = self.index.packet_of[positions].tolist()
-        wanted = dict(zip(packets, self.index.start_of[positions].tolist(), strict=True))
-        failed: list[int] = []
-        may_skip = not from_start and self._stream.codec_context.name in SKIPPING_CODECS
+        index, last_shown = self.index, self.index.last_shown
+        wanted = set(index.packet_of[positions].tolist())
         first = 0 if from_start else start
-        for number, packet in self._packets(first, max(wanted), from_start):
+        packets = self._packets(first, max(wanted), from_start)
+        decoder = self._decoder  # of this read, which may have opened the file again
+        decoder.begin(index.damaged)
+        may_skip = not from_start and self._stream.codec_context.name in SKIPPING_CODECS
+        waiting: deque[av.VideoFrame] = deque()
+        latest = -1  # position of the frames that the decoder has returned
+        for number, packet in packets:
             deadline.check()
-            context = self._stream.codec_context
-            context.skip_frame = "NONREF" if may_skip and number not in wanted else "DEFAULT"
-            if packet is not None:
-                packet.pts = number
-            try:
-                frames = context.decode(packet)
-            except av.error.FFmpegError:
-                failed.append(number)
-                continue
-            for frame in frames:
-                if frame.pts is None or frame.pts not in wanted or frame.is_corrupt:
-                    continue
-                if not any(wanted[frame.pts] <= lost <= frame.pts for lost in failed):
+            is_skipped = may_skip and number not in wanted
+            decoder.context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
+            for frame in decoder.decode(number, packet):
+                latest = max(latest, int(index.position_of[frame.pts]))
+                if frame.pts in wanted:
+                    waiting.append(frame)
+            while waiting and (packet is None or last_shown[waiting[0].pts] <= latest):
+                frame = waiting.popleft()
+                if index.is_intact(frame.pts, decoder, first):
                     yield frame.pts, frame
 
     def _packets(
         self, first: int, last: int, from_start: bool
     ) -> Iterator[tuple[int, av.Packet | None]]:
-        """Yields packets `first` to `last` for a flushed decoder, then None to drain it.
+        """Numbered packets `first` to `last` for a flushed decoder, then None to drain it.
 
         A drained decoder returns the frames that it still holds.
         """
@@ -154,6 +165,11 @@ class PyavReader(VideoReader):
         if packets is None:
             packets = enumerate(filled_packets(self.path, self._open()))
         self._current_read = packets
+        return self._between(packets, first, last)
+
+    def _between(
+        self, packets: Iterator[tuple[int, av.Packet]], first: int, last: int
+    ) -> Iterator[tuple[int, av.Packet | None]]:
         for number, packet in packets:
             if number >= first:
                 yield number, packet

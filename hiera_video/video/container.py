@@ -1,0 +1,146 @@
+"""Containers as libavformat reads them: streams, packets, and whether the end is missing."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from av.container import Container, InputContainer
+from av.stream import Disposition
+from av.video.stream import VideoStream
+
+from hiera_video.video.reader import VideoError
+
+NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
+MP4_BOXES = (b"ftyp", b"mdat", b"wide", b"skip", b"free")
+# Formats whose header states a duration. That of others is estimated from what is there.
+STATED_DURATION = frozenset({"matroska,webm", "flv", "asf", "mov,mp4,m4a,3gp,3g2,mj2"})
+ROUNDING_SEC = 1.5e-3
+
+
+def open_container(path: str, deadline_sec: float, **options: str) -> InputContainer:
+    """Opens a file with libavformat, with options of its demuxer.
+
+    Raises:
+        VideoError: the file cannot be opened; the sentence states why.
+    """
+    # PyAV before 19 opens files whose metadata is not UTF-8; PyAV 19 has no such argument.
+    has_argument = hasattr(InputContainer, "metadata_errors")
+    arguments = {"metadata_errors": "replace"} if has_argument else {}
+    try:
+        # An absolute path, because libav would take "clip:1.mp4" for a protocol.
+        return av.open(os.path.abspath(path), timeout=deadline_sec, options=options, **arguments)
+    except av.error.ExitError as error:
+        raise VideoError(
+            path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"
+        ) from error
+    except (av.error.FFmpegError, OSError) as error:
+        try:
+            with Path(path).open("rb") as file:
+                is_mp4 = file.read(12)[4:8] in MP4_BOXES
+        except OSError:
+            raise VideoError(path, "missing", f"cannot be read ({error.strerror})") from error
+        if is_mp4:
+            sentence = "its MP4 index (moov) is missing or damaged: it was cut off; fetch it again"
+            raise VideoError(path, "truncated", sentence) from error
+        sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
+        raise VideoError(path, "not_a_video", sentence) from error
+
+
+def video_streams(container: Container) -> list[VideoStream]:
+    """The video streams of a file, without cover art and thumbnails."""
+    return [s for s in container.streams.video if not s.disposition & NO_VIDEO]
+
+
+def choose_stream(path: str, container: InputContainer) -> VideoStream:
+    """The first video stream marked as default, else the first one.
+
+    Raises:
+        VideoError: there is none, or PyAV has no decoder for it.
+    """
+    streams = video_streams(container)
+    if not streams:
+        what = "only cover art" if container.streams.video else "no video stream"
+        raise VideoError(path, "no_video_stream", f"has {what}; leave the file out of the list")
+    stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
+    if stream.codec_context is None:
+        raise VideoError(
+            path, "backend", "has a codec that the installed PyAV lacks; convert it to H.264"
+        )
+    for other in container.streams:
+        if other.index != stream.index and hasattr(av.stream, "Discard"):  # since PyAV 18
+            other.discard = av.stream.Discard.all  # the demuxer does not read these streams
+    return stream
+
+
+def filled_packets(
+    path: str, stream: VideoStream, problems: list[str] | None = None
+) -> Iterator[av.Packet]:
+    """Packets of a stream that hold data, up to the end of the file or of its readable part.
+
+    Args:
+        problems: is given the reason if the packets end before the file does.
+    """
+    try:
+        for packet in stream.container.demux(stream):  # type: ignore[attr-defined]
+            if packet.size:  # neither an empty AVI chunk nor PyAV's end marker
+                yield packet
+    except av.error.ExitError as error:
+        raise VideoError(path, "timeout", "reading its packets took too long") from error
+    except (av.error.FFmpegError, IndexError) as error:
+        # PyAV raises IndexError at the end of a damaged stream that announced more streams.
+        if problems is not None:
+            reason = getattr(error, "strerror", None) or "it announced more streams"
+            problems.append(f"its packets end with an error ({reason})")
+
+
+def missing_end(
+    path: str, stream: VideoStream, stamps: Sequence[int], end: int, deadline_sec: float
+) -> str | None:
+    """Describes what the header announces and the file does not hold; None if it is all there.
+
+    Each format has one rule. AVI announces chunks, and its decoding times count them, the empty
+    ones too. MP4 announces samples, also those that an edit list leaves out. The others state the
+    duration of their longest stream.
+
+    Args:
+        stamps: ascending times of the packets in units of the stream's time base: decoding times of
+            AVI, presentation times of the others.
+        end: when the last frame ends, in the same units.
+    """
+    container: InputContainer = stream.container  # type: ignore[assignment]
+    announced = stream.frames
+    name = container.format.name
+    step = int(max(np.diff(stamps), default=1))  # the last frame may be shown for as long
+    if announced:
+        held = stamps[-1] + step if name == "avi" else len(stamps)
+        if announced > held and name != "avi":
+            with open_container(path, deadline_sec, ignore_editlist="1") as whole:
+                samples = filled_packets(path, whole.streams[stream.index])  # type: ignore[arg-type]
+                held = sum(1 for _ in samples)
+        return f"announces {announced} frames and holds {held}" if announced > held else None
+    if name not in STATED_DURATION or container.duration is None:
+        return None
+    unit = float(stream.time_base or 0)
+    stated_sec, first_sec = container.duration / av.time_base, stamps[0] * unit
+    offset_sec = first_sec if first_sec >= stated_sec else 0.0  # of a part of a longer recording
+    held_sec = end * unit - offset_sec
+    tolerance_sec = step * unit + ROUNDING_SEC
+    if stated_sec > held_sec + tolerance_sec and len(container.streams) > 1:
+        held_sec = _last_end_sec(path, deadline_sec) - offset_sec
+    if stated_sec > held_sec + tolerance_sec:
+        return f"announces {stated_sec:.3f} s and holds {held_sec:.3f} s"
+    return None
+
+
+def _last_end_sec(path: str, deadline_sec: float) -> float:
+    """When the last packet of all streams ends."""
+    last_sec = 0.0
+    with open_container(path, deadline_sec) as container, contextlib.suppress(av.error.FFmpegError):
+        for packet in container.demux():
+            if packet.pts is not None and packet.time_base:
+                end = packet.pts + (packet.duration or 0)
+                last_sec = max(last_sec, float(end * packet.time_base))
+    return last_sec
