@@ -188,7 +188,7 @@ class FeatureStore:
         """
         try:
             row = self.row(name)
-            with contextlib.suppress(OSError):  # reported when the video is read
+            with contextlib.suppress(OSError, ValueError):  # reported when the video is read
                 size = os.path.getsize(path)
                 if row is not None and row.get("size_bytes", size) != size:
                     raise StoreError(
