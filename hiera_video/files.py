@@ -110,7 +110,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _remove(part)  # of an earlier process with this number
     try:
         yield part
-        for written in [part, *part.rglob("*")]:
+        for written in [part, *_below(part)]:
             _flush(written)
         if path.is_dir():  # which os.replace does not replace
             old = part.with_suffix(".old")
@@ -150,8 +150,29 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what killed processes left of `replacing` below a folder that nobody else writes."""
-    for part in [*folder.rglob(".*.part")]:
-        _remove(part)
+    for path in [*_below(folder)]:
+        if path.match(".*.part"):
+            _remove(path)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """All files and folders below a folder, of any depth, which Path.rglob is not made for."""
+    pending = [path] if path.is_dir() else []
+    while pending:
+        for entry in os.scandir(pending.pop()):
+            yield Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(Path(entry.path))
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder if it is missing, below folders of any depth, unlike Path.mkdir."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
 
 
 def make_writable_folder(folder: Path) -> None:

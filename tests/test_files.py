@@ -13,15 +13,18 @@ import hiera_video
 from hiera_video.errors import UserError
 from hiera_video.files import (
     MAX_LINE,
+    make_folder,
     make_writable_folder,
     own_or_shipped,
     parse_json,
     read_bytes,
     read_text,
+    remove_unfinished,
     replacing,
     write_json,
     write_text,
 )
+from tests.conftest import remove_deep
 
 SOURCES = sorted(Path(hiera_video.__file__).parent.rglob("*.py"))
 
@@ -121,6 +124,21 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, is_folder: bool) -> None
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_folders_of_any_depth(tmp_path: Path, deep_folder: Path) -> None:
+    for name in (".a.npz.7.part", "a.npz"):
+        (deep_folder / name).touch()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in deep_folder.iterdir()] == ["a.npz"]
+
+
+def test_a_folder_below_missing_ones(tmp_path: Path) -> None:
+    deep = tmp_path / "/".join("e" * 1100)
+    make_folder(deep)
+    make_folder(deep)
+    assert deep.is_dir()
+    remove_deep(deep, 1100)
 
 
 def test_json_is_readable_text(tmp_path: Path) -> None:

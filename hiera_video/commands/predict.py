@@ -1,12 +1,12 @@
 """`hiera-video predict FILE...`: the most likely classes of videos or images."""
 
+import os
 from pathlib import Path
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.loader import evaluation_loader, readable
-from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.files import read_folder
 from hiera_video.data.videos.records import VideoRecord
-from hiera_video.errors import UserError
 from hiera_video.evaluation.prediction import classify, load_model, views_of
 from hiera_video.evaluation.views import Scorer
 from hiera_video.runtime.distributed import process_group
@@ -43,10 +43,9 @@ def files(inputs: list[str]) -> list[str]:
     """The files among the inputs, and the videos and images below the folders among them."""
     found: list[str] = []
     for name in inputs:
-        inside = [name]
-        if (folder := Path(name)).is_dir():
-            inside = sorted(str(p) for p in folder.rglob("*") if p.is_file() and is_media(str(p)))
-        if not inside:
-            raise UserError(f"{name}: a folder without videos or images")
-        found += inside
+        if os.path.isdir(name):
+            rows, _ = read_folder(Path(name), labelled=False)
+            found += [os.path.join(name, row.name) for row in rows]
+        else:
+            found.append(name)
     return found

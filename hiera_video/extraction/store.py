@@ -28,7 +28,7 @@ from torch import Tensor
 import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
-from hiera_video.files import remove_unfinished, replacing, write_json
+from hiera_video.files import make_folder, remove_unfinished, replacing, write_json
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
@@ -425,7 +425,7 @@ def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _written(path: Path) -> Iterator[IO[bytes]]:
     """A file that becomes `path` when the block has ended; makes the folder if it is missing."""
     with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as part, part.open("wb") as file:
             yield file
 

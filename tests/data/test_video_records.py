@@ -351,7 +351,32 @@ def test_links_in_circles_end(tmp_path):
     (tmp_path / "data/swim").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/run/again").symlink_to(tmp_path / "data/run")
     touch(tmp_path / "data/run/b.mp4")
+    for place in ("data/itself", "data/run/itself"):
+        (tmp_path / place).symlink_to(tmp_path / place)
     assert pairs(read_video_list(tmp_path / "data")) == [("run/b.mp4", (0,)), ("swim/a.mp4", (1,))]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_folders_of_any_depth(tmp_path, deep_folder, labelled):
+    touch(deep_folder / "a.mp4")
+    (record,) = read_video_list(tmp_path, labelled=labelled).records
+    assert record.path == str(deep_folder / "a.mp4")
+
+
+def test_a_folder_whose_path_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        os.mkdir("x" * 250)
+        os.chdir("x" * 250)
+    with pytest.raises(AnnotationError, match="xxx: File name too long"):
+        read_video_list(tmp_path)
+
+
+def test_the_order_within_a_folder(tmp_path):
+    for name in ("run/b/z.mp4", "run/b.mp4", "run/a/y.mp4", "run/a/c/x.mp4", "run/c.mp4"):
+        touch(tmp_path / name)
+    names = [record.name for record in read_video_list(tmp_path).records]
+    assert names == ["run/b.mp4", "run/c.mp4", "run/a/y.mp4", "run/a/c/x.mp4", "run/b/z.mp4"]
 
 
 @pytest.mark.parametrize("name", ["run/notes.txt", "notes.txt", ".a.mp4"])

@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, 
     """
     base = os.path.abspath(folder)
     skipped: Counter[str] = Counter()
-    entries = {entry.name: entry.is_dir() for entry in os.scandir(base)} if labelled else {}
+    entries = {entry.name: _is_folder(entry) for entry in os.scandir(base)} if labelled else {}
     classes = sorted(name for name in entries if entries[name] and not name.startswith("."))
     found: list[tuple[str, tuple[str, ...]]]
     if classes:
@@ -65,8 +66,7 @@ def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, 
         skipped["beside the class folders"] += sum(_is_usable(name, skipped) for name in beside)
         found = [(name, (label,)) for label in classes for name in _walk(base, label, skipped)]
     else:
-        names = (name.removeprefix("./") for name in _walk(base, "", skipped))
-        found = [(name, ()) for name in sorted(names)]
+        found = [(name, ()) for name in sorted(_walk(base, "", skipped))]
     if reasons := [f"{count} {reason}" for reason, count in sorted(skipped.items()) if count]:
         logger.warning("%s: files left out: %s", folder, ", ".join(reasons))
     if not found:
@@ -81,22 +81,37 @@ def _walk(base: str, class_name: str, skipped: Counter[str]) -> Iterator[str]:
 
     A folder that several links point to is visited once.
     """
-
-    def refuse(error: OSError) -> None:
-        raise AnnotationError(f"{error.filename}: {error.strerror}")
-
     visited = set()
-    top = os.path.join(base, class_name)
-    for folder, subfolders, files in os.walk(top, followlinks=True, onerror=refuse):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
+    pending = [class_name]  # os.walk calls itself, which ends in folders that are too deep
+    while pending:
+        inside = pending.pop()
+        folder = os.path.join(base, inside)
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=attrgetter("name"))
+        except OSError as error:
+            raise AnnotationError(f"{error.filename}: {error.strerror}") from None
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        visited.add(real)
-        skipped["hidden"] += sum(name.startswith(".") for name in subfolders)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        inside = Path(folder).relative_to(base).as_posix()
-        yield from (f"{inside}/{name}" for name in sorted(files) if _is_usable(name, skipped))
+        visited.add((status.st_dev, status.st_ino))
+        folders = []
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if not _is_folder(entry):
+                if _is_usable(entry.name, skipped):
+                    yield name
+            elif entry.name.startswith("."):
+                skipped["hidden"] += 1
+            else:
+                folders.append(name)
+        pending += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_usable(name: str, skipped: Counter[str]) -> bool:
