@@ -6,6 +6,7 @@ appears under its final name.
 
 import csv
 import json
+import math
 import os
 import shutil
 import stat
@@ -131,9 +132,26 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def json_text(content: Any, **options: Any) -> str:
+    """JSON text; every JSON that the package writes is made here.
+
+    Args:
+        options: further arguments of `json.dumps`.
+
+    Raises:
+        ValueError: a number is not finite, which JSON cannot state: see `finite_or_none`.
+    """
+    return json.dumps(content, **{"ensure_ascii": False, "allow_nan": False, **options})
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value for JSON: null for a figure that is not defined, such as the mean of nothing."""
+    return value if math.isfinite(value) else None
+
+
 def write_json(path: Path, content: Any) -> None:
     """Replaces a file by indented JSON."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json_text(content, indent=2) + "\n")
 
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n") -> None:
@@ -145,7 +163,7 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n"
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
     """Adds one line; concurrent processes do not interleave within a line."""
     with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        file.write(json_text(record) + "\n")
 
 
 def remove_unfinished(folder: Path) -> None:

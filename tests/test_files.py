@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -13,6 +14,8 @@ import hiera_video
 from hiera_video.errors import UserError
 from hiera_video.files import (
     MAX_LINE,
+    append_jsonl,
+    finite_or_none,
     make_folder,
     make_writable_folder,
     own_or_shipped,
@@ -24,6 +27,7 @@ from hiera_video.files import (
     write_json,
     write_text,
 )
+from hiera_video.runtime.results import print_result
 from tests.conftest import remove_deep
 
 SOURCES = sorted(Path(hiera_video.__file__).parent.rglob("*.py"))
@@ -144,6 +148,24 @@ def test_a_folder_below_missing_ones(tmp_path: Path) -> None:
 def test_json_is_readable_text(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Übung", "values": [1, 2]})
     assert "Übung" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def test_what_json_cannot_state_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    append_jsonl(path, {"loss": finite_or_none(math.nan), "lr": finite_or_none(0.5)})
+    for value in (math.nan, math.inf):
+        for write in (append_jsonl, write_json):
+            with pytest.raises(ValueError, match="not JSON compliant"):
+                write(path, {"loss": value})
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            print_result({"loss": value}, "", as_json=True)
+    assert path.read_text() == '{"loss": null, "lr": 0.5}\n'
+
+
+def test_no_other_code_makes_json() -> None:
+    tools = sorted((Path(__file__).parents[1] / "tools").rglob("*.py"))
+    users = [p.name for p in SOURCES + tools if "json.dump" in p.read_text(encoding="utf-8")]
+    assert users == ["files.py"]
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> None:

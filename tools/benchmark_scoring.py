@@ -26,11 +26,12 @@ NUM_CLASSES = 60
 TARGET = 30
 
 OURS = """
-import json, sys, time
+import sys, time
 import pyarrow.csv
 from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.evaluation.ava import frame_ap
+from hiera_video.files import json_text
 begin = time.perf_counter()
 labels = read_label_map(sys.argv[3])
 truth = read_boxes("ground truth", sys.argv[1], labels, strict=False)
@@ -39,12 +40,13 @@ read = time.perf_counter()
 result = frame_ap(truth, detections, classes=list(labels.names), protocol="activitynet")
 end = time.perf_counter()
 ap = {labels.names[c]: v for c, v in zip(result.classes.tolist(), result.ap.tolist())}
-print(json.dumps({"seconds": end - begin, "read": read - begin, "ap": ap}))
+print(json_text({"seconds": end - begin, "read": read - begin, "ap": ap}))
 """
 
 OFFICIAL = """
-import json, sys, time
+import sys, time
 import numpy as np
+from hiera_video.files import json_text
 np.bool, np.float, np.NAN = bool, float, np.nan
 sys.path[:0] = [sys.argv[4], sys.argv[4] + "/ava"]
 import get_ava_performance as official
@@ -55,7 +57,7 @@ official.run_evaluation(open(sys.argv[3]), open(sys.argv[1]), open(sys.argv[2]))
 seconds = time.perf_counter() - begin
 prefix = "PascalBoxes_PerformanceByCategory/AP@0.5IOU/"
 ap = {k[len(prefix):]: float(v) for k, v in metrics.items() if k.startswith(prefix)}
-print(json.dumps({"seconds": seconds, "read": 0, "ap": ap}))
+print(json_text({"seconds": seconds, "read": 0, "ap": ap}))
 """
 
 

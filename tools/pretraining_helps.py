@@ -46,6 +46,7 @@ from torch import Tensor
 from hiera_video import create_autoencoder, create_model, open_video, save_model
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.demo.motions import ENCODER, DemoData, write_text
+from hiera_video.files import json_text
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.variants import input_statistics
 from hiera_video.video.clips import ClipSampler
@@ -150,7 +151,7 @@ def pretrain(data: DemoData, start: Path, run: Path, lr: str, steps: int, seed: 
     command(
         *("pretrain", f"data.train={data.train}", f"run_dir={run}", f"model.init={start}"),
         *(f"model.name={NAME}", *(f"model.{key}={value}" for key, value in SIZE.items())),
-        f"model.overrides={json.dumps(PRETRAINED)}",
+        f"model.overrides={json_text(PRETRAINED)}",
         *(f"model.{key}={value}" for key, value in DECODER.items()),
         *("masking.kind=tube", "masking.mask_ratio=0.75"),
         *("augment.flip=false", "augment.crop_area=[0.8,1.0]"),
@@ -170,7 +171,7 @@ def finetune(
         *("finetune", "--config=demo/finetune", f"data.train={few}", f"data.val={data.val}"),
         *(f"data.class_names={data.class_names}", f"run_dir={run}", f"model.init={init}"),
         *(f"model.{key}={value}" for key, value in SIZE.items()),
-        *(f"model.overrides={json.dumps(FINETUNED)}", "augment.crop_area=[0.8,1.0]"),
+        *(f"model.overrides={json_text(FINETUNED)}", "augment.crop_area=[0.8,1.0]"),
         *(f"optim.lr={lr}", f"train.seed={seed}", f"train.epochs={epochs}"),
         *(f"train.warmup_epochs={epochs / 20}", f"train.global_batch_size={BATCH}"),
         *(f"train.evaluate_every={epochs}", f"train.checkpoint_every={epochs}"),

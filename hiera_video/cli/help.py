@@ -1,12 +1,12 @@
 """The help text of a command, made from the fields of its settings."""
 
 import inspect
-import json
 import shutil
 import textwrap
 
 from pydantic.fields import FieldInfo
 
+from hiera_video.files import json_text
 from hiera_video.settings.base import Settings, allowed_values, leaves, shown_key
 
 
@@ -30,7 +30,7 @@ def describe(cls: type[Settings]) -> str:
             required += _entry(shown_key(cls, key), field, width)
         else:
             section = sections.setdefault(key.rpartition(".")[0].partition(".")[0], [])
-            typed = default if isinstance(default, str) else json.dumps(default).replace(" ", "")
+            typed = default if isinstance(default, str) else json_text(default).replace(" ", "")
             section += _entry(f"{shown_key(cls, key)}={typed}", field, width)
     paragraphs = inspect.cleandoc(cls.__doc__ or "").split("\n\n")
     if groups := card_groups(cls):

@@ -1,7 +1,6 @@
 """`hiera-video benchmark`: speed and memory of models, and of those of other libraries."""
 
 import importlib.util
-import json
 import logging
 import platform
 import re
@@ -29,7 +28,7 @@ from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, MissingLibrary, UserError, configured
 from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.views import Scorer, score_views
-from hiera_video.files import write_json, write_text
+from hiera_video.files import json_text, write_json, write_text
 from hiera_video.models.loading import card_of
 from hiera_video.models.pretrained import create_model
 from hiera_video.models.variants import VARIANTS, is_image
@@ -75,7 +74,7 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
     if dry_run:
         models = [subject.name for subject in subjects]
         described = [vars(setting) for setting in settings]
-        print(json.dumps({"models": models, "settings": described}, indent=2))
+        print(json_text({"models": models, "settings": described}, indent=2))
         return 0
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +99,7 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
         write_results(folder, report)
         logger.info("results are in %s", folder)
     if as_json:
-        print(json.dumps(report))
+        print(json_text(report))
     return exit_code(done=len(report["results"]), failed=len(report["failed"]))
 
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from hiera_video.errors import configured
+from hiera_video.errors import WeightsError, configured
+from hiera_video.models.checkpoint import not_finite, shorten
 from hiera_video.models.conversion import convert
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.pretrained import load_model
@@ -16,6 +17,8 @@ def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False
     with configured():
         check_source(config.checkpoint)
     model, card = load_model(config.checkpoint, kind="backbone")
+    if bad := not_finite(model.state_dict()):
+        raise WeightsError(f"{config.checkpoint} holds values that are not finite: {shorten(bad)}")
     with configured():
         check_writable(config.layout, model.architecture)
     if dry_run:

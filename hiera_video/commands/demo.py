@@ -21,6 +21,7 @@ from hiera_video.data.boxes.table import read_label_map
 from hiera_video.demo import actions, motions
 from hiera_video.errors import UserError
 from hiera_video.evaluation.ava import frame_ap
+from hiera_video.files import json_text, write_json
 from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
 
 MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}
@@ -53,7 +54,7 @@ def run(
 
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).write_text(json.dumps(made) + "\n", encoding="utf-8")
+    write_json(folder / MARKER, made)
     print_progress(f"Writing videos of figures, whose classes are motions, to {folder}/data")
     if is_ava:
         actions.generate(actions.DemoAvaData(folder / "data"), seed=seed)
@@ -73,7 +74,7 @@ def run(
     parts |= {"overlay": "predicted"} if is_ava else {}
     paths = {name: str(folder / part) for name, part in parts.items()}
     if as_json:
-        print(json.dumps({"seed": seed, **result, "seconds": seconds, "paths": paths}))
+        print(json_text({"seed": seed, **result, "seconds": seconds, "paths": paths}))
         return 0
     print(f"\nDone in {seconds} s. {text}")
     for name, path in paths.items():

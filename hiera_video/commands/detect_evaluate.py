@@ -1,6 +1,5 @@
 """`hiera-video detect evaluate`: frame mAP of a trained action detector, and its detections."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +26,7 @@ from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import make_writable_folder, write_json
+from hiera_video.files import json_text, make_writable_folder, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
@@ -51,7 +50,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         clips = keyframe_clips_of(val.records, model, config.clips, data)
         protocol = describe_protocol(config, val, clips)
         if dry_run:
-            print(json.dumps({"keyframes_to_score": len(val.records), **protocol}, indent=2))
+            print(json_text({"keyframes_to_score": len(val.records), **protocol}, indent=2))
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)

@@ -1,6 +1,5 @@
 """`hiera-video detect score`: computes frame mAP of action detections from csv files."""
 
-import json
 import math
 import sys
 from collections import Counter
@@ -11,6 +10,7 @@ from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_aps
+from hiera_video.files import json_text
 from hiera_video.runtime.results import print_result
 from hiera_video.settings.evaluation import DetectScoreSettings
 
@@ -23,7 +23,7 @@ def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = F
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
     keyframes = None if config.keyframes is None else read_keyframes(config.keyframes)
     if dry_run:
-        print(json.dumps({"ground_truth_rows": len(truth), "detection_rows": len(detections)}))
+        print(json_text({"ground_truth_rows": len(truth), "detection_rows": len(detections)}))
         return 0
     protocols = PROTOCOLS if config.protocol == "both" else [config.protocol]
     scored = frame_aps(

@@ -1,6 +1,5 @@
 """`hiera-video evaluate`: multi-view accuracy of a trained classifier, and its scores on disk."""
 
-import json
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from hiera_video.evaluation.prediction import load_model, views_of
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import make_writable_folder, write_json
+from hiera_video.files import json_text, make_writable_folder, write_json
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_result
@@ -40,7 +39,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         if dry_run:
-            print(json.dumps({"videos": len(val.records), **protocol}, indent=2))
+            print(json_text({"videos": len(val.records), **protocol}, indent=2))
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)

@@ -1,13 +1,12 @@
 """`hiera-video export`: torch.export and ONNX files of a model, each compared with it."""
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import ConfigError, UserError, configured
-from hiera_video.files import replacing, write_json
+from hiera_video.files import json_text, replacing, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
@@ -57,13 +56,13 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
                 compared.append(export(part, end, unfinished / f"{part.name}.{end}"))
                 if not as_json:
                     print(compared[-1], flush=True)
-        if as_json:
-            print(json.dumps([{**asdict(c), "path": str(folder / c.path.name)} for c in compared]))
         if wrong := [c.path.name for c in compared if not c.agrees]:
             raise UserError(
                 f"{', '.join(wrong)}: the outputs differ from the model's by more than 1e-4; "
                 f"nothing was written to {folder}"
             )
+        if as_json:
+            print(json_text([{**asdict(c), "path": str(folder / c.path.name)} for c in compared]))
         write_json(unfinished / "export.json", description(model, parts, card))
     return 0
 

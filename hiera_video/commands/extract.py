@@ -1,6 +1,5 @@
 """`hiera-video extract INPUT`: features of many videos, one file a video, and an index."""
 
-import json
 import logging
 import os
 from contextlib import closing
@@ -19,6 +18,7 @@ from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
 from hiera_video.extraction.store import FeatureStore, Format, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
+from hiera_video.files import json_text
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
@@ -79,7 +79,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         ]
         logger.info("%d of %d videos are to be read", len(to_do), len(ours))
         if dry_run:
-            print(json.dumps({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2))
+            print(json_text({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2))
             return 0
         barrier()  # nobody writes before all have looked
         if process.is_main:

@@ -1,6 +1,5 @@
 """`hiera-video flops`: the cost of a model by stage, view and video, and the paper's table."""
 
-import json
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from hiera_video.analysis.complexity import PRODUCTS, Cost, by_stage, count_model
 from hiera_video.analysis.tables import format_table
 from hiera_video.errors import configured
+from hiera_video.files import json_text
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
@@ -41,7 +41,7 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
     """Counts and prints the cost of a model; returns the exit code."""
     if config.table:
         rows = [] if dry_run else [table_row(name, frames) for name, frames in TABLE]
-        print(json.dumps(rows) if as_json or dry_run else format_paper_table(rows))
+        print(json_text(rows) if as_json or dry_run else format_paper_table(rows))
         return 0
     with configured(), torch.device("meta"):
         name = config.model
@@ -64,7 +64,7 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
         "kept_units": encoder.num_units if masking is None else masking.num_visible,
     }
     if dry_run:
-        print(json.dumps(report, indent=2))
+        print(json_text(report, indent=2))
         return 0
     costs = count_model(model, num_kept=report["kept_units"])
     many = config.task in (None, "classification") and not is_image(encoder.architecture)
@@ -86,7 +86,7 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
             for name, cost in costs.items()
             if name and (cost.parameters or cost.macs)
         }
-    print(json.dumps(report) if as_json else format_report(report))
+    print(json_text(report) if as_json else format_report(report))
     return 0
 
 

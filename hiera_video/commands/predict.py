@@ -27,7 +27,7 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
     with process_group(config.device) as process:
         scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)
         samples = readable(evaluation_loader(views, config.data), failures)
-        classified = classify(scorer, samples, views.crop_size, card.classes, config.top_k)
+        classified = classify(scorer, samples, views, failures, card.classes, config.top_k)
         for sample, classes in classified:
             path = paths[sample.index]
             top = [{"class": name, "probability": round(p, 6)} for name, p in classes]

@@ -69,16 +69,21 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
                 normalize=normalize,
                 mode=config.mode,
             )
+            loss = reconstruction.loss
+            if not math.isfinite(loss):
+                failed += 1
+                message = f"{path}: its reconstruction loss is not finite; use other weights"
+                record = {"path": path, "cause": "not_finite", "error": message}
+                print_result(record, message, as_json=as_json)
+                continue
             shown_sec = times_sec[:: model.token_pixels[0]].tolist()
             caption = describe(reconstruction, masking)
             write_png(files["png"], contact_sheet(reconstruction, shown_sec, caption))
             if "mp4" in files:
                 write_movie(files["mp4"], reconstruction, shown_sec, caption)
-            loss = reconstruction.loss
-            finite = loss if math.isfinite(loss) else None  # JSON has no NaN
             written = {kind: str(file) for kind, file in files.items()}
             print_result(
-                {"path": path, **written, "loss": finite},
+                {"path": path, **written, "loss": loss},
                 "\n  ".join([f"{path}: reconstruction loss {loss:.4f}", *written.values()]),
                 as_json=as_json,
             )

@@ -20,7 +20,7 @@ Sample = TypeVar("Sample")
 
 @dataclass(frozen=True)
 class Failure:
-    """A video that could not be read."""
+    """A video that could not be read, or whose results are not finite numbers."""
 
     name: str  # as in its list
     path: str
@@ -28,10 +28,14 @@ class Failure:
     message: str
 
     @classmethod
+    def of(cls, record: Any, cause: str, sentence: str) -> Failure:
+        """The failure of a record (with `name` and `path`), whose message names the path."""
+        return cls(record.name, record.path, cause, f"{record.path}: {sentence}")
+
+    @classmethod
     def of_death(cls, record: Any, death: Death) -> Failure:
-        """The failure of a record (with `name` and `path`) whose process died or hung."""
-        sentence = f"{record.path}: {death.sentence}"
-        return cls(record.name, record.path, death.cause, sentence)
+        """The failure of a record whose process died or hung."""
+        return cls.of(record, death.cause, death.sentence)
 
 
 @dataclass(frozen=True)

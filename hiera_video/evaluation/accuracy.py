@@ -23,7 +23,11 @@ def top_k_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
     """Whether each label [N] is among the k highest of its scores [N, L]: bool [N].
 
     Equal scores are ranked by ascending class id.
+
+    Raises:
+        ValueError: scores that are not finite, as of the functions below.
     """
+    _check_finite(scores)
     at_label = np.take_along_axis(scores, labels[:, None], axis=1)
     ahead = (scores > at_label) | (
         (scores == at_label) & (np.arange(scores.shape[1]) < labels[:, None])
@@ -41,6 +45,7 @@ def average_precision_by_class(scores: np.ndarray, targets: np.ndarray) -> np.nd
         scores: [N, L].
         targets: bool [N, L].
     """
+    _check_finite(scores)
     result = np.full(scores.shape[1], np.nan)
     for c in range(scores.shape[1]):
         order = np.argsort(-scores[:, c], kind="stable")
@@ -55,9 +60,20 @@ def average_precision_by_class(scores: np.ndarray, targets: np.ndarray) -> np.nd
 
 def confusion(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Numbers of videos by label (row) and predicted class (column), int64 [L, L]."""
+    _check_finite(scores)
     num_classes = scores.shape[1]
     flat = labels * num_classes + scores.argmax(axis=1)
     return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def _check_finite(scores: np.ndarray) -> None:
+    """Raises ValueError for scores [N, L] that no figure can be computed of: all comparisons with
+    NaN are false, so that such scores would count as right."""
+    if num_bad := int((~np.isfinite(scores)).any(axis=1).sum()):
+        raise ValueError(
+            f"scores: those of {num_bad} of {len(scores)} examples are not finite; leave them out, "
+            "and count them as wrong"
+        )
 
 
 def summarize(

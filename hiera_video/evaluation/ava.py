@@ -87,7 +87,7 @@ def frame_ap(
         groups: name of the group of a class id.
 
     Raises:
-        ValueError: an unknown protocol, no classes, or detections without scores.
+        ValueError: an unknown protocol, no classes, or detections without finite scores.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"protocol {protocol!r}: known are {', '.join(PROTOCOLS)}")
@@ -96,8 +96,8 @@ def frame_ap(
     if not len(class_ids):
         raise ValueError("classes: none given; needed are the ids to evaluate")
     score = detections.score
-    if score is None or np.isnan(score[detections.is_box]).any():
-        raise ValueError("detections: every box needs a score that is a number")
+    if score is None or not np.isfinite(score[detections.is_box]).all():
+        raise ValueError("detections: every box needs a score that is a number, and finite")
     truth_frame, found_frame, excluded_frames, listed_frames = _keyframe_numbers(
         (ground_truth.videos, ground_truth.video, ground_truth.second),
         (detections.videos, detections.video, detections.second),

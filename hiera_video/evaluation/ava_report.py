@@ -1,10 +1,10 @@
 """Results of `frame_ap` as plain data and as text."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from hiera_video.evaluation.ava import MATCHING_IOU, PROTOCOLS, FrameAP
+from hiera_video.files import finite_or_none
 
 COUNTS = {
     "ground_truth_of_other_classes": "ground-truth rows of classes that are not evaluated",
@@ -26,15 +26,15 @@ def as_dict(result: FrameAP, names: Mapping[int, str]) -> dict[str, Any]:
     """
     columns = (result.classes, result.ap, result.num_ground_truth, result.num_detections)
     return {
-        "mean_ap": _none_for_nan(result.mean_ap),
+        "mean_ap": finite_or_none(result.mean_ap),
         "iou": MATCHING_IOU,
-        "mean_ap_over_orders_of_equal_scores": [_none_for_nan(ap) for ap in result.tie_range],
-        "groups": {name: _none_for_nan(ap) for name, ap in result.groups.items()},
+        "mean_ap_over_orders_of_equal_scores": [finite_or_none(ap) for ap in result.tie_range],
+        "groups": {name: finite_or_none(ap) for name, ap in result.groups.items()},
         "classes": [
             {
                 "id": class_id,
                 "name": names[class_id],
-                "ap": _none_for_nan(ap),
+                "ap": finite_or_none(ap),
                 "ground_truth": num_truth,
                 "detections": num_detections,
             }
@@ -89,10 +89,6 @@ def format_results(results: Mapping[str, Any], *, num_excluded: int) -> list[str
         truth = max(row["ground_truth"] for row in rows)
         lines.append(f"{values}  {rows[0]['id']:3d} {rows[0]['name']} ({truth} boxes)")
     return lines
-
-
-def _none_for_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def format_percent(value: float | None, digits: int = 2) -> str:

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from hiera_video.data.batches import ViewSample
+from hiera_video.data.batches import Failure, ViewSample
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.errors import WeightsError
 from hiera_video.evaluation.results import top_classes
 from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.models import pretrained
@@ -39,7 +40,7 @@ class LoadedModel(NamedTuple):
         Clips and views are those of the card; the model runs where its weights are.
 
         Raises:
-            WeightsError: the model is not a classifier.
+            WeightsError: the model is not a classifier, or its scores are not finite.
             VideoError: the file cannot be read.
         """
         self.card.require("classifier", "this model")
@@ -50,7 +51,11 @@ class LoadedModel(NamedTuple):
             sample = dataset.sample(video, record, 0)
         device = next(self.model.parameters()).device
         scorer = Scorer.of(self.model, self.card, device, views.batch_size)
-        ((_, classes),) = classify(scorer, [sample], dataset.crop_size, self.card.classes, top_k)
+        failures: list[Failure] = []
+        found = list(classify(scorer, [sample], dataset, failures, self.card.classes, top_k))
+        if failures:
+            raise WeightsError(failures[0].message)
+        ((_, classes),) = found
         return classes
 
 
@@ -113,16 +118,19 @@ def views_of(
 def classify(
     scorer: Scorer,
     samples: Iterable[ViewSample],
-    crop_size: tuple[int, int],
+    views: EvaluationViews,
+    failures: list[Failure],
     names: Sequence[str],
     top_k: int,
 ) -> Iterator[tuple[ViewSample, Classes]]:
     """Yields each sample with its most likely classes: the mean of the probabilities of its views.
 
     Args:
-        crop_size: height and width of a view, pixels.
+        views: the data set of the samples.
+        failures: gets the videos whose scores are not finite, which are left out.
         names: of the classes, in id order.
     """
-    for sample, scores in score_views(scorer, samples, crop_size):
+    scored = score_views(scorer, samples, views.crop_size)
+    for sample, scores in scorer.finite(scored, views.records, failures):
         best = top_classes(average_views(scores), top_k)
         yield sample, [(names[c], probability) for c, probability in best]

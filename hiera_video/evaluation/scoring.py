@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from itertools import islice, starmap
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from hiera_video.settings.video import Decoding, FrameSampling
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 
-Scores = TypeVar("Scores", "VideoScores", "KeyframeScores")
-
 
 def validate(
     scorer: Scorer,
@@ -33,7 +31,7 @@ def validate(
     *,
     progress: bool = False,
 ) -> tuple[list[VideoScores], list[Failure]]:
-    """The scores of all videos that could be read, and the others; both in the order of the list.
+    """The finite scores of videos, and the videos without any; both in the order of the list.
 
     Every process takes its share; the main process gets the whole, the others what they did.
 
@@ -42,11 +40,13 @@ def validate(
         progress: show a bar, on a terminal.
     """
 
-    def score(samples: Iterator[ViewSample]) -> Iterator[VideoScores]:
-        for v, scores in score_views(scorer, samples, views.crop_size):
-            yield VideoScores(v.index, scores, v.backend)
+    def scored(samples: Iterator[ViewSample]) -> Iterator[tuple[ViewSample, np.ndarray]]:
+        return score_views(scorer, samples, views.crop_size)
 
-    return _shared_out(score, views, decoding, process, "video", progress)
+    def kept(video: ViewSample, scores: np.ndarray) -> VideoScores:
+        return VideoScores(video.index, scores, video.backend)
+
+    return _shared_out(scorer, scored, kept, views, decoding, process, "video", progress)
 
 
 @dataclass(frozen=True)
@@ -86,33 +86,42 @@ def score_keyframes(
     """`validate` for a detector: the scores of all boxes, and the key frames without any."""
     device = scorer.device
 
-    def score(samples: Iterator[KeyframeSample]) -> Iterator[KeyframeScores]:
+    def scored(samples: Iterator[KeyframeSample]) -> Iterator[tuple[KeyframeSample, np.ndarray]]:
         for batch in iter(lambda: list(islice(samples, scorer.batch_size)), []):
             counts = torch.tensor([len(sample.boxes) for sample in batch])
             clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
             boxes = torch.cat([sample.boxes for sample in batch]).to(device)
             clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
             scores = scorer(clips, boxes, clip_of_box).split(counts.tolist())
-            for sample, of_boxes in zip(batch, scores, strict=True):
-                outside, backend = sample.num_outside, sample.backend
-                yield KeyframeScores(sample.index, of_boxes.numpy(), outside, backend)
+            yield from zip(batch, (of_boxes.numpy() for of_boxes in scores), strict=True)
 
-    return _shared_out(score, keyframes, decoding, process, "keyframe", progress)
+    def kept(keyframe: KeyframeSample, scores: np.ndarray) -> KeyframeScores:
+        return KeyframeScores(keyframe.index, scores, keyframe.num_outside, keyframe.backend)
+
+    return _shared_out(scorer, scored, kept, keyframes, decoding, process, "keyframe", progress)
 
 
 def _shared_out(
-    score: Callable[[Iterator[Any]], Iterator[Scores]],
+    scorer: Scorer,
+    scored: Callable[[Iterator[Any]], Iterator[tuple[Any, np.ndarray]]],
+    kept: Callable[[Any, np.ndarray], Any],
     dataset: EvaluationViews | KeyframeClips,
     decoding: Decoding,
     process: Process,
     unit: str,
     progress: bool,
-) -> tuple[list[Scores], list[Failure]]:
-    """What `validate` returns; `score` turns the samples that this process read into scores."""
+) -> tuple[list[Any], list[Failure]]:
+    """What `validate` returns.
+
+    Args:
+        scored: from the samples that this process read to pairs of samples and scores.
+        kept: what to keep of such a pair.
+    """
     failures: list[Failure] = []
     loader = evaluation_loader(dataset, decoding, process)
     bar = tqdm(loader, unit=unit, disable=None if progress else True)
-    own = list(score(readable(bar, failures))), failures
+    finite = scorer.finite(scored(readable(bar, failures)), dataset.records, failures)
+    own = list(starmap(kept, finite)), failures
     gathered = gather_on_main(own) or [own]
     place = {record.name: i for i, record in enumerate[Any](dataset.records)}
     return (

@@ -5,19 +5,21 @@ merge. Views of several videos share a forward pass.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
-from typing import Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hiera_video.data.batches import ViewSample
+from hiera_video.data.batches import Failure, KeyframeSample, ViewSample
 from hiera_video.models.card import ModelCard
 from hiera_video.models.normalize import Normalize
 from hiera_video.settings.training import Precision
+
+Sample = TypeVar("Sample", ViewSample, KeyframeSample)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Scorer:
 
     @torch.inference_mode()
     def __call__(self, clips: Tensor, *boxes: Tensor) -> Tensor:
-        """Probabilities, float32 [B, L], on the host.
+        """Probabilities, float32 [B, L], on the host; NaN in rows with a logit that is not finite.
 
         Args:
             clips: uint8 [B, T, h, w, C], on the device.
@@ -72,7 +74,31 @@ class Scorer:
         is_bf16 = self.precision == "bf16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
             logits = self.model(self.normalize(clips), *boxes).float()
-        return (logits.sigmoid() if self.multi_label else logits.softmax(dim=1)).cpu()
+        scores = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
+        # Asked of the logits, because the sigmoid of an infinite one is 0 or 1.
+        is_finite = logits.isfinite().all(dim=1, keepdim=True)
+        return scores.where(is_finite, torch.nan).cpu()
+
+    def finite(
+        self,
+        scored: Iterable[tuple[Sample, np.ndarray]],
+        records: Sequence[Any],
+        failures: list[Failure],
+    ) -> Iterator[tuple[Sample, np.ndarray]]:
+        """The samples with finite scores; the records of the others are appended to `failures`.
+
+        Args:
+            scored: samples with their scores, as of `score_views`.
+            records: those that the samples index.
+        """
+        others = "other weights, for example of an earlier checkpoint"
+        advice = f"precision=fp32 or {others}" if self.precision == "bf16" else others
+        for sample, scores in scored:
+            if np.isfinite(scores).all():
+                yield sample, scores
+            else:
+                sentence = f"its scores are not finite in {self.precision}; use {advice}"
+                failures.append(Failure.of(records[sample.index], "not_finite", sentence))
 
 
 def score_views(

@@ -1,13 +1,13 @@
 """Clips to features: which layer, how it is pooled, in which type of number."""
 
 import hashlib
-import json
 from dataclasses import KW_ONLY, dataclass
 
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
+from hiera_video.files import json_text
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
 from hiera_video.settings.evaluation import DType, Layer, Pooling
@@ -79,7 +79,7 @@ class FeatureExtractor:
 
 def fingerprint(model: Hiera) -> str:
     """Hash of a model: its architecture and the values of its weights."""
-    digest = hashlib.sha256(json.dumps(model.architecture, sort_keys=True).encode())
+    digest = hashlib.sha256(json_text(model.architecture, sort_keys=True).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy())

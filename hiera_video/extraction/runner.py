@@ -96,9 +96,8 @@ class Assembly:
                 advice = "float16 ends at 65504, take float32"
                 if features.dtype != torch.float16:
                     advice = "look at the weights, and try precision=fp32"
-                message = f"{video.path}: feature {n} is not finite; {advice}"
-                failure = Failure(video.name, video.path, "not_finite", message)
-                self.end(index, Failed(failure, 0.0))
+                sentence = f"feature {n} is not finite; {advice}"
+                self.end(index, Failed(Failure.of(video, "not_finite", sentence), 0.0))
                 continue
             if index not in self._rows:
                 self._rows[index] = Rows(self.store.folder)

@@ -28,7 +28,7 @@ from torch import Tensor
 import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
-from hiera_video.files import make_folder, remove_unfinished, replacing, write_json
+from hiera_video.files import json_text, make_folder, remove_unfinished, replacing, write_json
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
@@ -152,7 +152,7 @@ class FeatureStore:
 
     def __init__(self, folder: Path, format: Format, settings: Mapping[str, Any]) -> None:
         self.folder, self.format, self.settings = folder, format, dict(settings)
-        text = json.dumps([FORMAT_VERSION, self.settings], sort_keys=True)
+        text = json_text([FORMAT_VERSION, self.settings], sort_keys=True, ensure_ascii=True)
         self.hash = hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def output(self, name: str) -> Path:
@@ -274,7 +274,7 @@ class FeatureStore:
             "settings": self.settings,
             "facts": read.facts,
         }
-        text = json.dumps(metadata, ensure_ascii=False)
+        text = json_text(metadata)
         columns = (read.start_sec, read.end_sec, (read.start_sec + read.end_sec) / 2)
         times: dict[str, Any] = dict(zip(TIMES, columns, strict=True))
         output, tensor = self.output(video.name), features.tensor()
@@ -340,7 +340,7 @@ class FeatureStore:
         columns = [("video", pa.string()), ("window", pa.int64())]
         columns += [(name, pa.float64()) for name in TIMES]
         columns += [("features", pa.large_list(number)), ("shape", pa.list_(pa.int64()))]
-        schema = pa.schema(columns, {"hiera_video": json.dumps(self.settings)})
+        schema = pa.schema(columns, {"hiera_video": json_text(self.settings)})
 
         path = self.folder / "features.parquet"
         with _written(path) as file, pq.ParquetWriter(file, schema) as writer:
@@ -418,7 +418,7 @@ def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Writes records as lines of JSON."""
     with _written(path) as file:
         for record in records:
-            file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+            file.write(json_text(record).encode() + b"\n")
 
 
 @contextlib.contextmanager

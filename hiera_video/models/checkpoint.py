@@ -179,6 +179,11 @@ def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> li
     ]
 
 
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """The keys of tensors that hold a value which is not finite."""
+    return [key for key, value in state.items() if not value.isfinite().all()]
+
+
 def shorten(names: Sequence[str], shown: int = 6) -> str:
     """The first of the names, and how many more there are."""
     more = f", and {len(names) - shown} more" if len(names) > shown else ""

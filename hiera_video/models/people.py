@@ -14,7 +14,7 @@ from torchvision.models.detection import (
 )
 
 from hiera_video.errors import WeightsError
-from hiera_video.models.checkpoint import differences, read_tensors, shorten
+from hiera_video.models.checkpoint import differences, not_finite, read_tensors, shorten
 from hiera_video.models.download import fetch_file
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1  # box AP 46.7 on COCO val2017
@@ -38,7 +38,7 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
 
     Raises:
         FetchError, WeightsNotFoundError: as `fetch_file` and `read_tensors`.
-        WeightsError: the file holds something else.
+        WeightsError: the file holds something else, or values that are not finite.
     """
     path = fetch_file(PUBLISHED.url, "BSD-3-Clause") if weights is None else Path(weights)
     state = read_tensors(path)
@@ -50,6 +50,8 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
             f"{path} is not a fasterrcnn_resnet50_fpn_v2 of {len(CLASSES)} classes: "
             f"{shorten(differs, 1)}"
         )
+    if bad := not_finite(state):  # with which the detector finds nobody
+        raise WeightsError(f"{path} holds values that are not finite: {shorten(bad)}; use another")
     model.load_state_dict(state)
     return model.eval()
 

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hiera_video.errors import MissingLibrary
+from hiera_video.errors import MissingLibrary, WeightsError
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.loading import encoder_of
@@ -131,6 +131,9 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
     """Writes `path`, and runs what was written beside the model.
 
     ONNX files above 1.5 GB have their weights in a second file, `path` with .data behind it.
+
+    Raises:
+        WeightsError: the outputs of the model itself are not finite.
     """
     arguments = part.draw(TRACED_SIZE)
     dims = {name: torch.export.Dim(name) for name in part.inputs.values()}
@@ -159,6 +162,11 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
     for size in COMPARED_SIZES:
         arguments = part.draw(size)
         expected = part.module(*arguments)
+        if not expected.isfinite().all():
+            raise WeightsError(
+                f"the outputs of {part.name} are not finite, with which no file can be compared; "
+                "use other weights, for example of an earlier checkpoint"
+            )
         difference = run(*arguments) - expected
         compared.append(torch.stack([difference.abs().max(), expected.abs().max()]))
     return Comparison(path, *torch.stack(compared).amax(dim=0).tolist())

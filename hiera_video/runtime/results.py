@@ -1,11 +1,11 @@
 """Where the results of a command go, and its exit code."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import UserError
+from hiera_video.files import json_text
 from hiera_video.settings.evaluation import (
     DetectEvaluateSettings,
     DetectPredictSettings,
@@ -59,7 +59,7 @@ def output_files(
 
 def print_result(record: Any, text: str, *, as_json: bool) -> None:
     """Prints one result, as a line of JSON for machines or as text, at once, into a pipe too."""
-    print(json.dumps(record, ensure_ascii=False) if as_json else text, flush=True)
+    print(json_text(record) if as_json else text, flush=True)
 
 
 def exit_code(*, done: int, failed: int) -> int:

@@ -58,6 +58,11 @@ class StepReport:
     data_sec: float  # of step_sec, waiting for data
     step_sec: float
 
+    @property
+    def not_finite(self) -> bool:
+        """Whether the step was skipped for its loss or gradient."""
+        return self.skipped and self.num_targets > 0
+
 
 def train_steps(
     model: nn.Module,

@@ -1,6 +1,5 @@
 """A training run from its folder to its weights: what all training commands share."""
 
-import json
 import logging
 import math
 import shutil
@@ -20,7 +19,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
+from hiera_video.files import json_text
 from hiera_video.models.card import ModelCard
+from hiera_video.models.checkpoint import not_finite, shorten
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
@@ -40,6 +41,7 @@ from hiera_video.training.checkpoint import (
 from hiera_video.training.loop import Batch, LossFunction, StepReport, noting_sigterm, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
+    DIVERGED,
     RunReport,
     check_failures,
     check_same_config,
@@ -253,7 +255,7 @@ class Run:
             num_failed += done.num_failed
             num_read += done.num_clips // loop.num_repeats + done.num_failed
             check_failures(num_failed, num_read, settings.data.max_failed_frac)
-            num_nonfinite = num_nonfinite + 1 if done.skipped and done.num_targets else 0
+            num_nonfinite = num_nonfinite + 1 if done.not_finite else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
                 raise UserError(
                     f"{num_nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or "
@@ -269,10 +271,16 @@ class Run:
                 return False
             if self.evaluation_due(step):
                 self.report_evaluation(report, step)
+        report.check_steps()
         return True
 
     def save(self, step: int) -> None:
-        """Writes the checkpoint of a step and deletes older ones."""
+        """Writes the checkpoint of a step, unless its weights are not finite, and deletes older."""
+        for model in (self.model, self.trained):
+            if bad := not_finite(dict(model.named_parameters())):
+                raise UserError(
+                    f"weights are not finite after step {step}: {shorten(bad, 1)}; {DIVERGED}"
+                )
         folder = self.folder / "checkpoints"
         parts = (self.model, self.optimizer, self.average)
         write_weights = partial(save_model, model=self.trained, card=self.card)
@@ -292,6 +300,11 @@ class Run:
         scored, failures = task.score(self.trained, self.process)
         self.model.train()
         self.trained.train()
+        is_useless = not scored and any(failure.cause == "not_finite" for failure in failures)
+        if from_main(is_useless):
+            raise UserError(
+                f"no scores of the validation {task.unit} are finite after step {step}; {DIVERGED}"
+            )
         if self.process.is_main:
             figures = task.figures(scored)
             report.failures(failures, step)
@@ -307,6 +320,6 @@ class Run:
             save_model(weights, self.trained, self.card)
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
-                print(json.dumps({"steps": steps, "weights": str(weights)}))
+                print(json_text({"steps": steps, "weights": str(weights)}))
         has_failures = (self.folder / "failures.jsonl").exists()
         return 3 if any_process(has_failures) else 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import timedelta
@@ -16,8 +15,8 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.errors import ConfigError, UserError
-from hiera_video.files import append_jsonl, write_json, write_text
-from hiera_video.runtime.distributed import Process, barrier
+from hiera_video.files import append_jsonl, finite_or_none, write_json, write_text
+from hiera_video.runtime.distributed import Process, barrier, from_main
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.load import differences, load_settings, to_yaml
@@ -26,6 +25,9 @@ from hiera_video.training.loop import StepReport
 
 logger = logging.getLogger("hiera_video")
 
+DIVERGED = (  # what to do
+    "lower optim.lr or train with train.precision=fp32, and start again in another run_dir"
+)
 # Settings that do not change results: a run may be resumed with other values.
 FREE_TO_CHANGE = {
     "run_dir",
@@ -69,8 +71,8 @@ class RunReport:
         """One line of metrics.jsonl and the points of TensorBoard, after `step` steps."""
         if not self.process.is_main:
             return
-        finite = {name: v if math.isfinite(v) else None for name, v in values.items()}
-        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})  # JSON has no NaN
+        finite = {name: finite_or_none(value) for name, value in values.items()}
+        append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})
         if self._tensorboard is not None:
             for name, value in values.items():
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -80,6 +82,8 @@ class RunReport:
         values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
         if done.num_dropped:
             values["num_dropped"] = done.num_dropped
+        if done.not_finite:
+            values["not_finite"] = 1
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
@@ -98,10 +102,32 @@ class RunReport:
 
     def has(self, step: int, kind: str) -> bool:
         """Whether metrics.jsonl holds such a line; asked on the main process."""
+        return any((line["step"], line["kind"]) == (step, kind) for line in self._lines())
+
+    def check_steps(self) -> None:
+        """Raises a UserError unless more steps of the run were taken than skipped as not finite.
+
+        Every process calls it.
+        """
+        counts = 0, 0
+        if self.process.is_main:
+            steps = [line for line in self._lines() if line["kind"] == "train"]
+            num_skipped = sum("not_finite" in line for line in steps)
+            num_taken = sum("not_finite" not in line and line["loss"] is not None for line in steps)
+            counts = num_skipped, num_taken
+        num_skipped, num_taken = from_main(counts)
+        if num_skipped and num_skipped >= num_taken:
+            raise UserError(
+                f"{num_skipped} of {num_skipped + num_taken} steps were skipped, because their "
+                f"loss or gradient was not finite: no weights are written; {DIVERGED}"
+            )
+
+    def _lines(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl holds."""
         if not self._metrics_path.exists():
-            return False
+            return []
         lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
-        return any((r["step"], r["kind"]) == (step, kind) for r in map(json.loads, lines))
+        return [json.loads(line) for line in lines]
 
     def __enter__(self) -> RunReport:
         return self

@@ -26,6 +26,23 @@ def test_equal_scores_do_not_all_count_as_right():
     assert top_k_correct(scores, labels, 1).tolist() == [True, False, False, False]
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_scores_that_are_not_finite_are_refused(value):
+    """All comparisons with NaN are false, so that nothing would be ahead of the right class."""
+    scores, labels = np.array([[0.5, 0.5], [value, 0.0], [0.0, value]]), np.array([0, 1, 0])
+    message = "those of 2 of 3 examples are not finite"
+    with pytest.raises(ValueError, match=message):
+        top_k_correct(scores, labels, 1)
+    with pytest.raises(ValueError, match=message):
+        average_precision_by_class(scores, labels[:, None] == [0, 1])
+    with pytest.raises(ValueError, match=message):
+        confusion(scores, labels)
+    videos = [VideoScores(i, row[None]) for i, row in enumerate(scores)]
+    for multi_label in (False, True):
+        with pytest.raises(ValueError, match=message):
+            summarize(videos, expected=[(0,), (1,), (0,)], multi_label=multi_label)
+
+
 @given(st.integers(0, 2**32 - 1))
 def test_top_k_equals_a_stable_sort(seed):
     rng = np.random.default_rng(seed)

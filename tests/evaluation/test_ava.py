@@ -256,7 +256,8 @@ def test_refuses():
     scored = table([("a", 902, BOX, 1, math.nan)], scored=True)
     with pytest.raises(ValueError, match="known are activitynet, slowfast"):
         frame_ap(rows, scored, classes=[1], protocol="coco")
-    for detections in (rows, scored):
+    infinite = table([("a", 902, BOX, 1, -math.inf)], scored=True)
+    for detections in (rows, scored, infinite):
         with pytest.raises(ValueError, match="score that is a number"):
             frame_ap(rows, detections, classes=[1], protocol="slowfast")
     with pytest.raises(ValueError, match="classes"):

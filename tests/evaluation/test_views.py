@@ -1,9 +1,10 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.models.normalize import Normalize
 
@@ -12,6 +13,7 @@ from hiera_video.models.normalize import Normalize
 class Video:
     frames: torch.Tensor
     num_views: int
+    index: int = 0
 
     def view(self, frames, i, size):
         return frames[:1, : size[0], : size[1]] + i
@@ -80,6 +82,38 @@ def test_several_labels_use_the_sigmoid():
         [Video(torch.zeros(1, 4, 4, 3, dtype=torch.uint8), 1)], 1, multi_label=True
     )
     np.testing.assert_allclose(scores, [[0.5, 0.5]])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_video_without_finite_scores_is_a_failure_beside_the_others(multi_label, value):
+    """Views of all three are in one batch; the sigmoid of an infinite logit would be finite."""
+
+    class Bad(Brightness):
+        def forward(self, x):
+            logits = super().forward(x)
+            return logits.where(logits < 2, value)
+
+    videos = [
+        Video(torch.full((1, 4, 4, 3), brightness, dtype=torch.uint8), 2, index)
+        for index, brightness in [(3, 0), (0, 19), (2, 5)]  # the second view of one reaches 2
+    ]
+    how = replace(scorer(6, multi_label=multi_label), model=Bad())
+    records = [VideoRecord(f"/v/{name}.mp4", (), name) for name in "abcd"]
+    failures = []
+    kept = list(how.finite(score_views(how, videos, (4, 4)), records, failures))
+    assert [video.index for video, _ in kept] == [3, 2]
+    (failure,) = failures
+    assert (failure.name, failure.path, failure.cause) == ("a", "/v/a.mp4", "not_finite")
+    assert failure.message.startswith("/v/a.mp4: its scores are not finite in fp32; use other")
+
+
+def test_other_precisions_are_part_of_the_advice():
+    failures = []
+    scored = [(Video(torch.zeros(1, 4, 4, 3), 1), np.full((1, 2), np.nan))]
+    how = scorer(1, precision="bf16")
+    assert not list(how.finite(scored, [VideoRecord("a.mp4", (), "a.mp4")], failures))
+    assert "not finite in bf16; use precision=fp32 or other weights" in failures[0].message
 
 
 def test_average_is_that_of_probabilities():

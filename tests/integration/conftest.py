@@ -25,6 +25,7 @@ import torch
 from torch.distributed import TCPStore
 
 from hiera_video.cli.main import main
+from hiera_video.models.pretrained import load_model, save_model
 from hiera_video.video.writer import write_video
 
 ROOT = Path(__file__).parents[2]
@@ -293,6 +294,17 @@ def trained(commands: Commands, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """A run folder. Do not write into it: give evaluation an output_dir."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     commands.train(folder, f"data.val={commands.toy / 'val.csv'}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def diverged(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder in which a single value, a bias of the classifier, is NaN."""
+    model, card = load_model(trained)
+    with torch.no_grad():
+        model.get_parameter("head.projection.bias")[0] = torch.nan
+    folder = tmp_path_factory.mktemp("diverged") / "weights"
+    save_model(folder, model, card)
     return folder
 
 

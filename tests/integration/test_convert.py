@@ -47,6 +47,13 @@ def test_to_transformers(commands, weights, tmp_path):
     result.reports(f"{tmp_path / 'x'} exists: choose another name")
 
 
+def test_weights_that_are_not_finite(commands, diverged, tmp_path):
+    result = commands.run("convert", f"checkpoint={diverged}", f"output={tmp_path / 'x'}")
+    assert result.code == 1
+    result.reports(f"{diverged} holds values that are not finite: head.projection.bias")
+    assert not list(tmp_path.iterdir())
+
+
 def test_mistakes(commands, weights, tmp_path):
     assert commands.run("convert", f"checkpoint={weights}").code == 2
     result = commands.run("convert", "checkpoint=nowhere", f"output={tmp_path / 'x'}")

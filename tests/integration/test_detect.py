@@ -346,6 +346,27 @@ def test_nothing_can_be_read(commands, ava, trained, tmp_path):
     assert (tmp_path / "out" / "detections.csv").read_text() == ""
 
 
+def test_scores_that_are_not_finite(commands, ava, trained, tmp_path):
+    model, card = load_model(trained)
+    with torch.no_grad():
+        model.get_parameter("roi_head.projection.bias")[0] = torch.nan
+    save_model(tmp_path / "diverged", model, card)
+    result = commands.run(*evaluation(ava, tmp_path / "diverged", tmp_path / "out"))
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["decoded"] == 0
+    names = {f"{video},{second:g}" for video, second in keyframes_of(ava.val)}
+    assert {failure["name"] for failure in report["failed"]} == names
+    assert {failure["cause"] for failure in report["failed"]} == {"not_finite"}
+    assert report["protocols"]["slowfast"]["mean_ap"] == 0
+
+    init, val = f"model.init={tmp_path / 'diverged'}", f"data.val={ava.val}"
+    result = train(commands, ava, tmp_path / "run", init, val, "train.epochs=1", code=1)
+    result.reports("weights are not finite", "optim.lr")
+    assert not (tmp_path / "run" / "weights").exists()
+
+
 # ---- bad lists
 
 

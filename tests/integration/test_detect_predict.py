@@ -141,6 +141,20 @@ def test_bad_files_are_reported_and_the_others_are_done(commands, detector, file
     assert names == {"a_detections.csv", "a_detections.json", "a_overlay.mp4"}
 
 
+def test_scores_that_are_not_finite(commands, detector, files, tmp_path):
+    model, card = load_model(detector)
+    with torch.no_grad():
+        model.get_parameter("roi_head.projection.bias")[0] = torch.inf  # the sigmoid of it is 1
+    save_model(tmp_path / "diverged", model, card)
+    boxes = f"boxes={files / 'boxes.csv'}"
+    out = tmp_path / "out"
+    result = predict(commands, tmp_path / "diverged", out, "--json", files / "a.mp4", boxes)
+    assert result.code == 1
+    (line,) = map(json.loads, result.out.splitlines())
+    assert line["error"].startswith(f"{files / 'a.mp4'}: its scores are not finite in fp32")
+    assert not list(out.iterdir())
+
+
 def test_a_time_past_the_end(commands, detector, files, tmp_path):
     (tmp_path / "late.csv").write_text("a,900,0.1,0.1,0.5,0.5,,0.9\n")
     result = predict(

@@ -99,10 +99,11 @@ def test_no_ground_truth_is_no_success(commands, files):
 
 
 def test_mistakes_are_one_line(commands, files):
-    (files / "detections.csv").write_text(DETECTIONS + "a,0002,0.1,0.1,0.5,0.5,1,nan\n")
-    result = commands.run(*score(files))
-    assert result.code == 1
-    result.reports("detections.csv:3: score is 'nan'")
+    for value in ("nan", "inf", "-Infinity", "1e999"):
+        (files / "detections.csv").write_text(DETECTIONS + f"a,0002,0.1,0.1,0.5,0.5,1,{value}\n")
+        result = commands.run(*score(files))
+        assert result.code == 1
+        result.reports(f"detections.csv:3: score is '{value}'; needed is a finite number")
     assert commands.run("detect", "score").code == 2
     assert commands.run(*score(files, "--protocol", "coco")).code == 2
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from hiera_video.evaluation.views import average_views
+from hiera_video.evaluation.views import Scorer, average_views
 from hiera_video.models import variants
 from hiera_video.models.pretrained import build, load_model
 from hiera_video.models.sources import published_card
@@ -149,6 +149,50 @@ def test_every_video_failed(commands, trained, list_of, tmp_path):
     assert np.load(tmp_path / "out" / "scores.npz")["names"].size == 0
     with open(tmp_path / "out" / "predictions.csv", encoding="utf-8", newline="") as file:
         assert all(row["failure"] for row in csv.DictReader(file))
+
+
+def test_no_score_is_a_number(commands, diverged, tmp_path):
+    val = commands.toy / "val_bad.csv"
+    result = evaluate(commands, diverged, tmp_path, f"data.val={val}", "--json")
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    report = json.loads(result.out, parse_constant=pytest.fail)  # of NaN
+    assert report == json.loads((tmp_path / "report.json").read_text())
+    assert (report["expected"], report["decoded"]) == (7, 0)
+    assert not report.keys() & {"video", "clip", "video_failed_as_wrong"}
+    causes = {failure["name"]: failure["cause"] for failure in report["failed"]}
+    names = [f"val_{i}.mp4" if i != 3 else "text.mp4" for i in range(7)]
+    assert causes == {n: "not_a_video" if n == "text.mp4" else "not_finite" for n in names}
+    first = f"{commands.toy / 'val_0.mp4'}: its scores are not finite in fp32; use other weights"
+    assert report["failed"][0]["message"].startswith(first)
+
+
+def test_one_video_without_finite_scores_is_counted_as_wrong(
+    evaluated, commands, trained, tmp_path, monkeypatch
+):
+    """Every batch holds the views of one video; those of the third are NaN."""
+    batches = []
+
+    def scores_of(scorer, clips):
+        batches.append(clips)
+        scores = scores_of_model(scorer, clips)
+        return scores * np.nan if len(batches) == 3 else scores
+
+    scores_of_model = Scorer.__call__
+    monkeypatch.setattr(Scorer, "__call__", scores_of)
+    val = f"data.val={commands.toy / 'val.csv'}"
+    result = evaluate(commands, trained, tmp_path, val, "views.batch_size=6")
+    assert result.code == 3
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (report["expected"], report["decoded"]) == (7, 6)
+    (failure,) = report["failed"]
+    assert (failure["name"], failure["cause"]) == ("val_2.mp4", "not_finite")
+    assert f"failed: {failure['message']}" in result.out.splitlines()
+    assert report["video_failed_as_wrong"]["top1"] == pytest.approx(report["video"]["top1"] * 6 / 7)
+    assert "val_2.mp4" not in np.load(tmp_path / "scores.npz")["names"]
+    with open(tmp_path / "predictions.csv", encoding="utf-8", newline="") as file:
+        (row,) = [row for row in csv.DictReader(file) if row["failure"]]
+    assert (row["video"], row["failure"]) == ("val_2.mp4", failure["message"])
 
 
 def test_a_list_of_other_classes_is_refused(commands, trained, list_of, tmp_path):

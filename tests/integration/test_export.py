@@ -95,6 +95,16 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     result.reports(*needed, "format=pt2")
 
 
+@pytest.mark.parametrize("json_option", [(), ("--json",)])
+def test_outputs_that_are_not_finite(commands, diverged, tmp_path, json_option):
+    folder = tmp_path / "exported"
+    arguments = (f"checkpoint={diverged}", "format=pt2", f"output_dir={folder}", *json_option)
+    result = commands.run("export", *arguments)
+    assert (result.code, result.out) == (1, "")
+    result.reports("the outputs of model are not finite", "use other weights")
+    assert not list(tmp_path.iterdir())
+
+
 def test_files_that_differ_are_not_left(commands, weights, tmp_path, monkeypatch):
     wrong = SimpleNamespace(module=lambda: lambda clips: torch.ones(len(clips), 3))
     monkeypatch.setattr(torch.export, "load", lambda _: wrong)

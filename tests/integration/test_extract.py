@@ -107,6 +107,17 @@ def test_what_is_written(whole):
         assert len(loaded.features) == index[name]["num_windows"] == len(loaded.start_sec)
 
 
+def test_features_that_are_not_finite_are_not_stored(commands, videos, diverged, tmp_path):
+    arguments = ("extract", videos, f"checkpoint={diverged}", "layer=logits", "device=cpu")
+    result = commands.run(*arguments, f"output_dir={tmp_path}")
+    assert result.code == 1
+    assert rows(tmp_path).keys() == {*GOOD, *BAD}
+    causes = {name: row["cause"] for name, row in rows(tmp_path, "failures.jsonl").items()}
+    assert causes == BAD | dict.fromkeys(GOOD, "not_finite")
+    assert "feature 0 is not finite; look at the weights" in rows(tmp_path)["a.mp4"]["error"]
+    assert not list(tmp_path.rglob("*.npz"))
+
+
 def test_a_cut_off_video_says_what_is_missing(commands, trained, tmp_path):
     (tmp_path / "v").mkdir()
     path = make_striped_video(

@@ -350,6 +350,31 @@ def test_non_finite_steps_end_training(commands, tmp_path, lines_of):
     assert not (tmp_path / "weights").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (("optim.lr=1.0e+10", "train.epochs=2.4"), ["7 of 8 steps were skipped"]),
+        (("optim.lr=1.0e+10", "train.epochs=0.1", "VAL"), ["no scores of the validation videos"]),
+        (
+            ("optim.lr=3.4e+38", "optim.weight_decay=1", "train.epochs=0.1", "train.ema_decay=0.5"),
+            ["weights are not finite after step 1"],
+        ),
+    ],
+    ids=["steps", "scores", "weights"],
+)
+def test_a_run_that_diverges_is_no_success(commands, tmp_path, lines_of, overrides, parts):
+    """Neither at first nor when it is started again."""
+    val = f"data.val={commands.toy / 'val.csv'}"
+    arguments = commands.finetune(tmp_path, *(val if o == "VAL" else o for o in overrides))
+    for _ in range(2):
+        result = commands.run(*arguments, "--json")
+        assert (result.code, result.out) == (1, "")
+        result.reports(*parts, "lower optim.lr or train with train.precision=fp32")
+        assert not (tmp_path / "weights").exists()
+        assert not (tmp_path / "failures.jsonl").exists()
+    assert {line["kind"] for line in lines_of(tmp_path / "metrics.jsonl")} == {"train"}
+
+
 def test_what_the_shipped_model_is_does_not_leak(trained):
     """The exported weights are a plain model: no wrapper's names."""
     model, _ = load_model(trained, kind="classifier")

@@ -101,6 +101,18 @@ def test_a_video_shorter_than_a_clip(commands, trained, tmp_path, toy):
     assert result.out.startswith(f"{tmp_path / 'one.mp4'}: 1 frames, a clip covers 8")
 
 
+def test_scores_that_are_no_numbers(commands, diverged, files):
+    result = predict(commands, diverged, files / "a.mp4", files / "empty.mp4")
+    assert result.code == 1
+    assert "%" not in result.out
+    said = sorted(result.out.splitlines())
+    assert said[0].startswith(f"{files / 'a.mp4'}: its scores are not finite in fp32; use other")
+    result = predict(commands, diverged, "--json", files / "a.mp4")
+    assert result.code == 1
+    (record,) = map(json.loads, result.out.splitlines())
+    assert record == {"path": str(files / "a.mp4"), "cause": "not_finite", "error": said[0]}
+
+
 def test_dry_run_lists_the_files(commands, trained, files):
     result = predict(commands, trained, files, "--dry-run")
     assert result.code == 0

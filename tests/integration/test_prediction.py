@@ -27,6 +27,12 @@ def test_predict_gives_what_the_command_prints(commands, trained):
         loaded.predict("nowhere.mp4")
 
 
+def test_scores_that_are_not_finite_are_no_prediction(commands, diverged):
+    loaded = hiera_video.load_model(diverged)
+    with pytest.raises(WeightsError, match=r"val_0\.mp4: its scores are not finite in fp32"):
+        loaded.predict(commands.toy / "val_0.mp4")
+
+
 def test_the_transform_and_the_views_give_the_same(commands, trained):
     path = commands.toy / "val_1.mp4"
     loaded = hiera_video.load_model(trained)

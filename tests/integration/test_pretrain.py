@@ -172,6 +172,17 @@ def test_a_step_in_which_nothing_can_be_read(commands, list_of, tmp_path, lines_
     assert sorted(counts) == [0, 2, 2, 2, 2]
 
 
+def test_a_run_that_diverges_is_no_success(commands, tmp_path):
+    result = commands.run(*commands.pretrain(tmp_path, "optim.lr=1.0e+10"))
+    assert result.code == 1
+    result.reports("8 of 9 steps were skipped", "lower optim.lr or train with train.precision=fp32")
+    assert not (tmp_path / "weights").exists()
+    results = commands.together(*commands.pretrain(tmp_path / "two", "optim.lr=1.0e+10"))
+    for result in results:
+        assert result.code == 1
+        result.reports("8 of 9 steps were skipped")
+
+
 @pytest.mark.parametrize(
     ("override", "code", "parts"),
     [

@@ -13,7 +13,7 @@ from PIL import Image
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.pretrained import load_model, save_model
 from hiera_video.video.open import open_video
 
 MASKING = {"kind": "tube", "mask_ratio": 0.75}
@@ -65,6 +65,20 @@ def test_pictures_of_every_file(commands, pretrained, tmp_path):
         with open_video(record["mp4"]) as video:
             assert len(video) == 2
     assert len(list(out.iterdir())) == 6
+
+
+def test_a_loss_that_is_not_finite(commands, pretrained, tmp_path):
+    model, card = load_model(pretrained)
+    with torch.no_grad():
+        model.mask_token[...] = torch.nan
+    save_model(tmp_path / "diverged", model, card)
+    video, out = commands.toy / "val_0.mp4", tmp_path / "out"
+    result = visualize(commands, tmp_path / "diverged", out, video, "--json")
+    assert result.code == 1
+    (record,) = map(json.loads, result.out.splitlines())
+    assert (record["path"], record["cause"]) == (str(video), "not_finite")
+    assert record["error"] == f"{video}: its reconstruction loss is not finite; use other weights"
+    assert not list(out.iterdir())
 
 
 def test_settings_come_from_the_checkpoint(commands, pretrained, tmp_path):

@@ -92,6 +92,15 @@ def test_files_that_are_no_detector(tmp_path):
         load_person_detector(tmp_path / "other.pth")
 
 
+def test_weights_that_are_not_finite(weights, tmp_path):
+    """Such a detector would find nobody in any frame."""
+    state = torch.load(weights)
+    state["roi_heads.box_predictor.cls_score.bias"][1] = torch.nan
+    torch.save(state, tmp_path / "diverged.pth")
+    with pytest.raises(ValueError, match=r"diverged\.pth holds .* not finite: roi_heads"):
+        load_person_detector(tmp_path / "diverged.pth")
+
+
 def test_what_cannot_be_fetched_names_address_file_and_folder(tmp_path, monkeypatch):
     def offline(url, timeout):
         raise urllib.error.URLError("no network")

@@ -1,4 +1,5 @@
 import json
+import math
 
 import pytest
 import torch
@@ -37,6 +38,25 @@ def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path):
         assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
         resumed.step(done(3))
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("taken", "skipped", "is_useless"), [(2, 1, False), (1, 1, True), (0, 1, True), (0, 0, False)]
+)
+def test_a_run_needs_more_steps_taken_than_skipped(tmp_path, taken, skipped, is_useless):
+    """Counted over the starts of a run; a step without any target counts as neither."""
+    nan = {"loss": math.nan, "grad_norm": math.nan, "skipped": True}
+    kinds = [{}] * taken + [nan] * skipped + [nan | {"num_clips": 0}] * 3
+    for step, kind in enumerate(kinds, 1):
+        with RunReport(tmp_path, MAIN, start_step=step - 1) as report:
+            report.step(done(step, **kind))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert sum(line.get("not_finite", 0) for line in lines) == skipped
+    if is_useless:
+        with pytest.raises(UserError, match=rf"{skipped} of {taken + skipped} .*lower optim\.lr"):
+            report.check_steps()
+    else:
+        report.check_steps()
 
 
 def test_tensorboard_holds_the_same(tmp_path):

@@ -12,7 +12,6 @@ first files exists.
 
 import functools
 import hashlib
-import json
 import logging
 import os
 import re
@@ -24,7 +23,7 @@ from typing import Any
 
 from hiera_video.data.videos.files import AnnotationError, Row, read_folder, read_list
 from hiera_video.errors import did_you_mean, listing
-from hiera_video.files import own_or_shipped, parse_json, read_text, user_path
+from hiera_video.files import json_text, own_or_shipped, parse_json, read_text, user_path
 from hiera_video.settings.training import ClassificationData
 
 logger = logging.getLogger(__name__)
@@ -54,7 +53,7 @@ class VideoList:
     def fingerprint(self) -> str:
         """Hash of the videos in order, their labels and the class names."""
         content = [self.class_names, [(record.name, record.labels) for record in self.records]]
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return hashlib.sha256(json_text(content, ensure_ascii=True).encode()).hexdigest()
 
 
 def read_video_list(
