@@ -6,7 +6,7 @@ A command is one word or two (`visualize mae`). Settings whose key has no dot ma
 options too: `--run-dir runs/a` is `run_dir=runs/a`.
 
 Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 done but some inputs failed (listed),
-130 interrupted, 143 stopped by SIGTERM after saving.
+130 interrupted, 143 stopped by SIGTERM or SIGHUP (training saves before it ends).
 """
 
 import argparse
@@ -25,6 +25,7 @@ from hiera_video.errors import ConfigError, UserError, WeightsNotFoundError
 from hiera_video.models.card import Kind
 from hiera_video.models.sources import load_card
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
 from hiera_video.settings import evaluation, tools, training
 from hiera_video.settings.base import Settings, operand_of, section_of
 from hiera_video.settings.load import (
@@ -163,7 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = MODULES.get(args.command, args.command.replace(" ", "_").replace("-", "_"))
         command = importlib.import_module(f"hiera_video.commands.{name}")
         setup_logging()
-        return command.run(settings, dry_run=args.dry_run, as_json=args.json)
+        with handling_stops(raise_stopped):
+            return command.run(settings, dry_run=args.dry_run, as_json=args.json)
+    except Stopped as stopped:
+        print(f"stopped by {stopped}", file=sys.stderr)
+        return STOPPED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

@@ -6,7 +6,6 @@ The steps are commands as a user would type them; each is printed and runs in it
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from hiera_video.demo import actions, motions
 from hiera_video.errors import UserError
 from hiera_video.evaluation.ava import frame_ap
 from hiera_video.files import json_text, write_json
+from hiera_video.runtime.signals import handling_stops
 from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
 
 MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}
@@ -191,20 +191,19 @@ def print_progress(line: str) -> None:
 
 
 def call(command: list[str], as_json: bool) -> tuple[int, str]:
-    """Runs a command, passing SIGTERM on; its exit code, and with `as_json` what it printed."""
+    """Runs a command; its exit code, and with `as_json` what it printed. Passes signals on."""
     print_progress(f"$ {as_typed(command)}")
     arguments = [sys.executable, "-m", "hiera_video", *command, *(["--json"] if as_json else [])]
-    with subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE if as_json else None,
-        env=os.environ | ENVIRONMENT,
-        text=True,
-        encoding="utf-8",
-    ) as process:
-        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            out, _ = process.communicate()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+    with (
+        subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE if as_json else None,
+            env=os.environ | ENVIRONMENT,
+            text=True,
+            encoding="utf-8",
+        ) as process,
+        handling_stops(lambda number, _: process.send_signal(number)),
+    ):
+        out, _ = process.communicate()
     code = process.returncode
     return (code if code >= 0 else 128 - code), out or ""

@@ -4,7 +4,6 @@ import logging
 import os
 from contextlib import closing
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +32,11 @@ from hiera_video.video.open import opener
 logger = logging.getLogger(__name__)
 
 MAX_PRINTED = 10  # videos of a kind; the files have all
-BARRIER_TIMEOUT = timedelta(days=30)  # one process may have the long videos
 
 
 def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Extracts the features that are missing and writes the tables; returns the exit code."""
-    with process_group(config.device, BARRIER_TIMEOUT) as process:
+    with process_group(config.device) as process:
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
         videos = find_videos(config.inputs, config.data.root)

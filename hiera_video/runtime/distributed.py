@@ -12,6 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hiera_video.errors import ConfigError
+from hiera_video.runtime.watch import Watch
+
+TIMEOUT = timedelta(days=14)  # of collectives, which Watch ends long before
 
 T = TypeVar("T")
 
@@ -24,6 +27,7 @@ class Process:
     world_size: int
     local_world_size: int
     device: torch.device
+    watch: Watch | None = None  # None where there are no others
 
     @property
     def is_main(self) -> bool:
@@ -34,12 +38,13 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 @contextmanager
-def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Process]:
+def process_group(device: str) -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.
+
+    The processes wait for one another as long as all of them live, see `Watch`.
 
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
-        timeout: how long processes wait for one another. None: torch's own, half an hour.
 
     Raises:
         ConfigError: there is no such device.
@@ -65,11 +70,16 @@ def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Pro
         yield Process(0, 1, 1, chosen)
         return
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
-    try:
-        yield Process(dist.get_rank(), dist.get_world_size(), local_world_size, chosen)
-    finally:
-        dist.destroy_process_group()
+    store, rank, world_size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    shared = dist.PrefixStore("watch", store.clone())  # type: ignore[attr-defined]
+    with Watch(shared, rank, world_size) as watch:
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+        )
+        try:
+            yield Process(rank, world_size, local_world_size, chosen, watch)
+        finally:
+            dist.destroy_process_group()
 
 
 @contextmanager

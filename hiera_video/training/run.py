@@ -27,10 +27,12 @@ from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
+    barrier,
     first_process_first,
     from_main,
     process_group,
 )
+from hiera_video.runtime.signals import STOPPED, noting_stops
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
@@ -38,7 +40,7 @@ from hiera_video.training.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from hiera_video.training.loop import Batch, LossFunction, StepReport, noting_sigterm, train_steps
+from hiera_video.training.loop import Batch, LossFunction, StepReport, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
     DIVERGED,
@@ -71,7 +73,7 @@ def train(
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
         start_decoding(settings.data)
-        stop_requested = stack.enter_context(noting_sigterm())
+        stops = stack.enter_context(noting_stops())
         task = make_task(settings)
         folder = Path(settings.run_dir)
         latest = find_run(folder, settings)
@@ -115,8 +117,8 @@ def train(
         if latest:
             logger.info("resumed from %s", latest)
         report = stack.enter_context(RunReport(folder, process, start_step))
-        if not run.take_steps(batches, loss, report, start_step, stop_requested):
-            return 143
+        if not run.take_steps(batches, loss, report, start_step, stops):
+            return STOPPED
         return run.finish(as_json)
 
 
@@ -213,9 +215,13 @@ class Run:
         loss: LossFunction,
         report: RunReport,
         start_step: int,
-        stop_requested: Callable[[], bool],
+        stops: list[str],
     ) -> bool:
-        """Trains from `start_step` on; False if it was stopped, after saving."""
+        """Trains from `start_step` on; False if it was stopped, after saving.
+
+        Args:
+            stops: names of the signals that have asked this process to stop.
+        """
         settings, end_step = self.task.settings, self.schedule.end_step
         loop = settings.train
         weights = self.folder / "weights"
@@ -247,7 +253,7 @@ class Run:
             clip_grad=settings.optim.clip_grad,
             process=self.process,
             average=self.average,
-            stop_requested=stop_requested,
+            stop_requested=lambda: bool(stops),
         ):
             step, is_last = done.step, done.step == end_step
             report.step(done)
@@ -267,7 +273,8 @@ class Run:
             if is_last or done.stop or step % checkpoint_steps == 0:
                 self.save(step)
             if done.stop and not is_last:
-                logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
+                name = stops[0] if stops else "a signal to another process"
+                logger.info("stopped by %s; saved step %d of %d", name, step, end_step)
                 return False
             if self.evaluation_due(step):
                 self.report_evaluation(report, step)
@@ -312,6 +319,7 @@ class Run:
             text = "  ".join(f"{name} {100 * value:.2f}" for name, value in figures.items())
             decoded = f"{len(scored)} of {len(task.val.records)} {task.unit}"
             logger.info("step %d  val (%s)  %s  %s", step, task.val_note, text, decoded)
+        barrier()  # who is ready must not wait in the next step, where waiting has a limit
 
     def finish(self, as_json: bool) -> int:
         """Writes the weights; returns the exit code."""

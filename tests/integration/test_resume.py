@@ -100,17 +100,20 @@ def test_killed_while_a_checkpoint_is_written(commands, tmp_path, weights_of):
     assert names == {"step_00000009", "step_00000012"}
 
 
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_sigterm_saves_and_exits_143(commands, tmp_path, weights_of, lines_of, send):
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
+)
+def test_a_signal_saves_and_exits_143(commands, tmp_path, weights_of, lines_of, send, number):
     """Also where the workers that decode get the signal too, as torchrun and Slurm send it."""
     overrides = ("train.epochs=20", "train.checkpoint_every=100", "data.num_workers=2")
     commands.train(tmp_path / "whole", *overrides, "data.num_workers=0")
     broken = tmp_path / "broken"
     process = commands.start(*commands.finetune(broken, *overrides), start_new_session=True)
-    kill_at(process.pid, broken / "metrics.jsonl", 5, signal.SIGTERM, send)
+    kill_at(process.pid, broken / "metrics.jsonl", 5, number, send)
     result = commands.finish(process)
     assert result.code == 143, result.err
-    result.reports("stopped by SIGTERM; saved step")
+    result.reports(f"stopped by {number.name}; saved step")
     (saved,) = (broken / "checkpoints").iterdir()
     assert int(saved.name.removeprefix("step_")) == len(lines_of(broken / "metrics.jsonl"))
 
