@@ -126,14 +126,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(part)
 
 
+def utf8_text(text: str) -> str:
+    """The text with escapes for surrogates, which names of files have for bytes not in UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file by UTF-8 text."""
+    """Replaces a file by UTF-8 text; surrogates become backslash escapes, as in all files."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def json_text(content: Any, **options: Any) -> str:
-    """JSON text; every JSON that the package writes is made here.
+    """JSON text, which UTF-8 can encode; every JSON that the package writes is made here.
 
     Args:
         options: further arguments of `json.dumps`.
@@ -141,7 +146,8 @@ def json_text(content: Any, **options: Any) -> str:
     Raises:
         ValueError: a number is not finite, which JSON cannot state: see `finite_or_none`.
     """
-    return json.dumps(content, **{"ensure_ascii": False, "allow_nan": False, **options})
+    # The escapes of surrogates have the form of JSON's, so that names are read back the same.
+    return utf8_text(json.dumps(content, **{"ensure_ascii": False, "allow_nan": False, **options}))
 
 
 def finite_or_none(value: float) -> float | None:
@@ -156,7 +162,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n") -> None:
     """Replaces a file by comma-separated rows in UTF-8; fields are quoted where necessary."""
-    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file, lineterminator=line_end).writerows(rows)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -24,6 +25,7 @@ from hiera_video.files import (
     read_text,
     remove_unfinished,
     replacing,
+    write_csv,
     write_json,
     write_text,
 )
@@ -143,6 +145,32 @@ def test_a_folder_below_missing_ones(tmp_path: Path) -> None:
     make_folder(deep)
     assert deep.is_dir()
     remove_deep(deep, 1100)
+
+
+def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xc3\x84\x1b.mp4")
+    write_json(tmp_path / "a.json", {name: name})
+    append_jsonl(tmp_path / "b.jsonl", {name: name})
+    for file in ("a.json", "b.jsonl"):
+        assert json.loads((tmp_path / file).read_text("utf-8")) == {name: name}
+    write_csv(tmp_path / "c.csv", [[name]])
+    write_text(tmp_path / "c.txt", name)
+    for file in ("c.csv", "c.txt"):
+        assert (tmp_path / file).read_text("utf-8").strip() == "\\udcffÄ\x1b.mp4"
+
+
+def test_printed_json_is_exact_and_printed_lines_are_safe(capsys: pytest.CaptureFixture) -> None:
+    record = {"path": os.fsdecode(b"\xff\xc3\x84\x1b\n\x7f.mp4")}
+    print_result(record, [record["path"], "ä"], as_json=True)
+    assert json.loads(capsys.readouterr().out) == record
+    print_result(record, [record["path"], "ä"], as_json=False)
+    assert capsys.readouterr().out == "\\udcffÄ\\x1b\\n\\x7f.mp4\nä\n"
+
+
+def test_one_place_prints_results() -> None:
+    prints = re.compile(r"(?<![\w\"'.])print\((?!.*file=sys\.stderr)")
+    users = [path.name for path in SOURCES if prints.search(path.read_text(encoding="utf-8"))]
+    assert users == ["main.py", "results.py"]
 
 
 def test_json_is_readable_text(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from hiera_video.models.detector import ActionDetector
 from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
-from hiera_video.runtime.results import exit_code, output_files, print_result
+from hiera_video.runtime.results import exit_code, output_files, print_lines, print_result
 from hiera_video.settings.evaluation import DetectPredictSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError, VideoReader
@@ -47,7 +47,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     table = None if config.boxes is None else read_boxes("proposals", config.boxes)
     outputs = output_files(config, OUTPUTS)
     if dry_run:
-        print("\n".join(str(file) for files in outputs for file in files.values()))
+        print_lines(str(file) for files in outputs for file in files.values())
         return 0
 
     failed = 0
@@ -81,7 +81,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                     write_overlay(files["overlay"], video, shown, interval_sec=interval_sec)
             except (VideoError, NoResult) as error:
                 failed += 1
-                print_result({"path": path, "error": str(error)}, str(error), as_json=as_json)
+                print_result({"path": path, "error": str(error)}, [str(error)], as_json=as_json)
                 continue
             detections = detections_of(records, dict(enumerate(scores)), label_map)
             write_detections(files["csv"], detections)
@@ -91,7 +91,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
             line = f"{path}: {counts['boxes']} boxes of people in {len(records)} key frames"
             print_result(
                 {"path": path, **counts, **{kind: str(file) for kind, file in files.items()}},
-                "\n".join([line, *(f"  {file}" for file in files.values())]),
+                [line, *(f"  {file}" for file in files.values())],
                 as_json=as_json,
             )
     return exit_code(done=len(config.inputs) - failed, failed=failed)

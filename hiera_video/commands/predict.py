@@ -10,7 +10,7 @@ from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.prediction import classify, load_model, views_of
 from hiera_video.evaluation.views import Scorer
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.results import exit_code, print_result
+from hiera_video.runtime.results import exit_code, print_lines, print_result
 from hiera_video.settings.evaluation import PredictSettings
 
 
@@ -21,7 +21,7 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
     records = [VideoRecord(path, (), path) for path in paths]
     views = views_of(records, model, config.clips, config.views, config.data)
     if dry_run:
-        print("\n".join(paths))
+        print_lines(paths)
         return 0
     failures: list[Failure] = []
     with process_group(config.device) as process:
@@ -32,10 +32,10 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
             path = paths[sample.index]
             top = [{"class": name, "probability": round(p, 6)} for name, p in classes]
             lines = [path, *(f"  {100 * p:5.1f} %  {name}" for name, p in classes)]
-            print_result({"path": path, "classes": top}, "\n".join(lines), as_json=as_json)
+            print_result({"path": path, "classes": top}, lines, as_json=as_json)
     for failure in failures:
         record = {"path": failure.path, "cause": failure.cause, "error": failure.message}
-        print_result(record, failure.message, as_json=as_json)
+        print_result(record, [failure.message], as_json=as_json)
     return exit_code(done=len(paths) - len(failures), failed=len(failures))
 
 

@@ -28,7 +28,14 @@ from torch import Tensor
 import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
-from hiera_video.files import json_text, make_folder, remove_unfinished, replacing, write_json
+from hiera_video.files import (
+    json_text,
+    make_folder,
+    remove_unfinished,
+    replacing,
+    utf8_text,
+    write_json,
+)
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
@@ -134,8 +141,8 @@ def output_names(paths: Iterable[str], root: str) -> list[str]:
 
 
 def _component(name: str) -> str:
-    """A part of a path as text, shortened where a suffix would make it too long."""
-    data = _printable(name).encode()
+    """A part of a path as UTF-8, shortened where a suffix would make it too long."""
+    data = utf8_text(name.replace("\0", r"\x00")).encode()
     if len(data) <= MAX_NAME_BYTES:
         return data.decode()
     kept = data[: MAX_NAME_BYTES - 17].decode("utf-8", "ignore")
@@ -201,7 +208,7 @@ class FeatureStore:
                 raise
             return True
         if row is not None and row["status"] == "failed":  # this or another video of the name
-            return retry_failed or row["path"] != _printable(path)
+            return retry_failed or row["path"] != path
         return row is None
 
     def check(self) -> None:
@@ -269,7 +276,7 @@ class FeatureStore:
         metadata = {
             "hiera_video": hiera_video.__version__,
             "video": video.name,
-            "path": _printable(video.path),
+            "path": video.path,
             "hash": self.hash,
             "settings": self.settings,
             "facts": read.facts,
@@ -314,10 +321,10 @@ class FeatureStore:
         self._remove_others(failure.name)
         row = {
             "video": failure.name,
-            "path": _printable(failure.path),
+            "path": failure.path,
             "status": "failed",
             "cause": failure.cause,
-            "error": _printable(failure.message),
+            "error": failure.message,
             "seconds": round(seconds, 3),
             "hash": self.hash,
         }
@@ -397,11 +404,6 @@ class Rows:
         # On a full disk, `put` has raised the error; closing tries to write the rest again.
         with contextlib.suppress(OSError):
             self._file.close()
-
-
-def _printable(text: str) -> str:
-    """A path or a message as valid Unicode; other bytes become backslash escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -84,6 +84,11 @@ def _possible_path(value: Any) -> str:
     return value
 
 
+def _utf8(path: str) -> str:
+    path.encode("utf-8")
+    return path
+
+
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError("the first number is larger than the second")
@@ -99,6 +104,8 @@ Probability = Annotated[float, Ge(0), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
 Path = Annotated[str, PlainValidator(_possible_path), Allowed("a path")]
+# Of what is written, because some libraries write no other.
+Output = Annotated[Path, AfterValidator(_utf8), Allowed("a path in UTF-8")]
 Ascending = AfterValidator(_ascending)
 Size2 = tuple[Count, Count]
 Size3 = tuple[Count, Count, Count]

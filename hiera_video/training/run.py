@@ -19,7 +19,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, configured
-from hiera_video.files import json_text
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import not_finite, shorten
 from hiera_video.models.loading import Model, encoder_of
@@ -32,6 +31,7 @@ from hiera_video.runtime.distributed import (
     from_main,
     process_group,
 )
+from hiera_video.runtime.results import print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
@@ -87,7 +87,7 @@ def train(
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
         schedule = Schedule(task.num_records, settings.train, settings.optim)
         for line in (*task.describe(model), schedule.describe(process, task.unit)):
-            print(line) if dry_run else logger.info(line)
+            print_lines([line]) if dry_run else logger.info(line)
 
         start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
         order = TrainingOrder(
@@ -112,7 +112,7 @@ def train(
         if dry_run:
             for batch in islice(batches, 1):
                 for failure in batch.failures:
-                    print(f"cannot be read: {failure.message}")
+                    print_lines([f"cannot be read: {failure.message}"])
             return 0
         if latest:
             logger.info("resumed from %s", latest)
@@ -328,6 +328,6 @@ class Run:
             save_model(weights, self.trained, self.card)
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
-                print(json_text({"steps": steps, "weights": str(weights)}))
+                print_json({"steps": steps, "weights": str(weights)})
         has_failures = (self.folder / "failures.jsonl").exists()
         return 3 if any_process(has_failures) else 0

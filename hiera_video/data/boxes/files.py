@@ -19,7 +19,7 @@ import numpy as np
 
 from hiera_video.data.boxes.table import BoxTable, Kind, LabelMap, Problem
 from hiera_video.data.videos.files import AnnotationError, csv_rows, json_lines
-from hiera_video.files import read_bytes, read_text, user_path
+from hiera_video.files import read_bytes, read_text, user_path, utf8_text
 
 logger = logging.getLogger(__name__)
 
@@ -271,15 +271,10 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> Any:
 
     schema = pyarrow.schema(dict.fromkeys(COLUMNS, pyarrow.string()))
     texts = [
-        {SYNONYMS.get(k, k): None if v in (None, "") else _unicode(str(v)) for k, v in row.items()}
+        {SYNONYMS.get(k, k): None if v in (None, "") else utf8_text(str(v)) for k, v in row.items()}
         for row in rows
     ]
     return pyarrow.Table.from_pylist(texts, schema=schema)
-
-
-def _unicode(text: str) -> str:
-    """The text with surrogates, which pyarrow has not, as backslash escapes."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_csv(path: Path, last: str) -> Columns:
