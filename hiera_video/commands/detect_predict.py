@@ -17,10 +17,11 @@ from hiera_video.data.boxes.keyframes import (
     num_boxes,
 )
 from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
+from hiera_video.data.transforms import MAX_ASPECT
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import write_json
+from hiera_video.files import utf8_text, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.people import detect_people, load_person_detector
@@ -60,7 +61,14 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
                 with opener(config.data)(path) as video:
-                    size = clip_size(model, video.height, video.width)
+                    height, width = video.height, video.width
+                    if max(height, width) > MAX_ASPECT * min(height, width):
+                        raise NoResult(
+                            f"{path}: its frames have {width} x {height} pixels, and clips show "
+                            f"whole frames: allowed are frames up to {MAX_ASPECT} times as long as "
+                            "wide; cut the video"
+                        )
+                    size = clip_size(model, height, width)
                     if size not in models:
                         models[size], _ = load_model(
                             config.checkpoint, kind="detector", image_size=size
@@ -105,7 +113,7 @@ def given_boxes(
 ) -> list[KeyframeRecord]:
     """The key frames of a csv that name this file, with or without its suffix."""
     path = video.path
-    names = {Path(path).name, Path(path).stem}
+    names = {utf8_text(Path(path).name), utf8_text(Path(path).stem)}  # as this command writes them
     named = {keyframe for keyframe in named_keyframes(table) if keyframe[0] in names}
     if not named:
         near = did_you_mean(Path(path).stem, table.videos)
