@@ -28,9 +28,11 @@ from hiera_video.errors import UserError
 from hiera_video.files import (
     json_text,
     locked,
+    make_folder,
     parse_json,
     remove_unfinished,
     replacing,
+    utf8_text,
     write_json,
 )
 
@@ -164,8 +166,8 @@ def output_names(paths: Iterable[str], root: str) -> list[str]:
 
 
 def _component(name: str) -> str:
-    """A part of a path as text, shortened where a suffix would make it too long."""
-    data = _printable(name).encode()
+    """A part of a path as UTF-8, shortened where a suffix would make it too long."""
+    data = utf8_text(name.replace("\0", r"\x00")).encode()
     if len(data) <= MAX_NAME_BYTES:
         return data.decode()
     kept = data[: MAX_NAME_BYTES - 17].decode("utf-8", "ignore")
@@ -218,7 +220,7 @@ class FeatureStore:
         """
         try:
             row = self.row(name)
-            with contextlib.suppress(OSError):  # reported when the video is read
+            with contextlib.suppress(OSError, ValueError):  # reported when the video is read
                 size = os.path.getsize(path)
                 if row is not None and row.get("size_bytes", size) != size:
                     raise StoreError(
@@ -231,7 +233,7 @@ class FeatureStore:
                 raise
             return True
         if row is not None and row["status"] == "failed":  # this or another video of the name
-            return retry_failed or row["path"] != _printable(path)
+            return retry_failed or row["path"] != path
         return row is None
 
     def check(self) -> None:
@@ -282,7 +284,7 @@ class FeatureStore:
         metadata = {
             "hiera_video": hiera_video.__version__,
             "video": video.name,
-            "path": _printable(video.path),
+            "path": video.path,
             "hash": self.hash,
             "settings": self.settings,
             "facts": read.facts,
@@ -327,10 +329,10 @@ class FeatureStore:
         self._remove_others(failure.name)
         row = {
             "video": failure.name,
-            "path": _printable(failure.path),
+            "path": failure.path,
             "status": "failed",
             "cause": failure.cause,
-            "error": _printable(failure.message),
+            "error": failure.message,
             "seconds": round(seconds, 3),
             "hash": self.hash,
         }
@@ -412,11 +414,6 @@ class Rows:
             self._file.close()
 
 
-def _printable(text: str) -> str:
-    """A path or a message as valid Unicode; other bytes become backslash escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
-
-
 def _read_json(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
     """A record with entries of these types."""
     try:
@@ -438,7 +435,7 @@ def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _written(path: Path) -> Iterator[IO[bytes]]:
     """A file that becomes `path` when the block has ended; makes the folder if it is missing."""
     with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as part, part.open("wb") as file:
             yield file
 

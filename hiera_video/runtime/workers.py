@@ -35,6 +35,7 @@ import cv2
 import numpy as np
 import torch
 
+from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.messages import receive, send
 from hiera_video.runtime.signals import leave_stops_to_parent
 
@@ -276,6 +277,7 @@ def _serve(connection: socket.socket, memory: Any, work: Work) -> None:
     # saved.
     leave_stops_to_parent()
     _exit_with_parent()
+    setup_logging(quiet=True)
     # One process works with one thread: more would only compete for the cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

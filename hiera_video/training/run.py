@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, WeightsError, configured
-from hiera_video.files import json_text, locked
+from hiera_video.files import locked
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import check_weights_folder, not_finite, shorten
 from hiera_video.models.loading import Model, encoder_of
@@ -33,6 +33,7 @@ from hiera_video.runtime.distributed import (
     on_main,
     process_group,
 )
+from hiera_video.runtime.results import print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
@@ -92,7 +93,7 @@ def train(
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
         schedule = Schedule(task.num_records, settings.train, settings.optim)
         for line in (*task.describe(model), schedule.describe(process, task.unit)):
-            print(line) if dry_run else logger.info(line)
+            print_lines([line]) if dry_run else logger.info(line)
 
         start_step, facts = 0, dict[str, Any]()
         if latest:
@@ -120,7 +121,7 @@ def train(
         if dry_run:
             for batch in islice(batches, 1):
                 for failure in batch.failures:
-                    print(f"cannot be read: {failure.message}")
+                    print_lines([f"cannot be read: {failure.message}"])
             return 0
         if latest:
             logger.info("resumed from %s", latest)
@@ -349,7 +350,7 @@ class Run:
             save_model(weights, self.trained, self.card)
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
-                print(json_text({"steps": steps, "weights": str(weights)}))
+                print_json({"steps": steps, "weights": str(weights)})
         failures = self.folder / "failures.jsonl"  # empty if all were dropped when the run resumed
         has_failures = failures.exists() and failures.stat().st_size > 0
         return 3 if any_process(has_failures) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hiera_video.settings.evaluation import (
     PredictSettings,
 )
 from hiera_video.settings.load import (
+    Update,
     differences,
     find_config,
     load_for_print,
@@ -35,7 +37,7 @@ def write(tmp_path: Path, text: str, name: str = "recipe.yaml") -> str:
     return str(path)
 
 
-def finetune(*overrides: str, files: list[str] | None = None) -> FinetuneSettings:
+def finetune(*overrides: Update, files: list[str] | None = None) -> FinetuneSettings:
     return load_settings(FinetuneSettings, files or [], ["data.train=t", *overrides])
 
 
@@ -204,10 +206,13 @@ def test_what_is_written_reads_back(tmp_path_factory, lr, path, area, clip_grad)
             "model.image_size=[1,2,3]",
             "model.image_size is [1, 2, 3]: needed is a whole number of p",
         ),
+        ("train.num_repeats=" + "9" * 5000, "train.num_repeats is 999"),
+        ("model.overrides.embed_dim" + 3000 * ".a" + "=1", "model.overrides.embed_dim is {'a': {"),
         ("optim.lr", "'optim.lr' is not of the form key.path=value"),
         ("", "'' is not of the form key.path=value"),
         ("--lr=1", "--lr is unknown"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
 def test_a_wrong_override_is_one_line(override, message):
     assert mistake(override).startswith(message)
@@ -230,7 +235,13 @@ def test_a_wrong_override_is_one_line(override, message):
         ("optim:\n\tlr: 1", "not valid YAML: "),
         ("optim: {lr: 1}\noptim: {lr: 2}", "not valid YAML: duplicate key optim"),
         ("optim: {lr: !!python/object/apply:os.getcwd []}", "not valid YAML: "),
+        ("optim: &a {lr: 1}\nmodel: *a", "not valid YAML: an alias; write the value itself"),
+        ("optim: " + "[" * 3000, "groups or lists are nested too deeply"),
+        ('run_dir: "a\\0b"', "run_dir is 'a\\x00b': needed is a path"),
+        ('run_dir: "\\ud800"', "run_dir is '\\ud800': needed is a path"),
+        ("#" * 1_000_001, "larger than 1,000,000 bytes"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
 def test_a_wrong_file_is_named_with_its_mistake(tmp_path, text, message):
     file = write(tmp_path, text)
@@ -242,7 +253,7 @@ def test_a_wrong_file_is_named_with_its_mistake(tmp_path, text, message):
 
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom\xff\xfe")
-    with pytest.raises(ConfigError, match=r"clip\.mp4: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"clip\.mp4:1: not UTF-8 text"):
         finetune(files=[str(tmp_path / "clip.mp4")])
 
 
@@ -261,9 +272,21 @@ def test_a_file_that_is_not_there(name, hint):
     assert hint in str(error.value)
 
 
-def test_a_folder_is_not_a_file(tmp_path):
+def test_a_folder_or_a_pipe_is_not_a_file(tmp_path):
     with pytest.raises(ConfigError, match="there is no such configuration file"):
         finetune(files=[str(tmp_path)])
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"a\.yaml: a folder, a pipe or a device; needed"):
+        finetune(files=[str(tmp_path / "a.yaml")])
+
+
+def test_names_of_files_that_are_not_utf8(tmp_path):
+    path = os.fsdecode(b"\xff.mp4")
+    config = finetune({"data": {"train": path}})
+    assert config.data.train == path
+    assert finetune(files=[write(tmp_path, to_yaml(config))]).data.train == path
+    with pytest.raises(ConfigError, match="run_dir is .*needed is a path in UTF-8"):
+        finetune({"run_dir": path})
 
 
 # Values that are of the right type and still wrong.
