@@ -282,9 +282,9 @@ def test_a_folder_or_a_pipe_is_not_a_file(tmp_path):
 
 def test_names_of_files_that_are_not_utf8(tmp_path):
     path = os.fsdecode(b"\xff.mp4")
-    config = finetune({"data": {"train": path}})
-    assert config.data.train == path
-    assert finetune(files=[write(tmp_path, to_yaml(config))]).data.train == path
+    config = finetune(f"data.val={path}")
+    assert config.data.val == path
+    assert finetune(files=[write(tmp_path, to_yaml(config))]).data.val == path
     with pytest.raises(ConfigError, match="run_dir is .*needed is a path in UTF-8"):
         finetune({"run_dir": path})
 
