@@ -111,13 +111,18 @@ def hash_of(picture: np.ndarray) -> bytes:
     return hashlib.blake2b(picture.tobytes(), digest_size=16).digest()
 
 
+def opened(path: Path, **options: str) -> InputContainer:
+    # PyAV before 19 opens files whose metadata is not UTF-8; PyAV 19 has no such argument.
+    has_argument = hasattr(InputContainer, "metadata_errors")
+    arguments = {"metadata_errors": "replace"} if has_argument else {}
+    return av.open(str(path), options=options, **arguments)
+
+
 def decode(path: Path, delay: int) -> Decode:
     """Decodes a file as far as FFmpeg can; `delay` as of `Video`."""
     result, contents, keys, group = Decode(), list[bytes](), set[int](), 0
-    # PyAV before 19 opens files whose metadata is not UTF-8; PyAV 19 has no such argument.
-    has_option = hasattr(InputContainer, "metadata_errors")
     try:
-        container = av.open(str(path), **{"metadata_errors": "replace"} if has_option else {})
+        container = opened(path)
     except (av.error.FFmpegError, OSError):
         return result
     with container:
@@ -127,7 +132,7 @@ def decode(path: Path, delay: int) -> Decode:
         # FFmpeg's parsers return a packet when the next one begins, and with the flags of that one.
         offsets = None
         if container.format.name in ("mpegts", "mpeg"):
-            with av.open(str(path), options={"fflags": "noparse"}) as whole:
+            with opened(path, fflags="noparse") as whole:
                 packets = packets_of(whole, whole.streams[stream.index])
                 offsets = {p.pos for p in packets if p is not None and p.is_corrupt}
         elif stream.codec_context.name == "h264":
@@ -174,7 +179,7 @@ def decode(path: Path, delay: int) -> Decode:
 
 def packets_alone(path: Path, stream_index: int) -> set[int]:
     """Packets that a decoder may leave out, because no other frame refers to theirs."""
-    with av.open(str(path)) as container:
+    with opened(path) as container:
         stream = container.streams[stream_index]
         context = stream.codec_context
         context.thread_count, context.copy_opaque, context.skip_frame = 1, True, "NONREF"
@@ -191,7 +196,7 @@ def packets_alone(path: Path, stream_index: int) -> set[int]:
 
 def first_frame(path: Path, key: int) -> av.VideoFrame | None:
     """The frame of a packet from a decoder that begins with it; None if it fails or is flagged."""
-    with av.open(str(path)) as container, contextlib.suppress(av.error.FFmpegError):
+    with opened(path) as container, contextlib.suppress(av.error.FFmpegError):
         stream = container.streams.video[0]
         for number, packet in enumerate(packets_of(container, stream)):
             if number == key and packet is not None:

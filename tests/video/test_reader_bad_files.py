@@ -13,7 +13,7 @@ from PIL import Image
 
 from hiera_video.errors import MissingLibrary
 from hiera_video.settings.video import Decoding
-from hiera_video.video import container
+from hiera_video.video import container, reader
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, warn_once
 from tests.video.striped_video import make_audio, make_striped_video, read_number
@@ -53,7 +53,8 @@ def test_files_that_are_no_videos(tmp_path, backend):
     assert cause_of(only_art, backend) == "no_video_stream"
 
 
-def test_names_that_are_not_utf8(tmp_path, backend):
+def test_names_that_are_not_utf8(tmp_path, backend, monkeypatch):
+    monkeypatch.setattr(reader.logger, "disabled", True)  # xdist cannot send a log of such names
     path = make_striped_video(tmp_path / "a.mp4", 5)
     path = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b[31m.mp4"))
     with open_video(path, backend) as video:
