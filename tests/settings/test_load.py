@@ -285,7 +285,7 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
     config = finetune(f"data.val={path}")
     assert config.data.val == path
     assert finetune(files=[write(tmp_path, to_yaml(config))]).data.val == path
-    with pytest.raises(ConfigError, match="run_dir is .*needed is a path in UTF-8"):
+    with pytest.raises(ConfigError, match=r"run_dir is .*needed is a path in UTF-8"):
         finetune({"run_dir": path})
 
 
