@@ -137,7 +137,7 @@ def decode(path: Path, delay: int) -> Decode:
                 offsets = {p.pos for p in packets if p is not None and p.is_corrupt}
         elif stream.codec_context.name == "h264":
             result.alone = packets_alone(path, stream.index)
-        context = stream.codec_context
+        context, unit = stream.codec_context, stream.time_base
         context.thread_count, context.copy_opaque = 1, True
         for number, packet in enumerate(packets_of(container, stream)):
             if packet is not None:
@@ -171,7 +171,7 @@ def decode(path: Path, delay: int) -> Decode:
         # What came before may have confused the decoder.
         if result.flagged[number].startswith("refused") and (frame := first_frame(path, number)):
             del result.flagged[number]
-            time_sec = float((result.stamps[number][0] or 0) - delay) * float(stream.time_base)
+            time_sec = float((result.stamps[number][0] or 0) - delay) * float(unit)
             picture = hash_of(frame.to_ndarray(format="rgb24"))
             result.frames.append(Frame(picture, number, contents[number], number, time_sec))
     return result
