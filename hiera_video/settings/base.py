@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 MAX_SHOWN = 200  # characters of a value in a message
+MAX_WHOLE = 2**31 - 1  # larger numbers overflow somewhere; help texts do not state this bound
 
 
 class Settings(BaseModel):
@@ -97,9 +98,9 @@ def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
 
 NonNegative = Annotated[float, Ge(0)]
 Positive = Annotated[float, Gt(0)]
-Count = Annotated[int, Ge(1)]
-Natural = Annotated[int, Ge(0)]
-Seed = Natural
+Count = Annotated[int, Ge(1), Le(MAX_WHOLE)]
+Natural = Annotated[int, Ge(0), Le(MAX_WHOLE)]
+Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -110,7 +111,7 @@ Ascending = AfterValidator(_ascending)
 Size2 = tuple[Count, Count]
 Size3 = tuple[Count, Count, Count]
 ImageSize = Annotated[
-    int | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
+    Count | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
 ]
 Device = Annotated[
     str,
@@ -148,7 +149,8 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 def _bounds(metadata: Sequence[Any]) -> str:
     words = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
-    return " and".join(f" {words[type(m)]} {astuple(m)[0]:g}" for m in metadata if type(m) in words)
+    stated = [(words[type(m)], astuple(m)[0]) for m in metadata if type(m) in words]
+    return " and".join(f" {word} {bound:g}" for word, bound in stated if bound < MAX_WHOLE)
 
 
 def shown(value: Any) -> str:

@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from hiera_video.errors import ConfigError, did_you_mean
 from hiera_video.files import read_text, shipped_folder
 from hiera_video.settings.base import (
+    MAX_WHOLE,
     RuleError,
     Settings,
     allowed_values,
@@ -238,6 +239,8 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
         allowed = allowed_values(field.annotation, field.metadata)
         if section := section_of(field):
             allowed = f"a group with {', '.join(section.model_fields)}"
+        if error["type"] == "less_than_equal" and error["ctx"]["le"] >= MAX_WHOLE:
+            allowed += f" and of at most {error['ctx']['le']:,}"
         is_required = field.is_required()
     sentence = f"{shown_key(cls, key)} is {shown(value)}: needed is {allowed}"
     return value is None and is_required, key, sentence

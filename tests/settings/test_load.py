@@ -207,6 +207,13 @@ def test_what_is_written_reads_back(tmp_path_factory, lr, path, area, clip_grad)
             "model.image_size is [1, 2, 3]: needed is a whole number of p",
         ),
         ("train.num_repeats=" + "9" * 5000, "train.num_repeats is 999"),
+        (
+            "train.num_repeats=2147483648",
+            "train.num_repeats is 2147483648: needed is a whole number of at least 1 and of at "
+            "most 2,147,483,647",
+        ),
+        ("train.seed=" + "9" * 4000, "train.seed is 999"),
+        ("model.image_size=" + "9" * 4000, "model.image_size is 999"),
         ("model.overrides.embed_dim" + 3000 * ".a" + "=1", "model.overrides.embed_dim is {'a': {"),
         ("optim.lr", "'optim.lr' is not of the form key.path=value"),
         ("", "'' is not of the form key.path=value"),
