@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hiera_video.errors import ConfigError
+from hiera_video.errors import ConfigError, UserError
 from hiera_video.files import shipped_folder
 from hiera_video.settings.base import RuleError, defaults, leaves
 from hiera_video.settings.evaluation import (
@@ -25,8 +27,14 @@ from hiera_video.settings.load import (
     to_yaml,
 )
 from hiera_video.settings.tools import DemoSettings
-from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, Optim, Train
-from hiera_video.training.run_folder import check_same_config
+from hiera_video.settings.training import (
+    DetectTrainSettings,
+    FinetuneSettings,
+    Optim,
+    PretrainSettings,
+    Train,
+)
+from hiera_video.training.run_folder import check_same_run, facts_of
 
 
 def write(tmp_path: Path, text: str, name: str = "recipe.yaml") -> str:
@@ -404,13 +412,17 @@ def test_differences_are_listed_by_key():
 
 
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
-    saved = tmp_path / "config.yaml"
-    check_same_config(saved, finetune())  # no run yet
-    saved.write_text(to_yaml(finetune()))
-    check_same_config(saved, finetune("device=cpu", "data.num_workers=3"))  # results stay the same
+    data = {"fingerprint": "a"}
+    saved = json.loads(json.dumps(facts_of(finetune(), data)))
+    check = functools.partial(check_same_run, tmp_path, saved, data=data)
+    check(settings=finetune("device=cpu", "data.num_workers=3"))  # results stay the same
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0008 -> 1\.0.*overwrite_config=true"):
-        check_same_config(saved, finetune("optim.lr=1"))
-    check_same_config(saved, finetune("optim.lr=1", "overwrite_config=true"))
+        check(settings=finetune("optim.lr=1"))
+    check(settings=finetune("optim.lr=1", "overwrite_config=true"))
+    with pytest.raises(ConfigError, match=rf"{tmp_path} holds a run that this command does not"):
+        check(settings=load_settings(PretrainSettings, [], ["data.train=t", "model.init=i"]))
+    with pytest.raises(UserError, match="was trained on other data"):
+        check(settings=finetune(), data={"fingerprint": "b"})
 
 
 def test_old_names_in_saved_runs_are_read(tmp_path):
