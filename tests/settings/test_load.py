@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from pathlib import Path
 
@@ -27,7 +29,13 @@ from hiera_video.settings.load import (
     to_yaml,
 )
 from hiera_video.settings.tools import DemoSettings
-from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, Optim, Train
+from hiera_video.settings.training import (
+    DetectTrainSettings,
+    FinetuneSettings,
+    Optim,
+    PretrainSettings,
+    Train,
+)
 from hiera_video.training.run_folder import check_same_run, facts_of
 
 
@@ -435,17 +443,16 @@ def test_differences_are_listed_by_key():
 
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
     data = {"fingerprint": "a"}
-    saved = facts_of(finetune(), data)
-
-    def check(*overrides):
-        check_same_run(tmp_path, saved, finetune(*overrides), data)
-
-    check("device=cpu", "data.num_workers=3", "data.max_read_gib=9")  # results stay the same
+    saved = json.loads(json.dumps(facts_of(finetune(), data)))
+    check = functools.partial(check_same_run, tmp_path, saved, data=data)
+    check(settings=finetune("device=cpu", "data.max_read_gib=9"))  # results stay the same
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0008 -> 1\.0.*overwrite_config=true"):
-        check("optim.lr=1")
-    check("optim.lr=1", "overwrite_config=true")
-    with pytest.raises(UserError, match="other data"):
-        check_same_run(tmp_path, saved, finetune(), {"fingerprint": "b"})
+        check(settings=finetune("optim.lr=1"))
+    check(settings=finetune("optim.lr=1", "overwrite_config=true"))
+    with pytest.raises(ConfigError, match=rf"{tmp_path} holds a run that this command does not"):
+        check(settings=load_settings(PretrainSettings, [], ["data.train=t", "model.init=i"]))
+    with pytest.raises(UserError, match="was trained on other data"):
+        check(settings=finetune(), data={"fingerprint": "b"})
 
 
 def test_old_names_in_saved_runs_are_read(tmp_path):

@@ -5,11 +5,9 @@ sets use the same csv format, or csv with a header, or JSON lines, with the colu
 x1, y1, x2, y2 and, where they apply, action (id or name), person, score.
 """
 
-import io
 import logging
 import math
 import os
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from hiera_video.data.boxes.pickled import read_arrays
 from hiera_video.data.boxes.table import BoxTable, Kind, LabelMap, Problem
 from hiera_video.data.videos.files import AnnotationError, csv_rows, json_lines
 from hiera_video.files import read_bytes, read_text, user_path, utf8_text
@@ -42,6 +41,7 @@ SYNONYMS = {
 }
 NEEDED = {"action": "a whole number from 1, or a name of the label map", "person": "a whole number"}
 MAX_ID = 2**31 - 1
+MIN_MOST_BOXES = 1_000_000  # of a pickle, which may refer to the same array again and again
 LOWEST_ID = {"action": 1, "person": -MAX_ID}
 
 
@@ -349,61 +349,59 @@ def _header(path: Path, text: str, last: str) -> tuple[list[str], int]:
 # ---- pickled proposals
 
 
-SUBSTITUTES = {  # protocol 2 writes bytes as calls of these functions
-    ("_codecs", "encode"): lambda text, _latin1: text.encode("latin1"),
-    ("builtins", "bytes"): lambda: b"",
-    ("__builtin__", "bytes"): lambda: b"",
-}
-ALLOWED = {
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("numpy._core.numeric", "_frombuffer"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Builds containers, numbers, text and numpy arrays, and calls nothing else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in SUBSTITUTES:
-            return SUBSTITUTES[module, name]
-        module = module.replace("numpy.core", "numpy._core")  # written by numpy 1
-        if (module, name) in ALLOWED:
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
 def _read_pickle(path: Path) -> Columns:
     """Reads mmaction2's proposals: {"video,0902": [N, 5] of x1 y1 x2 y2 score}.
 
     `lines` are the numbers of the entries. Nothing in the file is executed.
     """
-    file = io.BytesIO(read_bytes(path, AnnotationError))
+    import pyarrow
+
+    data = read_bytes(path, AnnotationError)
     try:
-        content = _ArraysOnly(file, encoding="latin1").load()
+        content = read_arrays(data)
     except Exception as error:  # damaged pickles raise nearly any type
+        reason = str(error)[:200] if isinstance(error, ValueError) else "it is damaged"
         raise AnnotationError(
-            f"{path}: refused ({error}); allowed is a dict from 'video,second' to arrays of numpy, "
-            "and nothing that runs code"
+            f"{path}: refused ({reason}); allowed is a dict from 'video,second' to arrays of "
+            "numpy, and nothing that runs code"
         ) from None
-    if not isinstance(content, dict):
-        raise AnnotationError(f"{path}: a {type(content).__name__}; needed is a dict of arrays")
-    rows, lines, problems = [], [], []
+    most = max(MIN_MOST_BOXES, len(data))
+    videos, seconds, lines, problems = [], [], [], []
+    parts = [np.empty((0, 5))]
+    num_boxes = 0
     for line, (key, boxes) in enumerate(content.items(), 1):
-        try:
-            part = np.asarray(boxes, dtype=np.float64)
-        except (TypeError, ValueError):
-            part = np.zeros(1)
-        name, _, second = str(key).rpartition(",")
-        is_array = not part.size or (part.shape[1:] == (5,) and np.isfinite(part).all())
-        if not name or not is_array:
+        name, _, second = key.rpartition(",")
+        part = _as_boxes(boxes)
+        if not name or part is None:
             text = f"{key!r}: needed is 'video,second' and an array [N, 5] of finite numbers"
             problems.append(Problem(line, "row", text))
             continue
-        for box in part.tolist() or [[]]:  # an empty key frame
-            numbers = zip((*CORNERS, "score"), box, strict=False)
-            rows.append({"video": name, "second": second, **dict(numbers)})
-            lines.append(line)
-    return _table(rows), np.array(lines, dtype=np.int64), problems
+        num_boxes += len(part)
+        if num_boxes > most:
+            raise AnnotationError(f"{path}: refused (it repeats the same boxes in too many places)")
+        videos.append(name)
+        seconds.append(second)
+        lines.append(line)
+        parts.append(part if len(part) else np.full((1, 5), np.nan))  # an empty key frame
+    of_row = np.repeat(np.arange(len(lines)), [len(part) for part in parts[1:]])
+    numbers = np.concatenate(parts)
+    columns = dict.fromkeys(COLUMNS, pyarrow.nulls(len(numbers), pyarrow.string()))
+    columns |= {
+        "video": pyarrow.array(videos, pyarrow.string()).take(of_row),
+        "second": pyarrow.array(seconds, pyarrow.string()).take(of_row),
+    }
+    for column, name in enumerate((*CORNERS, "score")):
+        columns[name] = pyarrow.array(numbers[:, column], from_pandas=True)  # NaN: not given
+    return pyarrow.table(columns), np.array(lines, dtype=np.int64)[of_row], problems
+
+
+def _as_boxes(boxes: Any) -> np.ndarray | None:
+    """Float64 [N, 5]; None for anything else than an array or lists of finite numbers."""
+    if isinstance(boxes, list):
+        rows = [row for row in boxes if isinstance(row, list | tuple) and len(row) == 5]
+        is_right = all(type(n) in (int, float) and abs(n) <= MAX_ID for row in rows for n in row)
+        boxes = np.array(rows, np.float64) if is_right and len(rows) == len(boxes) else None
+    if not isinstance(boxes, np.ndarray) or (boxes.size and boxes.shape[1:] != (5,)):
+        return None
+    part = boxes.astype(np.float64).reshape(-1, 5)
+    return part if np.isfinite(part).all() else None
