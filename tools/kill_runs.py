@@ -6,7 +6,7 @@
 Each command runs on small generated videos, some of which cannot be read: once undisturbed, then in
 another folder, where it is killed and given again until it ends. If kills are left then, they go to
 a run in a third folder, and so on. A fifth of the kills come while the command starts, the others
-at any time after its first step or video began. They are
+at any time after its first step, or after the first video began. They are
 
 * SIGKILL to the main process, or to all processes of the run;
 * SIGKILL to the fork server, which the run must survive;
@@ -87,14 +87,14 @@ class Command:
 
     name: str
     settings: tuple[str, ...]
-    marker: str  # file in OUT that each start writes when its first step or video begins or ends
+    marker: str  # in the log, when the first step has ended or the first video begins
 
     def done(self, out: Path) -> list[str]:
         """What is done: "train" for each step, "val" for each evaluation, "video" for each one."""
         if self.name == "extract":
             files = [*(out / "features").rglob("*.npz"), *(out / "failed").rglob("*.json")]
             return ["video" for file in files if not file.name.startswith(".")]
-        metrics = out / self.marker
+        metrics = out / "metrics.jsonl"
         lines = metrics.read_text().splitlines(keepends=True) if metrics.exists() else []
         return [json.loads(line)["kind"] for line in lines if line.endswith("\n")]
 
@@ -103,7 +103,7 @@ class Command:
 class Whole:
     """An undisturbed run."""
 
-    start_sec: float  # until its marker is written
+    start_sec: float  # until its marker is in the log
     work_sec: float  # from there to its end
     code: int
     done: list[str]
@@ -130,23 +130,16 @@ class Record:
 
 
 class Run:
-    """One start of a command in a working folder."""
+    """One start of a command, whose messages go to `log`."""
 
-    def __init__(self, command: Command, folder: Path, process: subprocess.Popen[bytes]) -> None:
-        self.command, self.folder, self.process = command, folder, process
-        self.out = folder / OUT
-        self.started, self._before = time.monotonic(), self._stamp()  # it takes long to come so far
-
-    def _stamp(self) -> int:
-        try:
-            return (self.out / self.command.marker).stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
+    def __init__(self, command: Command, out: Path, log: Path, process: subprocess.Popen) -> None:
+        self.command, self.out, self.log, self.process = command, out, log, process
+        self.started = time.monotonic()
 
     @property
     def works(self) -> bool:
-        """Whether its first step or video has begun."""
-        return self._stamp() != self._before
+        """Whether it has left the start behind."""
+        return self.command.marker in self.log.read_text(errors="replace")
 
     def ends_within(self, seconds: float) -> bool:
         try:
@@ -158,10 +151,10 @@ class Run:
     def ends_before_work(self) -> bool:
         """Waits until it works; whether it ended instead."""
         while not self.works:
-            if self.ends_within(0.002):
+            if self.ends_within(0.005):
                 return True
             if time.monotonic() > self.started + LIMIT_SEC:
-                raise Problem(f"no step or video begins in {LIMIT_SEC} s")
+                raise Problem(f"it does not begin its work in {LIMIT_SEC} s")
         return False
 
     def end(self, expected: set[int]) -> int:
@@ -170,8 +163,7 @@ class Run:
             raise Problem(f"it does not end in {LIMIT_SEC} s")
         code = self.process.returncode
         if code not in expected:
-            lines = (self.folder / "log.txt").read_text(errors="replace").splitlines()
-            print(*lines[-30:], sep="\n", file=sys.stderr)
+            print(self.log.read_text(errors="replace"), file=sys.stderr)
             raise Problem(f"exit code {code}, not {' or '.join(map(str, sorted(expected)))}")
         return code
 
@@ -197,19 +189,20 @@ def started(command: Command, folder: Path, record: Record) -> Iterator[Run]:
     """Gives the command in a working folder, in a new group of processes."""
     arguments = [sys.executable, "-m", "hiera_video", *command.name.split(), *command.settings]
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "log.txt").open("a") as log:
-        print("$", shlex.join(arguments), file=log, flush=True)
+    log = folder / f"start_{len(record.groups)}.log"
+    with log.open("w") as file:
+        print("$", shlex.join(arguments), file=file, flush=True)
         process = subprocess.Popen(
             arguments,
             cwd=folder,
-            stdout=log,
-            stderr=log,
+            stdout=file,
+            stderr=file,
             start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # nohup ignores it
         )
     record.groups.append(process.pid)
     try:
-        yield Run(command, folder, process)
+        yield Run(command, folder / OUT, log, process)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -435,7 +428,7 @@ def commands(folder: Path) -> dict[str, Command]:
                     *("model.drop_path=0.3", "model.head_dropout=0.3", "train.ema_decay=0.9"),
                     *("train.num_repeats=2", "train.epochs=10", "train.evaluate_every=1"),
                 ),
-                "metrics.jsonl",
+                "  loss ",
             ),
             Command(
                 "pretrain",
@@ -445,7 +438,7 @@ def commands(folder: Path) -> dict[str, Command]:
                     *("model.decoder_heads=2", "model.decoder_dim=16", "model.decoder_depth=1"),
                     *("train.num_repeats=2", "train.epochs=10"),
                 ),
-                "metrics.jsonl",
+                "  loss ",
             ),
             Command(
                 "detect train",
@@ -455,7 +448,7 @@ def commands(folder: Path) -> dict[str, Command]:
                     f"model.overrides={json_text(SMALL)}",
                     *("train.epochs=5", "train.evaluate_every=1"),
                 ),
-                "metrics.jsonl",
+                "  loss ",
             ),
             Command(
                 "extract",
@@ -464,7 +457,7 @@ def commands(folder: Path) -> dict[str, Command]:
                     *(f"checkpoint={folder / 'weights'}", "windows.clip_stride=4"),
                     "batch_size=1",  # windows that share a batch may change the last bit
                 ),
-                "extract.json",
+                "are to be read",
             ),
         )
     }
