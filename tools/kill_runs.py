@@ -6,14 +6,15 @@
 Each command runs on small generated videos, some of which cannot be read: once undisturbed, then in
 another folder, where it is killed and given again until it ends. If kills are left then, they go to
 a run in a third folder, and so on. A fifth of the kills come while the command starts, the others
-at any time after its first step, or after the first video began. They are
+at any time after the first step or video of that start. They are
 
 * SIGKILL to the main process, or to all processes of the run;
 * SIGKILL to the fork server, which the run must survive;
 * SIGTERM to the main process, or SIGHUP to all processes.
 
 A run must end with the exit code of the undisturbed one and, bit for bit, with its files, except
-for logs, times and durations. It may leave nothing else, neither unfinished files nor processes.
+for logs, times, durations and earlier checkpoints. It may leave nothing else, neither unfinished
+files nor processes.
 
 Then decoding processes are killed in runs of their own. The video that such a process reads is a
 recorded failure, so that these runs are not compared: each must end by itself, without more lost
@@ -87,7 +88,6 @@ class Command:
 
     name: str
     settings: tuple[str, ...]
-    marker: str  # in the log, when the first step has ended or the first video begins
 
     def done(self, out: Path) -> list[str]:
         """What is done: "train" for each step, "val" for each evaluation, "video" for each one."""
@@ -103,7 +103,7 @@ class Command:
 class Whole:
     """An undisturbed run."""
 
-    start_sec: float  # until its marker is in the log
+    start_sec: float  # until its first step or video is done
     work_sec: float  # from there to its end
     code: int
     done: list[str]
@@ -134,12 +134,14 @@ class Run:
 
     def __init__(self, command: Command, out: Path, log: Path, process: subprocess.Popen) -> None:
         self.command, self.out, self.log, self.process = command, out, log, process
-        self.started = time.monotonic()
+        self.started, self._before = time.monotonic(), command.done(out)
 
     @property
     def works(self) -> bool:
-        """Whether it has left the start behind."""
-        return self.command.marker in self.log.read_text(errors="replace")
+        """Whether this start has done a step or a video."""
+        if self.command.name == "extract":
+            return self.command.done(self.out) != self._before
+        return "  loss " in self.log.read_text(errors="replace")  # its first step is logged
 
     def ends_within(self, seconds: float) -> bool:
         try:
@@ -308,9 +310,10 @@ def living(group: int) -> dict[int, tuple[int, str]]:
 def results(out: Path) -> dict[str, Any]:
     """What the files of a run hold, by name, without what varies from run to run."""
     found: dict[str, Any] = {}
-    for path in sorted(out.rglob("*")):
+    earlier = {path.name for path in sorted(out.glob("checkpoints/step_*"))[:-1]}
+    for path in out.rglob("*"):
         name = path.relative_to(out)
-        if path.is_dir() or NOT_COMPARED.intersection(name.parts):
+        if path.is_dir() or (NOT_COMPARED | earlier).intersection(name.parts):
             continue
         if path.suffix == ".jsonl":
             found[str(name)] = [steady(json.loads(line)) for line in path.read_text().splitlines()]
@@ -426,9 +429,8 @@ def commands(folder: Path) -> dict[str, Command]:
                     *(f"data.class_names={data.class_names}", "views.num_clips=1"),
                     *("views.num_crops=1", f"model.overrides={json_text(SMALL)}"),
                     *("model.drop_path=0.3", "model.head_dropout=0.3", "train.ema_decay=0.9"),
-                    *("train.num_repeats=2", "train.epochs=10", "train.evaluate_every=1"),
+                    *("train.num_repeats=2", "train.epochs=20", "train.evaluate_every=1"),
                 ),
-                "  loss ",
             ),
             Command(
                 "pretrain",
@@ -436,9 +438,8 @@ def commands(folder: Path) -> dict[str, Command]:
                     *(*training, f"data.train={data.train}", "masking.mask_ratio=0.5"),
                     f"model.overrides={json_text({**SMALL, 'mask_unit': [1, 4, 4]})}",
                     *("model.decoder_heads=2", "model.decoder_dim=16", "model.decoder_depth=1"),
-                    *("train.num_repeats=2", "train.epochs=10"),
+                    *("train.num_repeats=2", "train.epochs=20"),
                 ),
-                "  loss ",
             ),
             Command(
                 "detect train",
@@ -446,18 +447,16 @@ def commands(folder: Path) -> dict[str, Command]:
                     *(*training, f"data.train={ava.train}", f"data.val={ava.val}"),
                     *(f"data.root={ava.videos}", f"data.label_map={ava.label_map}"),
                     f"model.overrides={json_text(SMALL)}",
-                    *("train.epochs=5", "train.evaluate_every=1"),
+                    *("train.epochs=10", "train.evaluate_every=1"),
                 ),
-                "  loss ",
             ),
             Command(
                 "extract",
                 (
                     *(*reading, str(data.folder / "videos"), f"output_dir={OUT}"),
-                    *(f"checkpoint={folder / 'weights'}", "windows.clip_stride=4"),
+                    *(f"checkpoint={folder / 'weights'}", "windows.clip_stride=2"),
                     "batch_size=1",  # windows that share a batch may change the last bit
                 ),
-                "are to be read",
             ),
         )
     }
