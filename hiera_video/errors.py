@@ -1,8 +1,17 @@
 """Errors whose message is all that the user needs: the command line prints them without a trace."""
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+
+MAX_MESSAGE = 10_000  # characters of a message in a terminal or a log
+
+# Of names, and of messages of libraries, what a terminal acts upon (control characters), what
+# shows text in another order or breaks a line, and surrogates, which cannot be encoded.
+UNSAFE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 
 
 class UserError(Exception):
@@ -55,6 +64,22 @@ def configured() -> Iterator[None]:
         yield
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(str(error)) from None
+
+
+def printable(text: str) -> str:
+    """The text as one line for a terminal or a log, with escapes for unsafe characters."""
+    return UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def message_line(text: str) -> str:
+    """A message as `printable`, of a very long one the beginning."""
+    line = printable(text)
+    return line if len(line) <= MAX_MESSAGE else f"{line[:MAX_MESSAGE]}... ({len(line)} characters)"
+
+
+def message_lines(text: str) -> str:
+    """A text of several lines, such as a trace, each as `message_line`."""
+    return "\n".join(map(message_line, text.split("\n")))
 
 
 def listing(items: Sequence[object], at_most: int = 5) -> str:

@@ -1,18 +1,120 @@
-"""Files: written whole or not at all, and those that come with the package.
+"""Files: read with checks, written whole or not at all, and those that come with the package.
 
-`replacing` is the only place where a file or folder appears under its final name.
+`read_bytes` opens what a user names, and `replacing` is the only place where a file or folder
+appears under its final name.
 """
 
 import csv
 import json
+import logging
 import math
 import os
 import shutil
+import socket
+import stat
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
+
+from hiera_video.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MAX_FILE_BYTES = 2**30  # lists of ten million videos have less
+MAX_LINE = 2**20  # characters
+
+
+def read_bytes(
+    path: str | os.PathLike[str], error: type[UserError], at_most: int = MAX_FILE_BYTES
+) -> bytes:
+    """The content of a regular file.
+
+    Pipes and devices are refused: reading one may wait forever, and a second process, or a second
+    look, would find nothing.
+
+    Args:
+        error: what is raised; its message names the file.
+        at_most: bytes; a larger file is an error.
+    """
+    try:
+        is_regular = stat.S_ISREG(os.stat(path).st_mode)
+        if is_regular:
+            with open(path, "rb") as file:
+                content = file.read(at_most + 1)
+    except OSError as failure:
+        raise error(f"{path}: {failure.strerror or failure}") from None
+    except ValueError as failure:
+        raise error(f"{path}: no file can have this name ({failure})") from None
+    if not is_regular:
+        raise error(f"{path}: a folder, a pipe or a device; needed is a regular file")
+    if len(content) > at_most:
+        raise error(f"{path}: larger than {at_most:,} bytes; check that it is the right file")
+    return content
+
+
+def read_text(path: Path, error: type[UserError], at_most: int = MAX_FILE_BYTES) -> str:
+    """The text of a UTF-8 file, without byte-order mark and with "\\n" as line ends.
+
+    Args:
+        error, at_most: as for `read_bytes`. Other errors are text that is not UTF-8, and lines of
+            more than `MAX_LINE` characters in other files than .json.
+    """
+    content = read_bytes(path, error, at_most)
+    try:
+        text = content.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as failure:
+        number = 1 + content.count(b"\n", 0, failure.start)
+        problem = f"not UTF-8 text (byte {failure.start}); save it as UTF-8"
+        raise error(f"{path}:{number}: {problem}") from None
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if path.suffix.lower() != ".json":  # which may be one line
+        for number, line in enumerate(text.split("\n"), 1):
+            if len(line) > MAX_LINE:
+                raise error(
+                    f"{path}:{number}: a line of {len(line):,} characters; allowed are {MAX_LINE:,}"
+                )
+    return text
+
+
+def load_json(text: str, where: str, error: type[UserError]) -> Any:
+    """`parse_json`, whose errors name a place.
+
+    Args:
+        where: the file, or the file and the line.
+        error: what is raised instead of a ValueError.
+    """
+    try:
+        return parse_json(text)
+    except json.JSONDecodeError as failure:
+        line = f":{failure.lineno}" if failure.lineno > 1 else ""
+        hint = "; lines of JSON belong into a .jsonl file" if "Extra" in failure.msg else ""
+        raise error(f"{where}{line}: not JSON ({failure.msg}){hint}") from None
+    except ValueError as failure:
+        raise error(f"{where}: not JSON ({failure})") from None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON text.
+
+    Raises:
+        ValueError: text that is not JSON, NaN and Infinity included, or numbers and nesting beyond
+            what Python parses.
+    """
+
+    def refuse(constant: str) -> NoReturn:
+        raise ValueError(f"{constant} is not a value of JSON")
+
+    try:
+        return json.loads(text, parse_constant=refuse)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError:
+        raise ValueError("lists or objects are nested too deeply") from None
+    except ValueError as failure:  # of numbers with thousands of digits, with advice about Python
+        raise ValueError(str(failure).partition(";")[0]) from None
 
 
 @contextmanager
@@ -28,7 +130,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     _remove(part)  # of an earlier process with this number
     try:
         yield part
-        for written in [part, *part.rglob("*")]:
+        for written in [part, *_below(part)]:
             _flush(written)
         if path.is_dir():  # which os.replace does not replace
             old = part.with_suffix(".old")
@@ -43,14 +145,19 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         _remove(part)
 
 
+def utf8_text(text: str) -> str:
+    """The text with escapes for surrogates, which names of files have for bytes not in UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replaces a file by UTF-8 text."""
+    """Replaces a file by UTF-8 text; surrogates become backslash escapes, as in all files."""
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8")
+        part.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def json_text(content: Any, **options: Any) -> str:
-    """JSON text; every JSON that the package writes is made here.
+    """JSON text, which UTF-8 can encode; every JSON that the package writes is made here.
 
     Args:
         options: further arguments of `json.dumps`.
@@ -58,7 +165,8 @@ def json_text(content: Any, **options: Any) -> str:
     Raises:
         ValueError: a number is not finite, which JSON cannot state: see `finite_or_none`.
     """
-    return json.dumps(content, **{"ensure_ascii": False, "allow_nan": False, **options})
+    # The escapes of surrogates have the form of JSON's, so that names are read back the same.
+    return utf8_text(json.dumps(content, **{"ensure_ascii": False, "allow_nan": False, **options}))
 
 
 def finite_or_none(value: float) -> float | None:
@@ -73,7 +181,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n") -> None:
     """Replaces a file by comma-separated rows in UTF-8; fields are quoted where necessary."""
-    with replacing(path) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as part,
+        part.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         csv.writer(file, lineterminator=line_end).writerows(rows)
 
 
@@ -85,8 +196,29 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
 
 def remove_unfinished(folder: Path) -> None:
     """Removes what killed processes left of `replacing` below a folder that nobody else writes."""
-    for part in [*folder.rglob(".*.part")]:
-        _remove(part)
+    for path in [*_below(folder)]:
+        if path.match(".*.part"):
+            _remove(path)
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """All files and folders below a folder, of any depth, which Path.rglob is not made for."""
+    pending = [path] if path.is_dir() else []
+    while pending:
+        for entry in os.scandir(pending.pop()):
+            yield Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(Path(entry.path))
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder if it is missing, below folders of any depth, unlike Path.mkdir."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
 
 
 def make_writable_folder(folder: Path) -> None:
@@ -96,6 +228,44 @@ def make_writable_folder(folder: Path) -> None:
         file.write(b"\0")
 
 
+@contextmanager
+def locked(folder: Path, setting: str) -> Iterator[None]:
+    """Keeps other runs from writing into a folder, which is made if it is missing.
+
+    The lock is on `.lock` in the folder, which names its holder. It ends with the block or with the
+    process, however that ends. Where the file system has no locks, a warning says so.
+
+    Args:
+        setting: that names the folder, for the message.
+
+    Raises:
+        UserError: another process holds the lock: which one, and since when.
+    """
+    import fcntl  # missing on some systems
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UserError(
+                f"{folder} is in use by {file.read()}: wait for its end, or choose another "
+                f"{setting}"
+            ) from None
+        except OSError as error:
+            logger.warning(
+                "%s cannot be locked (%s): make sure that no other run writes into it",
+                folder,
+                error.strerror,
+            )
+        file.truncate(0)
+        started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}")
+        file.flush()
+        yield
+
+
 def shipped_folder(name: Literal["configs", "datasets"]) -> Path:
     """The recipes, or what comes for each data set: in an installed package, or in a checkout."""
     package = Path(__file__).parent
@@ -103,10 +273,15 @@ def shipped_folder(name: Literal["configs", "datasets"]) -> Path:
     return inside if inside.is_dir() else package.parent / name
 
 
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """The path, in which `~` or `~NAME` stands for a home folder if there is such a user."""
+    return Path(os.path.expanduser(path))  # Path.expanduser raises for a file called ~$list.csv
+
+
 def own_or_shipped(path: str | os.PathLike[str]) -> Path:
     """The path; if nothing is there, of `datasets/...` the file that comes with the package."""
-    path = Path(path).expanduser()
-    if path.exists() or path.parts[:1] != ("datasets",):
+    path = user_path(path)
+    if os.path.exists(path) or path.parts[:1] != ("datasets",):
         return path
     return shipped_folder("datasets").joinpath(*path.parts[1:])
 

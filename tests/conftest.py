@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -54,6 +56,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def deep_folder(tmp_path: Path) -> Iterator[Path]:
+    """The innermost of 1,500 folders in one another below tmp_path / "d", in a path that is short
+    enough to be opened. Functions that call themselves for each folder end there."""
+    folder = tmp_path / "/".join("d" * 1500)
+    with contextlib.chdir(tmp_path):
+        for _ in range(1500):
+            os.mkdir("d")
+            os.chdir("d")
+    yield folder
+    remove_deep(folder, 1500)
+
+
+def remove_deep(folder: Path, num_levels: int) -> None:
+    """Removes a folder, its files and so many folders above it; pytest's removal calls itself."""
+    with contextlib.chdir(folder):
+        for file in os.listdir():
+            os.unlink(file)
+        for _ in range(num_levels):
+            name = os.path.basename(os.getcwd())
+            os.chdir("..")
+            os.rmdir(name)
 
 
 @pytest.fixture(params=["pyav", "decord", "torchcodec"])

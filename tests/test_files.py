@@ -2,24 +2,100 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import json
 import math
+import os
 import re
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 import hiera_video
+from hiera_video.errors import UserError
 from hiera_video.files import (
+    MAX_LINE,
     append_jsonl,
     finite_or_none,
+    load_json,
+    locked,
+    make_folder,
     make_writable_folder,
+    own_or_shipped,
+    read_bytes,
+    read_text,
+    remove_unfinished,
     replacing,
+    write_csv,
     write_json,
     write_text,
 )
 from hiera_video.runtime.results import print_result
+from tests.conftest import remove_deep
 
 SOURCES = sorted(Path(hiera_video.__file__).parent.rglob("*.py"))
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    """Reading a pipe would wait until somebody writes, a device may never end."""
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "pipe.txt")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        for name in ("pipe.txt", "link.txt", "socket", "/dev/zero", ""):
+            with pytest.raises(UserError, match=rf"{name}: a folder, a pipe or a device; needed"):
+                read_text(tmp_path / name, UserError)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "\ud800", "x" * 300])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path}/{name}: ")):
+        read_bytes(tmp_path / name, UserError)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a\r\nb\n\xe4 c", r"x\.txt:3: not UTF-8 text \(byte 5\); save it as UTF-8"),
+        (b"a\n" + b"b" * (MAX_LINE + 1), r"x\.txt:2: a line of 1,048,577 characters; allowed"),
+        (b"b" * 3_000_000, r"x\.txt: larger than 2,000,000 bytes"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_text_that_cannot_be_used(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_text(tmp_path / "x.txt", UserError, 2_000_000)
+
+
+def test_text_is_read_without_mark_and_with_plain_line_ends(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\rc\n" + b"d" * MAX_LINE)
+    assert read_text(tmp_path / "x.txt", UserError) == "a\nb\nc\n" + "d" * MAX_LINE
+    (tmp_path / "x.json").write_bytes(b'"' + b"d" * MAX_LINE + b'"')
+    assert len(read_text(tmp_path / "x.json", UserError)) == MAX_LINE + 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, "[NaN]", "-Infinity", "[1,\n2,", "1 2"],
+    ids=lambda value: repr(value)[:60],
+)
+def test_json_that_cannot_be_used_is_one_sentence(text: str) -> None:
+    with pytest.raises(UserError, match=r"^list\.json.*: not (usable )?JSON \(.*\)") as raised:
+        load_json(text, "list.json", UserError)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_tilde_may_begin_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("~$names.txt").touch()
+    assert own_or_shipped("~$names.txt") == Path("~$names.txt")
+    assert own_or_shipped("~/x") == Path.home() / "x"
 
 
 def test_a_file_appears_when_the_block_ends(tmp_path: Path) -> None:
@@ -62,6 +138,47 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, is_folder: bool) -> None
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
+def test_folders_of_any_depth(tmp_path: Path, deep_folder: Path) -> None:
+    for name in (".a.npz.7.part", "a.npz"):
+        (deep_folder / name).touch()
+    remove_unfinished(tmp_path)
+    assert [path.name for path in deep_folder.iterdir()] == ["a.npz"]
+
+
+def test_a_folder_below_missing_ones(tmp_path: Path) -> None:
+    deep = tmp_path / "/".join("e" * 1100)
+    make_folder(deep)
+    make_folder(deep)
+    assert deep.is_dir()
+    remove_deep(deep, 1100)
+
+
+def test_names_that_are_not_utf8_are_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xc3\x84\x1b.mp4")
+    write_json(tmp_path / "a.json", {name: name})
+    append_jsonl(tmp_path / "b.jsonl", {name: name})
+    for file in ("a.json", "b.jsonl"):
+        assert json.loads((tmp_path / file).read_text("utf-8")) == {name: name}
+    write_csv(tmp_path / "c.csv", [[name]])
+    write_text(tmp_path / "c.txt", name)
+    for file in ("c.csv", "c.txt"):
+        assert (tmp_path / file).read_text("utf-8").strip() == "\\udcffÄ\x1b.mp4"
+
+
+def test_printed_json_is_exact_and_printed_lines_are_safe(capsys: pytest.CaptureFixture) -> None:
+    record = {"path": os.fsdecode(b"\xff\xc3\x84\x1b\n\x7f.mp4")}
+    print_result(record, [record["path"], "ä"], as_json=True)
+    assert json.loads(capsys.readouterr().out) == record
+    print_result(record, [record["path"], "ä"], as_json=False)
+    assert capsys.readouterr().out == "\\udcffÄ\\x1b\\n\\x7f.mp4\nä\n"
+
+
+def test_one_place_prints_results() -> None:
+    prints = re.compile(r"(?<![\w\"'.])print\((?!.*file=sys\.stderr)")
+    users = [path.name for path in SOURCES if prints.search(path.read_text(encoding="utf-8"))]
+    assert users == ["main.py", "results.py"]
+
+
 def test_json_is_readable_text(tmp_path: Path) -> None:
     write_json(tmp_path / "a.json", {"name": "Übung", "values": [1, 2]})
     assert "Übung" in (tmp_path / "a.json").read_text(encoding="utf-8")
@@ -91,6 +208,47 @@ def test_a_folder_that_cannot_be_written_is_an_error_at_once(tmp_path: Path) -> 
         make_writable_folder(tmp_path / "file")
     make_writable_folder(tmp_path / "a" / "b")
     assert not list((tmp_path / "a" / "b").iterdir())
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from hiera_video.files import locked
+with locked(Path(sys.argv[1]), "run_dir"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_folder_is_locked_until_its_holder_dies(tmp_path: Path) -> None:
+    folder = tmp_path / "a" / "run"
+    command = [sys.executable, "-c", HOLD, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == "held\n"
+        since = rf"since {time.strftime('%Y-%m-%dT%H')}:\d\d:\d\d"
+        name = re.escape(socket.gethostname())
+        message = rf"a/run is in use by process {holder.pid} on {name}, {since}.*another run_dir$"
+        for _ in range(2):  # asking does not change the answer
+            with pytest.raises(UserError, match=message), locked(folder, "run_dir"):
+                pass
+        holder.kill()
+    with locked(folder, "run_dir"):
+        assert (folder / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    with locked(folder, "run_dir"):
+        pass
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path, "run_dir"):
+        pass
+    assert f"{tmp_path} cannot be locked (No locks available)" in caplog.text
 
 
 def test_no_other_code_renames_what_it_wrote() -> None:

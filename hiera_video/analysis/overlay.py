@@ -16,6 +16,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from hiera_video.data.boxes.table import common_area
+from hiera_video.errors import printable
 from hiera_video.video.reader import VideoReader
 from hiera_video.video.writer import write_video
 
@@ -140,7 +141,8 @@ def fit_lines(
     width = size[0] - 5 * line_px
     lines = []
     for name, score in actions:
-        line, name = f"{name} {score:.2f}", " ".join(name.split())
+        name = printable(" ".join(name.split()))
+        line = f"{name} {score:.2f}"
         shorter = len(name)
         while font.getlength(line) > width and shorter:
             shorter -= 1

@@ -6,25 +6,35 @@ A command is one word or two (`visualize mae`). Settings whose key has no dot ma
 options too: `--run-dir runs/a` is `run_dir=runs/a`.
 
 Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 done but some inputs failed (listed),
-130 interrupted, 143 stopped by SIGTERM after saving.
+130 interrupted, 141 the reader of the output has left (`| head`), 143 stopped by SIGTERM or SIGHUP
+(training saves before it ends).
 """
 
 import argparse
 import contextlib
 import importlib
+import io
 import multiprocessing
+import os
 import re
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import hiera_video
 from hiera_video.cli.help import card_groups, describe, summary
-from hiera_video.errors import ConfigError, UserError, WeightsNotFoundError
+from hiera_video.errors import (
+    ConfigError,
+    UserError,
+    WeightsNotFoundError,
+    message_line,
+    message_lines,
+)
 from hiera_video.models.card import Kind
 from hiera_video.models.sources import load_card
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
 from hiera_video.settings import evaluation, tools, training
 from hiera_video.settings.base import Settings, operand_of, section_of
 from hiera_video.settings.load import (
@@ -74,9 +84,7 @@ OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 def parser() -> argparse.ArgumentParser:
     """The command line of all commands."""
-    top = argparse.ArgumentParser(
-        prog="hiera-video", description="Hiera for video: train, evaluate, predict."
-    )
+    top = _Parser(prog="hiera-video", description="Hiera for video: train, evaluate, predict.")
     version = f"hiera-video {hiera_video.__version__}"
     top.add_argument("--version", action="version", version=version)
     commands = top.add_subparsers(
@@ -109,7 +117,12 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(message_line(message))
+
+
+class _CommandParser(_Parser):
     """The options of a command, whose help shows its settings too."""
 
     settings: type[Settings]
@@ -154,7 +167,32 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Errors that the user can correct are printed as one line on stderr."""
-    args, operands = parse(sys.argv[1:] if arguments is None else arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that its encoding lacks is no error
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # the program that reads the output has ended, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        return 141
+    except Stopped as stopped:
+        print(f"stopped by {stopped}", file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    finally:
+        # Decoding processes ignore SIGTERM, and an exception may keep their loader alive: without
+        # this, the end of the program would wait for them without end.
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs a command and prints its error; returns the exit code."""
+    args, operands = parse(arguments)
     try:
         if args.print_config:
             print(to_yaml(load_for_print(*configuration(args, operands))), end="")
@@ -163,22 +201,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = MODULES.get(args.command, args.command.replace(" ", "_").replace("-", "_"))
         command = importlib.import_module(f"hiera_video.commands.{name}")
         setup_logging()
-        return command.run(settings, dry_run=args.dry_run, as_json=args.json)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+        with handling_stops(raise_stopped):
+            return command.run(settings, dry_run=args.dry_run, as_json=args.json)
     except (UserError, OSError) as error:
         if not isinstance(error, UserError) and error.filename is None:
             raise  # it is not about a file of the user's
         if args.traceback:
-            traceback.print_exception(error)
-        print(f"hiera-video {args.command}: {error}", file=sys.stderr)
+            print(message_lines("".join(traceback.format_exception(error))), file=sys.stderr)
+        print(message_line(f"hiera-video {args.command}: {error}"), file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
-    finally:
-        # Decoding processes ignore SIGTERM, and an exception may keep their loader alive: without
-        # this, the end of the program would wait for them without end.
-        for worker in multiprocessing.active_children():
-            worker.kill()
 
 
 def read_settings(args: argparse.Namespace, operands: Sequence[str]) -> Any:

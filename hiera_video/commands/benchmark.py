@@ -28,14 +28,14 @@ from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, MissingLibrary, UserError, configured
 from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.views import Scorer, score_views
-from hiera_video.files import json_text, write_json, write_text
+from hiera_video.files import write_json, write_text
 from hiera_video.models.loading import card_of
 from hiera_video.models.pretrained import create_model
 from hiera_video.models.variants import VARIANTS, is_image
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
-from hiera_video.runtime.results import exit_code, refuse_existing
+from hiera_video.runtime.results import exit_code, print_json, print_lines, refuse_existing
 from hiera_video.settings.tools import BenchmarkSettings
 from hiera_video.settings.training import Precision
 from hiera_video.settings.video import Clips, Views
@@ -74,32 +74,32 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
     if dry_run:
         models = [subject.name for subject in subjects]
         described = [vars(setting) for setting in settings]
-        print(json_text({"models": models, "settings": described}, indent=2))
+        print_json({"models": models, "settings": described}, indent=2)
         return 0
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     report = new_report(device, config.precisions)
     if not as_json:
-        print(format_heading(report))
+        print_lines(format_heading(report).split("\n"))
     for setting in settings:
         peak = report["peaks"][setting.precision]["tflops"]
         rows, failed = measure(subjects, setting, rounds=config.rounds, peak_tflops=peak)
         report["results"] += rows
         report["failed"] += failed
         if not as_json:
-            print(f"\n{format_rows(rows)}", flush=True)
+            print_lines(["", *format_rows(rows).split("\n")])
         if folder is not None:
             write_results(folder, report)
     for name, setting in product(names if videos else (), settings):
         if setting.work == "inference" and setting.execution == "eager":
             report["decoding"].append(measure_decoding(name, setting, config, videos))
     if videos and not as_json:
-        print(f"\n{format_decoding(report['decoding'])}")
+        print_lines(["", *format_decoding(report["decoding"]).split("\n")])
     if folder is not None:
         write_results(folder, report)
         logger.info("results are in %s", folder)
     if as_json:
-        print(json_text(report))
+        print_json(report)
     return exit_code(done=len(report["results"]), failed=len(report["failed"]))
 
 

@@ -8,7 +8,7 @@ from hiera_video.models.conversion import convert
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import check_source
-from hiera_video.runtime.results import print_result
+from hiera_video.runtime.results import print_lines, print_result
 from hiera_video.settings.tools import ConvertSettings
 
 
@@ -22,12 +22,12 @@ def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False
     with configured():
         check_writable(config.layout, model.architecture)
     if dry_run:
-        print(config.output)
+        print_lines([config.output])
         return 0
     tensors = convert(model, card, config.layout, Path(config.output))
     print_result(
         {"path": config.output, "layout": config.layout, "tensors": tensors},
-        f"{config.output} ({config.layout} layout): {tensors} tensors, read again the same",
+        [f"{config.output} ({config.layout} layout): {tensors} tensors, read again the same"],
         as_json=as_json,
     )
     return 0

@@ -127,7 +127,7 @@ def check_video(path: Path, seconds: np.ndarray, config: CheckAvaSettings) -> li
     return found
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any]) -> list[str]:
     """The report as text."""
     lines = []
     for name in ("ground_truth", "proposals"):
@@ -160,4 +160,4 @@ def format_report(report: dict[str, Any]) -> str:
         if len(texts) > MAX_PRINTED:
             lines.append(f"{source}: and {len(texts) - MAX_PRINTED} more; --json lists all")
     lines.append(f"{len(problems)} problems" if problems else "no problems found")
-    return "\n".join(lines)
+    return lines

@@ -6,7 +6,6 @@ The steps are commands as a user would type them; each is printed and runs in it
 import json
 import os
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -19,9 +18,11 @@ from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.demo import actions, motions
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, message_line
 from hiera_video.evaluation.ava import frame_ap
-from hiera_video.files import json_text, write_json
+from hiera_video.files import write_json
+from hiera_video.runtime.results import print_json, print_lines
+from hiera_video.runtime.signals import handling_stops
 from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
 
 MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}
@@ -49,7 +50,7 @@ def run(
     check_folder(folder, made)
     steps = detection_steps(folder, seed) if is_ava else class_steps(folder, seed)
     if dry_run:
-        print("\n".join(as_typed(command) for command, _ in steps))
+        print_lines(as_typed(command) for command, _ in steps)
         return 0
 
     started = time.monotonic()
@@ -74,11 +75,10 @@ def run(
     parts |= {"overlay": "predicted"} if is_ava else {}
     paths = {name: str(folder / part) for name, part in parts.items()}
     if as_json:
-        print(json_text({"seed": seed, **result, "seconds": seconds, "paths": paths}))
+        print_json({"seed": seed, **result, "seconds": seconds, "paths": paths})
         return 0
-    print(f"\nDone in {seconds} s. {text}")
-    for name, path in paths.items():
-        print(f"  {name:10}  {path}")
+    listed = [f"  {name:10}  {path}" for name, path in paths.items()]
+    print_lines(["", f"Done in {seconds} s. {text}", *listed])
     return 0
 
 
@@ -187,24 +187,23 @@ def as_typed(command: list[str]) -> str:
 
 
 def print_progress(line: str) -> None:
-    print(f"\n{line}", file=sys.stderr, flush=True)
+    print(f"\n{message_line(line)}", file=sys.stderr, flush=True)
 
 
 def call(command: list[str], as_json: bool) -> tuple[int, str]:
-    """Runs a command, passing SIGTERM on; its exit code, and with `as_json` what it printed."""
+    """Runs a command; its exit code, and with `as_json` what it printed. Passes signals on."""
     print_progress(f"$ {as_typed(command)}")
     arguments = [sys.executable, "-m", "hiera_video", *command, *(["--json"] if as_json else [])]
-    with subprocess.Popen(
-        arguments,
-        stdout=subprocess.PIPE if as_json else None,
-        env=os.environ | ENVIRONMENT,
-        text=True,
-        encoding="utf-8",
-    ) as process:
-        previous = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            out, _ = process.communicate()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+    with (
+        subprocess.Popen(
+            arguments,
+            stdout=subprocess.PIPE if as_json else None,
+            env=os.environ | ENVIRONMENT,
+            text=True,
+            encoding="utf-8",
+        ) as process,
+        handling_stops(lambda number, _: process.send_signal(number)),
+    ):
+        out, _ = process.communicate()
     code = process.returncode
     return (code if code >= 0 else 128 - code), out or ""

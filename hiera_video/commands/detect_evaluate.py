@@ -26,12 +26,12 @@ from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import json_text, make_writable_folder, write_json
+from hiera_video.files import make_writable_folder, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.results import evaluation_folder, exit_code, print_result
+from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
 from hiera_video.settings.evaluation import DetectEvaluateSettings
 
 RESULTS = ("report.json", "detections.csv", "keyframes.csv")
@@ -50,7 +50,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         clips = keyframe_clips_of(val.records, model, config.clips, data)
         protocol = describe_protocol(config, val, clips)
         if dry_run:
-            print(json_text({"keyframes_to_score": len(val.records), **protocol}, indent=2))
+            print_json({"keyframes_to_score": len(val.records), **protocol}, indent=2)
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
@@ -137,7 +137,7 @@ def describe_protocol(
     }
 
 
-def format_report(report: dict[str, Any], folder: Path) -> str:
+def format_report(report: dict[str, Any], folder: Path) -> list[str]:
     """The report for a person."""
     height, width = report["crop_size"]
     lines = [
@@ -161,4 +161,4 @@ def format_report(report: dict[str, Any], folder: Path) -> str:
         lines.append(f"{protocol}, without key frames that failed: {mean}")
     lines += [f"failed: {failure['message']}" for failure in report["failed"]]
     lines.append(f"results are in {folder}")
-    return "\n".join(lines)
+    return lines

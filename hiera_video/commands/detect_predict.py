@@ -17,16 +17,17 @@ from hiera_video.data.boxes.keyframes import (
     num_boxes,
 )
 from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
+from hiera_video.data.transforms import MAX_ASPECT
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import write_json
+from hiera_video.files import utf8_text, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.people import detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
-from hiera_video.runtime.results import exit_code, output_files, print_result
+from hiera_video.runtime.results import exit_code, output_files, print_lines, print_result
 from hiera_video.settings.evaluation import DetectPredictSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError, VideoReader
@@ -47,7 +48,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     table = None if config.boxes is None else read_boxes("proposals", config.boxes)
     outputs = output_files(config, OUTPUTS)
     if dry_run:
-        print("\n".join(str(file) for files in outputs for file in files.values()))
+        print_lines(str(file) for files in outputs for file in files.values())
         return 0
 
     failed = 0
@@ -60,7 +61,14 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
                 with opener(config.data)(path) as video:
-                    size = clip_size(model, video.height, video.width)
+                    height, width = video.height, video.width
+                    if max(height, width) > MAX_ASPECT * min(height, width):
+                        raise NoResult(
+                            f"{path}: its frames have {width} x {height} pixels, and clips show "
+                            f"whole frames: allowed are frames up to {MAX_ASPECT} times as long as "
+                            "wide; cut the video"
+                        )
+                    size = clip_size(model, height, width)
                     if size not in models:
                         models[size], _ = load_model(
                             config.checkpoint, kind="detector", image_size=size
@@ -81,7 +89,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                     write_overlay(files["overlay"], video, shown, interval_sec=interval_sec)
             except (VideoError, NoResult) as error:
                 failed += 1
-                print_result({"path": path, "error": str(error)}, str(error), as_json=as_json)
+                print_result({"path": path, "error": str(error)}, [str(error)], as_json=as_json)
                 continue
             detections = detections_of(records, dict(enumerate(scores)), label_map)
             write_detections(files["csv"], detections)
@@ -91,7 +99,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
             line = f"{path}: {counts['boxes']} boxes of people in {len(records)} key frames"
             print_result(
                 {"path": path, **counts, **{kind: str(file) for kind, file in files.items()}},
-                "\n".join([line, *(f"  {file}" for file in files.values())]),
+                [line, *(f"  {file}" for file in files.values())],
                 as_json=as_json,
             )
     return exit_code(done=len(config.inputs) - failed, failed=failed)
@@ -105,7 +113,7 @@ def given_boxes(
 ) -> list[KeyframeRecord]:
     """The key frames of a csv that name this file, with or without its suffix."""
     path = video.path
-    names = {Path(path).name, Path(path).stem}
+    names = {utf8_text(Path(path).name), utf8_text(Path(path).stem)}  # as this command writes them
     named = {keyframe for keyframe in named_keyframes(table) if keyframe[0] in names}
     if not named:
         near = did_you_mean(Path(path).stem, table.videos)

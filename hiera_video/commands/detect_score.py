@@ -1,29 +1,27 @@
 """`hiera-video detect score`: computes frame mAP of action detections from csv files."""
 
 import math
-import sys
 from collections import Counter
 from typing import Any
 
 from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, read_label_map
-from hiera_video.errors import did_you_mean
+from hiera_video.errors import UserError, did_you_mean
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_aps
-from hiera_video.files import json_text
-from hiera_video.runtime.results import print_result
+from hiera_video.runtime.results import print_json, print_result
 from hiera_video.settings.evaluation import DetectScoreSettings
 
 
 def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
-    """Computes and prints frame mAP; returns 1 if it is not defined."""
+    """Computes and prints frame mAP; a UserError if it is not defined."""
     labels = read_label_map(config.label_map)
     truth = read_boxes("ground truth", config.ground_truth, labels, strict=False)
     detections = read_boxes("detections", config.detections, labels)
     excluded = [] if config.excluded is None else read_keyframes(config.excluded)
     keyframes = None if config.keyframes is None else read_keyframes(config.keyframes)
     if dry_run:
-        print(json_text({"ground_truth_rows": len(truth), "detection_rows": len(detections)}))
+        print_json({"ground_truth_rows": len(truth), "detection_rows": len(detections)})
         return 0
     protocols = PROTOCOLS if config.protocol == "both" else [config.protocol]
     scored = frame_aps(
@@ -38,12 +36,10 @@ def run(config: DetectScoreSettings, *, dry_run: bool = False, as_json: bool = F
     }
     print_result(report, format_report(report, truth), as_json=as_json)
     if all(math.isnan(result.mean_ap) for result in scored.values()):
-        print(
-            f"hiera-video detect score: {truth.source}: no box of an evaluated class at a key "
-            "frame that counts, so there is no mAP",
-            file=sys.stderr,
+        raise UserError(
+            f"{truth.source}: no box of an evaluated class at a key frame that counts, so there is "
+            "no mAP"
         )
-        return 1
     return 0
 
 
@@ -53,7 +49,7 @@ def describe(table: BoxTable) -> dict[str, Any]:
     return {"file": table.source, "rows": len(table), **kinds}
 
 
-def format_report(report: dict[str, Any], truth: BoxTable) -> str:
+def format_report(report: dict[str, Any], truth: BoxTable) -> list[str]:
     """The report as text."""
     lines = []
     for name in ("ground_truth", "detections"):
@@ -72,4 +68,4 @@ def format_report(report: dict[str, Any], truth: BoxTable) -> str:
     lines += ava_report.format_results(
         report["protocols"], num_excluded=report["excluded_keyframes"]
     )
-    return "\n".join(lines)
+    return lines

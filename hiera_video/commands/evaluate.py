@@ -13,10 +13,10 @@ from hiera_video.evaluation.prediction import load_model, views_of
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import json_text, make_writable_folder, write_json
+from hiera_video.files import make_writable_folder, write_json
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
-from hiera_video.runtime.results import evaluation_folder, exit_code, print_result
+from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
 from hiera_video.settings.evaluation import EvaluateSettings
 
 RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
@@ -39,7 +39,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         if dry_run:
-            print(json_text({"videos": len(val.records), **protocol}, indent=2))
+            print_json({"videos": len(val.records), **protocol}, indent=2)
             return 0
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
@@ -81,7 +81,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
     }
 
 
-def format_report(report: dict[str, Any], folder: Path) -> str:
+def format_report(report: dict[str, Any], folder: Path) -> list[str]:
     """The report for a person."""
     views = f"{report['views']['num_clips']} clips x {report['views']['num_crops']} crops"
     lines = [
@@ -100,4 +100,4 @@ def format_report(report: dict[str, Any], folder: Path) -> str:
             lines.append(f"{name}: {values}")
     lines += [f"failed: {failure['message']}" for failure in report["failed"]]
     lines.append(f"results are in {folder}")
-    return "\n".join(lines)
+    return lines

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import ConfigError, UserError, configured
-from hiera_video.files import json_text, replacing, write_json
+from hiera_video.files import replacing, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
@@ -14,6 +14,7 @@ from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
 from hiera_video.models.sources import check_source, load_card
+from hiera_video.runtime.results import print_json, print_lines
 from hiera_video.settings.tools import ExportSettings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
     assert not isinstance(model, MaskedAutoencoderHiera)
     parts = parts_of(model)
     if dry_run:
-        print("\n".join(f"{folder / part.name}.{end}" for part in parts for end in formats))
+        print_lines(f"{folder / part.name}.{end}" for part in parts for end in formats)
         return 0
 
     with replacing(folder) as unfinished:
@@ -55,14 +56,14 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
                 logger.info("exporting %s.%s", part.name, end)
                 compared.append(export(part, end, unfinished / f"{part.name}.{end}"))
                 if not as_json:
-                    print(compared[-1], flush=True)
+                    print_lines([str(compared[-1])])
         if wrong := [c.path.name for c in compared if not c.agrees]:
             raise UserError(
                 f"{', '.join(wrong)}: the outputs differ from the model's by more than 1e-4; "
                 f"nothing was written to {folder}"
             )
         if as_json:
-            print(json_text([{**asdict(c), "path": str(folder / c.path.name)} for c in compared]))
+            print_json([{**asdict(c), "path": str(folder / c.path.name)} for c in compared])
         write_json(unfinished / "export.json", description(model, parts, card))
     return 0
 

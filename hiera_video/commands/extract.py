@@ -2,9 +2,8 @@
 
 import logging
 import os
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import asdict
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
 from hiera_video.extraction.store import FeatureStore, Format, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
-from hiera_video.files import json_text
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import load_card
-from hiera_video.runtime.distributed import barrier, from_main, process_group
-from hiera_video.runtime.results import exit_code, print_result
+from hiera_video.runtime.distributed import barrier, from_main, on_main, process_group
+from hiera_video.runtime.results import exit_code, print_json, print_result
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -33,12 +31,11 @@ from hiera_video.video.open import opener
 logger = logging.getLogger(__name__)
 
 MAX_PRINTED = 10  # videos of a kind; the files have all
-BARRIER_TIMEOUT = timedelta(days=30)  # one process may have the long videos
 
 
 def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Extracts the features that are missing and writes the tables; returns the exit code."""
-    with process_group(config.device, BARRIER_TIMEOUT) as process:
+    with process_group(config.device) as process, ExitStack() as stack:
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
         videos = find_videos(config.inputs, config.data.root)
@@ -79,12 +76,11 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         ]
         logger.info("%d of %d videos are to be read", len(to_do), len(ours))
         if dry_run:
-            print(json_text({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2))
+            print_json({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2)
             return 0
         barrier()  # nobody writes before all have looked
-        if process.is_main:
-            store.start(overwrite=config.overwrite)
-        barrier()  # and not before the folder is there
+        # And not before the folder is there.
+        on_main(lambda: stack.enter_context(store.writing(overwrite=config.overwrite)))
         workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
         with closing(Assembly(to_do, store, workers, progress=process.is_main)) as assembly:
             run_engine = extract
@@ -175,7 +171,8 @@ def finish(
         report["parquet"] = str(store.write_parquet(rows))
     lines = [
         f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
-        f"{report['windows']} windows, {report['short']} videos shorter than a clip\n{summary}"
+        f"{report['windows']} windows, {report['short']} videos shorter than a clip",
+        *str(summary).split("\n"),
     ]
     cut_short = [f"done as far as it goes: {row['path']}: {row['damage']}" for row in damaged]
     unread = [f"failed: {row['error']}" for row in failed]
@@ -185,5 +182,5 @@ def finish(
             lines.append(f"and {len(messages) - MAX_PRINTED} more, see {store.folder / file}")
     lines.append(f"results are in {config.output_dir}")
     record = {**report, "this_process": asdict(summary)}
-    print_result(record, "\n".join(lines), as_json=as_json)
+    print_result(record, lines, as_json=as_json)
     return exit_code(done=len(videos) - len(failed), failed=len(failed))

@@ -9,12 +9,12 @@ import torch
 from hiera_video.analysis.complexity import PRODUCTS, Cost, by_stage, count_model
 from hiera_video.analysis.tables import format_table
 from hiera_video.errors import configured
-from hiera_video.files import json_text
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
 from hiera_video.models.variants import PUBLISHED, is_image, list_models
+from hiera_video.runtime.results import print_json, print_lines, print_result
 from hiera_video.settings.tools import FlopsSettings
 
 # Variants in tables 4 and 5, 6, and 8 of arXiv 2306.00989, and numbers of frames (None: default).
@@ -41,7 +41,10 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
     """Counts and prints the cost of a model; returns the exit code."""
     if config.table:
         rows = [] if dry_run else [table_row(name, frames) for name, frames in TABLE]
-        print(json_text(rows) if as_json or dry_run else format_paper_table(rows))
+        if as_json or dry_run:
+            print_json(rows)
+        else:
+            print_lines(format_paper_table(rows).split("\n"))
         return 0
     with configured(), torch.device("meta"):
         name = config.model
@@ -64,7 +67,7 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
         "kept_units": encoder.num_units if masking is None else masking.num_visible,
     }
     if dry_run:
-        print(json_text(report, indent=2))
+        print_json(report, indent=2)
         return 0
     costs = count_model(model, num_kept=report["kept_units"])
     many = config.task in (None, "classification") and not is_image(encoder.architecture)
@@ -86,7 +89,7 @@ def run(config: FlopsSettings, *, dry_run: bool = False, as_json: bool = False) 
             for name, cost in costs.items()
             if name and (cost.parameters or cost.macs)
         }
-    print(json_text(report) if as_json else format_report(report))
+    print_result(report, format_report(report), as_json=as_json)
     return 0
 
 
@@ -102,7 +105,7 @@ def table_row(name: str, num_frames: int | None) -> dict[str, Any]:
     return {"model": name, "input": list(model.input_size), **describe(count_model(model)[""])}
 
 
-def format_report(report: dict[str, Any]) -> str:
+def format_report(report: dict[str, Any]) -> list[str]:
     """The report as text."""
     channels, frames, height, width = report["input"]
     lines = [
@@ -110,9 +113,8 @@ def format_report(report: dict[str, Any]) -> str:
     ]
     if report["task"] == "pretraining":
         lines.append(f"{report['kept_units']} of {report['mask_units']} mask units are visible")
-    lines.append(
-        format_costs(report["stages"] | {"a view": report["view"]} | report.get("modules", {}))
-    )
+    costs = report["stages"] | {"a view": report["view"]} | report.get("modules", {})
+    lines += format_costs(costs).split("\n")
     num_clips, num_crops = report["num_clips"], report["num_crops"]
     macs, flops = report["video"]["macs"] / 1e9, report["video"]["flops"] / 1e9
     paper = report["view"]["paper_flops"] / 1e9
@@ -121,7 +123,7 @@ def format_report(report: dict[str, Any]) -> str:
         f"as counted in Hiera's paper: {paper:.0f}x{num_crops}x{num_clips} G ({paper:.2f}: GMACs "
         "and 5 per element of LayerNorm)",
     ]
-    return "\n".join(lines)
+    return lines
 
 
 def format_costs(costs: dict[str, dict[str, Any]]) -> str:

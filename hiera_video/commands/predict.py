@@ -1,16 +1,16 @@
 """`hiera-video predict FILE...`: the most likely classes of videos or images."""
 
+import os
 from pathlib import Path
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.loader import evaluation_loader, readable
-from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.files import read_folder
 from hiera_video.data.videos.records import VideoRecord
-from hiera_video.errors import UserError
 from hiera_video.evaluation.prediction import classify, load_model, views_of
 from hiera_video.evaluation.views import Scorer
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.results import exit_code, print_result
+from hiera_video.runtime.results import exit_code, print_lines, print_result
 from hiera_video.settings.evaluation import PredictSettings
 
 
@@ -21,7 +21,7 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
     records = [VideoRecord(path, (), path) for path in paths]
     views = views_of(records, model, config.clips, config.views, config.data)
     if dry_run:
-        print("\n".join(paths))
+        print_lines(paths)
         return 0
     failures: list[Failure] = []
     with process_group(config.device) as process:
@@ -32,10 +32,10 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
             path = paths[sample.index]
             top = [{"class": name, "probability": round(p, 6)} for name, p in classes]
             lines = [path, *(f"  {100 * p:5.1f} %  {name}" for name, p in classes)]
-            print_result({"path": path, "classes": top}, "\n".join(lines), as_json=as_json)
+            print_result({"path": path, "classes": top}, lines, as_json=as_json)
     for failure in failures:
         record = {"path": failure.path, "cause": failure.cause, "error": failure.message}
-        print_result(record, failure.message, as_json=as_json)
+        print_result(record, [failure.message], as_json=as_json)
     return exit_code(done=len(paths) - len(failures), failed=len(failures))
 
 
@@ -43,10 +43,9 @@ def files(inputs: list[str]) -> list[str]:
     """The files among the inputs, and the videos and images below the folders among them."""
     found: list[str] = []
     for name in inputs:
-        inside = [name]
-        if (folder := Path(name)).is_dir():
-            inside = sorted(str(p) for p in folder.rglob("*") if p.is_file() and is_media(str(p)))
-        if not inside:
-            raise UserError(f"{name}: a folder without videos or images")
-        found += inside
+        if os.path.isdir(name):
+            rows, _ = read_folder(Path(name), labelled=False)
+            found += [os.path.join(name, row.name) for row in rows]
+        else:
+            found.append(name)
     return found

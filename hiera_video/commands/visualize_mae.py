@@ -19,7 +19,7 @@ from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.results import exit_code, output_files, print_result
+from hiera_video.runtime.results import exit_code, output_files, print_lines, print_result
 from hiera_video.settings.evaluation import VisualizeSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -42,7 +42,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
     suffixes = ("png", "mp4") if model.encoder.tokens_shape[0] > 1 else ("png",)
     outputs = output_files(config, {suffix: f"{config.mode}.{suffix}" for suffix in suffixes})
     if dry_run:
-        print("\n".join(str(file) for files in outputs for file in files.values()))
+        print_lines(str(file) for files in outputs for file in files.values())
         return 0
 
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
             except VideoError as error:
                 failed += 1
                 record = {"path": path, "cause": error.cause, "error": str(error)}
-                print_result(record, str(error), as_json=as_json)
+                print_result(record, [str(error)], as_json=as_json)
                 continue
             visible = masking(np.random.default_rng([config.seed, index]))
             reconstruction = reconstruct(
@@ -74,7 +74,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
                 failed += 1
                 message = f"{path}: its reconstruction loss is not finite; use other weights"
                 record = {"path": path, "cause": "not_finite", "error": message}
-                print_result(record, message, as_json=as_json)
+                print_result(record, [message], as_json=as_json)
                 continue
             shown_sec = times_sec[:: model.token_pixels[0]].tolist()
             caption = describe(reconstruction, masking)
@@ -84,7 +84,10 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
             written = {kind: str(file) for kind, file in files.items()}
             print_result(
                 {"path": path, **written, "loss": loss},
-                "\n  ".join([f"{path}: reconstruction loss {loss:.4f}", *written.values()]),
+                [
+                    f"{path}: reconstruction loss {loss:.4f}",
+                    *(f"  {file}" for file in written.values()),
+                ],
                 as_json=as_json,
             )
     return exit_code(done=len(config.inputs) - failed, failed=failed)

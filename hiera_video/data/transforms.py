@@ -31,6 +31,7 @@ Boxes = Float[np.ndarray, "n 4"]  # x1 y1 x2 y2 as fractions of a picture
 Range = tuple[float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
+MAX_ASPECT = 8  # long to short side of frames that are resized whole
 CROP_TRIES = 10
 ERASING_AREA = (0.02, 1 / 3)  # fraction of the frame
 ERASING_ASPECT = (0.3, 1 / 0.3)  # height / width
@@ -119,10 +120,11 @@ class DetectionTransform:
         """A new clip, and the boxes as fractions of its frames; they may extend beyond 0..1."""
         height, width = self.size
         short_side = covering_short_side(frames.shape[1], frames.shape[2], self.size)
-        frames = resize_short_side(frames, round(short_side * rng.uniform(*self.augment.zoom)))
-        top = int(rng.integers(frames.shape[1] - height, endpoint=True))
-        left = int(rng.integers(frames.shape[2] - width, endpoint=True))
-        clip, boxes = _crop(frames, boxes, top, left, self.size)
+        short_side = round(short_side * rng.uniform(*self.augment.zoom))
+        rows, columns = resized_shape(frames.shape[1], frames.shape[2], short_side)
+        top = int(rng.integers(rows - height, endpoint=True))
+        left = int(rng.integers(columns - width, endpoint=True))
+        clip, boxes = _crop(frames, boxes, short_side, (top, left), self.size)
         if self.augment.flip and rng.random() < 0.5:
             clip, boxes = clip[:, :, ::-1], boxes[:, [2, 1, 0, 3]] * (-1, 1, -1, 1) + (1, 0, 1, 0)
         return np.ascontiguousarray(clip), boxes
@@ -168,9 +170,14 @@ class Crops:
     def resized(
         self, frames: Frames, *, is_image: bool | None = None
     ) -> tuple[Clip, list[tuple[int, int]]]:
-        """The resized frames, and (top, left) of each crop in them."""
-        frames = resize_short_side(frames, self.short_side, is_image=is_image)
-        return frames, crop_offsets(frames.shape[1], frames.shape[2], self.size, self.num_crops)
+        """The resized frames, and (top, left) of each crop in them.
+
+        Of frames more than `MAX_ASPECT` times as long as wide the crops alone, side by side.
+        """
+        check_frames(frames)
+        shape = resized_shape(frames.shape[1], frames.shape[2], self.short_side)
+        offsets = crop_offsets(*shape, self.size, self.num_crops)
+        return _resized(frames, self.short_side, offsets, self.size, is_image=is_image)
 
 
 def centre_crop(frames: Frames, boxes: Boxes, size: tuple[int, int]) -> tuple[Clip, Boxes]:
@@ -180,21 +187,56 @@ def centre_crop(frames: Frames, boxes: Boxes, size: tuple[int, int]) -> tuple[Cl
         The clip, and the boxes as fractions of its frames; they may extend beyond 0..1.
     """
     short_side = covering_short_side(frames.shape[1], frames.shape[2], size)
-    frames = resize_short_side(frames, short_side)
-    ((top, left),) = crop_offsets(frames.shape[1], frames.shape[2], size, 1)
-    clip, boxes = _crop(frames, boxes, top, left, size)
+    shape = resized_shape(frames.shape[1], frames.shape[2], short_side)
+    (offset,) = crop_offsets(*shape, size, 1)
+    clip, boxes = _crop(frames, boxes, short_side, offset, size)
     return np.ascontiguousarray(clip), boxes
 
 
 def _crop(
-    frames: Frames, boxes: Boxes, top: int, left: int, size: tuple[int, int]
+    frames: Frames, boxes: Boxes, short_side: int, offset: tuple[int, int], size: tuple[int, int]
 ) -> tuple[Clip, Boxes]:
-    """A view of the crop [height, width] at (top, left), and boxes as fractions of it."""
-    height, width = size
-    rows, columns = frames.shape[1:3]
+    """The crop at `offset` of resized frames, maybe a view, and boxes as fractions of it."""
+    (top, left), (height, width) = offset, size
+    rows, columns = resized_shape(frames.shape[1], frames.shape[2], short_side)
     scale = np.array([columns / width, rows / height] * 2)
     boxes = boxes * scale - np.array([left / width, top / height] * 2)
+    frames, ((top, left),) = _resized(frames, short_side, [offset], size)
     return frames[:, top : top + height, left : left + width], boxes
+
+
+def _resized(
+    frames: Frames,
+    short_side: int,
+    offsets: list[tuple[int, int]],
+    size: tuple[int, int],
+    *,
+    is_image: bool | None = None,
+) -> tuple[Clip, list[tuple[int, int]]]:
+    """Frames resized to `short_side`, and (top, left) of crops of `size`, at `offsets`, in them.
+
+    A picture of 8 x 10,000 pixels would take 240 MB at a short side of 256. Of long frames each
+    crop is therefore resized by itself, and the result is the crops side by side.
+    """
+    height, width = size
+    rows, columns = frames.shape[1:3]
+    if max(rows, columns) <= MAX_ASPECT * min(rows, columns):
+        return resize_short_side(frames, short_side, is_image=is_image), offsets
+    crops = []
+    for top, left in offsets:
+        # Along the longer side, from squares of the frame that become squares of `short_side`:
+        # those that the crop meets, and one more at each end, which its edges are interpolated of.
+        place, length = (top, height) if rows > columns else (left, width)
+        first = max(0, place // short_side - 1)
+        end = (place + length) // short_side + 2
+        taken = slice(first * min(rows, columns), end * min(rows, columns))
+        part = frames[:, taken] if rows > columns else frames[:, :, taken]
+        part = resize_short_side(part, short_side, is_image=is_image)
+        place -= first * short_side
+        top, left = (place, left) if rows > columns else (top, place)
+        top, left = min(top, part.shape[1] - height), min(left, part.shape[2] - width)
+        crops.append(part[:, top : top + height, left : left + width])
+    return np.concatenate(crops, axis=2), [(0, i * width) for i in range(len(crops))]
 
 
 def check_frames(frames: np.ndarray) -> None:

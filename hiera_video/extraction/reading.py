@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +74,7 @@ class ReadWindows:
         except (ImportError, ConnectionError):  # not the video's fault
             raise
         except Exception as error:  # whatever a file provokes costs that file alone
-            logger.error("%s: %s", video.path, traceback.format_exc())
+            logger.exception("%s: reading failed", video.path)
             cause = "error"
             message = f"{video.path}: reading failed with {type(error).__name__}: {error}"
         failure = Failure(video.name, video.path, cause, message)

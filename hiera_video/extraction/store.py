@@ -10,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import json
-import logging
 import os
 import tempfile
-import weakref
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -28,7 +25,16 @@ from torch import Tensor
 import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
-from hiera_video.files import json_text, remove_unfinished, replacing, write_json
+from hiera_video.files import (
+    json_text,
+    locked,
+    make_folder,
+    parse_json,
+    remove_unfinished,
+    replacing,
+    utf8_text,
+    write_json,
+)
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
@@ -38,8 +44,6 @@ Format = Literal["npz", "npy", "safetensors"]
 FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
 MAX_NAME_BYTES = 200  # of a component of a path; file systems allow 255
 TIMES = ("start_sec", "end_sec", "center_sec")
-
-logger = logging.getLogger(__name__)
 
 
 class StoreError(UserError, RuntimeError):
@@ -65,25 +69,35 @@ def load_features(path: str | os.PathLike[str]) -> Features:
 
     Raises:
         ValueError: another kind of file.
+        FileNotFoundError: there is no such file.
+        StoreError: the file is not one that `hiera-video extract` wrote, or is damaged.
     """
     path = Path(path)
-    if path.suffix == ".npz":
-        with np.load(path) as file:
-            arrays = {name: file[name] for name in ("features", *TIMES)}
-    elif path.suffix == ".npy":
-        times = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        arrays = {name: np.array(times[name], np.float64) for name in TIMES}
-        arrays["features"] = np.load(path)
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        tensors = load_file(path)
-        if tensors["features"].dtype == torch.bfloat16:  # which NumPy lacks
-            tensors["features"] = tensors["features"].float()
-        arrays = {name: tensors[name].numpy() for name in ("features", *TIMES)}
-    else:
+    if path.suffix not in (".npz", ".npy", ".safetensors"):
         raise ValueError(f"{path}: features are .npz, .npy or .safetensors files")
+    path.stat()
+    with _undamaged(path):
+        arrays = _read_arrays(path)
+        if len({len(array) for array in arrays.values()}) > 1:
+            raise ValueError("features and times are of different numbers of windows")
     return Features(**arrays, metadata=read_metadata(path))
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """`features` and the times of an output; nothing in it is unpickled."""
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in ("features", *TIMES)}
+    if path.suffix == ".npy":
+        times = parse_json(path.with_suffix(".json").read_bytes())
+        arrays = {name: np.array(times[name], np.float64) for name in TIMES}
+        return {"features": np.load(path, allow_pickle=False), **arrays}
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    if tensors["features"].dtype == torch.bfloat16:  # which NumPy lacks
+        tensors["features"] = tensors["features"].float()
+    return {name: tensors[name].numpy() for name in ("features", *TIMES)}
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
@@ -92,20 +106,38 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Raises:
         StoreError: the file is not one that `hiera-video extract` wrote, or is damaged.
     """
-    try:
+    with _undamaged(path):
         if path.suffix == ".npz":
-            with np.load(path) as file:
-                return json.loads(str(file["metadata"]))
-        if path.suffix == ".npy":
-            return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["metadata"]
-        from safetensors import safe_open
+            with np.load(path, allow_pickle=False) as file:
+                metadata = parse_json(str(file["metadata"]))
+        elif path.suffix == ".npy":
+            metadata = parse_json(path.with_suffix(".json").read_bytes())["metadata"]
+        else:
+            from safetensors import safe_open
 
-        with safe_open(path, "np") as file:
-            return json.loads(file.metadata()["hiera_video"])
+            with safe_open(path, "np") as file:
+                metadata = parse_json(file.metadata()["hiera_video"])
+        _check_entries(metadata, {"path": str, "hash": str, "settings": dict, "facts": dict})
+        _check_entries(metadata["facts"], {"num_windows": int, "is_short": bool})
+    return metadata
+
+
+@contextlib.contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Raises a StoreError for whatever reading an output raises."""
+    try:
+        yield
     except Exception as error:  # each format fails in its own ways
         raise StoreError(
             f"{path}: not a file of features, or damaged; if it is in the way, delete it"
         ) from error
+
+
+def _check_entries(record: Any, types: Mapping[str, type]) -> None:
+    """Raises ValueError unless a record of an earlier extraction has entries of these types."""
+    for key, kind in types.items():
+        if not isinstance(record, dict) or not isinstance(record.get(key), kind):
+            raise ValueError(f"{key} is missing or not of type {kind.__name__}")
 
 
 def output_names(paths: Iterable[str], root: str) -> list[str]:
@@ -134,8 +166,8 @@ def output_names(paths: Iterable[str], root: str) -> list[str]:
 
 
 def _component(name: str) -> str:
-    """A part of a path as text, shortened where a suffix would make it too long."""
-    data = _printable(name).encode()
+    """A part of a path as UTF-8, shortened where a suffix would make it too long."""
+    data = utf8_text(name.replace("\0", r"\x00")).encode()
     if len(data) <= MAX_NAME_BYTES:
         return data.decode()
     kept = data[: MAX_NAME_BYTES - 17].decode("utf-8", "ignore")
@@ -175,9 +207,9 @@ class FeatureStore:
             output_name = output.relative_to(self.folder).as_posix()
             return {"video": name, **facts, "output": output_name, **metadata["facts"]}
         if self.failure(name).exists():
-            failure = _read_json(self.failure(name))
+            failure = _read_json(self.failure(name), {"hash": str, "path": str, "error": str})
             if failure.pop("hash") == self.hash:
-                return failure
+                return {**failure, "status": "failed"}
         return None
 
     def is_pending(self, name: str, path: str, *, retry_failed: bool, overwrite: bool) -> bool:
@@ -188,7 +220,7 @@ class FeatureStore:
         """
         try:
             row = self.row(name)
-            with contextlib.suppress(OSError):  # reported when the video is read
+            with contextlib.suppress(OSError, ValueError):  # reported when the video is read
                 size = os.path.getsize(path)
                 if row is not None and row.get("size_bytes", size) != size:
                     raise StoreError(
@@ -201,14 +233,14 @@ class FeatureStore:
                 raise
             return True
         if row is not None and row["status"] == "failed":  # this or another video of the name
-            return retry_failed or row["path"] != _printable(path)
+            return retry_failed or row["path"] != path
         return row is None
 
     def check(self) -> None:
         """Raises a StoreError if the folder holds features of another configuration."""
         path = self.folder / "extract.json"
         if path.exists():
-            self._check_settings(self.folder, _read_json(path))
+            self._check_settings(self.folder, _read_json(path, {"hash": str, "settings": dict}))
 
     def _check_settings(self, path: Path, made: Mapping[str, Any]) -> None:
         """Raises a StoreError if `path` was `made` with other settings, and names these."""
@@ -225,51 +257,34 @@ class FeatureStore:
             "output_dir, or set overwrite=true to replace what there is"
         )
 
-    def start(self, *, overwrite: bool = False) -> None:
-        """Writes extract.json before the first video, which shows whether the folder is writable.
+    @contextlib.contextmanager
+    def writing(self, *, overwrite: bool = False) -> Iterator[None]:
+        """Locks the folder for the block, in which videos are written.
 
-        It locks the folder until this object or the process ends; on network folders this may hold
-        for the machine only.
+        It writes extract.json first, which shows whether the folder is writable.
 
         Raises:
-            StoreError: another extraction holds the lock, the folder cannot be written, or, unless
-                `overwrite`, it holds features of another configuration.
+            UserError: another process writes into the folder.
+            StoreError: the folder cannot be written, or, unless `overwrite`, it holds features of
+                another configuration.
         """
-        self._lock()
-        if not overwrite:
-            self.check()
-        remove_unfinished(self.folder)
-        with _reported(self.folder):
-            content = {"hash": self.hash, "settings": self.settings}
-            write_json(self.folder / "extract.json", content)
-
-    def _lock(self) -> None:
-        import fcntl  # missing on some systems, and not needed to read features
-
-        with _reported(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            held = os.open(self.folder, os.O_RDONLY)
-        weakref.finalize(self, os.close, held)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{self.folder}: another extraction writes into it; wait for its end, or choose "
-                "another output_dir"
-            ) from None
-        except OSError as error:
-            logger.warning(
-                "%s cannot be locked (%s): make sure that no other extraction writes into it",
-                self.folder,
-                error.strerror,
-            )
+        with contextlib.ExitStack() as stack:
+            with _reported(self.folder):
+                stack.enter_context(locked(self.folder, "output_dir"))
+            if not overwrite:
+                self.check()
+            remove_unfinished(self.folder)
+            with _reported(self.folder):
+                content = {"hash": self.hash, "settings": self.settings}
+                write_json(self.folder / "extract.json", content)
+            yield
 
     def write(self, video: VideoRecord, features: Rows, read: Read) -> None:
         """Writes the features of a video; replaces its earlier features or failure."""
         metadata = {
             "hiera_video": hiera_video.__version__,
             "video": video.name,
-            "path": _printable(video.path),
+            "path": video.path,
             "hash": self.hash,
             "settings": self.settings,
             "facts": read.facts,
@@ -314,10 +329,10 @@ class FeatureStore:
         self._remove_others(failure.name)
         row = {
             "video": failure.name,
-            "path": _printable(failure.path),
+            "path": failure.path,
             "status": "failed",
             "cause": failure.cause,
-            "error": _printable(failure.message),
+            "error": failure.message,
             "seconds": round(seconds, 3),
             "hash": self.hash,
         }
@@ -399,14 +414,12 @@ class Rows:
             self._file.close()
 
 
-def _printable(text: str) -> str:
-    """A path or a message as valid Unicode; other bytes become backslash escapes."""
-    return os.fsencode(text).decode("utf-8", "backslashreplace")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """A record with entries of these types."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = parse_json(path.read_bytes())
+        _check_entries(record, types)
+        return record
     except ValueError as error:
         raise StoreError(f"{path} is damaged ({error}): remove it") from error
 
@@ -422,7 +435,7 @@ def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 def _written(path: Path) -> Iterator[IO[bytes]]:
     """A file that becomes `path` when the block has ended; makes the folder if it is missing."""
     with _reported(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with replacing(path) as part, part.open("wb") as file:
             yield file
 

@@ -23,7 +23,7 @@ from hiera_video.models.layouts import (
     statements_of,
     to_official,
 )
-from hiera_video.models.sources import Source, find
+from hiera_video.models.sources import Source, find, load_card
 from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
 from hiera_video.settings.tools import Layout
 
@@ -129,8 +129,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         WeightsNotFoundError: there is no such file.
         WeightsError: it is damaged, or holds something else.
     """
-    if not path.is_file():
-        raise WeightsNotFoundError(f"{path}: there is no such file")
+    _check_readable(path)
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file  # not needed to build a model
@@ -167,6 +166,42 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path} holds {key} twice, with and without a wrapper's prefix")
         state[key] = value
     return state
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The texts in the header of a .safetensors file, which fits the size of the file.
+
+    Raises:
+        WeightsNotFoundError: there is no such file.
+        WeightsError: the header is damaged, or the file was cut.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    _check_readable(path)
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise WeightsError(f"{path} is damaged ({error})") from error
+
+
+def _check_readable(path: Path) -> None:
+    """Raises WeightsNotFoundError for a missing file, and an OSError that names it for others.
+
+    The errors of safetensors name none.
+    """
+    if not path.is_file():
+        raise WeightsNotFoundError(f"{path}: there is no such file")
+    path.open("rb").close()
+
+
+def check_weights_folder(folder: Path) -> None:
+    """Raises WeightsError if a file of a weights folder is missing or damaged.
+
+    Tensors are not read.
+    """
+    load_card(folder)
+    read_metadata(folder / "model.safetensors")
 
 
 def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:

@@ -136,7 +136,8 @@ def load_weights(
         loaded_frac=sum(value.numel() for value in state.values())
         / sum(value.numel() for value in parameters.values()),
     )
-    logger.info("%s", report)
+    for line in str(report).split("\n"):
+        logger.info("%s", line)
     return report
 
 

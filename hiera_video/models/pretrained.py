@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from hiera_video.errors import ModelError, OutputExistsError, WeightsError
-from hiera_video.files import replacing, write_json
+from hiera_video.files import replacing, user_path, write_json
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.checkpoint import (
     Checkpoint,
@@ -331,7 +331,7 @@ def save_model(
         OutputExistsError: `folder` is something else than a weights folder.
         FetchError: the folder is written, but cannot be uploaded.
     """
-    folder = Path(folder).expanduser()
+    folder = user_path(folder)
     card = card_of(model, model.card if card is None else card, **entries)
     _check_described(model, card)
     replaces = (folder / "config.json").is_file()

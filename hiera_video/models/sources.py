@@ -9,12 +9,11 @@ A source is one of:
 * a repository of the Hugging Face Hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError, did_you_mean
-from hiera_video.files import shipped_folder
+from hiera_video.files import parse_json, shipped_folder, user_path
 from hiera_video.models.card import FORMAT, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
@@ -67,7 +66,7 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
     if name in PUBLISHED:
         return None, published_card(name)
     check_source(source)
-    found = fetch_repository(name) if name.startswith(SCHEME) else Path(source).expanduser()
+    found = fetch_repository(name) if name.startswith(SCHEME) else user_path(source)
     if not found.is_dir():
         return found, {}
     found = found / "weights" if (found / "weights" / "config.json").is_file() else found
@@ -80,7 +79,7 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
             else f"{found} is not a weights folder: it has no config.json"
         )
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_bytes())
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
@@ -94,7 +93,7 @@ def check_source(source: Source) -> None:
     Repositories are not asked.
     """
     name = str(source)
-    if name in PUBLISHED or name.startswith(SCHEME) or Path(source).expanduser().exists():
+    if name in PUBLISHED or name.startswith(SCHEME) or user_path(source).exists():
         return
     raise WeightsNotFoundError(
         f"{source}: there is no such file or folder, and no published weights are called so"

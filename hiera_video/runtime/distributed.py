@@ -1,7 +1,9 @@
 """Ranks and reductions, from the variables that torchrun sets; without them, one process."""
 
 import os
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -10,8 +12,12 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
-from hiera_video.errors import ConfigError
+from hiera_video.errors import ConfigError, UserError
+from hiera_video.runtime.watch import LIMIT_SEC, Watch
+
+TIMEOUT = timedelta(days=14)  # of collectives, which Watch ends long before
 
 T = TypeVar("T")
 
@@ -24,6 +30,7 @@ class Process:
     world_size: int
     local_world_size: int
     device: torch.device
+    watch: Watch | None = None  # None where there are no others
 
     @property
     def is_main(self) -> bool:
@@ -34,12 +41,13 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 @contextmanager
-def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Process]:
+def process_group(device: str) -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.
+
+    The processes wait for one another as long as all of them live, see `Watch`.
 
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
-        timeout: how long processes wait for one another. None: torch's own, half an hour.
 
     Raises:
         ConfigError: there is no such device.
@@ -65,11 +73,49 @@ def process_group(device: str, timeout: timedelta | None = None) -> Iterator[Pro
         yield Process(0, 1, 1, chosen)
         return
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timeout)
-    try:
-        yield Process(dist.get_rank(), dist.get_world_size(), local_world_size, chosen)
-    finally:
-        dist.destroy_process_group()
+    store, rank, world_size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
+    store = store_of_this_start(store, rank, world_size)
+    with Watch(PrefixStore("watch", store.clone()), rank, world_size) as watch:
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
+        )
+        try:
+            yield Process(rank, world_size, local_world_size, chosen, watch)
+        finally:
+            dist.destroy_process_group()
+
+
+def store_of_this_start(store: Store, rank: int, world_size: int) -> Store:
+    """The part of a store that only the processes that are started now use.
+
+    torchrun keeps its store when it starts processes again: without this, they would take the
+    addresses of processes that died, and fail. Each process has a new name, and gets the name of
+    the first under it.
+
+    Raises:
+        UserError: a process does not come within `LIMIT_SEC`.
+    """
+    name = uuid.uuid4().hex
+
+    def without_answer() -> list[int]:
+        if rank:
+            return [] if store.check([name]) else [0]
+        missing = [r for r in range(1, world_size) if not store.check([f"{name}/{r}"])]
+        for key in (f"name/{r}" for r in missing):
+            if store.check([key]):  # it may be a name of an earlier start, until the process comes
+                store.set(store.get(key).decode(), name)
+        return missing
+
+    store.set(f"name/{rank}", name)
+    deadline = time.monotonic() + LIMIT_SEC
+    while missing := without_answer():
+        if time.monotonic() > deadline:
+            ranks = " and ".join(f"rank {other}" for other in missing)
+            raise UserError(f"{ranks} did not start within {LIMIT_SEC / 60:g} minutes")
+        time.sleep(0.05)
+    first = store.get(name).decode() if rank else name
+    store.set(f"{first}/{rank}", "")
+    return PrefixStore(first, store)
 
 
 @contextmanager
@@ -118,6 +164,24 @@ def from_main(value: T) -> T:
     values: list[Any] = [value]
     dist.broadcast_object_list(values)
     return values[0]
+
+
+def on_main(function: Callable[[], T]) -> T:
+    """What `function` returns on the main process, which alone calls it, on every process.
+
+    A UserError or OSError of it is raised on every process: none is left waiting for the main one.
+    """
+    result: Any = None
+    error: Exception | None = None
+    if not is_distributed() or dist.get_rank() == 0:
+        try:
+            result = function()
+        except (UserError, OSError) as raised:
+            error = raised
+    result, error = from_main((result, error))
+    if error is not None:
+        raise error
+    return result
 
 
 def barrier() -> None:

@@ -3,6 +3,9 @@
 import logging
 import os
 from pathlib import Path
+from typing import Any
+
+from hiera_video.errors import message_line, message_lines
 
 
 def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
@@ -18,10 +21,20 @@ def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
     root.handlers.clear()
     root.setLevel(logging.WARNING if quiet else logging.INFO)
     root.propagate = False
-    formatter = logging.Formatter("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
+    formatter = _OneLine("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if log_file is not None and not quiet:
         handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
+
+
+class _OneLine(logging.Formatter):
+    """Each message is one line, whatever it quotes; lines of a trace follow it."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return message_line(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return message_lines(super().formatException(ei))

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import UserError
-from hiera_video.files import json_text
+from hiera_video.errors import UserError, printable
+from hiera_video.files import json_text, utf8_text
 from hiera_video.settings.evaluation import (
     DetectEvaluateSettings,
     DetectPredictSettings,
@@ -48,7 +48,7 @@ def output_files(
     outputs: list[dict[str, Path]] = []
     taken: set[str] = set()
     for path in config.inputs:
-        stem, number = Path(path).stem, 1
+        stem, number = utf8_text(Path(path).stem), 1
         while (name := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
             number += 1
         taken.add(name.casefold())
@@ -57,9 +57,22 @@ def output_files(
     return outputs
 
 
-def print_result(record: Any, text: str, *, as_json: bool) -> None:
-    """Prints one result, as a line of JSON for machines or as text, at once, into a pipe too."""
-    print(json_text(record) if as_json else text, flush=True)
+def print_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
+    """Prints one result, as a line of JSON for machines or as lines for a person."""
+    if as_json:
+        print_json(record)
+    else:
+        print_lines(lines)
+
+
+def print_json(content: Any, *, indent: int | None = None) -> None:
+    """Prints JSON at once, into a pipe too; in ASCII, which every terminal and encoding takes."""
+    print(json_text(content, indent=indent, ensure_ascii=True), flush=True)
+
+
+def print_lines(lines: Iterable[str]) -> None:
+    """Prints lines at once, into a pipe too; whatever names they hold, each stays one line."""
+    print("\n".join(map(printable, lines)), flush=True)
 
 
 def exit_code(*, done: int, failed: int) -> int:

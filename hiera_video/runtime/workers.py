@@ -35,7 +35,9 @@ import cv2
 import numpy as np
 import torch
 
+from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.messages import receive, send
+from hiera_video.runtime.signals import leave_stops_to_parent
 
 NUM_JOBS = 2  # of a process, so that it need not wait for the next one
 NUM_VALUES = 4  # that a process may send before the first of them is received
@@ -282,11 +284,11 @@ def _end_of(process: BaseProcess) -> str:
 
 def _serve(connection: socket.socket, memory: Any, work: Work) -> None:
     """What a process does until its connection closes."""
-    # Ctrl-C and SIGTERM reach the whole group of processes (SIGTERM under Slurm), but are the main
-    # process's to handle: it needs this one until it has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # They reach the whole group of processes, but the main process needs this one until it has
+    # saved.
+    leave_stops_to_parent()
     _exit_with_parent()
+    setup_logging(quiet=True)
     # One process works with one thread: more would only compete for the cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

@@ -5,6 +5,8 @@ allowed, and the string below it what it means and its unit; error messages and 
 from these.
 """
 
+import os
+import reprlib
 import types
 from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -12,8 +14,17 @@ from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MinLen
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
+
+MAX_SHOWN = 200  # characters of a value in a message
 
 
 class Settings(BaseModel):
@@ -65,6 +76,19 @@ class Operand:
     is_list: bool = True
 
 
+def _possible_path(value: Any) -> str:
+    """Any name that a file can have: of bytes that are not UTF-8 too, which `str` would refuse."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("not a path")
+    os.fsencode(value)
+    return value
+
+
+def _utf8(path: str) -> str:
+    path.encode("utf-8")
+    return path
+
+
 def _ascending(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
         raise ValueError("the first number is larger than the second")
@@ -79,7 +103,9 @@ Seed = Natural
 Probability = Annotated[float, Ge(0), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
-Path = Annotated[str, MinLen(1), Allowed("a path")]
+Path = Annotated[str, PlainValidator(_possible_path), Allowed("a path")]
+# Of what is written, because some libraries write no other.
+Output = Annotated[Path, AfterValidator(_utf8), Allowed("a path in UTF-8")]
 Ascending = AfterValidator(_ascending)
 Size2 = tuple[Count, Count]
 Size3 = tuple[Count, Count, Count]
@@ -126,18 +152,25 @@ def _bounds(metadata: Sequence[Any]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value in a message, as people write it: numbers that are still text without quotes."""
+    """A value in a message, as people write it: numbers that are still text without quotes.
+
+    Of long ones the beginning.
+    """
     if value is None:
         return "not set"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(shown, value))}]"
-    if isinstance(value, str):
+        text = f"[{', '.join(map(shown, value))}]"
+    elif isinstance(value, str):
         try:
             float(value)
+            text = value
         except ValueError:
-            return repr(value)
-        return value
-    return f"{value:g}" if isinstance(value, float) else str(value)
+            text = repr(value)
+    elif isinstance(value, dict):
+        text = reprlib.repr(value)  # of any depth
+    else:
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}... ({len(text)} characters)"
 
 
 def section_of(field: FieldInfo) -> type[Settings] | None:

@@ -10,6 +10,7 @@ from hiera_video.settings.base import (
     Device,
     NonNegative,
     Operand,
+    Output,
     Path,
     Positive,
     Probability,
@@ -60,7 +61,7 @@ class EvaluateSettings(MultiView, WritingInference):
     """Compute the multi-view accuracy of a trained classifier."""
 
     data: EvaluationData
-    output_dir: Path | None = None
+    output_dir: Output | None = None
     """Folder for report.json, scores.npz and predictions.csv. Null: eval/ of the run folder."""
 
 
@@ -83,7 +84,7 @@ class ExtractSettings(WritingInference):
 
     inputs: Annotated[Files, Allowed("a folder, a list, or videos")]
     """A folder or a list, or files."""
-    output_dir: Path = "features"
+    output_dir: Output = "features"
     """Folder for the features, index.jsonl and failures.jsonl."""
     layer: Layer = "pre_logits"
     """Tokens of a stage; the mean of the last tokens, normalised; or the classifier's outputs."""
@@ -145,7 +146,7 @@ class DetectEvaluateSettings(WritingInference):
     clips: FrameSampling = FrameSampling()
     batch_size: Count = 16
     """Clips in a forward pass."""
-    output_dir: Path | None = None
+    output_dir: Output | None = None
     """Folder for report.json, detections.csv and keyframes.csv (those that count). Null: eval/ of
     the run folder."""
 
@@ -173,7 +174,7 @@ class DetectPredictSettings(WritingInference):
     """Most actions of a person in the overlay and the JSON file."""
     data: Decoding = Decoding()
     clips: FrameSampling = FrameSampling()
-    output_dir: Path = "detections"
+    output_dir: Output = "detections"
     """Folder for NAME_detections.csv, NAME_detections.json and NAME_overlay.mp4 of each file."""
     batch_size: Count = 8
     """Clips in a forward pass."""
@@ -219,7 +220,7 @@ class VisualizeSettings(Settings):
     clips: Clips = Clips()
     decoder_heads: Count | None = None
     """Attention heads of the decoder. Null: as the checkpoint states; published weights do not."""
-    output_dir: Path = "visualize"
+    output_dir: Output = "visualize"
     """Folder for NAME_MODE.png and NAME_MODE.mp4 of each file."""
     overwrite: bool = False
     """Replace pictures in output_dir."""

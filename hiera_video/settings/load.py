@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hiera_video.errors import ConfigError, did_you_mean
-from hiera_video.files import shipped_folder
+from hiera_video.files import read_text, shipped_folder
 from hiera_video.settings.base import (
     RuleError,
     Settings,
@@ -36,6 +36,7 @@ RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
     "pretraining": (PretrainSettings, "pretrain"),
     "detection": (DetectTrainSettings, "detect train"),
 }
+MAX_FILE_BYTES = 1_000_000
 RENAMED = {"seconds": "keyframe_range_sec"}  # old names, which saved runs may have
 
 
@@ -141,9 +142,9 @@ def _typed(cls: type[Settings], values: dict[str, Any]) -> dict[str, Any]:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file with every scalar as text or None; {} for an empty one."""
-    loaded = _parsed(path.read_bytes(), path)
+    loaded = _parsed(read_text(path, ConfigError, MAX_FILE_BYTES), path)
     if loaded is not None and not isinstance(loaded, dict):
-        kind = "a list" if isinstance(loaded, list) else f"the text {loaded!r}"
+        kind = "a list" if isinstance(loaded, list) else f"the text {shown(loaded)}"
         raise ConfigError(f"{path}: holds {kind}, not keys with values")
     return loaded or {}
 
@@ -161,20 +162,29 @@ def parse_override(override: str) -> dict[str, Any]:
     return value
 
 
-def _parsed(text: str | bytes, source: object) -> Any:
+def _parsed(text: str, source: object) -> Any:
     try:
         return yaml.load(text, _TextLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except yaml.YAMLError as error:
         raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: groups or lists are nested too deeply") from None
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Reads scalars as text, except null; a key that stands twice is an error."""
+    """Reads scalars as text, except null; a key that stands twice is an error, and so is an alias,
+    because a few lines of aliases can stand for more values than memory holds."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag == "tag:yaml.org,2002:null"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "an alias; write the value itself", mark)
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -252,7 +262,7 @@ def find_config(name: str) -> Path:
     shipped = shipped_folder("configs")
     relative = name.removeprefix("configs/").removesuffix(".yaml") + ".yaml"
     for path in (Path(name), shipped / relative):
-        if path.is_file():
+        if path.exists() and not path.is_dir():
             return path
     known = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml"))
     hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"

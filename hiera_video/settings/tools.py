@@ -10,6 +10,7 @@ from hiera_video.settings.base import (
     Device,
     ImageSize,
     Operand,
+    Output,
     Path,
     Seed,
     Settings,
@@ -101,7 +102,7 @@ class BenchmarkSettings(Settings):
     """File, folder or list of videos: inference is measured with decoding too, of one clip a
     video, until `rounds` batches are done. Null: without decoding only."""
     data: Decoding = Decoding()
-    output_dir: Path | None = None
+    output_dir: Output | None = None
     """Folder for results.json, results.md and accuracy_speed.png. Null: they are not written."""
     overwrite: bool = False
     """Replace results in output_dir."""
@@ -129,7 +130,7 @@ class ExportSettings(Settings):
     detector."""
     format: Literal["pt2", "onnx", "both"] = "both"
     """Kind of files: torch.export, ONNX."""
-    output_dir: Path = "exported"
+    output_dir: Output = "exported"
     """Folder for the files."""
     overwrite: bool = False
     """Replace the folder if an earlier export wrote it."""
@@ -146,14 +147,14 @@ class ConvertSettings(Settings):
     layout: Layout = "hiera_video"
     """Layout to write: a weights folder of this project; a .pth file; or, of image models, a
     folder for timm or transformers."""
-    output: Annotated[Path, Allowed("the name of a file or folder that does not exist")]
+    output: Annotated[Output, Allowed("the name of a file or folder that does not exist")]
     """Folder, or file with layout=official; must not exist."""
 
 
 class DemoSettings(Settings):
     """Generate a small data set, fine-tune a classifier on it, evaluate and predict."""
 
-    output_dir: Path = "demo"
+    output_dir: Output = "demo"
     """Folder for the data and the run."""
     seed: Seed = 0
     """Seed of the data and the training."""
@@ -165,5 +166,5 @@ class DemoAvaSettings(DemoSettings):
     The same model is trained on key frames alone too: the difference is what motion contributes.
     """
 
-    output_dir: Path = "demo_ava"
+    output_dir: Output = "demo_ava"
     """Folder for the data and the runs."""

@@ -11,6 +11,7 @@ from hiera_video.settings.base import (
     Device,
     Natural,
     NonNegative,
+    Output,
     Path,
     Positive,
     Probability,
@@ -217,7 +218,7 @@ class RunSettings(Settings):
     model: Backbone
     optim: Optim = Optim()
     train: Loop
-    run_dir: Path
+    run_dir: Output
     device: Device = "auto"
     overwrite_config: bool = False
     """Resume a run although its saved configuration differs."""
@@ -230,7 +231,7 @@ class FinetuneSettings(MultiView, RunSettings):
     model: Classifier = Classifier()
     augment: Augment = Augment()
     train: Train = Train()
-    run_dir: Path = "runs/finetune"
+    run_dir: Output = "runs/finetune"
     """Folder of the run; a run found there is resumed."""
 
     def check_rules(self) -> None:
@@ -252,7 +253,7 @@ class PretrainSettings(RunSettings):
     augment: Crop = Crop()
     optim: Optim = Optim(warmup_lr=1e-6, final_lr=1e-6, betas=(0.9, 0.95), clip_grad=0.02)
     train: Loop = Loop(epochs=800.0, warmup_epochs=120.0, global_batch_size=512, num_repeats=4)
-    run_dir: Path = "runs/pretrain"
+    run_dir: Output = "runs/pretrain"
     """Folder of the run; a run found there is resumed."""
 
     def check_rules(self) -> None:
@@ -281,5 +282,5 @@ class DetectTrainSettings(RunSettings):
     )
     batch_size: Count = 16
     """Clips in a forward pass of evaluation."""
-    run_dir: Path = "runs/detect"
+    run_dir: Output = "runs/detect"
     """Folder of the run; a run found there is resumed."""

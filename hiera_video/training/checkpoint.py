@@ -1,28 +1,38 @@
 """Checkpoints: everything that resuming needs, written whole or not at all.
 
-`step_00001200/` is a torch.distributed.checkpoint of model, optimizer, average and step, which any
-number of processes write or read. Its `weights/` is the model alone, to evaluate or to start from.
+`step_00001200/state.safetensors` holds the model, the state of the optimizer and the average of the
+weights; its metadata holds the step and facts about the run. `weights/` beside it is the model
+alone, to evaluate or to start from. Reading a checkpoint executes nothing.
 """
 
+import logging
 import shutil
-import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
-from hiera_video.errors import UserError
-from hiera_video.files import remove_unfinished, replacing
-from hiera_video.runtime.distributed import barrier, from_main, is_distributed
+from hiera_video.errors import UserError, WeightsError
+from hiera_video.files import json_text, parse_json, remove_unfinished, replacing
+from hiera_video.models.checkpoint import (
+    check_weights_folder,
+    differences,
+    read_metadata,
+    read_tensors,
+)
 
-_NAMES = "step_" + 8 * "[0-9]"
+logger = logging.getLogger(__name__)
+
+NAMES = "step_" + 8 * "[0-9]"
+STATE = "state.safetensors"
+METADATA = "hiera_video"  # the entry of the file's metadata that holds step and facts, as JSON
+ENTRIES = {  # of an optimizer's state, for each parameter
+    torch.optim.AdamW: ("step", "exp_avg", "exp_avg_sq"),
+    torch.optim.SGD: ("momentum_buffer",),
+}
 
 
 def save_checkpoint(
@@ -32,28 +42,26 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None = None,
     *,
+    facts: Mapping[str, Any],
     write_weights: Callable[[Path], None],
 ) -> Path:
-    """Writes `folder/step_N`; every process calls it.
+    """Writes `folder/step_N`. Processes hold the same state, and the main one alone calls this.
 
     Args:
-        write_weights: writes a weights folder at that path; called on the main process.
+        facts: what else the run needs to know when it resumes, as JSON.
+        write_weights: writes a weights folder at that path.
     """
+    tensors = _prefixed("model", model) | (_prefixed("average", average) if average else {})
+    names, state = _trained(model, optimizer), optimizer.state_dict()["state"]
+    for index, entries in state.items():
+        tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in entries.items()}
+    tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    metadata = {METADATA: json_text({"step": step, "facts": facts})}
     final = folder / f"step_{step:08d}"
-    main = not is_distributed() or torch.distributed.get_rank() == 0
-    with replacing(final) if main else nullcontext() as part:
-        if part is not None:
-            part.mkdir(parents=True)
-        with warnings.catch_warnings(action="ignore"):  # torch's, on running without a group
-            save(
-                _state(step, model, optimizer, average),
-                checkpoint_id=from_main(part),
-                no_dist=not is_distributed(),
-            )
-        if part is not None:
-            write_weights(part / "weights")
-        barrier()
-    barrier()
+    with replacing(final) as part:
+        part.mkdir(parents=True)
+        save_file(tensors, part / STATE, metadata)
+        write_weights(part / "weights")
     return final
 
 
@@ -62,52 +70,112 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None = None,
-) -> int:
-    """Restores model, optimizer and average in place; returns the number of steps done.
+) -> tuple[int, dict[str, Any]]:
+    """Restores model, optimizer and average in place; returns the steps done, and the facts.
 
     Only the state of the optimizer is restored; its hyperparameters keep their configured values.
+    A parameter without a state in the checkpoint, which never had a gradient, has none afterwards.
 
     Raises:
-        UserError: a checkpoint of another model, or without an average that is wanted.
+        UserError: a checkpoint of another model or optimizer, or without an average that is wanted.
     """
-    settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    state = _state(0, model, optimizer, average)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            load(state, checkpoint_id=path, no_dist=not is_distributed())
-    except CheckpointException as error:
-        reason = str(next(iter(error.failures.values()))[0]).splitlines()[0]
-        raise UserError(f"{path} does not go with this configuration: {reason}") from None
-    weights, optimizer_state = state["model"], state["optimizer"]
-    set_state_dict(model, optimizer, model_state_dict=weights, optim_state_dict=optimizer_state)
-    for group, values in zip(optimizer.param_groups, settings, strict=True):
-        group.update(values)
+    stored = read_tensors(path / STATE)
+    needed = _prefixed("model", model)
     if average is not None:
-        average.load_state_dict(state["average"])
-    return int(state["step"])
+        needed |= _prefixed("average", average)
+        if not any(key.startswith("average.") for key in stored):
+            raise UserError(
+                f"{path} does not go with this configuration: it has no average of the weights; "
+                "set train.ema_decay=null, or start a new run in another run_dir"
+            )
+    with_state = {key.rpartition(".")[0] for key in stored}
+    states = {}  # keys of the entries, by the index of the parameter
+    for index, name in enumerate(_trained(model, optimizer)):
+        if f"optimizer.{name}" in with_state:
+            parameter = model.get_parameter(name)
+            states[index] = {e: f"optimizer.{name}.{e}" for e in ENTRIES[type(optimizer)]}
+            for entry, key in states[index].items():
+                needed[key] = parameter.new_empty(()) if entry == "step" else parameter
+    # An average and states of parameters that are not trained any longer are left out.
+    found = {k: v for k, v in stored.items() if k in needed or k.startswith("model.")}
+    if differs := differences(found, needed):
+        raise UserError(f"{path} does not go with this configuration: {differs[0]}")
+
+    for part, module in (("model", model), ("average", average)):
+        if module is not None:
+            module.load_state_dict({key: found[f"{part}.{key}"] for key in module.state_dict()})
+    own = optimizer.state_dict()
+    own["state"] = {i: {e: found[key] for e, key in keys.items()} for i, keys in states.items()}
+    optimizer.load_state_dict(own)
+    return read_facts(path)
+
+
+def read_facts(path: Path) -> tuple[int, dict[str, Any]]:
+    """The steps done at a checkpoint, and the facts that the run has kept in it.
+
+    Raises:
+        WeightsError: the checkpoint is damaged, or of version 0.1.
+    """
+    file = path / STATE
+    if not file.exists() and (path / ".metadata").exists():
+        raise WeightsError(
+            f"{path} was written by version 0.1, whose checkpoints are not read because that would "
+            f"run code: start a new run from its weights with model.init={path / 'weights'}"
+        )
+    metadata = read_metadata(file)
+    try:
+        content = parse_json(metadata[METADATA])
+        return int(content["step"]), dict(content["facts"])
+    except (ValueError, LookupError, TypeError):
+        raise WeightsError(f"{file} is damaged: its header names no step and facts") from None
 
 
 def latest_checkpoint(folder: Path) -> Path | None:
-    """The complete checkpoint of the highest step, or None."""
-    return max(folder.glob(_NAMES), default=None)
+    """The checkpoint of the highest step whose files are whole, or None if there are none.
+
+    Damaged ones are passed over, with a warning.
+
+    Raises:
+        UserError: all checkpoints are damaged.
+    """
+    damages: list[str] = []
+    for path in sorted(folder.glob(NAMES), reverse=True):
+        try:
+            read_facts(path)
+            check_weights_folder(path / "weights")
+        except WeightsError as error:
+            damages.append(str(error))
+            continue
+        for damage in damages:
+            logger.warning("%s; going back to %s", damage, path.name)
+        return path
+    if damages:
+        raise UserError(
+            f"{folder} holds no checkpoint from which the run can resume: {'; '.join(damages)}; "
+            "choose another run_dir"
+        )
+    return None
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Deletes all but the `keep` newest checkpoints, and what killed runs left half-written."""
-    for path in sorted(folder.glob(_NAMES))[:-keep]:
-        shutil.rmtree(path)
-    remove_unfinished(folder)
+def prune_checkpoints(latest: Path, keep: int) -> None:
+    """Deletes all checkpoints but the `keep` newest up to `latest`, which was just written.
+
+    Those beyond it are damaged: the run has gone back to an earlier one. What killed runs left
+    half-written goes too.
+    """
+    saved = sorted(latest.parent.glob(NAMES))
+    kept = [path for path in saved if path <= latest][-keep:]
+    for path in saved:
+        if path not in kept:
+            shutil.rmtree(path)
+    remove_unfinished(latest.parent)
 
 
-def _state(
-    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
-) -> dict[str, Any]:
-    weights, optimizer_state = get_state_dict(model, optimizer)
-    state: dict[str, Any] = {
-        "step": torch.tensor(step),
-        "model": weights,
-        "optimizer": optimizer_state,
-    }
-    if average is not None:
-        state["average"] = average.state_dict()
-    return state
+def _prefixed(part: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{part}.{key}": value for key, value in module.state_dict().items()}
+
+
+def _trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimizer's parameters, in the order in which its state counts them."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return [names[p] for group in optimizer.param_groups for p in group["params"]]

@@ -4,10 +4,9 @@ Everything random in a step is seeded by (seed, step, rank): a resumed run is th
 """
 
 import math
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -26,17 +25,6 @@ from hiera_video.training.optim import set_learning_rate
 LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]
 """(model, batch, random numbers) -> the sum of the losses of the batch's targets, float32."""
 Batch = ClipBatch | DetectionBatch
-
-
-@contextmanager
-def noting_sigterm() -> Iterator[Callable[[], bool]]:
-    """Keeps SIGTERM from ending the process; yields a function that says whether it arrived."""
-    received: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    try:
-        yield lambda: bool(received)
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 @dataclass(frozen=True)
@@ -105,6 +93,8 @@ def train_steps(
             ],
             dtype=torch.float64,
         )
+        if process.watch is not None:
+            process.watch.step = step + 1
         counts = sum_over_processes(counts)  # on the host: what follows needs no device for it
         num_clips, num_targets, num_dropped, num_failed, num_stops = map(int, counts.tolist())
 

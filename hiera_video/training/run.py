@@ -18,34 +18,40 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
-from hiera_video.errors import UserError, configured
-from hiera_video.files import json_text
+from hiera_video.errors import UserError, WeightsError, configured
+from hiera_video.files import locked
 from hiera_video.models.card import ModelCard
-from hiera_video.models.checkpoint import not_finite, shorten
+from hiera_video.models.checkpoint import check_weights_folder, not_finite, shorten
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.pretrained import save_model
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
+    barrier,
     first_process_first,
     from_main,
+    on_main,
     process_group,
 )
+from hiera_video.runtime.results import print_json, print_lines
+from hiera_video.runtime.signals import STOPPED, noting_stops
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     prune_checkpoints,
+    read_facts,
     save_checkpoint,
 )
-from hiera_video.training.loop import Batch, LossFunction, StepReport, noting_sigterm, train_steps
+from hiera_video.training.loop import Batch, LossFunction, StepReport, train_steps
 from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
     DIVERGED,
     RunReport,
     check_failures,
-    check_same_config,
+    check_same_run,
     console_line,
+    facts_of,
     start_run,
 )
 from hiera_video.training.task import Task, TaskSettings
@@ -71,10 +77,12 @@ def train(
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device))
         start_decoding(settings.data)
-        stop_requested = stack.enter_context(noting_sigterm())
+        stops = stack.enter_context(noting_stops())
         task = make_task(settings)
         folder = Path(settings.run_dir)
-        latest = find_run(folder, settings)
+        if not dry_run:
+            on_main(lambda: stack.enter_context(locked(folder, "run_dir")))
+        latest = find_run(folder, settings, task.data)
         if not dry_run:
             start_run(folder, process, settings, task.data, resumes=latest is not None)
 
@@ -85,9 +93,12 @@ def train(
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
         schedule = Schedule(task.num_records, settings.train, settings.optim)
         for line in (*task.describe(model), schedule.describe(process, task.unit)):
-            print(line) if dry_run else logger.info(line)
+            print_lines([line]) if dry_run else logger.info(line)
 
-        start_step = load_checkpoint(latest, model, optimizer, average) if latest else 0
+        start_step, facts = 0, dict[str, Any]()
+        if latest:
+            start_step, facts = load_checkpoint(latest, model, optimizer, average)
+        facts |= facts_of(settings, task.data)
         order = TrainingOrder(
             task.num_records,
             global_batch_size=settings.train.global_batch_size,
@@ -105,28 +116,27 @@ def train(
             decoding=settings.data,
         )
         batches = stack.enter_context(closing(iter(loader)))
-        run = Run(task, process, schedule, model, optimizer, average, task.card(model))
+        run = Run(task, process, schedule, model, optimizer, average, task.card(model), facts)
         loss = task.loss(model, process.device)
         if dry_run:
             for batch in islice(batches, 1):
                 for failure in batch.failures:
-                    print(f"cannot be read: {failure.message}")
+                    print_lines([f"cannot be read: {failure.message}"])
             return 0
         if latest:
             logger.info("resumed from %s", latest)
         report = stack.enter_context(RunReport(folder, process, start_step))
-        if not run.take_steps(batches, loss, report, start_step, stop_requested):
-            return 143
+        if not run.take_steps(batches, loss, report, start_step, stops):
+            return STOPPED
         return run.finish(as_json)
 
 
-def find_run(folder: Path, settings: RunSettings) -> Path | None:
+def find_run(folder: Path, settings: RunSettings, data: dict[str, Any]) -> Path | None:
     """The checkpoint to resume from, if the folder holds a run; errors as of `train`."""
-    latest = from_main(latest_checkpoint(folder / "checkpoints"))
-    has_weights = (folder / "weights").exists()
-    if latest or has_weights:  # a start that failed leaves no run
-        check_same_config(folder / "config.yaml", settings)
-    if has_weights and not latest:
+    latest = on_main(lambda: latest_checkpoint(folder / "checkpoints"))
+    if latest:
+        check_same_run(folder, read_facts(latest)[1], settings, data)
+    elif (folder / "weights").exists():  # a start that failed leaves neither
         raise UserError(
             f"{folder} holds a finished run without checkpoints: choose another run_dir"
         )
@@ -197,6 +207,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None
     card: ModelCard  # of the weights that are written
+    facts: dict[str, Any]  # what checkpoints keep beside the state
 
     @property
     def folder(self) -> Path:
@@ -213,15 +224,26 @@ class Run:
         loss: LossFunction,
         report: RunReport,
         start_step: int,
-        stop_requested: Callable[[], bool],
+        stops: list[str],
     ) -> bool:
-        """Trains from `start_step` on; False if it was stopped, after saving."""
+        """Trains from `start_step` on; False if it was stopped, after saving.
+
+        Args:
+            stops: names of the signals that have asked this process to stop.
+        """
         settings, end_step = self.task.settings, self.schedule.end_step
         loop = settings.train
         weights = self.folder / "weights"
-        if self.process.is_main and start_step < end_step and weights.exists():
-            logger.info("the run resumes: %s, of a shorter run, is removed", weights)
-            shutil.rmtree(weights)  # the checkpoint holds the same
+        if self.process.is_main and weights.exists():
+            if start_step < end_step:
+                logger.info("the run resumes: %s, of a shorter run, is removed", weights)
+                shutil.rmtree(weights)  # the checkpoint holds the same
+            else:
+                try:
+                    check_weights_folder(weights)
+                except WeightsError as error:
+                    logger.warning("%s; the weights are written again", error)
+                    shutil.rmtree(weights)
         if loop.compile:
             self.model.compile()
         wrapped: nn.Module = self.model
@@ -247,7 +269,7 @@ class Run:
             clip_grad=settings.optim.clip_grad,
             process=self.process,
             average=self.average,
-            stop_requested=stop_requested,
+            stop_requested=lambda: bool(stops),
         ):
             step, is_last = done.step, done.step == end_step
             report.step(done)
@@ -267,7 +289,8 @@ class Run:
             if is_last or done.stop or step % checkpoint_steps == 0:
                 self.save(step)
             if done.stop and not is_last:
-                logger.info("stopped by SIGTERM; saved step %d of %d", step, end_step)
+                name = stops[0] if stops else "a signal to another process"
+                logger.info("stopped by %s; saved step %d of %d", name, step, end_step)
                 return False
             if self.evaluation_due(step):
                 self.report_evaluation(report, step)
@@ -281,12 +304,18 @@ class Run:
                 raise UserError(
                     f"weights are not finite after step {step}: {shorten(bad, 1)}; {DIVERGED}"
                 )
-        folder = self.folder / "checkpoints"
-        parts = (self.model, self.optimizer, self.average)
-        write_weights = partial(save_model, model=self.trained, card=self.card)
-        save_checkpoint(folder, step, *parts, write_weights=write_weights)
         if self.process.is_main:
-            prune_checkpoints(folder, self.task.settings.train.keep_checkpoints)
+            saved = save_checkpoint(
+                self.folder / "checkpoints",
+                step,
+                self.model,
+                self.optimizer,
+                self.average,
+                facts=self.facts,
+                write_weights=partial(save_model, model=self.trained, card=self.card),
+            )
+            prune_checkpoints(saved, self.task.settings.train.keep_checkpoints)
+        barrier()
 
     def evaluation_due(self, step: int) -> bool:
         every = self.task.evaluate_every
@@ -312,6 +341,7 @@ class Run:
             text = "  ".join(f"{name} {100 * value:.2f}" for name, value in figures.items())
             decoded = f"{len(scored)} of {len(task.val.records)} {task.unit}"
             logger.info("step %d  val (%s)  %s  %s", step, task.val_note, text, decoded)
+        barrier()  # who is ready must not wait in the next step, where waiting has a limit
 
     def finish(self, as_json: bool) -> int:
         """Writes the weights; returns the exit code."""
@@ -320,6 +350,7 @@ class Run:
             save_model(weights, self.trained, self.card)
             logger.info("trained %d steps; weights are in %s", steps, weights)
             if as_json:
-                print(json_text({"steps": steps, "weights": str(weights)}))
-        has_failures = (self.folder / "failures.jsonl").exists()
+                print_json({"steps": steps, "weights": str(weights)})
+        failures = self.folder / "failures.jsonl"  # empty if all were dropped when the run resumed
+        has_failures = failures.exists() and failures.stat().st_size > 0
         return 3 if any_process(has_failures) else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,8 +13,15 @@ from typing import Any
 import torch
 
 from hiera_video.data.batches import Failure
-from hiera_video.errors import ConfigError, UserError
-from hiera_video.files import append_jsonl, finite_or_none, write_json, write_text
+from hiera_video.errors import ConfigError, UserError, listing
+from hiera_video.files import (
+    append_jsonl,
+    finite_or_none,
+    parse_json,
+    replacing,
+    write_json,
+    write_text,
+)
 from hiera_video.runtime.distributed import Process, barrier, from_main
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -36,6 +42,8 @@ FREE_TO_CHANGE = {
     "model.grad_checkpointing",
     "data.num_workers",
     "data.deadline_sec",
+    "data.max_frame_pixels",
+    "data.max_read_gib",
     "views.batch_size",
     "batch_size",
     "train.log_every",
@@ -55,11 +63,16 @@ class RunReport:
     def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
         self.folder, self.process = folder, process
         self._tensorboard: Any = None
+        self._num_skipped = self._num_taken = 0  # steps of the run, on the main process
         if not process.is_main:
             return
         self._metrics_path = folder / "metrics.jsonl"
-        for path in (self._metrics_path, folder / "failures.jsonl"):
-            _drop_beyond(path, start_step)
+        self._earlier = _drop_beyond(self._metrics_path, start_step)
+        _drop_beyond(folder / "failures.jsonl", start_step)
+        for line in self._earlier:
+            if line.get("kind") == "train":
+                self._num_skipped += "not_finite" in line
+                self._num_taken += "not_finite" not in line and line.get("loss") is not None
         if importlib.util.find_spec("tensorboard"):
             from torch.utils.tensorboard import SummaryWriter
 
@@ -85,6 +98,8 @@ class RunReport:
         if done.not_finite:
             values["not_finite"] = 1
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        self._num_skipped += done.not_finite
+        self._num_taken += not done.skipped
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
         if done.skipped:
@@ -101,33 +116,20 @@ class RunReport:
             append_jsonl(self.folder / "failures.jsonl", {"step": step, **asdict(failure)})
 
     def has(self, step: int, kind: str) -> bool:
-        """Whether metrics.jsonl holds such a line; asked on the main process."""
-        return any((line["step"], line["kind"]) == (step, kind) for line in self._lines())
+        """Whether an earlier start reported such metrics; asked on the main process."""
+        return any((r["step"], r.get("kind")) == (step, kind) for r in self._earlier)
 
     def check_steps(self) -> None:
         """Raises a UserError unless more steps of the run were taken than skipped as not finite.
 
         Every process calls it.
         """
-        counts = 0, 0
-        if self.process.is_main:
-            steps = [line for line in self._lines() if line["kind"] == "train"]
-            num_skipped = sum("not_finite" in line for line in steps)
-            num_taken = sum("not_finite" not in line and line["loss"] is not None for line in steps)
-            counts = num_skipped, num_taken
-        num_skipped, num_taken = from_main(counts)
+        num_skipped, num_taken = from_main((self._num_skipped, self._num_taken))
         if num_skipped and num_skipped >= num_taken:
             raise UserError(
                 f"{num_skipped} of {num_skipped + num_taken} steps were skipped, because their "
                 f"loss or gradient was not finite: no weights are written; {DIVERGED}"
             )
-
-    def _lines(self) -> list[dict[str, Any]]:
-        """What metrics.jsonl holds."""
-        if not self._metrics_path.exists():
-            return []
-        lines = self._metrics_path.read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
 
     def __enter__(self) -> RunReport:
         return self
@@ -164,68 +166,105 @@ def check_failures(num_failed: int, num_read: int, max_failed_frac: float) -> No
         )
 
 
-def check_same_config(saved: Path, settings: RunSettings) -> None:
-    """Compares settings with those of the run that is about to be resumed.
+def facts_of(settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says about its run: only the same run may resume from it.
+
+    Args:
+        data: what the run trains on, with a `fingerprint`.
+    """
+    return {"config": settings.model_dump(mode="json"), "data": data}
+
+
+def check_same_run(
+    folder: Path, earlier: dict[str, Any], settings: RunSettings, data: dict[str, Any]
+) -> None:
+    """Compares settings and data with those of the run that is about to be resumed.
 
     Keys that do not change results may differ.
 
+    Args:
+        earlier: the facts of a checkpoint in `folder`.
+
     Raises:
         ConfigError: names the keys that differ, unless `overwrite_config` is set.
+        UserError: other data.
     """
-    if not saved.exists() or settings.overwrite_config:
-        return
-    earlier = load_settings(type(settings), [str(saved)])
-    changed = [
-        line for line in differences(earlier, settings) if line.split(":")[0] not in FREE_TO_CHANGE
-    ]
-    if changed:
-        raise ConfigError(
-            f"{saved.parent} holds a run with another configuration ({'; '.join(changed)}): choose "
-            "another run_dir, or set overwrite_config=true to resume it with the new one"
+    if not settings.overwrite_config:
+        try:
+            saved = load_settings(type(settings), [earlier["config"]])
+        except ConfigError as error:
+            raise ConfigError(
+                f"{folder} holds a run that this command does not resume ({error}): choose another "
+                "run_dir"
+            ) from None
+        changed = [
+            line
+            for line in differences(saved, settings)
+            if line.split(":")[0] not in FREE_TO_CHANGE
+        ]
+        if changed:
+            raise ConfigError(
+                f"{folder} holds a run with another configuration ({'; '.join(changed)}): choose "
+                "another run_dir, or set overwrite_config=true to resume it with the new one"
+            )
+    if earlier["data"]["fingerprint"] != data["fingerprint"]:
+        raise UserError(
+            f"{folder} was trained on other data: {earlier['data']}, now {data}; choose another "
+            "run_dir, or restore the list"
         )
 
 
 def start_run(
     folder: Path, process: Process, settings: RunSettings, data: dict[str, Any], *, resumes: bool
 ) -> None:
-    """Makes the run folder, with config.yaml and run.json, and sends messages to train.log too.
+    """Writes config.yaml and run.json, and sends messages to train.log too.
+
+    These files are records for people: what a run is resumed from is in its checkpoints alone.
 
     Args:
-        data: what the run trains on, with a `fingerprint`.
-        resumes: whether the folder holds a run to resume; its data must be the same.
-
-    Raises:
-        UserError: other data than at the start of the run.
+        resumes: whether the folder holds a run to resume, whose earlier starts stay in run.json.
     """
-    path = folder / "run.json"
-    run: dict[str, Any] = {"data": data, "starts": []}
-    if resumes and path.exists():
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if run["data"]["fingerprint"] != data["fingerprint"]:
-            raise UserError(
-                f"{folder} was trained on other data: {run['data']}, now {data}; choose another "
-                "run_dir, or restore the list"
-            )
-    barrier()  # nobody writes before all have read
-    if process.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "config.yaml", to_yaml(settings))
-        started = {**environment(), "processes": process.world_size, "device": str(process.device)}
-        run["starts"] = [*run["starts"], started]
-        write_json(path, run)
     setup_logging(folder / "train.log")
+    if process.is_main:
+        path = folder / "run.json"
+        started = {**environment(), "processes": process.world_size, "device": str(process.device)}
+        earlier = _starts(path) if resumes and path.exists() else []
+        write_text(folder / "config.yaml", to_yaml(settings))
+        write_json(path, {"data": data, "starts": [*earlier, started]})
     barrier()
 
 
-def _drop_beyond(path: Path, step: int) -> None:
-    """Drops the lines after `step`, and one that a killed run was writing."""
+def _starts(path: Path) -> list[Any]:
+    """The starts that run.json lists."""
+    try:
+        return [*parse_json(path.read_bytes())["starts"]]
+    except (ValueError, LookupError, TypeError):
+        logger.warning("%s is damaged: it is written again, without the earlier starts", path)
+        return []
+
+
+def _drop_beyond(path: Path, step: int) -> list[dict[str, Any]]:
+    """Drops the lines after `step`, and damaged ones; returns the records that stay.
+
+    The last line is damaged where a run was killed, and any line may be after a loss of power.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        return []
+    records, kept, damaged = [], list[bytes](), list[int]()
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
+        if not line:
+            continue
         try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except json.JSONDecodeError:
-            logger.warning("dropped an incomplete line of %s", path)
-    write_text(path, "".join(kept))
+            record = parse_json(line)
+            is_kept = record["step"] <= step
+        except (ValueError, LookupError, TypeError):
+            damaged.append(number)
+            continue
+        if is_kept:
+            records.append(record)
+            kept.append(line + b"\n")
+    if damaged:
+        logger.warning("%s: dropped the damaged lines %s", path, listing(damaged))
+    with replacing(path) as part:
+        part.write_bytes(b"".join(kept))
+    return records

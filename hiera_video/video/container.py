@@ -97,6 +97,26 @@ def filled_packets(
             problems.append(f"its packets end with an error ({reason})")
 
 
+def damaged_offsets(
+    path: str, stream: VideoStream, last: int | None, deadline_sec: float
+) -> set[int]:
+    """Offsets in the file of the packets that are not whole, as the container has them.
+
+    libavformat's parsers return a packet when the next one begins, and with the flags of that one.
+
+    Args:
+        last: the offset of the last packet to look at. None: all.
+    """
+    offsets = set()
+    with open_container(path, deadline_sec, fflags="noparse") as container:
+        for packet in filled_packets(path, container.streams[stream.index]):  # type: ignore[arg-type]
+            if packet.is_corrupt and packet.pos is not None:
+                offsets.add(packet.pos)
+            if last is not None and (packet.pos or 0) >= last:
+                break
+    return offsets
+
+
 def missing_end(
     path: str, stream: VideoStream, stamps: Sequence[int], end: int, deadline_sec: float
 ) -> str | None:

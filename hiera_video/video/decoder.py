@@ -31,6 +31,7 @@ class Decoder:
         damaged: numbers of packets that are not whole or do not decode.
         flagged: numbers of packets whose frames libav flags, or about which it logs an error.
         keys: numbers of packets that container and decoder call key frames.
+        returned: numbers of packets whose frames were returned.
     """
 
     def __init__(self, stream: VideoStream, max_frame_pixels: int) -> None:
@@ -48,6 +49,7 @@ class Decoder:
         self.damaged = set(damaged)
         self.flagged: set[int] = set()
         self.keys: set[int] = set()
+        self.returned: set[int] = set()
         self._stated_keys: set[int] = set()
 
     def decode(self, number: int, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -73,6 +75,7 @@ class Decoder:
             self.flagged.add(number)
         for frame in frames:
             assert frame.pts is not None
+            self.returned.add(frame.pts)
             if frame.is_corrupt:
                 self.flagged.add(frame.pts)
             if frame.key_frame and frame.pts in self._stated_keys:

@@ -20,6 +20,7 @@ from av.video.stream import VideoStream
 from hiera_video.settings.video import Decoding
 from hiera_video.video.container import (
     choose_stream,
+    damaged_offsets,
     filled_packets,
     missing_end,
     open_container,
@@ -29,7 +30,7 @@ from hiera_video.video.decoder import Decoder
 from hiera_video.video.reader import Deadline, VideoError, warn_once
 
 FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
-# Formats in which a parser returns a packet when the next one begins, with the flags of that one.
+# Formats whose frames are put together by parsers, with other offsets after a seek.
 PARSED_FORMATS = frozenset({"mpegts", "mpeg"})
 # Long videos are opened once for each of hundreds of clips; short ones are indexed quickly.
 MIN_CACHED_FRAMES = 3_000
@@ -88,10 +89,15 @@ class VideoIndex:
         position = self.position_of
         keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
         key = max(keys, default=first)
+        relied_on = range(key, number + 1)
+        if self.container in PARSED_FORMATS:  # where no frame is skipped, none may be missing
+            shown = [n for n in relied_on if position[n] >= position[key]]
+            if not decoder.returned.issuperset(shown):
+                return False
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
-        return not any(key <= lost <= number for lost in flagged | decoder.damaged)
+        return (flagged | decoder.damaged).isdisjoint(relied_on)
 
     @property
     def has_leading_frames(self) -> bool:
@@ -193,14 +199,21 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         pts.append(packet.pts)
         dts.append(packet.dts)
         duration.append(packet.duration or 0)
-        places.append((-1 if is_parsed or packet.pos is None else packet.pos, packet.size))
+        places.append((-1 if packet.pos is None else packet.pos, packet.size))
         is_key.append(packet.is_keyframe)
         if packet.is_corrupt:
-            damaged.append(number + is_parsed)
+            damaged.append(number)
         # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
         is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
         is_shown.append(not (packet.is_discard or is_hidden))
-    damaged = [min(number, len(pts) - 1) for number in damaged]
+    if is_parsed and places:
+        begins = [offset for offset, _ in places]
+        # The flags of the first packet are lost, as no packet comes before it.
+        end = None if damaged else begins[0]
+        lost = damaged_offsets(path, stream, end, deadline.limit_sec)
+        damaged = [n for n, begin in enumerate(begins) if begin in lost]
+        # A packet of the container may also be the end of a frame that begins in an earlier one.
+        damaged += [bisect.bisect(begins[1:], offset) for offset in lost.difference(begins)]
     # The file was cut off in the last packets that are not whole: they count as missing.
     last = len(pts) - 1
     while last in damaged:
@@ -213,7 +226,7 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         pts,
         dts,
         duration,
-        np.array(places, np.int64).reshape(-1, 2),
+        np.array([(-1 if is_parsed else begin, size) for begin, size in places], np.int64),
         np.array(is_key, bool),
         np.array(is_shown, bool),
         frozenset(damaged),

@@ -6,7 +6,6 @@ Decoding libraries are imported when the first file is opened with them.
 import io
 import os
 import shutil
-import stat
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import BinaryIO, get_args
 
 from hiera_video.settings.video import Backend, Decoding
-from hiera_video.video.reader import IMAGE_SUFFIXES, VideoError, VideoReader
+from hiera_video.video.reader import IMAGE_SUFFIXES, VideoReader, check_file
 
 DEFAULTS = Decoding()
 
@@ -88,7 +87,7 @@ def _open(path: str, limits: Decoding, frames_fps: float | None) -> VideoReader:
         from hiera_video.video.backends.frames import FrameFolderReader
 
         return FrameFolderReader(path, limits, frames_fps)
-    _check_file(path)
+    check_file(path)
     if Path(path).suffix.lower() in IMAGE_SUFFIXES:
         from hiera_video.video.backends.image import ImageReader
 
@@ -114,18 +113,3 @@ def _open(path: str, limits: Decoding, frames_fps: float | None) -> VideoReader:
     except BaseException:
         exact.close()
         raise
-
-
-def _check_file(path: str) -> None:
-    try:
-        status = os.stat(path)
-    except FileNotFoundError:
-        raise VideoError(path, "missing", "no such file; check its path") from None
-    except OSError as error:
-        raise VideoError(path, "missing", f"cannot be reached ({error.strerror})") from None
-    if not stat.S_ISREG(status.st_mode):
-        raise VideoError(path, "not_a_file", "is a folder or a device; name a video file")
-    if status.st_size == 0:
-        raise VideoError(path, "empty", "is empty (0 bytes); fetch it again")
-    if not os.access(path, os.R_OK):
-        raise VideoError(path, "missing", "cannot be read (permission denied)")

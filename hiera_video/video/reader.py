@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,28 @@ class VideoError(UserError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.sentence}"
+
+
+def check_file(path: str) -> None:
+    """Raises a VideoError unless the path is that of a regular file, not empty, that can be read.
+
+    Opening anything else may wait forever: a pipe waits for somebody who writes into it.
+    """
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        raise VideoError(path, "missing", "no such file; check its path") from None
+    except OSError as error:
+        raise VideoError(path, "missing", f"cannot be reached ({error.strerror})") from None
+    except ValueError as error:
+        sentence = f"no file can have this name ({error}); correct the list"
+        raise VideoError(path, "missing", sentence) from None
+    if not stat.S_ISREG(status.st_mode):
+        raise VideoError(path, "not_a_file", "is a folder, a pipe or a device; name a video file")
+    if status.st_size == 0:
+        raise VideoError(path, "empty", "is empty (0 bytes); fetch it again")
+    if not os.access(path, os.R_OK):
+        raise VideoError(path, "missing", "cannot be read (permission denied)")
 
 
 class Deadline:

@@ -93,6 +93,16 @@ def test_long_names_and_many_lines_are_cut():
     assert len(lines) == 11
 
 
+def test_names_that_control_a_terminal_are_drawn_as_escapes():
+    font = ImageFont.load_default(size=14)
+    names = ("a\n b", "\x1b[31m\u202e", "\udcff")
+    assert fit_lines([(name, 0.5) for name in names], font, (400, 360), 2) == [
+        "a b 0.50",
+        r"\x1b[31m\u202e 0.50",
+        r"\udcff 0.50",
+    ]
+
+
 def test_names_beyond_ascii():
     picture = draw_people(ground(360, 480), [Person((0.3, 0.3, 0.6, 0.9), (("über Straße", 0.5),))])
     assert (picture > 240).all(axis=2).sum() > 100

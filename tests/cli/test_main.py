@@ -1,5 +1,6 @@
 """The command line: what it accepts, what it says, and its exit codes. Nothing is trained here."""
 
+import os
 import subprocess
 import sys
 
@@ -273,6 +274,50 @@ heavy = {"torch", "numpy", "cv2", "av", "torchvision", "safetensors", "pyarrow"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 """
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=60)
+
+
+@pytest.mark.parametrize("options", [[], ["--traceback"]])
+def test_an_error_shows_escape_codes_as_escapes(monkeypatch, capsys, options):
+    raising(monkeypatch, UserError("\x1b[2J\a.mp4:\nno such \udcff"))
+    assert main(["finetune", "data.train=x", *options]) == 1
+    error = capsys.readouterr().err
+    assert r"hiera-video finetune: \x1b[2J\x07.mp4:\nno such \udcff" in error.splitlines()
+    assert "\x1b" not in error
+
+
+def test_an_unknown_option_shows_escape_codes_as_escapes(capsys):
+    with pytest.raises(SystemExit):
+        main(["predict", "--\x1b[2J.mp4"])
+    assert r"unknown option --\x1b[2J.mp4" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_arguments_are_read(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parse", interrupted)
+    assert main(["finetune"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["finetune", "data.train=x", "--print-config"], ["demo", "--dry-run"]]
+)
+def test_a_reader_that_leaves_ends_the_command_quietly(arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "hiera_video", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_letters_that_the_encoding_of_the_output_lacks():
+    arguments = ["finetune", "data.train=Übung", "--print-config"]
+    command = [sys.executable, "-m", "hiera_video", *arguments]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    printed = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=True)
+    assert rb"train: \xdcbung" in printed.stdout
 
 
 def test_version(capsys):

@@ -22,6 +22,7 @@ from hiera_video.data.boxes.table import (
 )
 from hiera_video.data.videos.files import AnnotationError, locate_videos
 
+DIGITS = "9" * 5000  # Python parses numbers of 4,300 digits at most
 LABELS = LabelMap({1: "stand", 3: "sit", 4: "drink, slowly"}, {})
 TRUTH = "a,0902,0.1,0.2,0.3,0.4,1,0\nb,0903,0,0,1,1,3,5\n"
 
@@ -199,7 +200,12 @@ def test_groups_of_ava_only():
 
 
 @pytest.mark.parametrize(
-    "content", ['item { name: "a" }', 'item { name: "a" id: 0 }', "1: a\n1: b\n", "1: a\n2: a\n"]
+    "content",
+    [
+        *('item { name: "a" }', 'item { name: "a" id: 0 }', "1: a\n1: b\n", "1: a\n2: a\n"),
+        *(f"{DIGITS}: a\n", f'item {{ name: "a" id: {DIGITS} }}', "100001: a\n", "1: a\0\n"),
+    ],
+    ids=lambda value: repr(value)[:60],
 )
 def test_bad_label_maps(tmp_path, content):
     with pytest.raises(AnnotationError, match=r"x\.txt:\d"):
@@ -313,7 +319,7 @@ def test_proposals_have_scores_from_0_to_1_or_none(tmp_path):
 def test_a_quote_that_is_not_closed_is_one_line(tmp_path, num_rows):
     path = write(tmp_path, "x.csv", GOOD + '"' + GOOD * num_rows)
     with pytest.raises(
-        AnnotationError, match=r"x\.csv:(2: 1 columns| .*; check the quotes$)"
+        AnnotationError, match=r"x\.csv:(2: 1 columns|.*; check the quotes$)"
     ) as raised:
         read_boxes("detections", path)
     assert "\n" not in str(raised.value)
@@ -326,6 +332,35 @@ def test_files_that_cannot_be_read(tmp_path):
         read_boxes("detections", write(tmp_path, "x.csv", "video,time_stamp,a\nx,1,2\n"))
     with pytest.raises(AnnotationError, match="not UTF-8"):
         read_boxes("detections", write(tmp_path, "x.csv", b"\xff\xfe," + GOOD.encode()))
+    for name in ("a.csv", "a.jsonl", "a.pkl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(AnnotationError, match=rf"{name}: a folder, a pipe or a device"):
+            read_boxes("proposals", tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", GOOD + GOOD.replace("0902", DIGITS), r"x\.csv:2: second is '9+'"),
+        ("x.csv", GOOD + GOOD.replace("0.2", "0.\x002"), r"x\.csv:2: y1 is '0\.\\x002'"),
+        ("x.csv", GOOD + f'"{"a" * 200_000}",1,2\n', r"x\.csv:2: field larger than field limit"),
+        ("x.csv", f'"{"a" * 200_000}",1,2\n', r"x\.csv:1: field larger than field limit"),
+        ("x.jsonl", f'\n{{"video": "a", "second": {DIGITS}}}', r"x\.jsonl:2: not JSON"),
+        ("x.jsonl", '\n{"video": "a", "x1": Infinity}', r"x\.jsonl:2: .*Infinity is not a value"),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+def test_what_a_parser_refuses_is_named_by_its_line(tmp_path, name, content, message):
+    with pytest.raises(AnnotationError, match=message):
+        read_boxes("detections", write(tmp_path, name, content))
+
+
+def test_a_video_name_that_is_not_unicode_is_a_video_that_is_missing(tmp_path):
+    content = '{"video": "\\ud800", "second": 1, "x1": 0, "y1": 0, "x2": 1, "y2": 1}'
+    table = read_boxes("proposals", write(tmp_path, "x.jsonl", content))
+    assert table.videos == ("\\ud800",)
+    assert locate_videos(table.videos, tmp_path) == ({}, ["\\ud800"])
+    assert locate_videos(["x" * 300, "a\0b"], tmp_path) == ({}, ["x" * 300, "a\0b"])
 
 
 def test_keyframes(tmp_path):
@@ -333,6 +368,8 @@ def test_keyframes(tmp_path):
     assert read_keyframes(path) == [("a", 902.0), ("b", 903.5)]
     with pytest.raises(AnnotationError, match=r"x\.csv:2: 'a'"):
         read_keyframes(write(tmp_path, "x.csv", "a,1\na\n"))
+    with pytest.raises(AnnotationError, match=r"x\.csv:2: field larger than field limit"):
+        read_keyframes(write(tmp_path, "x.csv", f"a,1\n{'b' * 200_000},1\n"))
 
 
 # ---- writing, geometry, videos

@@ -1,6 +1,7 @@
 """Crops, flips, erasing, evaluation resize and normalisation of clips."""
 
 import math
+import tracemalloc
 from collections import Counter
 
 import cv2
@@ -333,6 +334,48 @@ def _noise(size):
     return np.random.default_rng(0).integers(0, 256, (1, size, size, 3), dtype=np.uint8)
 
 
+# ---- frames that are much longer than wide
+
+
+@given(
+    short=st.integers(3, 24),
+    aspect=st.floats(8.1, 60),
+    tall=st.booleans(),
+    num_crops=st.sampled_from([1, 3]),
+)
+@settings(max_examples=60, deadline=None)
+def test_crops_of_long_frames_are_those_of_the_whole(short, aspect, tall, num_crops):
+    """To a pixel, because a whole number of pixels has another scale along the longer side."""
+    shape = (short, round(short * aspect))
+    frames = cv2.GaussianBlur(noise(*shape, 3), None, 2)[None].repeat(2, axis=0)
+    if tall:
+        frames = np.ascontiguousarray(frames.transpose(0, 2, 1, 3))
+    crops = Crops((24, 20), num_crops, 32)(frames)
+    whole = resize_short_side(frames, 32)
+    offsets = crop_offsets(*whole.shape[1:3], (24, 20), num_crops)
+    for crop, (top, left) in zip(crops, offsets, strict=True):
+        near = [  # at most a pixel away
+            whole[:, top + dy : top + dy + 24, left + dx : left + dx + 20].astype(int)
+            for dy, dx in ((0, 0), *([(-1, 0), (1, 0)] if tall else [(0, -1), (0, 1)]))
+        ]
+        near = np.stack([view for view in near if view.shape == crop.shape])
+        assert (crop >= near.min(axis=0) - 1).all()
+        assert (crop <= near.max(axis=0) + 1).all()
+
+
+@pytest.mark.parametrize("shape", [(8, 30_000), (30_000, 8)])
+def test_memory_is_that_of_the_crops(shape):
+    frames, boxes = noise(2, *shape, 3), np.array([[0.4, 0, 0.5, 1.0]])
+    zoom = DetectionTransform((224, 224), DetectionAugment(zoom=(1.0, 1.2), flip=True))
+    tracemalloc.start()
+    assert Crops((224, 224), 3)(frames).shape == (3, 2, 224, 224, 3)
+    assert centre_crop(frames, boxes, (224, 224))[0].shape == (2, 224, 224, 3)
+    assert zoom(frames, boxes, np.random.default_rng(0))[0].shape == (2, 224, 224, 3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # a whole resized frame has 560 MB
+
+
 # ---- clips with boxes
 
 
@@ -429,6 +472,21 @@ def test_zoom_below_one_is_refused():
     for zoom in ((0.9, 1.2), (1.3, 1.2)):
         with pytest.raises(ValueError, match="zoom"):
             DetectionTransform((16, 16), DetectionAugment(zoom=zoom, flip=False))
+
+
+@pytest.mark.parametrize(("height", "width"), [(20, 400), (400, 20)])
+def test_boxes_follow_the_crops_of_long_frames(height, width):
+    x1, y1 = (195, 4) if width > height else (4, 195)
+    frames, boxes = painted(height, width, (x1, y1, x1 + 12, y1 + 12))
+    assert_follows(*centre_crop(frames, boxes, (24, 30)), (24, 30), within_px=1.01)
+    transform = DetectionTransform((24, 30), DetectionAugment(zoom=(1.0, 1.5), flip=True))
+    met = 0
+    for seed in range(60):
+        clip, after = transform(frames, boxes, np.random.default_rng(seed))
+        if box_of_pixels(clip) is not None:
+            assert_follows(clip, after, (24, 30), within_px=1.01)
+            met += 1
+    assert met >= 3
 
 
 @given(

@@ -16,6 +16,7 @@ from hiera_video.data.videos.records import (
 )
 from hiera_video.settings.training import ClassificationData
 
+DIGITS = "9" * 5000  # Python parses numbers of 4,300 digits at most
 SSV2_LABELS = {"Closing something": "1", "Bending something until it breaks": "0"}
 
 
@@ -350,7 +351,32 @@ def test_links_in_circles_end(tmp_path):
     (tmp_path / "data/swim").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data/run/again").symlink_to(tmp_path / "data/run")
     touch(tmp_path / "data/run/b.mp4")
+    for place in ("data/itself", "data/run/itself"):
+        (tmp_path / place).symlink_to(tmp_path / place)
     assert pairs(read_video_list(tmp_path / "data")) == [("run/b.mp4", (0,)), ("swim/a.mp4", (1,))]
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_folders_of_any_depth(tmp_path, deep_folder, labelled):
+    touch(deep_folder / "a.mp4")
+    (record,) = read_video_list(tmp_path, labelled=labelled).records
+    assert record.path == str(deep_folder / "a.mp4")
+
+
+def test_a_folder_whose_path_is_too_long(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(20):
+        os.mkdir("x" * 250)
+        os.chdir("x" * 250)
+    with pytest.raises(AnnotationError, match="xxx: File name too long"):
+        read_video_list(tmp_path)
+
+
+def test_the_order_within_a_folder(tmp_path):
+    for name in ("run/b/z.mp4", "run/b.mp4", "run/a/y.mp4", "run/a/c/x.mp4", "run/c.mp4"):
+        touch(tmp_path / name)
+    names = [record.name for record in read_video_list(tmp_path).records]
+    assert names == ["run/b.mp4", "run/c.mp4", "run/a/y.mp4", "run/a/c/x.mp4", "run/b/z.mp4"]
 
 
 @pytest.mark.parametrize("name", ["run/notes.txt", "notes.txt", ".a.mp4"])
@@ -498,7 +524,7 @@ def test_ssv2_test_list_has_no_labels(tmp_path):
         ("l.csv", "path,label\n", r"l\.csv: no videos listed"),
         ("l.json", [], r"l\.json: no videos listed"),
         ("l.jsonl", "", r"l\.jsonl: no videos listed"),
-        ("l.csv", b"a.mp4 \xff\xfe", r"l\.csv: not UTF-8 text \(byte 6\); save it as UTF-8"),
+        ("l.csv", b"a.mp4 \xff\xfe", r"l\.csv:1: not UTF-8 text \(byte 6\); save it as UTF-8"),
         ("l.mp4", "", r"l\.mp4: a single video; give a list"),
         # labels
         ("l.txt", "a.mp4 1\nb.mp4\n", r"l\.txt:2: 'b.mp4' has no label, but 1 other .*label all"),
@@ -527,7 +553,26 @@ def test_ssv2_test_list_has_no_labels(tmp_path):
         ("l.json", SSV2_LABELS, r"l\.json: expected a list .*class_names"),
         ("l.json", [{"id": "1", "template": ["a"]}], r"l\.json: entry 1: expected an id"),
         ("l.json", [{"template": "a", "id": ""}], r"l\.json: entry 1: expected an id"),
+        # what a parser refuses in its own way
+        ("l.txt", f"a.mp4 {DIGITS}\n", r"l\.txt:1: class id 9+ must be 0 to 99999"),
+        ("l.csv", f"path,label\na.mp4,-{DIGITS}\n", r"l\.csv:2: class id -9+ must be"),
+        ("l.jsonl", f'{{"path":"a.mp4","label":{DIGITS}}}', r"l\.jsonl:1: not JSON"),
+        ("l.jsonl", '{"path":"a.mp4","label":NaN}', r"l\.jsonl:1: .*NaN is not a value of JSON"),
+        ("l.json", "[" * 100_000, r"l\.json: not JSON .*nested too deeply"),
+        (
+            "l.csv",
+            f"label,youtube_id,time_start,time_end\nx,y,{DIGITS},1",
+            r":2: .*must be seconds",
+        ),
+        ("l.csv", f"path,label\n{'b' * 200_000},1\n", r"l\.csv:2: field larger than field limit"),
+        ("l.txt", f'a.mp4 1\n"{"b" * 200_000}.mp4" 1\n', r"l\.txt:2: field larger than"),
+        ("l.txt", f"a.mp4 1\n{'b' * 2_000_000}.mp4 1\n", r"l\.txt:2: a line of 2,000,006 char"),
+        ("l.json", [{"path": "b" * 2_000_000}], r"l\.json: entry 1: a text of more than"),
+        # names of classes that no output could hold
+        ("l.csv", "path,label\na.mp4,x\0\n", r"l\.csv: class name 'x\\x00' holds NUL"),
+        ("l.json", [{"path": "a.mp4", "label": "\ud800"}], r"l\.json: class name '\\ud800'"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
 def test_mistakes_are_named(root, name, content, message):
     with pytest.raises(AnnotationError, match=message) as caught:

@@ -13,6 +13,7 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.errors import UserError
 from hiera_video.extraction import store as store_module
 from hiera_video.extraction.reading import Read
 from hiera_video.extraction.store import (
@@ -154,32 +155,66 @@ def test_other_formats_of_the_same_settings_stay(tmp_path):
     assert files == ["a.json", "a.npy", "a.npz"]
 
 
-def test_damaged_records_are_named(tmp_path):
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", "{}", "null", '{"hash": 1}', '{"hash": "1"}', "[" * 100_000, "\0"]
+)
+def test_damaged_records_are_named(tmp_path, content):
     store = FeatureStore(tmp_path, "npz", {})
-    store.start()
+    with store.writing():
+        pass
     for path in (tmp_path / "extract.json", store.failure("a")):
         path.parent.mkdir(exist_ok=True)
-        path.write_text("{")
+        path.write_text(content)
     with pytest.raises(StoreError, match=r"extract\.json is damaged .*: remove it"):
         store.check()
     with pytest.raises(StoreError, match=r"a\.json is damaged .*: remove it"):
         store.row("a")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(features=np.zeros((2, 5))),  # of another number of windows
+        dict(features=np.float32(1.0)),
+        dict(metadata=np.array("[")),
+        dict(metadata=np.array("[]")),
+        dict(metadata=np.array('{"path": "a", "hash": "1", "settings": {}, "facts": {}}')),
+        dict(metadata=np.array({}, object)),
+    ],
+)
+def test_damaged_features_are_named(tmp_path, change):
+    store = FeatureStore(tmp_path, "npz", {})
+    write(store, "a", torch.zeros(3, 5))
+    path = store.output("a")
+    with np.load(path) as file:
+        arrays = {**file, **change}
+    np.savez(path, **arrays)
+    with pytest.raises(StoreError, match=rf"{path}: not a file of features, or damaged"):
+        load_features(path)
+    if "metadata" in change:
+        with pytest.raises(StoreError, match=rf"{path}: not a file of features, or damaged"):
+            store.row("a")
+
+
+def test_features_that_are_not_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"a\.npz"):
+        load_features(tmp_path / "a.npz")
+
+
 def test_two_runs_at_once(tmp_path):
-    store = FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"})
-    store.start()
-    other = FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"})
-    with pytest.raises(StoreError, match="x: another extraction writes into it"):
-        other.start()
-    del store
-    other.start()
+    store, other = (FeatureStore(tmp_path / "x", "npz", {"layer": layer}) for layer in "12")
+    with store.writing():
+        with pytest.raises(UserError, match=rf"x is in use by process {os.getpid()} .* output_dir"):
+            other.writing().__enter__()
+        assert json.loads((tmp_path / "x" / "extract.json").read_text())["hash"] == store.hash
+    with store.writing():
+        pass
 
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(StoreError, match=r"x: cannot be written .*make it writable"):
-        FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"}).start()
+        FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"}).writing().__enter__()
 
 
 def test_other_settings(tmp_path):
@@ -188,7 +223,8 @@ def test_other_settings(tmp_path):
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
         other.is_pending("a", "/v/a", retry_failed=False, overwrite=False)
     assert other.is_pending("a", "/v/a", retry_failed=False, overwrite=True)
-    FeatureStore(tmp_path, "npz", {"layer": "stage1"}).start()
+    with FeatureStore(tmp_path, "npz", {"layer": "stage1"}).writing():
+        pass
     with pytest.raises(StoreError, match="layer was stage1, is stage2"):
         other.check()
     other.fail(Failure("a", "/v/a", "missing", "gone"), 0.0)

@@ -131,14 +131,16 @@ def start(*arguments: object, processes: int = 0, **options: Any) -> subprocess.
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=heed_interrupts,
+        preexec_fn=heed_signals,
         **options,
     )
 
 
-def heed_interrupts() -> None:
-    """Processes that a shell starts in the background, and all below them, ignore SIGINT."""
+def heed_signals() -> None:
+    """Processes that a shell starts in the background, and all below them, ignore SIGINT; with
+    nohup also SIGHUP."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def finish(process: subprocess.Popen[str], timeout_sec: float = 120) -> Result:

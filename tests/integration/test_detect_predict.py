@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -163,6 +164,31 @@ def test_a_time_past_the_end(commands, detector, files, tmp_path):
     assert result.code == 1
     (line,) = result.out.splitlines()
     assert "900 s" in json.loads(line)["error"]
+
+
+def test_frames_that_are_too_long(commands, detector, files, tmp_path):
+    write_video(tmp_path / "a.mp4", [np.zeros((16, 160, 3), np.uint8)] * 15, 25)
+    boxes = f"boxes={files / 'boxes.csv'}"
+    result = predict(commands, detector, tmp_path / "out", tmp_path / "a.mp4", boxes)
+    assert result.code == 1
+    assert "a.mp4: its frames have 160 x 16 pixels" in result.out
+    assert "up to 8 times as long as wide" in result.out
+
+
+def test_a_name_that_is_not_utf8(commands, detector, files, tmp_path):
+    stem = "\\udcff\x1b"
+    video = shutil.copy(files / "a.mp4", tmp_path / os.fsdecode(b"\xff\x1b.mp4"))
+    boxes = tmp_path / "boxes.csv"
+    boxes.write_text(f"{stem},0.2,0.5,0.1,0.9,0.9,,0.95\n")
+    for folder in (tmp_path / "1", tmp_path / "2"):  # the second from what the first has written
+        result = predict(commands, detector, folder, video, f"boxes={boxes}", "detector_score=0")
+        assert result.code == 0, result.err
+        assert "\x1b" not in result.out
+        boxes = folder / f"{stem}_detections.csv"
+    said = json.loads((folder / f"{stem}_detections.json").read_text("utf-8"))
+    assert said["path"] == str(video)
+    with open_video(folder / f"{stem}_overlay.mp4") as overlay:
+        assert len(overlay) > 0
 
 
 def test_results_are_not_replaced_unless_asked(commands, detector, files, tmp_path):

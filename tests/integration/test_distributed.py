@@ -13,6 +13,9 @@ import time
 import numpy as np
 import pytest
 
+from hiera_video.commands import finetune
+from hiera_video.runtime import watch
+
 
 def test_evaluation_of_a_list_that_does_not_divide(commands, trained, tmp_path):
     """Seven videos, one unreadable, on two processes: report, predictions and scores of one."""
@@ -99,6 +102,21 @@ def test_processes_without_videos_do_not_hang(commands, list_of, tmp_path, lines
     ]
     assert failed[0] == failed[1]
     assert len(failed[0]) == 4 + 2  # epochs, validations
+
+
+def test_an_evaluation_that_takes_the_main_process_long_is_waited_for(
+    commands, tmp_path, monkeypatch
+):
+    """In a step, the other one would give up."""
+    figures = finetune.FinetuneTask.figures
+    monkeypatch.setattr(watch, "LIMIT_SEC", 1.5)
+    monkeypatch.setattr(
+        finetune.FinetuneTask, "figures", lambda *given: time.sleep(3) or figures(*given)
+    )
+    overrides = ("train.epochs=2", "train.evaluate_every=1")
+    overrides = (*overrides, f"data.val={commands.toy / 'val.csv'}", "train.global_batch_size=10")
+    results = commands.together(*commands.finetune(tmp_path, *overrides))
+    assert [result.code for result in results] == [0, 0], results
 
 
 def test_sigterm_to_torchrun_saves(commands, tmp_path, lines_of, weights_of):

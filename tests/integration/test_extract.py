@@ -65,7 +65,8 @@ def whole(commands, arguments, tmp_path_factory):
 
 
 def outputs(folder: Path) -> dict[str, Path]:
-    return {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    files = (p for p in folder.rglob("*") if p.is_file() and p.name != ".lock")
+    return {p.relative_to(folder).as_posix(): p for p in files}
 
 
 def rows(folder: Path, table: str = "index.jsonl") -> dict[str, dict]:

@@ -49,6 +49,7 @@ def test_the_run_folder(commands, tmp_path, lines_of):
         "metrics.jsonl",
         "checkpoints",
         "weights",
+        ".lock",
     }
     lines = lines_of(tmp_path / "metrics.jsonl")
     assert [line["step"] for line in lines if line["kind"] == "train"] == list(range(1, 10))

@@ -124,7 +124,7 @@ def test_dry_run_lists_the_files(commands, trained, files):
 def test_an_empty_folder(commands, trained, tmp_path):
     result = predict(commands, trained, tmp_path)
     assert result.code == 1
-    result.reports(str(tmp_path), "without videos or images")
+    result.reports(str(tmp_path), "no videos or images in it")
 
 
 def test_no_files_and_no_checkpoint(commands, trained, files):

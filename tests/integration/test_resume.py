@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import time
 from collections import Counter
 
@@ -13,7 +14,9 @@ import yaml
 from safetensors.torch import load_file
 
 from hiera_video.commands import finetune
-from hiera_video.training import checkpoint
+from hiera_video.files import locked
+from hiera_video.models.pretrained import save_model
+from hiera_video.training import checkpoint, run
 from hiera_video.training.checkpoint import latest_checkpoint
 from hiera_video.training.run_folder import RunReport
 
@@ -76,18 +79,16 @@ def test_killed_while_a_checkpoint_is_written(commands, tmp_path, weights_of):
     overrides = ("train.ema_decay=0.9", "train.epochs=4", "train.checkpoint_every=1")
     commands.train(tmp_path / "whole", *overrides)
     broken = tmp_path / "broken"
-    whole_save = checkpoint.save
+    whole_save = checkpoint.save_file
 
-    def dying_save(state, *, checkpoint_id, **options):
-        whole_save(state, checkpoint_id=checkpoint_id, **options)
-        if int(state["step"]) == 6:
-            part = next(checkpoint_id.glob("*.distcp"))
-            part.write_bytes(part.read_bytes()[:1000])
-            (checkpoint_id / ".metadata").unlink()
+    def dying_save(tensors, path, metadata):
+        whole_save(tensors, path, metadata)
+        if ".step_00000006." in str(path):
+            os.truncate(path, 1000)
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save", dying_save)
+        patch.setattr(checkpoint, "save_file", dying_save)
         process = commands.fork(*commands.finetune(broken, *overrides))
     assert commands.exit_code(process) == -signal.SIGKILL
     names = {path.name for path in (broken / "checkpoints").iterdir()}
@@ -100,17 +101,20 @@ def test_killed_while_a_checkpoint_is_written(commands, tmp_path, weights_of):
     assert names == {"step_00000009", "step_00000012"}
 
 
-@pytest.mark.parametrize("send", [os.kill, os.killpg])
-def test_sigterm_saves_and_exits_143(commands, tmp_path, weights_of, lines_of, send):
+@pytest.mark.parametrize(
+    ("send", "number"),
+    [(os.kill, signal.SIGTERM), (os.killpg, signal.SIGTERM), (os.killpg, signal.SIGHUP)],
+)
+def test_a_signal_saves_and_exits_143(commands, tmp_path, weights_of, lines_of, send, number):
     """Also where the workers that decode get the signal too, as torchrun and Slurm send it."""
     overrides = ("train.epochs=20", "train.checkpoint_every=100", "data.num_workers=2")
     commands.train(tmp_path / "whole", *overrides, "data.num_workers=0")
     broken = tmp_path / "broken"
     process = commands.start(*commands.finetune(broken, *overrides), start_new_session=True)
-    kill_at(process.pid, broken / "metrics.jsonl", 5, signal.SIGTERM, send)
+    kill_at(process.pid, broken / "metrics.jsonl", 5, number, send)
     result = commands.finish(process)
     assert result.code == 143, result.err
-    result.reports("stopped by SIGTERM; saved step")
+    result.reports(f"stopped by {number.name}; saved step")
     (saved,) = (broken / "checkpoints").iterdir()
     assert int(saved.name.removeprefix("step_")) == len(lines_of(broken / "metrics.jsonl"))
 
@@ -271,3 +275,117 @@ def test_a_failure_is_listed_once_however_often_it_was_met(commands, list_of, tm
     assert commands.run(*commands.finetune(broken, *overrides)).code == 3
     steps = [line["step"] for line in lines_of(broken / "failures.jsonl")]
     assert [(step - 1) // 2 for step in steps] == [0, 1, 2, 3]  # once an epoch
+
+
+# ---- two runs in one folder
+
+
+def test_a_second_run_in_the_folder_is_refused(commands, tmp_path):
+    """As when a job is queued again while its predecessor lives."""
+    run_dir = tmp_path / "run"
+    holder = f"process {os.getpid()} on {socket.gethostname()}, since 2"
+    with locked(run_dir, "run_dir"):
+        for result in (
+            commands.run(*commands.finetune(run_dir)),
+            *commands.together(*commands.finetune(run_dir)),
+            commands.run(*commands.pretrain(run_dir)),
+        ):
+            assert result.code == 1
+            result.reports(f"{run_dir} is in use by {holder}", "choose another run_dir")
+        assert [path.name for path in run_dir.iterdir()] == [".lock"]
+        commands.train(run_dir, "--dry-run")
+    commands.train(run_dir, "train.epochs=1")
+
+
+def test_a_run_holds_its_folder_to_the_end(commands, tmp_path, monkeypatch):
+    results = []
+
+    def saving(*args, **options):
+        results.append(commands.run(*commands.finetune(tmp_path, "train.epochs=1")))
+        return save_model(*args, **options)
+
+    monkeypatch.setattr(run, "save_model", saving)  # in each checkpoint, and at the end
+    commands.train(tmp_path, "train.epochs=1")
+    assert [result.code for result in results] == [1, 1]
+
+
+# ---- damaged files
+
+
+SAVES = ("train.epochs=4", "train.checkpoint_every=1", "train.ema_decay=0.9")  # at 3, 6, 9 and 12
+
+
+@pytest.fixture(scope="module")
+def whole(commands, tmp_path_factory):
+    """A finished run with the checkpoints of steps 9 and 12."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    commands.train(folder, *SAVES)
+    return folder
+
+
+def test_a_run_goes_back_to_a_whole_checkpoint(commands, tmp_path, whole, weights_of, lines_of):
+    """As when the machine lost power while step 12 was written."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "weights")
+    state = run_dir / "checkpoints" / "step_00000012" / "state.safetensors"
+    os.truncate(state, 1000)
+    result = commands.train(run_dir, *SAVES)
+    result.reports(f"{state} is damaged", "going back to step_00000009")
+    assert weights_of(run_dir) == weights_of(whole)
+    assert_each_step_once(lines_of(run_dir / "metrics.jsonl"), 12)
+    saved = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert saved == ["step_00000009", "step_00000012"]
+
+
+def test_two_processes_go_back_together(commands, tmp_path, whole, lines_of):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    states = sorted(run_dir.glob("checkpoints/*/state.safetensors"))
+    os.truncate(states[-1], 1000)
+    results = commands.together(*commands.finetune(run_dir, *SAVES))
+    assert [result.code for result in results] == [0, 0], results
+    results[0].reports("going back to step_00000009")
+    assert "going back" not in results[1].err
+    assert_each_step_once(lines_of(run_dir / "metrics.jsonl"), 12)
+
+    for state in states:
+        os.truncate(state, 1000)
+    results = commands.together(*commands.finetune(run_dir, *SAVES))
+    assert [result.code for result in results] == [1, 1], results
+    for result in results:
+        result.reports("holds no checkpoint from which", *map(str, states))
+
+
+@pytest.mark.parametrize("size", [0, 20])
+def test_torn_records_do_not_keep_a_run_from_resuming(
+    commands, tmp_path, whole, weights_of, lines_of, size
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step_00000012")
+    for name in ("run.json", "config.yaml"):
+        os.truncate(run_dir / name, size)
+    with open(run_dir / "metrics.jsonl", "ab") as file:
+        file.write('{"step": 12, "ä'.encode()[:-1])
+    (run_dir / "failures.jsonl").write_bytes(b"{}\n")
+    for option in ("--dry-run", "--json"):
+        commands.train(run_dir, *SAVES, option)
+    assert weights_of(run_dir) == weights_of(whole)
+    assert_each_step_once(lines_of(run_dir / "metrics.jsonl"), 12)
+    assert json.loads((run_dir / "run.json").read_text())["data"]["videos"] == 10
+    assert (run_dir / "config.yaml").read_text().startswith("data:")
+    result = commands.run(*commands.finetune(run_dir, *SAVES, "optim.lr=0.5"))
+    assert result.code == 2  # what the run is compared with is in its checkpoints
+    result.reports("optim.lr: 0.01 -> 0.5")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_damaged_weights_of_a_finished_run_are_written_again(
+    commands, tmp_path, whole, weights_of, name
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole, run_dir)
+    os.truncate(run_dir / "weights" / name, 100)
+    commands.train(run_dir, *SAVES).reports(f"weights/{name} is", "the weights are written again")
+    assert weights_of(run_dir) == weights_of(whole)

@@ -211,7 +211,7 @@ def test_class_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = hiera(VIDEO, seed=1, num_classes=7)
     with caplog.at_level("INFO"):
         report = load_weights(model, source)
-    assert str(report) in caplog.text
+    assert caplog.messages == str(report).split("\n")
     assert report.reinitialised == list(HEAD)
     assert logits(model).shape == (2, 7)
     assert report.loaded_frac == pytest.approx(

@@ -1,11 +1,18 @@
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
+from torch.distributed import HashStore, TCPStore
 
+from hiera_video.errors import UserError
+from hiera_video.runtime import distributed
 from hiera_video.runtime.distributed import (
     barrier,
     gather_on_main,
     is_distributed,
     process_group,
+    store_of_this_start,
     sum_over_processes,
 )
 
@@ -44,6 +51,28 @@ def test_a_group_of_one(monkeypatch, tmp_path):
         assert gather_on_main({"a": 1}) == [{"a": 1}]
         raise KeyError
     assert not is_distributed()
+
+
+def test_processes_that_are_started_again_do_not_meet_those_that_died():
+    """In torchrun's store there is still what the earlier ones wrote."""
+    server = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    for order in ((0, 1, 2), (0, 2, 1), (2, 1, 0)):
+        with ThreadPoolExecutor() as pool:
+            joined = []
+            for rank in order:
+                store = TCPStore("localhost", server.port, is_master=False)
+                joined.append(pool.submit(store_of_this_start, store, rank, 3))
+                time.sleep(0.1)  # what the first finds is of the earlier ones
+            stores = [future.result(timeout=10) for future in joined]
+        assert not stores[0].check(["mine"])
+        stores[0].set("mine", "")
+        assert all(store.check(["mine"]) for store in stores)
+
+
+def test_a_process_that_does_not_start_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "LIMIT_SEC", 0.2)
+    with pytest.raises(UserError, match="rank 1 and rank 2 did not start within"):
+        store_of_this_start(HashStore(), 0, 3)
 
 
 @pytest.mark.parametrize("device", ["cudo", "cuda:x", ""])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hiera_video.errors import ConfigError
+from hiera_video.errors import ConfigError, UserError
 from hiera_video.files import shipped_folder
 from hiera_video.settings.base import RuleError, defaults, leaves
 from hiera_video.settings.evaluation import (
@@ -18,6 +19,7 @@ from hiera_video.settings.evaluation import (
     PredictSettings,
 )
 from hiera_video.settings.load import (
+    Update,
     differences,
     find_config,
     load_for_print,
@@ -26,7 +28,7 @@ from hiera_video.settings.load import (
 )
 from hiera_video.settings.tools import DemoSettings
 from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, Optim, Train
-from hiera_video.training.run_folder import check_same_config
+from hiera_video.training.run_folder import check_same_run, facts_of
 
 
 def write(tmp_path: Path, text: str, name: str = "recipe.yaml") -> str:
@@ -35,7 +37,7 @@ def write(tmp_path: Path, text: str, name: str = "recipe.yaml") -> str:
     return str(path)
 
 
-def finetune(*overrides: str, files: list[str] | None = None) -> FinetuneSettings:
+def finetune(*overrides: Update, files: list[str] | None = None) -> FinetuneSettings:
     return load_settings(FinetuneSettings, files or [], ["data.train=t", *overrides])
 
 
@@ -204,10 +206,13 @@ def test_what_is_written_reads_back(tmp_path_factory, lr, path, area, clip_grad)
             "model.image_size=[1,2,3]",
             "model.image_size is [1, 2, 3]: needed is a whole number of p",
         ),
+        ("train.num_repeats=" + "9" * 5000, "train.num_repeats is 999"),
+        ("model.overrides.embed_dim" + 3000 * ".a" + "=1", "model.overrides.embed_dim is {'a': {"),
         ("optim.lr", "'optim.lr' is not of the form key.path=value"),
         ("", "'' is not of the form key.path=value"),
         ("--lr=1", "--lr is unknown"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
 def test_a_wrong_override_is_one_line(override, message):
     assert mistake(override).startswith(message)
@@ -230,7 +235,13 @@ def test_a_wrong_override_is_one_line(override, message):
         ("optim:\n\tlr: 1", "not valid YAML: "),
         ("optim: {lr: 1}\noptim: {lr: 2}", "not valid YAML: duplicate key optim"),
         ("optim: {lr: !!python/object/apply:os.getcwd []}", "not valid YAML: "),
+        ("optim: &a {lr: 1}\nmodel: *a", "not valid YAML: an alias; write the value itself"),
+        ("optim: " + "[" * 3000, "groups or lists are nested too deeply"),
+        ('run_dir: "a\\0b"', "run_dir is 'a\\x00b': needed is a path"),
+        ('run_dir: "\\ud800"', "run_dir is '\\ud800': needed is a path"),
+        ("#" * 1_000_001, "larger than 1,000,000 bytes"),
     ],
+    ids=lambda value: repr(value)[:60],
 )
 def test_a_wrong_file_is_named_with_its_mistake(tmp_path, text, message):
     file = write(tmp_path, text)
@@ -242,7 +253,7 @@ def test_a_wrong_file_is_named_with_its_mistake(tmp_path, text, message):
 
 def test_a_file_that_is_no_text(tmp_path):
     (tmp_path / "clip.mp4").write_bytes(b"\x00\x00\x00\x20ftypisom\xff\xfe")
-    with pytest.raises(ConfigError, match=r"clip\.mp4: not valid YAML"):
+    with pytest.raises(ConfigError, match=r"clip\.mp4:1: not UTF-8 text"):
         finetune(files=[str(tmp_path / "clip.mp4")])
 
 
@@ -261,9 +272,21 @@ def test_a_file_that_is_not_there(name, hint):
     assert hint in str(error.value)
 
 
-def test_a_folder_is_not_a_file(tmp_path):
+def test_a_folder_or_a_pipe_is_not_a_file(tmp_path):
     with pytest.raises(ConfigError, match="there is no such configuration file"):
         finetune(files=[str(tmp_path)])
+    os.mkfifo(tmp_path / "a.yaml")
+    with pytest.raises(ConfigError, match=r"a\.yaml: a folder, a pipe or a device; needed"):
+        finetune(files=[str(tmp_path / "a.yaml")])
+
+
+def test_names_of_files_that_are_not_utf8(tmp_path):
+    path = os.fsdecode(b"\xff.mp4")
+    config = finetune(f"data.val={path}")
+    assert config.data.val == path
+    assert finetune(files=[write(tmp_path, to_yaml(config))]).data.val == path
+    with pytest.raises(ConfigError, match="run_dir is .*needed is a path in UTF-8"):
+        finetune({"run_dir": path})
 
 
 # Values that are of the right type and still wrong.
@@ -404,13 +427,18 @@ def test_differences_are_listed_by_key():
 
 
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
-    saved = tmp_path / "config.yaml"
-    check_same_config(saved, finetune())  # no run yet
-    saved.write_text(to_yaml(finetune()))
-    check_same_config(saved, finetune("device=cpu", "data.num_workers=3"))  # results stay the same
+    data = {"fingerprint": "a"}
+    saved = facts_of(finetune(), data)
+
+    def check(*overrides):
+        check_same_run(tmp_path, saved, finetune(*overrides), data)
+
+    check("device=cpu", "data.num_workers=3", "data.max_read_gib=9")  # results stay the same
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0008 -> 1\.0.*overwrite_config=true"):
-        check_same_config(saved, finetune("optim.lr=1"))
-    check_same_config(saved, finetune("optim.lr=1", "overwrite_config=true"))
+        check("optim.lr=1")
+    check("optim.lr=1", "overwrite_config=true")
+    with pytest.raises(UserError, match="other data"):
+        check_same_run(tmp_path, saved, finetune(), {"fingerprint": "b"})
 
 
 def test_old_names_in_saved_runs_are_read(tmp_path):

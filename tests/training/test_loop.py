@@ -2,8 +2,7 @@
 
 import json
 import math
-import os
-import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
 from hiera_video.runtime.distributed import Process
 from hiera_video.settings.training import Loop
-from hiera_video.training.loop import noting_sigterm, train_steps
+from hiera_video.training.loop import train_steps
 from hiera_video.training.run_folder import RunReport
 
 PROCESS = Process(0, 1, 1, torch.device("cpu"))
@@ -174,15 +173,15 @@ def test_the_file_names_of_a_skipped_step_are_logged(tmp_path, capsys):
     assert line["loss"] is line["grad_norm"] is None  # NaN is no JSON
 
 
-def test_sigterm_is_noted_and_the_old_handler_comes_back():
-    before = signal.getsignal(signal.SIGTERM)
-    with noting_sigterm() as stop_requested:
-        assert not stop_requested()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop_requested()
-        done = next(steps([batch(1.0)] * 2, stop_requested=stop_requested))[0]
-        assert done.stop
-    assert signal.getsignal(signal.SIGTERM) == before
+def test_a_step_says_whether_the_run_is_to_stop():
+    assert next(steps([batch(1.0)] * 2, stop_requested=lambda: True))[0].stop
+    assert not next(steps([batch(1.0)] * 2))[0].stop
+
+
+def test_the_other_processes_learn_of_each_step():
+    watch = SimpleNamespace(step=0)
+    process = Process(0, 1, 1, torch.device("cpu"), watch)
+    assert [watch.step for _ in steps([batch(1.0)] * 2, process=process)] == [1, 2]
 
 
 def test_bf16_is_the_forward_pass_only():

@@ -8,8 +8,10 @@ from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
 from hiera_video.runtime.distributed import Process
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.settings.load import load_settings
+from hiera_video.settings.training import PretrainSettings
 from hiera_video.training.loop import StepReport
-from hiera_video.training.run_folder import RunReport, check_failures, console_line
+from hiera_video.training.run_folder import RunReport, check_failures, console_line, start_run
 
 MAIN = Process(0, 1, 1, torch.device("cpu"))
 
@@ -38,6 +40,51 @@ def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path):
         assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
         resumed.step(done(3))
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "torn",
+    [
+        '{"step": 2, "name": "ä'.encode()[:-1],  # cut inside of a letter
+        b"{}\n",
+        b"[]\n",
+        b"null\n",
+        b'{"step": "2"}\n',
+        b'{"step": null}\n',
+        bytes(4096),  # what a loss of power may leave
+        b"[" * 100_000 + b"\n",
+        b'{"step": ' + 5000 * b"9" + b"}\n",
+    ],
+)
+@pytest.mark.parametrize("name", ["metrics.jsonl", "failures.jsonl"])
+def test_damaged_lines_are_dropped(tmp_path, caplog, name, torn):
+    line = json.dumps({"step": 1, "kind": "val", "name": "\u2028"}, ensure_ascii=False).encode()
+    (tmp_path / name).write_bytes(line + b"\n" + torn)
+    with RunReport(tmp_path, MAIN, start_step=2) as report:
+        assert not report.has(2, "val")
+        assert report.has(1, "val") == (name == "metrics.jsonl")
+    assert (tmp_path / name).read_bytes() == line + b"\n"
+    assert [m for m in caplog.messages if name in m] == [
+        f"{tmp_path / name}: dropped the damaged lines 2"
+    ]
+
+
+def test_a_last_line_that_is_whole_but_for_its_end_is_kept(tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "kind": "train"}')
+    with RunReport(tmp_path, MAIN, start_step=1) as report:
+        report.step(done(2))
+    assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"starts": null}', '{"starts": 3}'])
+def test_a_damaged_run_json_is_written_again(tmp_path, caplog, content):
+    (tmp_path / "run.json").write_text(content)
+    settings = load_settings(PretrainSettings, [], ["data.train=x", "model.decoder_heads=8"])
+    start_run(tmp_path, MAIN, settings, {"fingerprint": "a"}, resumes=True)
+    run = json.loads((tmp_path / "run.json").read_text())
+    assert run["data"] == {"fingerprint": "a"}
+    assert len(run["starts"]) == 1
+    assert "run.json is damaged: it is written again" in (tmp_path / "train.log").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """A folder of numbered pictures reads like the video that it was made from."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -40,6 +42,24 @@ def test_bad_folders(folder, tmp_path_factory):
     assert caught.value.cause == "truncated"
     with pytest.raises(VideoError, match="without numbered pictures"):
         open_video(tmp_path_factory.mktemp("empty"), frames_fps=25)
+
+
+def test_a_pipe_among_the_pictures_is_an_error_at_once(folder):
+    (folder / "film_3.png").unlink()
+    os.mkfifo(folder / "film_3.png")
+    with (
+        open_video(folder, frames_fps=25) as video,
+        pytest.raises(VideoError, match=r"film_3\.png: is a folder, a pipe or a device"),
+    ):
+        video.frames(range(len(video)))
+
+
+def test_names_that_are_not_utf8(folder):
+    with open_video(folder, frames_fps=25) as video:
+        expected = video.frames(range(len(video)))
+    other = folder.rename(os.fsdecode(os.fsencode(folder.parent) + b"/\xff"))
+    with open_video(other, frames_fps=25) as video:
+        assert np.array_equal(video.frames(range(len(video))), expected)
 
 
 def test_bad_pictures(folder):

@@ -44,10 +44,20 @@ def test_files_that_are_no_videos(tmp_path, backend):
     assert cause_of(tmp_path, backend) == "not_a_file"
     assert cause_of(tmp_path / "pipe.mp4", backend) == "not_a_file"
     assert cause_of(tmp_path / "empty.mp4", backend) == "empty"
+    assert cause_of(tmp_path / "a\0b.mp4", backend) == "missing"
+    assert cause_of(tmp_path / "\ud800.mp4", backend) == "missing"
+    assert cause_of(tmp_path / f"{'x' * 300}.mp4", backend) == "missing"
     assert cause_of(tmp_path / "text.mp4", backend) == "not_a_video"
     assert cause_of(make_audio(tmp_path / "audio.mp4"), backend) == "no_video_stream"
     only_art = make_striped_video(tmp_path / "art.mp4", 0, streams=(), cover_art=True)
     assert cause_of(only_art, backend) == "no_video_stream"
+
+
+def test_names_that_are_not_utf8(tmp_path, backend):
+    path = make_striped_video(tmp_path / "a.mp4", 5)
+    path = path.rename(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\x1b[31m.mp4"))
+    with open_video(path, backend) as video:
+        assert [read_number(frame) for frame in video] == list(range(5))
 
 
 def test_video_without_frames(tmp_path, backend):

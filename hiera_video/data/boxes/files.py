@@ -5,7 +5,7 @@ sets use the same csv format, or csv with a header, or JSON lines, with the colu
 x1, y1, x2, y2 and, where they apply, action (id or name), person, score.
 """
 
-import csv
+import io
 import logging
 import math
 import os
@@ -18,7 +18,8 @@ from typing import Any, Literal
 import numpy as np
 
 from hiera_video.data.boxes.table import BoxTable, Kind, LabelMap, Problem
-from hiera_video.data.videos.files import AnnotationError, json_lines, read_text
+from hiera_video.data.videos.files import AnnotationError, csv_rows, json_lines
+from hiera_video.files import read_bytes, read_text, user_path, utf8_text
 
 logger = logging.getLogger(__name__)
 
@@ -86,10 +87,10 @@ def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
     Raises:
         AnnotationError: a row has no video and number.
     """
-    source, result = Path(path).expanduser(), []
-    reader = csv.reader(read_text(source).split("\n"), skipinitialspace=True)
-    for row in reader:
-        if not any(row) or (reader.line_num == 1 and row[0] in ("video", "video_id")):
+    source, result = user_path(path), []
+    text = read_text(source, AnnotationError)
+    for line, row in csv_rows(source, text, skipinitialspace=True):
+        if not any(row) or (line == 1 and row[0] in ("video", "video_id")):
             continue
         try:
             second = float(row[1])
@@ -97,7 +98,7 @@ def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
                 raise ValueError
         except (IndexError, ValueError):
             raise AnnotationError(
-                f"{source}:{reader.line_num}: {','.join(row)!r}; needed is video,second"
+                f"{source}:{line}: {','.join(row)!r}; needed is video,second"
             ) from None
         result.append((row[0].strip(), second))
     return result
@@ -119,13 +120,13 @@ def inspect_boxes(
     """
     import pyarrow.compute
 
-    source = Path(path).expanduser()
+    source = user_path(path)
     match source.suffix.lower():
         case ".pkl" | ".pickle":
             fields, lines, problems = _read_pickle(source)
         case ".jsonl" | ".ndjson":
             example = '{"video": ..., "second": ..., "x1": ...}'
-            rows = dict(json_lines(source, read_text(source), example))
+            rows = dict(json_lines(source, read_text(source, AnnotationError), example))
             fields, lines, problems = _table(rows.values()), np.fromiter(rows, np.int64), []
         case _:
             fields, lines, problems = _read_csv(
@@ -270,7 +271,7 @@ def _table(rows: Iterable[Mapping[str, Any]]) -> Any:
 
     schema = pyarrow.schema(dict.fromkeys(COLUMNS, pyarrow.string()))
     texts = [
-        {SYNONYMS.get(k, k): None if v in (None, "") else str(v) for k, v in row.items()}
+        {SYNONYMS.get(k, k): None if v in (None, "") else utf8_text(str(v)) for k, v in row.items()}
         for row in rows
     ]
     return pyarrow.Table.from_pylist(texts, schema=schema)
@@ -281,7 +282,7 @@ def _read_csv(path: Path, last: str) -> Columns:
     import pyarrow
     from pyarrow import csv as arrow_csv
 
-    text = read_text(path)
+    text = read_text(path, AnnotationError)
     columns, num_skipped = _header(path, text, last)
     others: dict[int, str] = {}  # rows with more or fewer fields than columns, by line
 
@@ -302,10 +303,13 @@ def _read_csv(path: Path, last: str) -> Columns:
                 strings_can_be_null=True,
             ),
         )
-        parsed = [next(csv.reader([row], skipinitialspace=True), []) for row in others.values()]
-    except (pyarrow.ArrowInvalid, csv.Error) as error:
+    except pyarrow.ArrowInvalid as error:
         reason = str(error).partition("\n")[0]
         raise AnnotationError(f"{path}: {reason}; check the quotes") from None
+    parsed = [
+        next(csv_rows(path, row, line, skipinitialspace=True), (line, list[str]()))[1]
+        for line, row in others.items()
+    ]
     end = num_skipped + len(table) + len(others) + 1
     is_other = np.isin(np.arange(num_skipped + 1, end), list(others))
     lines = np.flatnonzero(~is_other) + num_skipped + 1
@@ -327,7 +331,7 @@ def _header(path: Path, text: str, last: str) -> tuple[list[str], int]:
     """Names of the columns of a csv file, and the number of header lines (0 or 1)."""
     without_header = [*COLUMNS[:7], last]
     head = text[: 1 << 16]
-    rows = [row for row in csv.reader((head[: head.rfind("\n") + 1] or text).split("\n")) if row]
+    rows = [row for _, row in csv_rows(path, head[: head.rfind("\n") + 1] or text) if row]
     if not rows:
         return without_header, 0
     names = [SYNONYMS.get(field, field) for field in (f.strip().lower() for f in rows[0])]
@@ -376,11 +380,9 @@ def _read_pickle(path: Path) -> Columns:
 
     `lines` are the numbers of the entries. Nothing in the file is executed.
     """
+    file = io.BytesIO(read_bytes(path, AnnotationError))
     try:
-        with open(path, "rb") as file:
-            content = _ArraysOnly(file, encoding="latin1").load()
-    except OSError as error:
-        raise AnnotationError(f"{path}: {error.strerror}") from None
+        content = _ArraysOnly(file, encoding="latin1").load()
     except Exception as error:  # damaged pickles raise nearly any type
         raise AnnotationError(
             f"{path}: refused ({error}); allowed is a dict from 'video,second' to arrays of numpy, "

@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
@@ -13,6 +12,7 @@ from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, LabelMap, box_iou
 from hiera_video.data.videos.files import AnnotationError, locate_videos
 from hiera_video.errors import listing
+from hiera_video.files import user_path
 from hiera_video.settings.training import DetectionData, KeyframeData
 
 logger = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ def video_paths(videos: Iterable[str], source: str, root: str | None) -> dict[st
     Raises:
         AnnotationError: all videos are missing.
     """
-    folder = Path(source).parent if root is None else Path(root).expanduser()
+    folder = user_path(source).parent if root is None else user_path(root)
     names = list(videos)
     found, missing = locate_videos(names, folder)
     if names and len(missing) == len(names):

@@ -5,16 +5,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
-from hiera_video.data.videos.files import AnnotationError, load_json, read_text
-from hiera_video.data.videos.records import read_class_names
-from hiera_video.files import own_or_shipped, write_csv
+from hiera_video.data.videos.files import AnnotationError
+from hiera_video.data.videos.records import check_class_name, read_class_names
+from hiera_video.files import load_json, own_or_shipped, read_text, write_csv
 
 Kind = Literal["row", "box", "action", "duplicate"]
 
+MAX_CLASS_ID = 100_000  # of a class; a model has an output for each id up to the highest
 AVA_NUM_CLASSES = 80
 AVA_FIRST_CLASS = "bend/bow (at the waist)"
 LABEL_TYPES = {
@@ -75,17 +76,17 @@ def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
         AnnotationError: with the line.
     """
     path = own_or_shipped(path)
-    text = read_text(path)
+    text = read_text(path, AnnotationError)
     if re.search(r"^\s*(item|label)\s*\{", text, re.MULTILINE):
         return _label_map_of_pbtxt(path, text)
     if path.suffix.lower() == ".json":
-        content = load_json(text, str(path))
+        content = load_json(text, str(path), AnnotationError)
         items = content.items() if isinstance(content, dict) else ()
         pairs = [(str(path), name, value) for name, value in items]
     else:
         lines = [(i, line.strip()) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
         matches = [(i, re.fullmatch(r"(\d+)\s*:\s*(.+)", line)) for i, line in lines]
-        pairs = [(f"{path}:{i}", match[2], int(match[1])) for i, match in matches if match]
+        pairs = [(f"{path}:{i}", match[2], _id_of(match[1])) for i, match in matches if match]
         if len(pairs) < len(lines):
             pairs = []
     return LabelMap(
@@ -94,28 +95,38 @@ def read_label_map(path: str | os.PathLike[str]) -> LabelMap:
 
 
 def _label_map_of_pbtxt(path: Path, text: str) -> LabelMap:
-    pairs, types = [], {}
+    pairs: list[tuple[str, str, Any]] = []
+    types: dict[Any, str] = {}
     for block in re.finditer(r"\b(?:item|label)\s*\{([^}]*)\}", text):
         where = f"{path}:{text.count(chr(10), 0, block.start()) + 1}"
         name = re.search(r"\bname\s*:\s*(\"[^\"]*\"|'[^']*')", block[1])
         class_id = re.search(r"\b(?:label_id|id)\s*:\s*(\d+)", block[1])
         if name is None or class_id is None:
             raise AnnotationError(f"{where}: needed are a name in quotes and an id")
-        pairs.append((where, name[1][1:-1], int(class_id[1])))
+        pairs.append((where, name[1][1:-1], _id_of(class_id[1])))
         kind = re.search(r"\blabel_type\s*:\s*(\w+)", block[1])
         if kind and kind[1] in LABEL_TYPES:
-            types[int(class_id[1])] = LABEL_TYPES[kind[1]]
+            types[_id_of(class_id[1])] = LABEL_TYPES[kind[1]]
     names = _names_by_id(pairs)
     if names.get(1) == AVA_FIRST_CLASS and max(names) == AVA_NUM_CLASSES and not types:
         types = {c: "pose" if c <= 14 else "object" if c <= 63 else "person" for c in names}
     return LabelMap(names, types)
 
 
+def _id_of(digits: str) -> int | str:
+    """The number; as text if it has more digits than any id, of which Python parses 4,300 only."""
+    return int(digits) if len(digits) <= len(str(MAX_CLASS_ID)) else digits
+
+
 def _names_by_id(pairs: Iterable[tuple[str, str, object]]) -> dict[int, str]:
     names: dict[int, str] = {}
     for where, name, value in pairs:
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise AnnotationError(f"{where}: id of {name!r} is {value!r}; ids count from 1")
+        check_class_name(name, where)
+        if type(value) is not int or not 1 <= value <= MAX_CLASS_ID:
+            raise AnnotationError(
+                f"{where}: id of {name!r} is {value!r}; needed is a whole number from 1 to "
+                f"{MAX_CLASS_ID}"
+            )
         if value in names or name in names.values():
             raise AnnotationError(f"{where}: id {value} or name {name!r} more than once")
         names[value] = name

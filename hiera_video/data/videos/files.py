@@ -5,17 +5,18 @@ Labels are class ids or class names, as in the file; `records` turns them into c
 
 import csv
 import io
-import json
 import logging
 import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import UserError, listing
+from hiera_video.files import MAX_LINE, load_json, read_text, user_path
 from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, 
     """
     base = os.path.abspath(folder)
     skipped: Counter[str] = Counter()
-    entries = {entry.name: entry.is_dir() for entry in os.scandir(base)} if labelled else {}
+    entries = {entry.name: _is_folder(entry) for entry in os.scandir(base)} if labelled else {}
     classes = sorted(name for name in entries if entries[name] and not name.startswith("."))
     found: list[tuple[str, tuple[str, ...]]]
     if classes:
@@ -65,8 +66,7 @@ def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, 
         skipped["beside the class folders"] += sum(_is_usable(name, skipped) for name in beside)
         found = [(name, (label,)) for label in classes for name in _walk(base, label, skipped)]
     else:
-        names = (name.removeprefix("./") for name in _walk(base, "", skipped))
-        found = [(name, ()) for name in sorted(names)]
+        found = [(name, ()) for name in sorted(_walk(base, "", skipped))]
     if reasons := [f"{count} {reason}" for reason, count in sorted(skipped.items()) if count]:
         logger.warning("%s: files left out: %s", folder, ", ".join(reasons))
     if not found:
@@ -81,22 +81,37 @@ def _walk(base: str, class_name: str, skipped: Counter[str]) -> Iterator[str]:
 
     A folder that several links point to is visited once.
     """
-
-    def refuse(error: OSError) -> None:
-        raise AnnotationError(f"{error.filename}: {error.strerror}")
-
     visited = set()
-    top = os.path.join(base, class_name)
-    for folder, subfolders, files in os.walk(top, followlinks=True, onerror=refuse):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
+    pending = [class_name]  # os.walk calls itself, which ends in folders that are too deep
+    while pending:
+        inside = pending.pop()
+        folder = os.path.join(base, inside)
+        try:
+            status = os.stat(folder)
+            entries = sorted(os.scandir(folder), key=attrgetter("name"))
+        except OSError as error:
+            raise AnnotationError(f"{error.filename}: {error.strerror}") from None
+        if (status.st_dev, status.st_ino) in visited:
             continue
-        visited.add(real)
-        skipped["hidden"] += sum(name.startswith(".") for name in subfolders)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        inside = Path(folder).relative_to(base).as_posix()
-        yield from (f"{inside}/{name}" for name in sorted(files) if _is_usable(name, skipped))
+        visited.add((status.st_dev, status.st_ino))
+        folders = []
+        for entry in entries:
+            name = f"{inside}/{entry.name}" if inside else entry.name
+            if not _is_folder(entry):
+                if _is_usable(entry.name, skipped):
+                    yield name
+            elif entry.name.startswith("."):
+                skipped["hidden"] += 1
+            else:
+                folders.append(name)
+        pending += reversed(folders)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_usable(name: str, skipped: Counter[str]) -> bool:
@@ -125,19 +140,19 @@ def locate_videos(
     Raises:
         AnnotationError: there is no such folder, or several files match one name.
     """
-    base, names = Path(folder).expanduser(), list(names)
+    base, names = user_path(folder), list(names)
     if not base.is_dir():
         raise AnnotationError(f"{base}: no such folder; needed is the folder of the videos")
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for parent in {(base / name).parent for name in names}:
-        if parent.is_dir():
+        if os.path.isdir(parent):
             for entry in sorted(parent.iterdir()):
                 if not entry.name.startswith(".") and entry.is_file() and is_media(entry.name):
                     by_stem[str(entry.with_suffix(""))].append(entry)
     found: dict[str, Path] = {}
     for name in names:
         exact = base / name
-        candidates = [exact] if exact.exists() else by_stem.get(str(exact), [])
+        candidates = [exact] if os.path.exists(exact) else by_stem.get(str(exact), [])
         if len(candidates) > 1:
             raise AnnotationError(
                 f"{base}: {listing([c.name for c in candidates])} all match the video {name!r}; "
@@ -163,7 +178,7 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
     """
     if is_media(file.name):
         raise AnnotationError(f"{file}: a single video; give a list of videos or a folder")
-    text = read_text(file)
+    text = read_text(file, AnnotationError)
     entries: Iterable[Entry]
     match file.suffix.lower():
         case ".json":
@@ -214,7 +229,9 @@ def _header_delimiter(text: str) -> str | None:
 
 def _line_entries(file: Path, text: str, skip_header: bool) -> list[Entry]:
     lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    split = [(f"{file}:{number}", *_split_line(line.strip())) for number, line in lines]
+    split = [
+        (f"{file}:{number}", *_split_line(file, number, line.strip())) for number, line in lines
+    ]
     split = split[skip_header:]
     if len(split) > 1 and not is_media(split[0][1]) and is_media(split[1][1]):
         raise AnnotationError(
@@ -225,8 +242,8 @@ def _line_entries(file: Path, text: str, skip_header: bool) -> list[Entry]:
     return [(where, {"path": name, "label": label}) for where, name, label in split]
 
 
-def _split_line(line: str) -> tuple[str, str]:
-    """Splits a line into (path, label), each of which may be quoted; label is "" if missing.
+def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
+    """Splits line `number` into (path, label), each of which may be quoted; label is "" if missing.
 
     The separator is chosen such that a video's name precedes it, so that paths may contain spaces
     and commas.
@@ -237,7 +254,8 @@ def _split_line(line: str) -> tuple[str, str]:
     for delimiter in ("\t", ",", " "):
         if '"' in line:
             spaced = delimiter == ","
-            *head, label = next(csv.reader([line], delimiter=delimiter, skipinitialspace=spaced))
+            rows = csv_rows(file, line, number, delimiter=delimiter, skipinitialspace=spaced)
+            *head, label = next(rows)[1]
             path = delimiter.join(head).strip()
         else:
             path, _, label = line.rpartition(delimiter)
@@ -253,24 +271,42 @@ def _split_line(line: str) -> tuple[str, str]:
 
 
 def _csv_entries(file: Path, text: str, delimiter: str) -> Iterator[Entry]:
-    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, strict=True)
+    rows = csv_rows(file, text, delimiter=delimiter, skipinitialspace=True, strict=True)
     columns: list[str] = []
+    for line, fields in rows:
+        if not any(field.strip() for field in fields):
+            continue
+        if not columns:
+            columns = [field.strip().lower() for field in fields]
+            continue
+        where = f"{file}:{line}"
+        if len(fields) != len(columns):
+            raise AnnotationError(
+                f"{where}: {len(fields)} fields, but the header has {len(columns)} "
+                f"({', '.join(columns)}); quote a field that contains {delimiter!r}"
+            )
+        yield where, dict(zip(columns, (field.strip() for field in fields), strict=True))
+
+
+def csv_rows(
+    file: Path, text: str, first: int = 1, **options: Any
+) -> Iterator[tuple[int, list[str]]]:
+    """Yields each row of comma-separated text, with the number of its last line.
+
+    Args:
+        first: number of the first line of `text` in the file.
+        options: of `csv.reader`.
+
+    Raises:
+        AnnotationError: text that is not csv, or a field of more than 131,072 characters.
+    """
+    reader = csv.reader(io.StringIO(text), **options)
     try:
-        for fields in reader:
-            where = f"{file}:{reader.line_num}"
-            if not any(field.strip() for field in fields):
-                continue
-            if not columns:
-                columns = [field.strip().lower() for field in fields]
-                continue
-            if len(fields) != len(columns):
-                raise AnnotationError(
-                    f"{where}: {len(fields)} fields, but the header has {len(columns)} "
-                    f"({', '.join(columns)}); quote a field that contains {delimiter!r}"
-                )
-            yield where, dict(zip(columns, (field.strip() for field in fields), strict=True))
+        for row in reader:
+            yield first - 1 + reader.line_num, row
     except csv.Error as error:
-        raise AnnotationError(f"{file}:{reader.line_num}: {error}; check the quotes") from None
+        line = first - 1 + reader.line_num
+        raise AnnotationError(f"{file}:{line}: {error}; check the quotes") from None
 
 
 def json_lines(file: Path, text: str, example: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -285,11 +321,11 @@ def json_lines(file: Path, text: str, example: str) -> Iterator[tuple[int, dict[
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{file}:{number}"
-            yield number, _json_object(load_json(line, where), where, example)
+            yield number, _json_object(load_json(line, where, AnnotationError), where, example)
 
 
 def _json_entries(file: Path, text: str) -> Iterator[Entry]:
-    entries = load_json(text, str(file))
+    entries = load_json(text, str(file), AnnotationError)
     if not isinstance(entries, list):
         raise AnnotationError(
             f"{file}: expected a list of videos; set class_names to use a label map"
@@ -302,6 +338,9 @@ def _json_entries(file: Path, text: str) -> Iterator[Entry]:
 def _json_object(entry: Any, where: str, example: str = EXAMPLE) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise AnnotationError(f"{where}: expected an object such as {example}")
+    for key, value in entry.items():
+        if len(key) > MAX_LINE or (isinstance(value, str) and len(value) > MAX_LINE):
+            raise AnnotationError(f"{where}: a text of more than {MAX_LINE:,} characters")
     return {key.strip().lower(): value for key, value in entry.items()}
 
 
@@ -311,7 +350,7 @@ def _kinetics_rows(table: list[Entry], root: str) -> Iterator[Row]:
     for where, fields in table:
         try:
             start, end = (int(float(fields[column])) for column in ("time_start", "time_end"))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise AnnotationError(f"{where}: time_start and time_end must be seconds") from None
         label = str(fields.get("label") or "")
         if label not in folders:
@@ -346,7 +385,7 @@ def _split_labels(value: Any, where: str, known: frozenset[str]) -> tuple[str | 
         if text in known:
             value = text
         elif text.startswith("[") and text.endswith("]"):
-            value = load_json(text, where)
+            value = load_json(text, where, AnnotationError)
         else:
             value = [part.strip() for part in re.split(r"[;|]", text) if part.strip()]
     labels = value if isinstance(value, list) else [] if value is None else [value]
@@ -358,28 +397,3 @@ def _split_labels(value: Any, where: str, known: frozenset[str]) -> tuple[str | 
 
 def _below(root: str, name: str) -> str:
     return os.path.normpath(os.path.join(root, name))
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without byte-order mark and with "\\n" as line ends.
-
-    Raises:
-        AnnotationError: the file cannot be read or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        problem = f"not UTF-8 text (byte {error.start}); save it as UTF-8"
-    except OSError as error:
-        problem = error.strerror or str(error)
-    raise AnnotationError(f"{path}: {problem}")
-
-
-def load_json(text: str, where: str) -> Any:
-    """Parses JSON text; AnnotationErrors name `where`, the file and line."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        line = f":{error.lineno}" if error.lineno > 1 else ""
-        hint = "; lines of JSON belong into a .jsonl file" if "Extra" in error.msg else ""
-        raise AnnotationError(f"{where}{line}: not JSON ({error.msg}){hint}") from None

@@ -21,16 +21,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.videos.files import (
-    AnnotationError,
-    Row,
-    load_json,
-    read_folder,
-    read_list,
-    read_text,
-)
+from hiera_video.data.videos.files import AnnotationError, Row, read_folder, read_list
 from hiera_video.errors import did_you_mean, listing
-from hiera_video.files import json_text, own_or_shipped
+from hiera_video.files import json_text, load_json, own_or_shipped, read_text, user_path
 from hiera_video.settings.training import ClassificationData
 
 logger = logging.getLogger(__name__)
@@ -86,7 +79,7 @@ def read_video_list(
     Raises:
         AnnotationError: the source cannot be used; the message names file and line.
     """
-    source = Path(source).expanduser()
+    source = user_path(source)
     names = None if class_names is None else read_class_names(class_names)
     if source.is_dir():
         if root is not None:
@@ -104,6 +97,8 @@ def read_video_list(
     _check_label_counts(rows, multi_label)
     if names is None:
         names = _derive_class_names(rows, labels_are_names)
+    for name in names:
+        check_class_name(name, str(source))
     records = _to_records(rows, names, labels_are_names, source)
 
     checked = records[:NUM_FILES_CHECKED]
@@ -126,9 +121,9 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
     """
     if isinstance(source, (str, os.PathLike)):
         path = own_or_shipped(source)
-        where, text = str(path), read_text(path).rstrip()
+        where, text = str(path), read_text(path, AnnotationError).rstrip()
         if path.suffix.lower() == ".json":
-            names = _names_of_json(load_json(text, where), where)
+            names = _names_of_json(load_json(text, where, AnnotationError), where)
         else:
             names = [line.strip() for line in text.split("\n")] if text else []
     else:
@@ -136,14 +131,23 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
     if not names:
         raise AnnotationError(f"{where}: no class names")
     for number, name in enumerate(names, 1):
-        if not isinstance(name, str) or not name:
-            raise AnnotationError(f"{where}:{number}: {name!r} is not a name; one name for each id")
+        check_class_name(name, f"{where}:{number}")
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:
         raise AnnotationError(
             f"{where}: {listing(repeated)} more than once; names must be different"
         )
     return tuple(names)
+
+
+def check_class_name(name: Any, where: str) -> None:
+    """Raises AnnotationError, which begins with `where`, unless `name` is text and not empty."""
+    if not isinstance(name, str) or not name:
+        raise AnnotationError(f"{where}: {name!r} is not a name; one name for each id")
+    if re.search(r"[\0\ud800-\udfff]", name):
+        raise AnnotationError(
+            f"{where}: class name {name!r} holds NUL or is not valid Unicode; rename the class"
+        )
 
 
 def read_splits(data: ClassificationData) -> tuple[VideoList, VideoList | None]:
@@ -187,7 +191,7 @@ def require_labels(videos: VideoList) -> None:
 def _root_folder(source: Path, root: str | os.PathLike[str] | None) -> str:
     if not source.exists():
         raise AnnotationError(f"{source}: no such file or folder")
-    folder = os.path.abspath(source.parent if root is None else Path(root).expanduser())
+    folder = os.path.abspath(source.parent if root is None else user_path(root))
     if not os.path.isdir(folder):
         raise AnnotationError(
             f"{source}: the root {folder} is not a folder; set root to the folder to which paths "
@@ -222,7 +226,7 @@ def _derive_class_names(rows: list[Row], labels_are_names: bool) -> tuple[str, .
             )
         if class_id is not None and not 0 <= class_id < MAX_DERIVED_CLASSES:
             raise AnnotationError(
-                f"{where}: class id {class_id} must be 0 to {MAX_DERIVED_CLASSES - 1}; set "
+                f"{where}: class id {label} must be 0 to {MAX_DERIVED_CLASSES - 1}; set "
                 "class_names, or check that this is the column of labels"
             )
     known_ids = [class_id for class_id in ids if class_id is not None]
@@ -267,7 +271,7 @@ def _class_id(label: str | int, ids: dict[str, int], is_name: bool, where: str) 
         )
     if not 0 <= by_id < len(ids):
         raise AnnotationError(
-            f"{where}: class id {by_id} must be 0 to {len(ids) - 1}, because there are "
+            f"{where}: class id {label} must be 0 to {len(ids) - 1}, because there are "
             f"{len(ids)} class names; ids count from 0"
         )
     return by_id
@@ -277,7 +281,8 @@ def _class_id(label: str | int, ids: dict[str, int], is_name: bool, where: str) 
 def _as_id(label: str | int) -> int | None:
     """The class id in a label, or None. Spreadsheets may have written it as 3.0."""
     match = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?", str(label))
-    return int(match[1]) if match else None
+    # Of 20 digits, because Python parses 4,300 at most, and all larger numbers are as wrong.
+    return int(match[1][:20]) if match else None
 
 
 def _names_of_json(content: Any, where: str) -> list[str]:

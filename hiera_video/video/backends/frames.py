@@ -9,7 +9,7 @@ import numpy as np
 
 from hiera_video.settings.video import Decoding
 from hiera_video.video.backends.image import opened_image
-from hiera_video.video.reader import IMAGE_SUFFIXES, Deadline, VideoError, VideoReader
+from hiera_video.video.reader import IMAGE_SUFFIXES, Deadline, VideoError, VideoReader, check_file
 
 
 class FrameFolderReader(VideoReader):
@@ -50,9 +50,11 @@ class FrameFolderReader(VideoReader):
         for position in positions:
             deadline.check()
             file = self._files[position]
+            check_file(file)
             with opened_image(file) as image:
                 self.check_size(image.height, image.width)
-            picture = cv2.imread(file, cv2.IMREAD_COLOR)
+            # Not imread, which dies of a name that is not UTF-8.
+            picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
             if picture is None:
                 raise VideoError(file, "truncated", "does not decode as a picture; replace it")
             if self._shape is not None and picture.shape[:2] != self._shape:

@@ -1,0 +1,27 @@
+"""Messages and names as they are shown."""
+
+import pytest
+
+from hiera_video.errors import MAX_MESSAGE, message_line, printable
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "Übung 日本語 \U0001f469\u200d\U0001f467.mp4",
+            "Übung 日本語 \U0001f469\u200d\U0001f467.mp4",
+        ),
+        ("\x1b[31m\a\b\r\n\t\0\x7f\x9b", r"\x1b[31m\x07\x08\r\n\t\x00\x7f\x9b"),
+        ("\u202egpj\u2066\u200f\u061c\u2028", r"\u202egpj\u2066\u200f\u061c\u2028"),
+        ("\udcff\ud800", r"\udcff\ud800"),
+        (r"C:\new", r"C:\new"),
+    ],
+)
+def test_text_that_controls_a_terminal_is_shown_as_escapes(text, shown):
+    assert printable(text) == shown
+
+
+def test_of_a_very_long_message_the_beginning_is_shown():
+    assert message_line("a" * MAX_MESSAGE) == "a" * MAX_MESSAGE
+    assert message_line("a" * 10**6) == "a" * MAX_MESSAGE + "... (1000000 characters)"
