@@ -70,7 +70,7 @@ DEADLY = {  # signal, whether it goes to all processes, exit codes of a process 
 }
 FORK_SERVER = "KILL fork server"
 VARYING = {"starts", "step_sec", "data_sec", "seconds"}  # keys in JSON files
-NOT_COMPARED = {"train.log", "tb", ".lock", ".metadata"}  # names; the last is a checkpoint's
+NOT_COMPARED = {"train.log", "tb", ".lock"}  # names
 
 COLUMNS = (
     *("command", "kills", "by kind", "by phase", "by steps or videos done", "starts"),
