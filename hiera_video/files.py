@@ -133,7 +133,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         for written in [part, *_below(part)]:
             _flush(written)
         if path.is_dir():  # which os.replace does not replace
-            old = part.with_suffix(".old")
+            old = part.with_suffix(".old.part")
             _remove(old)
             path.rename(old)
             part.rename(path)
@@ -194,9 +194,13 @@ def append_jsonl(path: Path, record: dict[str, Any]) -> None:
         file.write(json_text(record) + "\n")
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes left of `replacing` below a folder that nobody else writes."""
-    for path in [*_below(folder)]:
+def remove_unfinished(folder: Path, *, deep: bool) -> None:
+    """Removes what killed processes left of `replacing` in a folder that nobody else writes into.
+
+    Args:
+        deep: also in the folders below it.
+    """
+    for path in [*(_below(folder) if deep else folder.iterdir())]:
         if path.match(".*.part"):
             _remove(path)
 

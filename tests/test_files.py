@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import hiera_video
+from hiera_video import files
 from hiera_video.errors import UserError
 from hiera_video.files import (
     MAX_LINE,
@@ -118,6 +119,23 @@ def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["weights"]
 
 
+def test_a_folder_that_was_being_replaced_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a process leaves it that is killed after it has moved the old folder out of the way."""
+    old = tmp_path / "weights"
+    old.mkdir()
+    rename = Path.rename
+    monkeypatch.setattr(Path, "rename", lambda path, to: path == old and rename(path, to))
+    monkeypatch.setattr(files, "_remove", lambda _: None)
+    with replacing(old) as part:
+        part.mkdir()
+    monkeypatch.undo()
+    assert len([*tmp_path.iterdir()]) == 2
+    remove_unfinished(tmp_path, deep=False)
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize("is_folder", [False, True])
 def test_an_error_leaves_what_was_there(tmp_path: Path, is_folder: bool) -> None:
     path = tmp_path / "a"
@@ -141,7 +159,7 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, is_folder: bool) -> None
 def test_folders_of_any_depth(tmp_path: Path, deep_folder: Path) -> None:
     for name in (".a.npz.7.part", "a.npz"):
         (deep_folder / name).touch()
-    remove_unfinished(tmp_path)
+    remove_unfinished(tmp_path, deep=True)
     assert [path.name for path in deep_folder.iterdir()] == ["a.npz"]
 
 

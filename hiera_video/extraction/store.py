@@ -273,7 +273,7 @@ class FeatureStore:
                 stack.enter_context(locked(self.folder, "output_dir"))
             if not overwrite:
                 self.check()
-            remove_unfinished(self.folder)
+            remove_unfinished(self.folder, deep=True)
             with _reported(self.folder):
                 content = {"hash": self.hash, "settings": self.settings}
                 write_json(self.folder / "extract.json", content)

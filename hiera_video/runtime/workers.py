@@ -46,6 +46,7 @@ POLL_SEC = 1.0
 GRACE_SEC = 10.0  # beyond the time that reading an item may take by itself
 
 IDLE = -1.0  # in place of an item
+UNKNOWN = 255  # exit code of a process whose fork server was killed
 
 
 @dataclass(frozen=True)
@@ -231,15 +232,22 @@ class Workers:
         self._returned.extend(worker.jobs)
 
     def _start(self) -> _Worker:
-        for _ in range(NUM_ATTEMPTS if self._has_started else 1):
+        for _ in range(NUM_ATTEMPTS):
             # Anonymous memory: nothing is left behind, whichever process is killed.
             memory = self._context.RawArray(ctypes.c_double, [IDLE, 0.0, 0.0, 0.0])
             ours, theirs = socket.socketpair()
             process = self._context.Process(
                 target=_serve, args=(theirs, memory, self.work), daemon=True
             )
-            process.start()
-            theirs.close()  # so that its death closes the connection
+            try:
+                process.start()
+            except (EOFError, ConnectionError):
+                end = "the server that starts them died"
+                ours.close()
+                time.sleep(POLL_SEC)  # it is replaced once the system has reported its end
+                continue
+            finally:
+                theirs.close()  # so that the death of the process closes the connection
             state = np.frombuffer(memory)  # type: ignore[call-overload]
             worker = _Worker(process, ours, state)
             self._workers.append(worker)
@@ -255,8 +263,11 @@ class Workers:
                 return worker
             self._workers.remove(worker)
             ours.close()
+            end = _end_of(process)
+            if not self._has_started and process.exitcode in range(UNKNOWN):
+                break  # an error of the program itself, which would be repeated
         raise RuntimeError(
-            f"decoding processes cannot start ({_end_of(process)}); see their messages above. A "
+            f"decoding processes cannot start ({end}); see their messages above. A "
             'program that decodes in other processes needs `if __name__ == "__main__":` around '
             "what it does, and its data sets and transforms must be defined in a module; or take "
             "num_workers=0"
@@ -266,7 +277,7 @@ class Workers:
 def _end_of(process: BaseProcess) -> str:
     process.join()
     code = process.exitcode
-    if code == 255:  # what a fork server that was killed leaves
+    if code == UNKNOWN:
         return "an unknown exit code"
     return signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
 

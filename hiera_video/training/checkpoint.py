@@ -168,7 +168,7 @@ def prune_checkpoints(latest: Path, keep: int) -> None:
     for path in saved:
         if path not in kept:
             shutil.rmtree(path)
-    remove_unfinished(latest.parent)
+    remove_unfinished(latest.parent, deep=False)
 
 
 def _prefixed(part: str, module: nn.Module) -> dict[str, Tensor]:

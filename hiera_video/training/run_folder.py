@@ -18,6 +18,7 @@ from hiera_video.files import (
     append_jsonl,
     finite_or_none,
     parse_json,
+    remove_unfinished,
     replacing,
     write_json,
     write_text,
@@ -226,6 +227,7 @@ def start_run(
     """
     setup_logging(folder / "train.log")
     if process.is_main:
+        remove_unfinished(folder, deep=False)  # evaluations write into folders below
         path = folder / "run.json"
         started = {**environment(), "processes": process.world_size, "device": str(process.device)}
         earlier = _starts(path) if resumes and path.exists() else []

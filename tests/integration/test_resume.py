@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
+from hiera_video import files
 from hiera_video.commands import finetune
 from hiera_video.files import locked
 from hiera_video.models.pretrained import save_model
@@ -99,6 +100,25 @@ def test_killed_while_a_checkpoint_is_written(commands, tmp_path, weights_of):
     assert weights_of(broken) == weights_of(tmp_path / "whole")
     names = {path.name for path in (broken / "checkpoints").iterdir()}
     assert names == {"step_00000009", "step_00000012"}
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "weights"])
+def test_killed_while_another_output_is_written(commands, tmp_path, weights_of, name):
+    commands.train(tmp_path / "whole", "train.epochs=1")
+    broken = tmp_path / "broken"
+
+    def dying(path):
+        if path.parent == broken and path.name.startswith(f".{name}."):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "_flush", dying)
+        process = commands.fork(*commands.finetune(broken, "train.epochs=1"))
+    assert commands.exit_code(process) == -signal.SIGKILL
+    assert len([*broken.glob(".*.part")]) == 1
+    commands.train(broken, "train.epochs=1")
+    assert weights_of(broken) == weights_of(tmp_path / "whole")
+    assert not [*broken.rglob(".*.part")]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from pathlib import Path
 
 import pytest
 
@@ -199,6 +201,47 @@ def test_processes_that_cannot_start():
 
     with pytest.raises(RuntimeError, match="cannot start"), Workers(Fatal(), 1, limit_sec=1) as p:
         list(p.results([[1]]))
+
+
+def die_once(path):
+    """What unpickling DiesOnce calls."""
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Double()
+
+
+@dataclass(frozen=True)
+class DiesOnce(Double):
+    """Kills the first process that it is sent to."""
+
+    path: Path
+
+    def __reduce__(self):
+        return die_once, (self.path,)
+
+
+def test_the_first_process_may_be_killed_as_it_starts(tmp_path):
+    with Workers(DiesOnce(tmp_path / "died"), 1, limit_sec=60) as pool:
+        assert list(filter(None, pool.results([[1]])))[-1] == (0, [2])
+    assert (tmp_path / "died").exists()
+
+
+def test_the_fork_server_may_be_killed_while_a_process_starts(monkeypatch):
+    connect, killed = forkserver.connect_to_new_process, []
+
+    def dying(descriptors):
+        if killed:
+            return connect(descriptors)
+        killed.append(forkserver._forkserver._forkserver_pid)
+        os.kill(killed[0], signal.SIGSTOP)  # so that it does not start the process
+        ends = connect(descriptors)
+        os.kill(killed[0], signal.SIGKILL)
+        return ends
+
+    monkeypatch.setattr(forkserver, "connect_to_new_process", dying)
+    assert gather([[1]], num_workers=1) == ({0: [2]}, {0: [1]})
+    assert killed
 
 
 def test_a_program_may_leave_workers_half_used(tmp_path):
