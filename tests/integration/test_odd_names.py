@@ -89,3 +89,13 @@ def test_extraction(commands, trained, odd, lines_of, tmp_path):
     assert {row["path"] for row in lines_of(tmp_path / "failures.jsonl")} == paths(odd, IMPOSSIBLE)
     result = commands.run(*arguments, "device=cpu", "data.num_workers=1")
     assert "0 of 6 videos are to be read" in result.err
+
+
+def test_messages_of_decoding_processes(commands, trained, odd):
+    pytest.importorskip("decord")
+    arguments = ("predict", f"checkpoint={trained}", "device=cpu", *sorted(paths(odd, ODD)))
+    process = commands.start(*arguments, "data.backend=decord", "data.num_workers=1")
+    result = commands.finish(process)
+    assert result.code == 0, result.out
+    assert not CONTROL.search(result.out)
+    assert rf"W {odd}/\udcff.mp4: decord cannot serve this file" in result.out
