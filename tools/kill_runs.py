@@ -59,7 +59,7 @@ OUT = "out"  # the output of a run, in its own working folder: no file names tha
 START_SHARE = 0.2  # of the kills
 WORK_SHARE = 0.5  # of the time that an undisturbed run works: the latest kill after it began
 DECODING_SHARE = 0.2  # killed decoding processes for each other kill
-LIMIT_SEC = 300  # a run that takes longer to begin its work, or to end, hangs
+LIMIT_SEC = 100  # to begin the work, and to end; shorter than a decoding process may hang
 LEFT_SEC = 30  # in which the other processes end after the main one
 
 DEADLY = {  # signal, whether it goes to all processes, exit codes of a process that it ends
@@ -163,7 +163,8 @@ class Run:
         """Waits for its exit code."""
         if not self.ends_within(LIMIT_SEC):
             raise Problem(f"it does not end in {LIMIT_SEC} s")
-        code = self.process.returncode
+        code, seconds = self.process.returncode, time.monotonic() - self.started
+        print(f"{self.log}: exit code {code} after {seconds:.1f} s", file=sys.stderr, flush=True)
         if code not in expected:
             print(self.log.read_text(errors="replace"), file=sys.stderr)
             raise Problem(f"exit code {code}, not {' or '.join(map(str, sorted(expected)))}")
@@ -242,7 +243,7 @@ def killed_until_it_ends(
                     continue
                 kill = run.now(kind, whole)
                 record.kills.append(kill)
-                print(f"{command.name}: {kill}", file=sys.stderr, flush=True)
+                print(f"{run.log}: {kill}", file=sys.stderr, flush=True)
                 if kind == FORK_SERVER:
                     os.kill(servers[0], signal.SIGKILL)
                     continue
