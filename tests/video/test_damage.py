@@ -161,6 +161,22 @@ def test_a_seek_that_lands_elsewhere_is_noticed(tmp_path, backend):
             assert read_number(reader.frames([position])[0]) == numbers[position]
 
 
+def test_a_second_read_does_not_make_the_first_one_forget_damage(tmp_path):
+    path = make_noisy_video(tmp_path / "a.mp4", 50, options=H264)
+    clean, _ = one_by_one(path)
+    hit = packets_of(path)[46]
+    overwrite(path, hit.pos + hit.size // 4, np.random.default_rng(0).bytes(200))
+    for pause in range(40, 50):
+        with open_video(path) as reader:
+            returned = []
+            with pytest.raises((VideoError, ValueError)):
+                for position, frame in reader.stream(range(25, 50)):
+                    returned.append(np.array_equal(frame, clean[position]))
+                    if position == pause:
+                        reader.frames([0])
+            assert all(returned)
+
+
 # Whether the end is missing
 
 

@@ -37,7 +37,7 @@ class PyavReader(VideoReader):
     def __init__(self, path: str, limits: Decoding) -> None:
         super().__init__(path, limits)
         self._container: InputContainer | None = None
-        self._current_read: Iterator[tuple[int, av.Packet]] | None = None
+        self._current_read: Iterator[tuple[int, av.Packet | None]] | None = None
         self._reformatter = VideoReformatter()
         self._stored_size: tuple[int, int] | None = None  # (width, height) before rotation
         self._quarter_turns = 0  # counter-clockwise
@@ -116,10 +116,10 @@ class PyavReader(VideoReader):
                 while done < len(run) and (packet := int(self.index.packet_of[run[done]])) in held:
                     yield run[done], held.pop(packet)
                     done += 1
+                if done == len(run):
+                    return
                 if len(held) > MAX_HELD_FRAMES:
                     break
-            if done == len(run):
-                return
         raise VideoError(
             self.path,
             "truncated",
@@ -139,6 +139,7 @@ class PyavReader(VideoReader):
         wanted = set(index.packet_of[positions].tolist())
         first = 0 if from_start else start
         packets = self._packets(first, max(wanted), from_start)
+        self._current_read = packets
         decoder = self._decoder  # of this read, which may have opened the file again
         decoder.begin(index.damaged)
         may_skip = not from_start and self._may_skip
@@ -156,6 +157,12 @@ class PyavReader(VideoReader):
                 frame = waiting.popleft()
                 if index.is_intact(frame.pts, decoder, first):
                     yield frame.pts, frame
+                    # Else libav would crash, or what another read noted would judge the frames.
+                    if self._current_read is not packets:
+                        raise ValueError(
+                            f"the reader of {self.path} was closed or read from again before this "
+                            "read had ended; open the file twice"
+                        )
 
     def _packets(
         self, first: int, last: int, from_start: bool
@@ -169,23 +176,7 @@ class PyavReader(VideoReader):
         packets = None if from_start else self._seek(first, self._container)
         if packets is None:
             packets = enumerate(filled_packets(self.path, self._open()))
-        self._current_read = packets
-        return self._between(packets, first, last)
-
-    def _between(
-        self, packets: Iterator[tuple[int, av.Packet]], first: int, last: int
-    ) -> Iterator[tuple[int, av.Packet | None]]:
-        for number, packet in packets:
-            if number >= first:
-                yield number, packet
-                if self._current_read is not packets:  # otherwise libav would crash
-                    raise ValueError(
-                        f"the reader of {self.path} was closed or read from again before this "
-                        "read had ended; open the file twice"
-                    )
-            if number >= last:
-                break
-        yield last, None
+        return _between(packets, first, last)
 
     def _seek(
         self, first: int, container: InputContainer
@@ -233,3 +224,14 @@ class PyavReader(VideoReader):
             sentence = f"a frame does not convert to RGB ({error.strerror}); leave the file out"
             raise VideoError(self.path, "truncated", sentence) from error
         return np.ascontiguousarray(np.rot90(rgb, self._quarter_turns))
+
+
+def _between(
+    packets: Iterator[tuple[int, av.Packet]], first: int, last: int
+) -> Iterator[tuple[int, av.Packet | None]]:
+    for number, packet in packets:
+        if number >= first:
+            yield number, packet
+        if number >= last:
+            break
+    yield last, None
