@@ -87,8 +87,9 @@ class VideoIndex:
             first: the packet with which it began.
         """
         position = self.position_of
-        keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
-        key = max(keys, default=first)
+        latest_first = reversed(decoder.keys)
+        keys = (k for k in latest_first if k <= number and position[k] <= position[number])
+        key = next(keys, first)
         relied_on = range(key, number + 1)
         if self.container in PARSED_FORMATS:  # where no frame is skipped, none may be missing
             shown = [n for n in relied_on if position[n] >= position[key]]
@@ -97,7 +98,7 @@ class VideoIndex:
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
-        return (flagged | decoder.damaged).isdisjoint(relied_on)
+        return not any(n in relied_on for n in itertools.chain(flagged, decoder.damaged))
 
     @property
     def has_leading_frames(self) -> bool:

@@ -133,7 +133,8 @@ class PyavReader(VideoReader):
         """Yields (packet number, frame) of the frames at `positions` that rely on no damage.
 
         A frame waits until the decoder has returned all frames that it may refer to, because libav
-        flags a damaged frame only when it returns it.
+        flags a damaged frame only when it returns it. If one of these was lost, more frames wait
+        than a decoder holds.
         """
         index, last_shown = self.index, self.index.last_shown
         wanted = set(index.packet_of[positions].tolist())
@@ -153,7 +154,11 @@ class PyavReader(VideoReader):
                 latest = max(latest, int(index.position_of[frame.pts]))
                 if frame.pts in wanted:
                     waiting.append(frame)
-            while waiting and (packet is None or last_shown[waiting[0].pts] <= latest):
+            while waiting and (
+                packet is None
+                or last_shown[waiting[0].pts] <= latest
+                or len(waiting) > MAX_HELD_FRAMES
+            ):
                 frame = waiting.popleft()
                 if index.is_intact(frame.pts, decoder, first):
                     yield frame.pts, frame
