@@ -269,6 +269,7 @@ def _decoded_order(
     A packet that fails keeps a place in the order, so that later frames keep theirs.
     """
     found: dict[int, None] = {}  # numbers, in order
+    second_fields = set()
     is_key = packets.is_key.copy()
     with open_container(path, limits.deadline_sec) as container:
         stream = choose_stream(path, container)
@@ -280,6 +281,8 @@ def _decoded_order(
             for frame in decoder.decode(number, packet):
                 found[frame.pts] = None
                 is_key[frame.pts] &= bool(frame.key_frame)
+                if frame.interlaced_frame and decoder.context.name == "h264":
+                    second_fields.add(frame.pts + 1)  # if that packet has no frame of its own
     order = list(found)
     damaged = decoder.damaged | decoder.flagged
     if damaged.issuperset(order):
@@ -304,7 +307,7 @@ def _decoded_order(
     problems = [*packets.problems]
     if failed := damaged.intersection(order):
         problems.append(f"{len(failed)} of {len(order)} frames do not decode")
-    if silent := set(missing) - damaged:
+    if silent := set(missing) - damaged - second_fields:
         problems.append(f"{len(silent)} packets hold no frame")
     return np.array(order, np.int64), replace(
         packets, is_key=is_key, damaged=frozenset(damaged), problems=problems

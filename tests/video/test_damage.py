@@ -16,7 +16,7 @@ from PIL import Image
 from hiera_video.video.decoder import Decoder
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, warn_once
-from tests.video.striped_video import make_striped_video, read_number
+from tests.video.striped_video import decode_linearly, make_striped_video, read_number
 
 H264 = {"g": "25", "bf": "2", "sc_threshold": "0", "crf": "24"}
 
@@ -197,6 +197,15 @@ def test_few_frames_wait_for_a_lost_one(tmp_path, monkeypatch):
     with open_video(path) as reader:
         for position, _ in reader.stream(range(12, 150)):
             assert decoded[-1] - position < 50
+
+
+def test_fields_in_packets_of_their_own(backend):
+    """Three frames of H.264, each coded as two fields, which the parser does not join."""
+    path = Path(__file__).with_name("fields.ts")
+    assert len(packets_of(path)) == 6
+    frames, damage = one_by_one(path, backend)
+    assert compare(frames, decode_linearly(path)) == "==="
+    assert damage is None
 
 
 # Whether the end is missing

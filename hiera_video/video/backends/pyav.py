@@ -139,7 +139,11 @@ class PyavReader(VideoReader):
         index, last_shown = self.index, self.index.last_shown
         wanted = set(index.packet_of[positions].tolist())
         first = 0 if from_start else start
-        packets = self._packets(first, max(wanted), from_start)
+        last = max(wanted)
+        # Parsers make packets of fields, and the second field of a frame has no position.
+        if index.container in PARSED_FORMATS and (index.position_of[last + 1 : last + 2] < 0).any():
+            last += 1
+        packets = self._packets(first, last, from_start)
         self._current_read = packets
         decoder = self._decoder  # of this read, which may have opened the file again
         decoder.begin(index.damaged)
