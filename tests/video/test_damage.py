@@ -1,10 +1,12 @@
 """A frame equals that of the undamaged file, or is an error, and damage that is known is stated."""
 
 import contextlib
+import itertools
 import logging
 import os
 import struct
 import threading
+import time
 from pathlib import Path
 
 import av
@@ -259,8 +261,8 @@ def test_frames_that_an_edit_list_leaves_out_are_no_damage(tmp_path):
         assert reader.damage is None
 
 
-def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path):
-    path = tmp_path / "a.mkv"
+def make_long_sound(path: Path) -> Path:
+    """25 frames, and sound of 48 packets that lasts three times as long."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
@@ -273,8 +275,21 @@ def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path):
             samples.sample_rate = 16000
             container.mux(sound.encode(samples))
         container.mux(sound.encode(None))
-    with open_video(path) as reader:
+    return path
+
+
+def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path):
+    with open_video(make_long_sound(tmp_path / "a.mkv")) as reader:
         assert (len(reader), reader.damage) == (25, None)
+
+
+def test_the_search_for_the_end_has_a_deadline(tmp_path, monkeypatch):
+    path = make_long_sound(tmp_path / "a.mkv")
+    seconds = itertools.count()
+    monkeypatch.setattr(time, "monotonic", lambda: next(seconds))
+    with pytest.raises(VideoError, match="deadline_sec=40") as caught:
+        open_video(path, deadline_sec=40)  # of 25 packets, and of 73 or more
+    assert caught.value.cause == "timeout"
 
 
 # Files that change, and files that are too large

@@ -143,7 +143,7 @@ class PyavReader(VideoReader):
         # Parsers make packets of fields, and the second field of a frame has no position.
         if index.container in PARSED_FORMATS and (index.position_of[last + 1 : last + 2] < 0).any():
             last += 1
-        packets = self._packets(first, last, from_start)
+        packets = self._packets(first, last, from_start, deadline)
         self._current_read = packets
         decoder = self._decoder  # of this read, which may have opened the file again
         decoder.begin(index.damaged)
@@ -151,7 +151,6 @@ class PyavReader(VideoReader):
         waiting: deque[av.VideoFrame] = deque()
         latest = -1  # position of the frames that the decoder has returned
         for number, packet in packets:
-            deadline.check()
             is_skipped = may_skip and number not in wanted
             decoder.context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
             for frame in decoder.decode(number, packet):
@@ -174,7 +173,7 @@ class PyavReader(VideoReader):
                         )
 
     def _packets(
-        self, first: int, last: int, from_start: bool
+        self, first: int, last: int, from_start: bool, deadline: Deadline
     ) -> Iterator[tuple[int, av.Packet | None]]:
         """Numbered packets `first` to `last` for a flushed decoder, then None to drain it.
 
@@ -182,13 +181,13 @@ class PyavReader(VideoReader):
         """
         if self._container is None:
             raise ValueError(f"the reader of {self.path} is closed")
-        packets = None if from_start else self._seek(first, self._container)
+        packets = None if from_start else self._seek(first, self._container, deadline)
         if packets is None:
-            packets = enumerate(filled_packets(self.path, self._open()))
+            packets = enumerate(filled_packets(deadline, self._open()))
         return _between(packets, first, last)
 
     def _seek(
-        self, first: int, container: InputContainer
+        self, first: int, container: InputContainer, deadline: Deadline
     ) -> Iterator[tuple[int, av.Packet]] | None:
         """Numbered packets from `first` or an earlier one on; None if seeking fails."""
         if self.index.stamp_name is None:
@@ -197,7 +196,7 @@ class PyavReader(VideoReader):
             container.seek(int(self.index.stamps[first]), stream=self._stream)
         except av.error.FFmpegError:
             return None
-        packets = self._numbered(filled_packets(self.path, self._stream))
+        packets = self._numbered(filled_packets(deadline, self._stream))
         landed = next(packets, None)
         if landed is None or landed[0] > first:
             return None
