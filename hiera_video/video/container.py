@@ -144,6 +144,8 @@ def missing_end(
         return f"announces {announced} frames and holds {held}" if announced > held else None
     if name not in STATED_DURATION or container.duration is None:
         return None
+    if end == stamps[0]:  # FLV and ASF do not state how long a single frame is shown
+        return None
     unit = float(stream.time_base or 0)
     stated_sec, first_sec = container.duration / av.time_base, stamps[0] * unit
     offset_sec = first_sec if first_sec >= stated_sec else 0.0  # of a part of a longer recording

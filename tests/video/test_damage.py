@@ -228,6 +228,12 @@ def test_files_that_were_cut_say_so_and_whole_ones_do_not(tmp_path, name):
         assert "holds" in reader.damage
 
 
+@pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv"), ("a.wmv", "wmv2")])
+def test_a_single_frame_without_a_duration_is_no_damage(tmp_path, name, codec):
+    with open_video(make_striped_video(tmp_path / name, 1, codec=codec)) as reader:
+        assert (len(reader), reader.damage) == (1, None)
+
+
 def test_one_frame_less_than_announced_is_noticed_in_avi_and_mp4(tmp_path):
     path = make_striped_video(tmp_path / "a.avi", 30, codec="mpeg4")
     frames = path.read_bytes().index(b"strh") + 8 + 32
