@@ -1,6 +1,5 @@
 """Containers as libavformat reads them: streams, packets, and whether the end is missing."""
 
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,10 +7,10 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import Container, InputContainer
-from av.stream import Disposition
+from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
-from hiera_video.video.reader import VideoError
+from hiera_video.video.reader import Deadline, VideoError
 
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 MP4_BOXES = (b"ftyp", b"mdat", b"wide", b"skip", b"free")
@@ -77,19 +76,22 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
 
 
 def filled_packets(
-    path: str, stream: VideoStream, problems: list[str] | None = None
+    deadline: Deadline, *streams: Stream, problems: list[str] | None = None
 ) -> Iterator[av.Packet]:
-    """Packets of a stream that hold data, up to the end of the file or of its readable part.
+    """Packets of streams that hold data, up to the end of the file or of its readable part.
 
     Args:
+        deadline: is checked at each packet.
         problems: is given the reason if the packets end before the file does.
     """
+    container: InputContainer = streams[0].container  # type: ignore[assignment]
     try:
-        for packet in stream.container.demux(stream):  # type: ignore[attr-defined]
+        for packet in container.demux(*streams):
+            deadline.check()
             if packet.size:  # neither an empty AVI chunk nor PyAV's end marker
                 yield packet
     except av.error.ExitError as error:
-        raise VideoError(path, "timeout", "reading its packets took too long") from error
+        raise VideoError(deadline.path, "timeout", "reading its packets took too long") from error
     except (av.error.FFmpegError, IndexError) as error:
         # PyAV raises IndexError at the end of a damaged stream that announced more streams.
         if problems is not None:
@@ -97,9 +99,7 @@ def filled_packets(
             problems.append(f"its packets end with an error ({reason})")
 
 
-def damaged_offsets(
-    path: str, stream: VideoStream, last: int | None, deadline_sec: float
-) -> set[int]:
+def damaged_offsets(stream: VideoStream, last: int | None, deadline: Deadline) -> set[int]:
     """Offsets in the file of the packets that are not whole, as the container has them.
 
     libavformat's parsers return a packet when the next one begins, and with the flags of that one.
@@ -108,8 +108,8 @@ def damaged_offsets(
         last: the offset of the last packet to look at. None: all.
     """
     offsets = set()
-    with open_container(path, deadline_sec, fflags="noparse") as container:
-        for packet in filled_packets(path, container.streams[stream.index]):  # type: ignore[arg-type]
+    with open_container(deadline.path, deadline.limit_sec, fflags="noparse") as container:
+        for packet in filled_packets(deadline, container.streams[stream.index]):
             if packet.is_corrupt and packet.pos is not None:
                 offsets.add(packet.pos)
             if last is not None and (packet.pos or 0) >= last:
@@ -118,7 +118,7 @@ def damaged_offsets(
 
 
 def missing_end(
-    path: str, stream: VideoStream, stamps: Sequence[int], end: int, deadline_sec: float
+    stream: VideoStream, stamps: Sequence[int], end: int, deadline: Deadline
 ) -> str | None:
     """Describes what the header announces and the file does not hold; None if it is all there.
 
@@ -138,11 +138,13 @@ def missing_end(
     if announced:
         held = stamps[-1] + step if name == "avi" else len(stamps)
         if announced > held and name != "avi":
-            with open_container(path, deadline_sec, ignore_editlist="1") as whole:
-                samples = filled_packets(path, whole.streams[stream.index])  # type: ignore[arg-type]
-                held = sum(1 for _ in samples)
+            path, limit_sec = deadline.path, deadline.limit_sec
+            with open_container(path, limit_sec, ignore_editlist="1") as whole:
+                held = sum(1 for _ in filled_packets(deadline, whole.streams[stream.index]))
         return f"announces {announced} frames and holds {held}" if announced > held else None
     if name not in STATED_DURATION or container.duration is None:
+        return None
+    if end == stamps[0]:  # FLV and ASF do not state how long a single frame is shown
         return None
     unit = float(stream.time_base or 0)
     stated_sec, first_sec = container.duration / av.time_base, stamps[0] * unit
@@ -150,18 +152,18 @@ def missing_end(
     held_sec = end * unit - offset_sec
     tolerance_sec = step * unit + ROUNDING_SEC
     if stated_sec > held_sec + tolerance_sec and len(container.streams) > 1:
-        held_sec = _last_end_sec(path, deadline_sec) - offset_sec
+        held_sec = _last_end_sec(deadline) - offset_sec
         tolerance_sec += PADDING_SEC
     if stated_sec > held_sec + tolerance_sec:
         return f"announces {stated_sec:.3f} s and holds {held_sec:.3f} s"
     return None
 
 
-def _last_end_sec(path: str, deadline_sec: float) -> float:
+def _last_end_sec(deadline: Deadline) -> float:
     """When the last packet of all streams ends."""
     last_sec = 0.0
-    with open_container(path, deadline_sec) as container, contextlib.suppress(av.error.FFmpegError):
-        for packet in container.demux():
+    with open_container(deadline.path, deadline.limit_sec) as container:
+        for packet in filled_packets(deadline, *container.streams):
             if packet.pts is not None and packet.time_base:
                 end = packet.pts + (packet.duration or 0)
                 last_sec = max(last_sec, float(end * packet.time_base))

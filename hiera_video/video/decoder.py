@@ -5,6 +5,7 @@ flags its frame or logs an error about it. Decoders conceal damage and predict l
 what they made up, so that nothing between a damaged packet and the next key frame can be relied on.
 """
 
+import bisect
 import logging
 import threading
 from collections.abc import Iterable
@@ -30,7 +31,7 @@ class Decoder:
     Attributes:
         damaged: numbers of packets that are not whole or do not decode.
         flagged: numbers of packets whose frames libav flags, or about which it logs an error.
-        keys: numbers of packets that container and decoder call key frames.
+        keys: ascending numbers of packets that container and decoder call key frames.
         returned: numbers of packets whose frames were returned.
     """
 
@@ -48,7 +49,7 @@ class Decoder:
         """
         self.damaged = set(damaged)
         self.flagged: set[int] = set()
-        self.keys: set[int] = set()
+        self.keys: list[int] = []
         self.returned: set[int] = set()
         self._stated_keys: set[int] = set()
 
@@ -79,7 +80,7 @@ class Decoder:
             if frame.is_corrupt:
                 self.flagged.add(frame.pts)
             if frame.key_frame and frame.pts in self._stated_keys:
-                self.keys.add(frame.pts)
+                bisect.insort(self.keys, frame.pts)
         return frames
 
 

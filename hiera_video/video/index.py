@@ -34,7 +34,7 @@ FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
 PARSED_FORMATS = frozenset({"mpegts", "mpeg"})
 # Long videos are opened once for each of hundreds of clips; short ones are indexed quickly.
 MIN_CACHED_FRAMES = 3_000
-MAX_CACHED_FRAMES = 4_000_000  # of all videos together, 32 bytes each; 150 times 15 minutes
+MAX_CACHED_FRAMES = 4_000_000  # of all videos together, 64 bytes each; 150 times 15 minutes
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,9 @@ class VideoIndex:
             first: the packet with which it began.
         """
         position = self.position_of
-        keys = [k for k in decoder.keys if k <= number and position[k] <= position[number]]
-        key = max(keys, default=first)
+        latest_first = reversed(decoder.keys)
+        keys = (k for k in latest_first if k <= number and position[k] <= position[number])
+        key = next(keys, first)
         relied_on = range(key, number + 1)
         if self.container in PARSED_FORMATS:  # where no frame is skipped, none may be missing
             shown = [n for n in relied_on if position[n] >= position[key]]
@@ -97,7 +98,7 @@ class VideoIndex:
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
-        return (flagged | decoder.damaged).isdisjoint(relied_on)
+        return not any(n in relied_on for n in itertools.chain(flagged, decoder.damaged))
 
     @property
     def has_leading_frames(self) -> bool:
@@ -143,7 +144,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         VideoError: the cause is "no_frames", "timeout", or "truncated" if no frame decodes.
     """
     deadline = Deadline(path, limits.deadline_sec)
-    packets = _read_packets(path, stream, deadline)
+    packets = _read_packets(stream, deadline)
     if not packets.is_shown.any():
         raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
     stamps: list[int | None] = []
@@ -167,7 +168,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
 
     times, end_sec = _presentation_times(packets, order, stream)
     problems = [*packets.problems]
-    if problem := _missing_end(path, packets, stream, limits):
+    if problem := _missing_end(packets, stream, deadline):
         problems.append(problem)
     damage = f"is damaged: {'; '.join(problems)}" if problems else None
     if damage is not None:
@@ -189,13 +190,12 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     )
 
 
-def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packets:
+def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
     pts, dts, duration, places, is_key, is_shown, damaged = [], [], [], [], [], [], []
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     is_parsed = stream.container.format.name in PARSED_FORMATS
     problems: list[str] = []
-    for number, packet in enumerate(filled_packets(path, stream, problems)):
-        deadline.check()
+    for number, packet in enumerate(filled_packets(deadline, stream, problems=problems)):
         pts.append(packet.pts)
         dts.append(packet.dts)
         duration.append(packet.duration or 0)
@@ -210,7 +210,7 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
         begins = [offset for offset, _ in places]
         # The flags of the first packet are lost, as no packet comes before it.
         end = None if damaged else begins[0]
-        lost = damaged_offsets(path, stream, end, deadline.limit_sec)
+        lost = damaged_offsets(stream, end, deadline)
         damaged = [n for n, begin in enumerate(begins) if begin in lost]
         # A packet of the container may also be the end of a frame that begins in an earlier one.
         damaged += [bisect.bisect(begins[1:], offset) for offset in lost.difference(begins)]
@@ -234,13 +234,13 @@ def _read_packets(path: str, stream: VideoStream, deadline: Deadline) -> _Packet
     )
 
 
-def _missing_end(path: str, packets: _Packets, stream: VideoStream, limits: Decoding) -> str | None:
+def _missing_end(packets: _Packets, stream: VideoStream, deadline: Deadline) -> str | None:
     is_avi = stream.container.format.name == "avi"
     stamps = sorted(t for t in (packets.dts if is_avi else packets.pts) if t is not None)
     if not stamps:
         return None
     ends = [t + d for t, d in zip(packets.pts, packets.duration, strict=True) if t is not None]
-    return missing_end(path, stream, stamps, max(ends, default=0), limits.deadline_sec)
+    return missing_end(stream, stamps, max(ends, default=0), deadline)
 
 
 def _all_differ(stamps: list[int | None]) -> bool:
@@ -268,17 +268,19 @@ def _decoded_order(
     A packet that fails keeps a place in the order, so that later frames keep theirs.
     """
     found: dict[int, None] = {}  # numbers, in order
+    second_fields = set()
     is_key = packets.is_key.copy()
     with open_container(path, limits.deadline_sec) as container:
         stream = choose_stream(path, container)
         is_timed = None not in packets.pts and container.format.name != "avi"
         decoder = Decoder(stream, limits.max_frame_pixels)
         decoder.begin(packets.damaged)
-        for number, packet in enumerate(itertools.chain(filled_packets(path, stream), [None])):
-            deadline.check()
+        for number, packet in enumerate(itertools.chain(filled_packets(deadline, stream), [None])):
             for frame in decoder.decode(number, packet):
                 found[frame.pts] = None
                 is_key[frame.pts] &= bool(frame.key_frame)
+                if frame.interlaced_frame and decoder.context.name == "h264":
+                    second_fields.add(frame.pts + 1)  # if that packet has no frame of its own
     order = list(found)
     damaged = decoder.damaged | decoder.flagged
     if damaged.issuperset(order):
@@ -303,7 +305,7 @@ def _decoded_order(
     problems = [*packets.problems]
     if failed := damaged.intersection(order):
         problems.append(f"{len(failed)} of {len(order)} frames do not decode")
-    if silent := set(missing) - damaged:
+    if silent := set(missing) - damaged - second_fields:
         problems.append(f"{len(silent)} packets hold no frame")
     return np.array(order, np.int64), replace(
         packets, is_key=is_key, damaged=frozenset(damaged), problems=problems

@@ -82,7 +82,7 @@ class Deadline:
     """A wall-clock limit that every loop over packets or frames checks."""
 
     def __init__(self, path: str, limit_sec: float) -> None:
-        self._path = path
+        self.path = path
         self.limit_sec = limit_sec
         self.restart()
 
@@ -92,7 +92,7 @@ class Deadline:
     def check(self) -> None:
         if time.monotonic() > self._end:
             raise VideoError(
-                self._path,
+                self.path,
                 "timeout",
                 f"reading did not end within deadline_sec={self.limit_sec:g}; leave the file out, "
                 "or give it more time",

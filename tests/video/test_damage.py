@@ -1,10 +1,13 @@
 """A frame equals that of the undamaged file, or is an error, and damage that is known is stated."""
 
+import contextlib
+import itertools
 import logging
 import os
 import struct
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import av.logging
@@ -12,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hiera_video.video.decoder import Decoder
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, warn_once
-from tests.video.striped_video import make_striped_video, read_number
+from tests.video.striped_video import decode_linearly, make_striped_video, read_number
 
 H264 = {"g": "25", "bf": "2", "sc_threshold": "0", "crf": "24"}
 
@@ -162,6 +166,51 @@ def test_a_seek_that_lands_elsewhere_is_noticed(tmp_path, backend):
             assert read_number(reader.frames([position])[0]) == numbers[position]
 
 
+def test_a_second_read_does_not_make_the_first_one_forget_damage(tmp_path):
+    path = make_noisy_video(tmp_path / "a.mp4", 50, options=H264)
+    clean, _ = one_by_one(path)
+    hit = packets_of(path)[46]
+    overwrite(path, hit.pos + hit.size // 4, np.random.default_rng(0).bytes(200))
+    for pause in range(40, 50):
+        with open_video(path) as reader:
+            returned = []
+            with contextlib.suppress(VideoError, ValueError):
+                for position, frame in reader.stream(range(25, 50)):
+                    returned.append(np.array_equal(frame, clean[position]))
+                    if position == pause:
+                        reader.frames([0])
+            assert all(returned)
+
+
+def test_few_frames_wait_for_a_lost_one(tmp_path, monkeypatch):
+    """A packet that does not decode, whose time stamp is later than all others."""
+    source = make_striped_video(tmp_path / "a.mkv", 200, codec="mpeg4", options={"g": "12"})
+    path = tmp_path / "b.mkv"
+    with av.open(source) as clean, av.open(path, "w") as damaged:
+        stream = damaged.add_stream_from_template(clean.streams.video[0])
+        for number, packet in enumerate(packets_of(source)):
+            written = av.Packet(bytes(20) if number == 5 else bytes(packet))
+            written.time_base, written.is_keyframe = packet.time_base, packet.is_keyframe
+            written.dts, written.pts = packet.dts, packet.pts + (10**6 if number == 5 else 0)
+            written.stream = stream
+            damaged.mux(written)
+    decoded = []
+    decode = Decoder.decode
+    monkeypatch.setattr(Decoder, "decode", lambda *args: decoded.append(args[1]) or decode(*args))
+    with open_video(path) as reader:
+        for position, _ in reader.stream(range(12, 150)):
+            assert decoded[-1] - position < 50
+
+
+def test_fields_in_packets_of_their_own(backend):
+    """Three frames of H.264, each coded as two fields, which the parser does not join."""
+    path = Path(__file__).with_name("fields.ts")
+    assert len(packets_of(path)) == 6
+    frames, damage = one_by_one(path, backend)
+    assert compare(frames, decode_linearly(path)) == "==="
+    assert damage is None
+
+
 # Whether the end is missing
 
 
@@ -178,6 +227,12 @@ def test_files_that_were_cut_say_so_and_whole_ones_do_not(tmp_path, name):
         assert 5 < len(reader) < 50
         assert "announces" in reader.damage
         assert "holds" in reader.damage
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.flv", "flv"), ("a.wmv", "wmv2")])
+def test_a_single_frame_without_a_duration_is_no_damage(tmp_path, name, codec):
+    with open_video(make_striped_video(tmp_path / name, 1, codec=codec)) as reader:
+        assert (len(reader), reader.damage) == (1, None)
 
 
 def test_one_frame_less_than_announced_is_noticed_in_avi_and_mp4(tmp_path):
@@ -213,8 +268,8 @@ def test_frames_that_an_edit_list_leaves_out_are_no_damage(tmp_path):
         assert reader.damage is None
 
 
-def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path):
-    path = tmp_path / "a.mkv"
+def make_long_sound(path: Path) -> Path:
+    """25 frames, and sound of 48 packets that lasts three times as long."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=25)
         video.width, video.height, video.pix_fmt = 96, 64, "yuv420p"
@@ -227,8 +282,22 @@ def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path):
             samples.sample_rate = 16000
             container.mux(sound.encode(samples))
         container.mux(sound.encode(None))
-    with open_video(path) as reader:
+    return path
+
+
+def test_sound_that_is_longer_than_the_pictures_is_no_damage(tmp_path):
+    with open_video(make_long_sound(tmp_path / "a.mkv")) as reader:
         assert (len(reader), reader.damage) == (25, None)
+
+
+def test_the_search_for_the_end_has_a_deadline(tmp_path, monkeypatch):
+    path = make_long_sound(tmp_path / "a.mkv")
+    seconds = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: next(seconds))  # of the reader, not of PyAV
+    monkeypatch.setattr("hiera_video.video.reader.time", clock)
+    with pytest.raises(VideoError, match="did not end within deadline_sec=40") as caught:
+        open_video(path, deadline_sec=40)  # of 25 packets, and of all 74
+    assert caught.value.cause == "timeout"
 
 
 # Files that change, and files that are too large

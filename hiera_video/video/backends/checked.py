@@ -4,6 +4,7 @@ Other libraries conceal damage, and may count the frames of a damaged file diffe
 PyAV decodes each frame, too, and these readers take the time of both.
 """
 
+import itertools
 from abc import abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,21 +90,21 @@ class CheckedReader(VideoReader):
             raise BackendRefusal(f"{self.backend} cannot {action} it: {line}") from error
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
-        first = 0
-        while first < len(positions) and self.backend != self._exact.backend:
-            deadline.check()
-            batch = positions[first : first + FRAMES_PER_BATCH]
-            expected = [frame for _, frame in self._exact._read(batch, deadline)]
+        expected = self._exact._read(positions, deadline)
+        while self.backend != self._exact.backend:
+            batch = list(itertools.islice(expected, FRAMES_PER_BATCH))
+            if not batch:
+                return
             try:
-                for position, true, own in zip(batch, expected, self._batch(batch), strict=True):
-                    if not np.array_equal(own, true):
+                own = self._batch([position for position, _ in batch])
+                for (position, true), frame in zip(batch, own, strict=True):
+                    if not np.array_equal(frame, true):
                         raise BackendRefusal(f"frame {position} is decoded differently")
             except BackendRefusal as refusal:
                 warn_about_refusal(self.path, self.backend, refusal)
                 self.backend = self._exact.backend
-            yield from zip(batch, expected, strict=True)
-            first += len(batch)
-        yield from self._exact._read(positions[first:], deadline)
+            yield from batch
+        yield from expected
 
     def close(self) -> None:
         self._video = None

@@ -37,7 +37,7 @@ class PyavReader(VideoReader):
     def __init__(self, path: str, limits: Decoding) -> None:
         super().__init__(path, limits)
         self._container: InputContainer | None = None
-        self._current_read: Iterator[tuple[int, av.Packet]] | None = None
+        self._current_read: Iterator[tuple[int, av.Packet | None]] | None = None
         self._reformatter = VideoReformatter()
         self._stored_size: tuple[int, int] | None = None  # (width, height) before rotation
         self._quarter_turns = 0  # counter-clockwise
@@ -116,10 +116,10 @@ class PyavReader(VideoReader):
                 while done < len(run) and (packet := int(self.index.packet_of[run[done]])) in held:
                     yield run[done], held.pop(packet)
                     done += 1
+                if done == len(run):
+                    return
                 if len(held) > MAX_HELD_FRAMES:
                     break
-            if done == len(run):
-                return
         raise VideoError(
             self.path,
             "truncated",
@@ -133,32 +133,47 @@ class PyavReader(VideoReader):
         """Yields (packet number, frame) of the frames at `positions` that rely on no damage.
 
         A frame waits until the decoder has returned all frames that it may refer to, because libav
-        flags a damaged frame only when it returns it.
+        flags a damaged frame only when it returns it. If one of these was lost, more frames wait
+        than a decoder holds.
         """
         index, last_shown = self.index, self.index.last_shown
         wanted = set(index.packet_of[positions].tolist())
         first = 0 if from_start else start
-        packets = self._packets(first, max(wanted), from_start)
+        last = max(wanted)
+        # Parsers make packets of fields, and the second field of a frame has no position.
+        if index.container in PARSED_FORMATS and (index.position_of[last + 1 : last + 2] < 0).any():
+            last += 1
+        packets = self._packets(first, last, from_start, deadline)
+        self._current_read = packets
         decoder = self._decoder  # of this read, which may have opened the file again
         decoder.begin(index.damaged)
         may_skip = not from_start and self._may_skip
         waiting: deque[av.VideoFrame] = deque()
         latest = -1  # position of the frames that the decoder has returned
         for number, packet in packets:
-            deadline.check()
             is_skipped = may_skip and number not in wanted
             decoder.context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
             for frame in decoder.decode(number, packet):
                 latest = max(latest, int(index.position_of[frame.pts]))
                 if frame.pts in wanted:
                     waiting.append(frame)
-            while waiting and (packet is None or last_shown[waiting[0].pts] <= latest):
+            while waiting and (
+                packet is None
+                or last_shown[waiting[0].pts] <= latest
+                or len(waiting) > MAX_HELD_FRAMES
+            ):
                 frame = waiting.popleft()
                 if index.is_intact(frame.pts, decoder, first):
                     yield frame.pts, frame
+                    # Else libav would crash, or what another read noted would judge the frames.
+                    if self._current_read is not packets:
+                        raise ValueError(
+                            f"the reader of {self.path} was closed or read from again before this "
+                            "read had ended; open the file twice"
+                        )
 
     def _packets(
-        self, first: int, last: int, from_start: bool
+        self, first: int, last: int, from_start: bool, deadline: Deadline
     ) -> Iterator[tuple[int, av.Packet | None]]:
         """Numbered packets `first` to `last` for a flushed decoder, then None to drain it.
 
@@ -166,29 +181,13 @@ class PyavReader(VideoReader):
         """
         if self._container is None:
             raise ValueError(f"the reader of {self.path} is closed")
-        packets = None if from_start else self._seek(first, self._container)
+        packets = None if from_start else self._seek(first, self._container, deadline)
         if packets is None:
-            packets = enumerate(filled_packets(self.path, self._open()))
-        self._current_read = packets
-        return self._between(packets, first, last)
-
-    def _between(
-        self, packets: Iterator[tuple[int, av.Packet]], first: int, last: int
-    ) -> Iterator[tuple[int, av.Packet | None]]:
-        for number, packet in packets:
-            if number >= first:
-                yield number, packet
-                if self._current_read is not packets:  # otherwise libav would crash
-                    raise ValueError(
-                        f"the reader of {self.path} was closed or read from again before this "
-                        "read had ended; open the file twice"
-                    )
-            if number >= last:
-                break
-        yield last, None
+            packets = enumerate(filled_packets(deadline, self._open()))
+        return _between(packets, first, last)
 
     def _seek(
-        self, first: int, container: InputContainer
+        self, first: int, container: InputContainer, deadline: Deadline
     ) -> Iterator[tuple[int, av.Packet]] | None:
         """Numbered packets from `first` or an earlier one on; None if seeking fails."""
         if self.index.stamp_name is None:
@@ -197,7 +196,7 @@ class PyavReader(VideoReader):
             container.seek(int(self.index.stamps[first]), stream=self._stream)
         except av.error.FFmpegError:
             return None
-        packets = self._numbered(filled_packets(self.path, self._stream))
+        packets = self._numbered(filled_packets(deadline, self._stream))
         landed = next(packets, None)
         if landed is None or landed[0] > first:
             return None
@@ -233,3 +232,14 @@ class PyavReader(VideoReader):
             sentence = f"a frame does not convert to RGB ({error.strerror}); leave the file out"
             raise VideoError(self.path, "truncated", sentence) from error
         return np.ascontiguousarray(np.rot90(rgb, self._quarter_turns))
+
+
+def _between(
+    packets: Iterator[tuple[int, av.Packet]], first: int, last: int
+) -> Iterator[tuple[int, av.Packet | None]]:
+    for number, packet in packets:
+        if number >= first:
+            yield number, packet
+        if number >= last:
+            break
+    yield last, None
