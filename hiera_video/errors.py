@@ -1,10 +1,12 @@
 """Errors whose message is all that the user needs: the command line prints them without a trace."""
 
 import difflib
+import errno
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_MESSAGE = 10_000  # characters of a message in a terminal or a log
 
 # Of names, and of messages of libraries, what a terminal acts upon (control characters), what
@@ -44,6 +46,17 @@ class WeightsNotFoundError(WeightsError, FileNotFoundError):
 
 class OutputExistsError(UserError, FileExistsError):
     """Something that must not be replaced stands where the output goes."""
+
+
+class OutputError(UserError, OSError):
+    """A file or folder that cannot be written: (errno or None, the reason, its path)."""
+
+    def __str__(self) -> str:
+        advice = "make room" if self.errno in DISK_IS_FULL else "make it writable"
+        return (
+            f"{self.filename} cannot be written ({self.strerror}): {advice}, and run the same "
+            "command again"
+        )
 
 
 class FetchError(UserError, ConnectionError):

@@ -14,12 +14,12 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from hiera_video.errors import UserError
+from hiera_video.errors import OutputError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +124,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The new content is on the disk before it gets its name, and what stood there before is kept
     until then. If the block raises, what it wrote is removed. A killed process leaves a hidden
     `.NAME.PID.part` beside `path`, which `remove_unfinished` removes.
+
+    Raises:
+        OutputError: it cannot be written.
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -141,8 +144,33 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         else:
             part.replace(path)
         _flush(path.parent)
+    except OSError as error:
+        about = error.filename
+        if about is not None and not Path(os.fsdecode(about)).is_relative_to(part):
+            raise
+        with reported(path):
+            raise
     finally:
         _remove(part)
+
+
+@contextmanager
+def replacing_all(paths: Mapping[str, Path]) -> Iterator[dict[str, Path]]:
+    """`replacing` for files that belong together, by key: all appear, the first last, or none."""
+    with ExitStack() as stack:
+        yield {key: stack.enter_context(replacing(path)) for key, path in paths.items()}
+
+
+@contextmanager
+def reported(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raises errors of the file system as OutputErrors, which name what is written: `path`."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, UserError) and not isinstance(error, OutputError):
+            raise
+        reason = error.strerror or str(error)
+        raise OutputError(error.errno, reason, os.fspath(path)) from error
 
 
 def utf8_text(text: str) -> str:
@@ -188,10 +216,19 @@ def write_csv(path: Path, rows: Iterable[Iterable[Any]], *, line_end: str = "\n"
         csv.writer(file, lineterminator=line_end).writerows(rows)
 
 
+def append(path: Path, data: bytes) -> None:
+    """Adds data to the end of a file; that of concurrent processes does not interleave.
+
+    Raises:
+        OutputError: the file cannot be written.
+    """
+    with reported(path), open(path, "ab") as file:
+        file.write(data)
+
+
 def append_jsonl(path: Path, record: dict[str, Any]) -> None:
-    """Adds one line; concurrent processes do not interleave within a line."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json_text(record) + "\n")
+    """Adds one line, as `append` does."""
+    append(path, f"{json_text(record)}\n".encode())
 
 
 def remove_unfinished(folder: Path, *, deep: bool) -> None:
@@ -226,10 +263,11 @@ def make_folder(path: Path) -> None:
 
 
 def make_writable_folder(folder: Path) -> None:
-    """Makes a folder if it is missing and raises OSError if no file can be written into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder) as file:
-        file.write(b"\0")
+    """Makes a folder if it is missing; raises OutputError if no file can be written into it."""
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"\0")
 
 
 @contextmanager
@@ -244,6 +282,7 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
 
     Raises:
         UserError: another process holds the lock: which one, and since when.
+        OutputError: the folder cannot be written into.
     """
     import fcntl  # missing on some systems
 
@@ -265,8 +304,9 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
             )
         file.truncate(0)
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        file.write(f"process {os.getpid()} on {socket.gethostname()}, since {started}")
-        file.flush()
+        holder = f"process {os.getpid()} on {socket.gethostname()}, since {started}"
+        with reported(folder):
+            os.write(file.fileno(), holder.encode())
         yield
 
 

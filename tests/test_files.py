@@ -18,7 +18,7 @@ import pytest
 
 import hiera_video
 from hiera_video import files
-from hiera_video.errors import UserError
+from hiera_video.errors import OutputError, UserError
 from hiera_video.files import (
     MAX_LINE,
     append_jsonl,
@@ -32,6 +32,7 @@ from hiera_video.files import (
     read_text,
     remove_unfinished,
     replacing,
+    replacing_all,
     write_csv,
     write_json,
     write_text,
@@ -154,6 +155,60 @@ def test_an_error_leaves_what_was_there(tmp_path: Path, is_folder: bool) -> None
         fail()
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_an_error_of_writing_names_the_file(tmp_path, files_up_to, is_folder):
+    """Not the hidden one, whatever wrote it, and not a file within a folder."""
+    path = tmp_path / "a"
+
+    def write() -> None:
+        with replacing(path) as part:
+            if is_folder:
+                part.mkdir()
+                write_text(part / "b", "content")
+            else:
+                part.write_text("content")
+
+    with files_up_to(3), pytest.raises(OutputError) as raised:
+        write()
+    assert str(raised.value) == (
+        f"{path} cannot be written (File too large): make room, and run the same command again"
+    )
+    assert raised.value.errno == errno.EFBIG
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=f"^{tmp_path}/c/a cannot be written .*make it writable"):
+        write_text(tmp_path / "c" / "a", "")
+
+
+def test_an_error_of_reading_is_not_one_of_writing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing"), replacing(tmp_path / "a"):
+        (tmp_path / "missing").read_text()
+
+
+def test_a_line_that_cannot_be_appended(tmp_path, files_up_to):
+    path = tmp_path / "a.jsonl"
+    append_jsonl(path, {"loss": 0.5})
+    with files_up_to(15), pytest.raises(OutputError, match=f"^{path} cannot be written"):
+        append_jsonl(path, {"loss": 0.25})
+
+
+def test_files_that_belong_together_appear_together(tmp_path):
+    paths = {name: tmp_path / name for name in ("a", "b")}
+
+    def write(second: str | None) -> None:
+        with replacing_all(paths) as parts:
+            write_text(parts["a"], "x")
+            if second is None:
+                raise OutputError(errno.ENOSPC, "No space left on device", "parquet")
+            write_text(parts["b"], second)
+
+    for found in ([], ["a", "b"]):
+        with pytest.raises(OutputError, match="parquet cannot be written"):
+            write(None)
+        assert sorted(p.name for p in tmp_path.iterdir()) == found
+        write("y")
+    assert [path.read_text() for path in paths.values()] == ["x", "y"]
 
 
 def test_folders_of_any_depth(tmp_path: Path, deep_folder: Path) -> None:

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from hiera_video.files import replacing
+
 # Labels of the same model in several libraries would overlap: accuracy and speed are similar.
 LINES_BELOW = {"hiera": 1, "timm": 2}
 
@@ -62,5 +64,6 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
     axes[0, 0].set_ylabel("published top-1 accuracy, %")
     axes[0, 0].legend()
     figure.suptitle(f"Inference on {report['device']}, {report['threads']} threads, as measured")
-    figure.savefig(path, dpi=150)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=150, format="png")
     return True

@@ -25,7 +25,9 @@ from typing import Any, NoReturn
 import hiera_video
 from hiera_video.cli.help import card_groups, describe, summary
 from hiera_video.errors import (
+    DISK_IS_FULL,
     ConfigError,
+    OutputError,
     UserError,
     WeightsNotFoundError,
     message_line,
@@ -174,9 +176,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return run(sys.argv[1:] if arguments is None else arguments)
         finally:
             sys.stdout.flush()
-    except BrokenPipeError:  # the program that reads the output has ended, as `head` does
+    except OSError as error:
+        is_closed = isinstance(error, BrokenPipeError)  # its reader has ended, as `head` does
+        if not is_closed and error.errno not in DISK_IS_FULL:
+            raise
+        # Of standard output: errors of files name these, and have been printed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        return 141
+        if is_closed:
+            return 141
+        print(OutputError(error.errno, error.strerror, "standard output"), file=sys.stderr)
+        return 1
     except Stopped as stopped:
         print(f"stopped by {stopped}", file=sys.stderr)
         return STOPPED

@@ -26,7 +26,7 @@ from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import make_writable_folder, write_json
+from hiera_video.files import make_writable_folder, replacing_all, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import any_process, process_group
@@ -58,8 +58,6 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         scored, failures = score_keyframes(scorer, clips, process, data, progress=process.is_main)
         if process.is_main:
             detections = detections_of(val.records, {k.index: k.scores for k in scored}, label_map)
-            write_detections(folder / "detections.csv", detections)
-            write_keyframes(folder / "keyframes.csv", val.keyframes)
             failed = {failure.name for failure in failures}
             lost = {(r.video, r.second) for r in val.records if r.name in failed}
             report = {
@@ -80,7 +78,10 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             if lost:
                 kept = [keyframe for keyframe in val.keyframes if keyframe not in lost]
                 report["protocols_without_failed"] = results(val, detections, label_map, kept)
-            write_json(folder / "report.json", report)
+            with replacing_all({name: folder / name for name in RESULTS}) as parts:
+                write_json(parts["report.json"], report)
+                write_detections(parts["detections.csv"], detections)
+                write_keyframes(parts["keyframes.csv"], val.keyframes)
             print_result(report, format_report(report, folder), as_json=as_json)
         return exit_code(done=any_process(bool(scored)), failed=any_process(bool(failures)))
 

@@ -21,7 +21,7 @@ from hiera_video.data.transforms import MAX_ASPECT
 from hiera_video.errors import did_you_mean
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import utf8_text, write_json
+from hiera_video.files import replacing_all, utf8_text, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.people import detect_people, load_person_detector
@@ -86,15 +86,16 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                         for record, of_boxes in zip(records, scores, strict=True)
                     ]
                     shown = [keyframe for keyframe, _ in described]
-                    write_overlay(files["overlay"], video, shown, interval_sec=interval_sec)
+                    entries = [entry for _, entry in described]
+                    detections = detections_of(records, dict(enumerate(scores)), label_map)
+                    with replacing_all(files) as parts:
+                        write_detections(parts["csv"], detections)
+                        write_json(parts["json"], {"path": path, "keyframes": entries})
+                        write_overlay(parts["overlay"], video, shown, interval_sec=interval_sec)
             except (VideoError, NoResult) as error:
                 failed += 1
                 print_result({"path": path, "error": str(error)}, [str(error)], as_json=as_json)
                 continue
-            detections = detections_of(records, dict(enumerate(scores)), label_map)
-            write_detections(files["csv"], detections)
-            entries = [entry for _, entry in described]
-            write_json(files["json"], {"path": path, "keyframes": entries})
             counts = {"keyframes": len(records), "boxes": num_boxes(records)}
             line = f"{path}: {counts['boxes']} boxes of people in {len(records)} key frames"
             print_result(

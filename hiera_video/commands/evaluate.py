@@ -13,7 +13,7 @@ from hiera_video.evaluation.prediction import load_model, views_of
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.evaluation.views import Scorer
-from hiera_video.files import make_writable_folder, write_json
+from hiera_video.files import make_writable_folder, replacing_all, write_json
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
@@ -57,11 +57,14 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
                 "decoded_by": Counter(video.backend for video in videos),
                 "environment": environment(),
             }
-            write_scores(folder / "scores.npz", val, videos)
-            write_predictions(folder / "predictions.csv", val, videos, failures)
-            if videos and not card.multi_label:
-                write_confusion(folder / "confusion.csv", val, videos)
-            write_json(folder / "report.json", report)
+            has_confusion = bool(videos) and not card.multi_label
+            names = RESULTS if has_confusion else RESULTS[:-1]
+            with replacing_all({name: folder / name for name in names}) as parts:
+                write_json(parts["report.json"], report)
+                write_scores(parts["scores.npz"], val, videos)
+                write_predictions(parts["predictions.csv"], val, videos, failures)
+                if has_confusion:
+                    write_confusion(parts["confusion.csv"], val, videos)
             print_result(report, format_report(report, folder), as_json=as_json)
         return exit_code(done=any_process(bool(videos)), failed=any_process(bool(failures)))
 

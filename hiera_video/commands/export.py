@@ -55,16 +55,17 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
             for end in formats:
                 logger.info("exporting %s.%s", part.name, end)
                 compared.append(export(part, end, unfinished / f"{part.name}.{end}"))
-                if not as_json:
-                    print_lines([str(compared[-1])])
-        if wrong := [c.path.name for c in compared if not c.agrees]:
+        if wrong := [c for c in compared if not c.agrees]:
             raise UserError(
-                f"{', '.join(wrong)}: the outputs differ from the model's by more than 1e-4; "
-                f"nothing was written to {folder}"
+                f"{', '.join(c.path.name for c in wrong)}: the outputs differ from the model's by "
+                f"more than 1e-4, by up to {max(c.difference for c in wrong):.1e}; nothing was "
+                f"written to {folder}"
             )
-        if as_json:
-            print_json([{**asdict(c), "path": str(folder / c.path.name)} for c in compared])
         write_json(unfinished / "export.json", description(model, parts, card))
+    if as_json:
+        print_json([{**asdict(c), "path": str(folder / c.path.name)} for c in compared])
+    else:
+        print_lines(map(str, compared))
     return 0
 
 

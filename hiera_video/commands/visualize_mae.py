@@ -15,6 +15,7 @@ from hiera_video.analysis.visualize import (
 )
 from hiera_video.errors import ModelError, configured
 from hiera_video.evaluation.prediction import model_transform
+from hiera_video.files import replacing_all
 from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
@@ -78,9 +79,10 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
                 continue
             shown_sec = times_sec[:: model.token_pixels[0]].tolist()
             caption = describe(reconstruction, masking)
-            write_png(files["png"], contact_sheet(reconstruction, shown_sec, caption))
-            if "mp4" in files:
-                write_movie(files["mp4"], reconstruction, shown_sec, caption)
+            with replacing_all(files) as parts:
+                write_png(parts["png"], contact_sheet(reconstruction, shown_sec, caption))
+                if "mp4" in parts:
+                    write_movie(parts["mp4"], reconstruction, shown_sec, caption)
             written = {kind: str(file) for kind, file in files.items()}
             print_result(
                 {"path": path, **written, "loss": loss},

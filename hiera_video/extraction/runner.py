@@ -171,7 +171,7 @@ def extract(
         batch_size: views in a forward pass.
 
     Raises:
-        StoreError: the output cannot be written.
+        OutputError: the output cannot be written.
     """
     summary = assembly.summary
     num_windows = max(1, batch_size // work.crops.num_crops)

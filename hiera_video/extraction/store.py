@@ -8,13 +8,13 @@ run may be killed at any moment.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from types import SimpleNamespace
 from typing import IO, TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -32,6 +32,7 @@ from hiera_video.files import (
     parse_json,
     remove_unfinished,
     replacing,
+    reported,
     utf8_text,
     write_json,
 )
@@ -47,7 +48,7 @@ TIMES = ("start_sec", "end_sec", "center_sec")
 
 
 class StoreError(UserError, RuntimeError):
-    """The output folder cannot be written, or holds what must not be replaced."""
+    """The output folder holds what must not be replaced, or what is damaged."""
 
 
 @dataclass(frozen=True)
@@ -265,16 +266,16 @@ class FeatureStore:
 
         Raises:
             UserError: another process writes into the folder.
-            StoreError: the folder cannot be written, or, unless `overwrite`, it holds features of
-                another configuration.
+            OutputError: the folder cannot be written.
+            StoreError: unless `overwrite`, it holds features of another configuration.
         """
         with contextlib.ExitStack() as stack:
-            with _reported(self.folder):
+            with reported(self.folder):
                 stack.enter_context(locked(self.folder, "output_dir"))
             if not overwrite:
                 self.check()
             remove_unfinished(self.folder, deep=True)
-            with _reported(self.folder):
+            with reported(self.folder):
                 content = {"hash": self.hash, "settings": self.settings}
                 write_json(self.folder / "extract.json", content)
             yield
@@ -301,7 +302,8 @@ class FeatureStore:
             listed = {key: value.tolist() for key, value in times.items()}
             _write_lines(output.with_suffix(".json"), [{**listed, "metadata": metadata}])
             with _written(output) as file:
-                np.save(file, tensor.numpy())
+                # NumPy's own way into a file does not say why it failed.
+                np.save(SimpleNamespace(write=file.write), tensor.numpy())
         else:
             from safetensors.torch import save
 
@@ -385,7 +387,7 @@ class Rows:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        with _reported(folder):
+        with reported(folder):
             self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         self._shape: tuple[int, ...] = ()
         self._dtype = torch.float32
@@ -397,7 +399,7 @@ class Rows:
     def put(self, n: int, row: Tensor) -> None:
         self._shape, self._dtype = tuple(row.shape), row.dtype
         data = row.contiguous().reshape(-1).view(torch.uint8).numpy()
-        with _reported(self._folder):
+        with reported(self._folder):
             self._file.seek(n * data.nbytes)
             self._file.write(data.data)
             self._file.flush()
@@ -434,21 +436,7 @@ def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
 @contextlib.contextmanager
 def _written(path: Path) -> Iterator[IO[bytes]]:
     """A file that becomes `path` when the block has ended; makes the folder if it is missing."""
-    with _reported(path):
+    with reported(path):
         make_folder(path.parent)
         with replacing(path) as part, part.open("wb") as file:
             yield file
-
-
-@contextlib.contextmanager
-def _reported(path: Path) -> Iterator[None]:
-    """Raises errors of the file system as StoreErrors."""
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise StoreError(
-            f"{path}: cannot be written ({error.strerror or error}); nothing is half-written: "
-            f"{'make room' if full else 'make it writable'}, and run the same command again to "
-            "resume"
-        ) from error

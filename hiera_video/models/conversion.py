@@ -1,5 +1,6 @@
 """Weights of a classifier or backbone in the layout of another project, read again as a check."""
 
+import io
 import logging
 from pathlib import Path
 
@@ -49,7 +50,9 @@ def convert(model: Hiera, card: ModelCard, to: Layout, output: Path) -> int:
         else:
             renamed = from_official(state, to, model.architecture["stages"])
             if to == "official":
-                torch.save({"model_state": renamed}, part)
+                content = io.BytesIO()  # torch does not say why it cannot write to a file
+                torch.save({"model_state": renamed}, content)
+                part.write_bytes(content.getbuffer())
             else:
                 write_folder(part, renamed, config_of(to, card))
         again = read_checkpoint(part).state

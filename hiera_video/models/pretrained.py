@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -350,12 +352,30 @@ def save_model(
 
 def write_folder(folder: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     """Makes a folder with model.safetensors and config.json."""
-    from safetensors.torch import save_file  # not needed to build a model
-
     folder.mkdir(parents=True)
     tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt"})
     write_json(folder / "config.json", config)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes contiguous tensors as a new .safetensors file.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file  # not needed to build a model
+
+    path.touch()
+    mode = path.stat().st_mode  # of any new file; that of safetensors is for the owner alone
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
+    path.chmod(mode)
 
 
 def _check_described(model: Model, card: ModelCard) -> None:

@@ -9,6 +9,7 @@ torch's own: no operator in the files is ours.
 """
 
 import importlib.util
+import io
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -143,7 +144,9 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
         warnings.simplefilter("ignore")
         if format == "pt2":
             exported = torch.export.export(part.module, arguments, dynamic_shapes=free_axes)
-            torch.export.save(exported, path)
+            content = io.BytesIO()  # torch aborts the process if it cannot write to a file
+            torch.export.save(exported, content)
+            path.write_bytes(content.getbuffer())
             run: Callable[..., Tensor] = torch.export.load(path).module()
         else:
             program = torch.onnx.export(

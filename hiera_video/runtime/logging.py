@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import message_line, message_lines
+from hiera_video.files import append
 
 
 def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
@@ -24,7 +25,7 @@ def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
     formatter = _OneLine("%(asctime)s %(levelname).1s %(message)s", "%H:%M:%S")
     handlers: list[logging.Handler] = [logging.StreamHandler()]
     if log_file is not None and not quiet:
-        handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+        handlers.append(_LogFile(log_file))
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
@@ -38,3 +39,14 @@ class _OneLine(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:
         return message_lines(super().formatException(ei))
+
+
+class _LogFile(logging.Handler):
+    """Appends messages to a file. One that cannot be written is an error of whoever sends them."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def emit(self, record: logging.LogRecord) -> None:
+        append(self._path, f"{self.format(record)}\n".encode())

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError, WeightsError
@@ -23,6 +22,7 @@ from hiera_video.models.checkpoint import (
     read_metadata,
     read_tensors,
 )
+from hiera_video.models.pretrained import write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def save_checkpoint(
     final = folder / f"step_{step:08d}"
     with replacing(final) as part:
         part.mkdir(parents=True)
-        save_file(tensors, part / STATE, metadata)
+        write_tensors(part / STATE, tensors, metadata)
         write_weights(part / "weights")
     return final
 

@@ -125,7 +125,7 @@ def train(
             return 0
         if latest:
             logger.info("resumed from %s", latest)
-        report = stack.enter_context(RunReport(folder, process, start_step))
+        report = RunReport(folder, process, start_step)
         if not run.take_steps(batches, loss, report, start_step, stops):
             return STOPPED
         return run.finish(as_json)

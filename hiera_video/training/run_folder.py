@@ -28,6 +28,7 @@ from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.load import differences, load_settings, to_yaml
 from hiera_video.settings.training import RunSettings
+from hiera_video.training.events import EventFile
 from hiera_video.training.loop import StepReport
 
 logger = logging.getLogger("hiera_video")
@@ -63,7 +64,7 @@ class RunReport:
 
     def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
         self.folder, self.process = folder, process
-        self._tensorboard: Any = None
+        self._events: EventFile | None = None
         self._num_skipped = self._num_taken = 0  # steps of the run, on the main process
         if not process.is_main:
             return
@@ -75,9 +76,7 @@ class RunReport:
                 self._num_skipped += "not_finite" in line
                 self._num_taken += "not_finite" not in line and line.get("loss") is not None
         if importlib.util.find_spec("tensorboard"):
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder / "tb"), purge_step=start_step + 1)
+            self._events = EventFile(folder / "tb", start_step + 1)
         else:
             logger.info("no TensorBoard (pip install tensorboard): metrics go to metrics.jsonl")
 
@@ -87,9 +86,8 @@ class RunReport:
             return
         finite = {name: finite_or_none(value) for name, value in values.items()}
         append_jsonl(self._metrics_path, {"step": step, "kind": kind, **finite})
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
+        if self._events is not None:
+            self._events.add(step, {f"{kind}/{name}": value for name, value in values.items()})
 
     def step(self, done: StepReport) -> None:
         """The metrics of a step, the videos that could not be read, those of a skipped step."""
@@ -131,15 +129,6 @@ class RunReport:
                 f"{num_skipped} of {num_skipped + num_taken} steps were skipped, because their "
                 f"loss or gradient was not finite: no weights are written; {DIVERGED}"
             )
-
-    def __enter__(self) -> RunReport:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # An interrupt in the middle of a write leaves TensorBoard's queue broken: closing would
-        # wait for its thread without end, which ends with the process anyway.
-        if self._tensorboard is not None and kind is not KeyboardInterrupt:
-            self._tensorboard.close()
 
 
 def console_line(steps: Sequence[StepReport], end_step: int, device: torch.device) -> str:

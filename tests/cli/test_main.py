@@ -312,6 +312,15 @@ def test_a_reader_that_leaves_ends_the_command_quietly(arguments):
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_reported_in_one_line():
+    command = [sys.executable, "-m", "hiera_video", "demo", "--dry-run"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    message = "standard output cannot be written (No space left on device): make room"
+    assert (done.returncode, done.stderr) == (1, f"{message}, and run the same command again\n")
+
+
 def test_letters_that_the_encoding_of_the_output_lacks():
     arguments = ["finetune", "data.train=Übung", "--print-config"]
     command = [sys.executable, "-m", "hiera_video", *arguments]

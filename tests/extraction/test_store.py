@@ -13,7 +13,7 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.videos.records import VideoRecord
-from hiera_video.errors import UserError
+from hiera_video.errors import OutputError, UserError
 from hiera_video.extraction import store as store_module
 from hiera_video.extraction.reading import Read
 from hiera_video.extraction.store import (
@@ -213,7 +213,7 @@ def test_two_runs_at_once(tmp_path):
 
 def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "x").write_text("")
-    with pytest.raises(StoreError, match=r"x: cannot be written .*make it writable"):
+    with pytest.raises(OutputError, match=r"x cannot be written .*make it writable"):
         FeatureStore(tmp_path / "x", "npz", {"layer": "stage2"}).writing().__enter__()
 
 
@@ -241,7 +241,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, format):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(store_module.os, "fsync", full)
-    with pytest.raises(StoreError, match=r"No space left on device.*make room"):
+    with pytest.raises(OutputError, match=r"No space left on device.*make room"):
         write(store, "a", torch.zeros(3, 1))
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
     monkeypatch.undo()
@@ -258,7 +258,7 @@ def test_a_full_disk_while_rows_come_in(tmp_path, monkeypatch):
         lambda dir: open("/dev/full", "w+b"),  # noqa: SIM115
     )
     with (
-        pytest.raises(StoreError, match=r"No space left on device.*make room"),
+        pytest.raises(OutputError, match=r"No space left on device.*make room"),
         contextlib.closing(Rows(tmp_path)) as rows,
     ):
         rows.put(0, torch.zeros(5))

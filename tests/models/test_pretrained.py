@@ -13,7 +13,7 @@ from torch import nn
 
 import hiera_video
 from hiera_video import ModelCard, create_model, load_model, save_model
-from hiera_video.errors import ModelError, WeightsError
+from hiera_video.errors import ModelError, OutputError, WeightsError
 from hiera_video.models.loading import card_of
 from hiera_video.models.pretrained import create_autoencoder, create_detector
 from hiera_video.settings.video import FrameSampling, Views
@@ -115,6 +115,20 @@ def test_saving_replaces_weights_and_nothing_else(
             save_model(tmp_path / name, first)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "w"]
     assert torch.equal(logits(load_model(tmp_path / "w")[0]), logits(second))
+
+
+def test_files_have_the_mode_of_new_files(tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    save_model(tmp_path / "w", hiera(VIDEO))
+    modes = {path.stat().st_mode for path in [tmp_path / "new", *(tmp_path / "w").iterdir()]}
+    assert len(modes) == 1
+
+
+def test_weights_that_cannot_be_written(tmp_path: Path, files_up_to: Any) -> None:
+    message = f"^{tmp_path / 'w'} cannot be written .File too large.: make room"
+    with files_up_to(10_000), pytest.raises(OutputError, match=message):
+        save_model(tmp_path / "w", hiera(VIDEO))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,7 @@ def test_the_file_names_of_a_skipped_step_are_logged(tmp_path, capsys):
 
     setup_logging()
     ((done, _),) = steps([batch(math.nan, 2.0)])
-    with RunReport(tmp_path, PROCESS) as report:
-        report.step(done)
+    RunReport(tmp_path, PROCESS).step(done)
     assert "step 1 skipped: loss nan, gradient norm nan; its videos: nan, 2.0" in (
         capsys.readouterr().err
     )
@@ -239,8 +238,8 @@ def test_a_step_without_any_box_is_skipped(tmp_path, caplog):
     skipped = done[1][0]
     assert (skipped.num_clips, skipped.num_targets, skipped.num_dropped) == (3, 0, 4)
     assert math.isnan(skipped.loss)
-    with caplog.at_level("WARNING", "hiera_video"), RunReport(tmp_path, PROCESS) as report:
-        report.step(skipped)
+    with caplog.at_level("WARNING", "hiera_video"):
+        RunReport(tmp_path, PROCESS).step(skipped)
     assert "step 2 skipped: no box in any of its clips: clip 0, clip 1, clip 2" in caplog.text
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (line["loss"], line["num_clips"], line["num_dropped"]) == (None, 3, 4)

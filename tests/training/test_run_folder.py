@@ -30,15 +30,15 @@ def steps_in(path):
 
 
 def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path):
-    with RunReport(tmp_path, MAIN) as report:
-        for step in (1, 2, 3):
-            report.step(done(step))
-        report.metrics(3, "val", {"top1": 0.5})
+    report = RunReport(tmp_path, MAIN)
+    for step in (1, 2, 3):
+        report.step(done(step))
+    report.metrics(3, "val", {"top1": 0.5})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "kind": "tr')  # where SIGKILL came
-    with RunReport(tmp_path, MAIN, start_step=2) as resumed:
-        assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
-        resumed.step(done(3))
+    resumed = RunReport(tmp_path, MAIN, start_step=2)
+    assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
+    resumed.step(done(3))
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3]
 
 
@@ -60,9 +60,9 @@ def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path):
 def test_damaged_lines_are_dropped(tmp_path, caplog, name, torn):
     line = json.dumps({"step": 1, "kind": "val", "name": "\u2028"}, ensure_ascii=False).encode()
     (tmp_path / name).write_bytes(line + b"\n" + torn)
-    with RunReport(tmp_path, MAIN, start_step=2) as report:
-        assert not report.has(2, "val")
-        assert report.has(1, "val") == (name == "metrics.jsonl")
+    report = RunReport(tmp_path, MAIN, start_step=2)
+    assert not report.has(2, "val")
+    assert report.has(1, "val") == (name == "metrics.jsonl")
     assert (tmp_path / name).read_bytes() == line + b"\n"
     assert [m for m in caplog.messages if name in m] == [
         f"{tmp_path / name}: dropped the damaged lines 2"
@@ -71,8 +71,7 @@ def test_damaged_lines_are_dropped(tmp_path, caplog, name, torn):
 
 def test_a_last_line_that_is_whole_but_for_its_end_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "kind": "train"}')
-    with RunReport(tmp_path, MAIN, start_step=1) as report:
-        report.step(done(2))
+    RunReport(tmp_path, MAIN, start_step=1).step(done(2))
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
 
 
@@ -95,8 +94,8 @@ def test_a_run_needs_more_steps_taken_than_skipped(tmp_path, taken, skipped, is_
     nan = {"loss": math.nan, "grad_norm": math.nan, "skipped": True}
     kinds = [{}] * taken + [nan] * skipped + [nan | {"num_clips": 0}] * 3
     for step, kind in enumerate(kinds, 1):
-        with RunReport(tmp_path, MAIN, start_step=step - 1) as report:
-            report.step(done(step, **kind))
+        report = RunReport(tmp_path, MAIN, start_step=step - 1)
+        report.step(done(step, **kind))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum(line.get("not_finite", 0) for line in lines) == skipped
     if is_useless:
@@ -110,12 +109,14 @@ def test_tensorboard_holds_the_same(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with RunReport(tmp_path, MAIN) as report:
-        report.step(done(1, loss=0.25))
-        report.metrics(1, "val", {"top1": 0.75})
+    report = RunReport(tmp_path, MAIN)
+    report.step(done(1, loss=0.25))
+    report.metrics(1, "val", {"top1": 0.75})
+    report.metrics(2, "val", {"top1": 0.5})
+    RunReport(tmp_path, MAIN, start_step=1).metrics(3, "val", {"top1": 0.25})
     events = EventAccumulator(str(tmp_path / "tb")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(1, 0.25)]
-    assert events.Scalars("val/top1")[0].value == 0.75
+    assert [(e.step, e.value) for e in events.Scalars("val/top1")] == [(1, 0.75), (3, 0.25)]
 
 
 def test_other_processes_write_no_metrics_but_their_failures(tmp_path):
