@@ -1,7 +1,8 @@
 """Files: read with checks, written whole or not at all, and those that come with the package.
 
 `read_bytes` opens what a user names, and `replacing` is the only place where a file or folder
-appears under its final name.
+appears under its final name. What a process writes under another name states the process, so that
+others remove it if that was killed.
 """
 
 import csv
@@ -9,13 +10,17 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import socket
 import stat
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from multiprocessing import util
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -123,13 +128,14 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     The new content is on the disk before it gets its name, and what stood there before is kept
     until then. If the block raises, what it wrote is removed. A killed process leaves a hidden
-    `.NAME.PID.part` beside `path`, which `remove_unfinished` removes.
+    `.NAME.PROCESS.part` beside `path`, which the next process that writes there removes.
 
     Raises:
         OutputError: it cannot be written.
     """
     path = Path(path)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{_this_process()}.part")
+    _remove_left_in(path.parent)
     _remove(part)  # of an earlier process with this number
     try:
         yield part
@@ -262,6 +268,21 @@ def make_folder(path: Path) -> None:
         folder.mkdir(exist_ok=True)
 
 
+def temporary_folder() -> Path:
+    """The folder for temporary files of this process, which is removed when the process ends.
+
+    It is that of multiprocessing, in which the socket of the fork server lies. If the process is
+    killed, the next one that calls this removes it.
+    """
+    folder = Path(util.get_temp_dir())
+    if not any(folder.glob("*.mark")):  # processes that this one starts share the folder
+        (folder / f"{_this_process()}.mark").touch()
+        for mark in folder.parent.glob("pymp-*/*.mark"):
+            if _is_left_over(mark, mark.name):
+                shutil.rmtree(mark.parent, ignore_errors=True)  # others may do so, too
+    return folder
+
+
 def make_writable_folder(folder: Path) -> None:
     """Makes a folder if it is missing; raises OutputError if no file can be written into it."""
     with reported(folder):
@@ -328,6 +349,39 @@ def own_or_shipped(path: str | os.PathLike[str]) -> Path:
     if os.path.exists(path) or path.parts[:1] != ("datasets",):
         return path
     return shipped_folder("datasets").joinpath(*path.parts[1:])
+
+
+def _this_process() -> str:
+    """`PID-MACHINE`, for names of files that this process removes unless it is killed."""
+    return f"{os.getpid()}-{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _is_left_over(path: Path, process: str) -> bool:
+    """Whether a file is of this user and, by `PID-MACHINE`, of a process here that has ended."""
+    found = re.match(r"(\d{1,7})(-[0-9a-f]{8})\b", process)
+    if os.name != "posix" or found is None or not _this_process().endswith(found[2]):
+        return False
+    try:
+        os.kill(int(found[1]), 0)  # asks whether it exists
+    except ProcessLookupError:
+        with suppress(FileNotFoundError):
+            return path.lstat().st_uid == os.geteuid()
+    except PermissionError:  # it exists, of another user
+        pass
+    return False
+
+
+@cache
+def _remove_left_in(folder: Path) -> None:
+    """Removes what killed processes left of `replacing` in a folder; does so once."""
+    for path in folder.glob(".*"):
+        found = re.fullmatch(r"\.(.+)\.(\d+-[0-9a-f]+)(\.old)?\.part", path.name, re.DOTALL)
+        if found and _is_left_over(path, found[2]):
+            with suppress(FileNotFoundError):  # another process removes it, too
+                if found[3] and not (folder / found[1]).exists():
+                    path.rename(folder / found[1])  # what was about to be replaced
+                else:
+                    _remove(path)
 
 
 def _flush(path: Path) -> None:

@@ -6,8 +6,10 @@ import errno
 import fcntl
 import json
 import math
+import multiprocessing
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -21,6 +23,7 @@ from hiera_video import files
 from hiera_video.errors import OutputError, UserError
 from hiera_video.files import (
     MAX_LINE,
+    _remove_left_in,
     append_jsonl,
     finite_or_none,
     load_json,
@@ -191,6 +194,62 @@ def test_a_line_that_cannot_be_appended(tmp_path, files_up_to):
     append_jsonl(path, {"loss": 0.5})
     with files_up_to(15), pytest.raises(OutputError, match=f"^{path} cannot be written"):
         append_jsonl(path, {"loss": 0.25})
+
+
+def write_and_die(path: Path, parts: int) -> None:
+    """Kills itself in the middle of writing, or of replacing a folder."""
+    with replacing(path) as part:
+        part.mkdir()
+        (part / "b").touch()
+        if parts == 2:
+            os.rename(path, part.with_suffix(".old.part"))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_killed_process_left_goes_with_the_next_write(tmp_path, parts):
+    """What it was about to replace comes back."""
+    path = tmp_path / "a.b"
+    with replacing(path) as part:
+        part.mkdir()
+    process = multiprocessing.get_context("fork").Process(target=write_and_die, args=(path, parts))
+    process.start()
+    process.join()
+    found = [p.name for p in tmp_path.glob(".*")]
+    assert len(found) == parts, "nothing was left"
+    (unfinished,) = (p for p in tmp_path.glob(".*.part") if ".old" not in p.name)
+    alive = tmp_path / unfinished.name.replace(f".{process.pid}-", f".{os.getppid()}-")
+    elsewhere = tmp_path / re.sub(r"-[0-9a-f]+", "-00000000", unfinished.name)
+    mine = tmp_path / ".a.b.part"
+    for other in (alive, elsewhere, mine):
+        other.touch()
+    _remove_left_in.cache_clear()  # as in a new process
+    write_text(tmp_path / "c", "")
+    left = {alive.name, elsewhere.name, mine.name}
+    assert {p.name for p in tmp_path.iterdir()} == left | {"a.b", "c"}
+    assert not list(path.iterdir())
+
+
+def test_temporary_files_of_a_killed_process_are_removed_by_the_next(tmp_path):
+    def run(end: str) -> subprocess.CompletedProcess[str]:
+        code = f"import os; from hiera_video.files import temporary_folder as f; f(); {end}"
+        environment = os.environ | {
+            "TMPDIR": str(tmp_path),
+            "PYTHONPATH": str(SOURCES[0].parents[1]),
+        }
+        return subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+
+    (tmp_path / "pymp-other").mkdir()  # of another program
+    killed = "(f() / 'video').touch(); os.kill(os.getpid(), 9)"
+    for _ in range(2):
+        assert run(killed).returncode == -signal.SIGKILL
+        assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob("pymp-*/*.mark"))) == 1
+    ended = run("f()")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert [p.name for p in tmp_path.iterdir()] == ["pymp-other"]
 
 
 def test_files_that_belong_together_appear_together(tmp_path):

@@ -35,6 +35,7 @@ import cv2
 import numpy as np
 import torch
 
+from hiera_video.files import temporary_folder
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.messages import receive, send
 from hiera_video.runtime.signals import leave_stops_to_parent
@@ -95,6 +96,7 @@ class _Worker:
 
 def start_fork_server(module: str) -> None:
     """Lets the fork server import a module, which takes seconds, while the caller does more."""
+    temporary_folder()  # for its socket
     multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", module])
     forkserver.ensure_running()
 

@@ -7,11 +7,13 @@ import io
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, get_args
 
+from hiera_video.files import temporary_folder
 from hiera_video.settings.video import Backend, Decoding
 from hiera_video.video.reader import IMAGE_SUFFIXES, VideoReader, check_file
 
@@ -67,11 +69,11 @@ def open_video(
     decoding = Decoding(backend=backend, **limits)
     if not isinstance(source, str | os.PathLike):  # decoders open a file more than once
         suffix = Path(str(getattr(source, "name", ""))).suffix
-        copy = tempfile.NamedTemporaryFile(prefix="hiera_video_", suffix=suffix)  # noqa: SIM115
+        copy = tempfile.NamedTemporaryFile(suffix=suffix, dir=temporary_folder())  # noqa: SIM115
         shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
         copy.flush()
         reader = _open(copy.name, decoding, None)
-        reader.source_file = copy  # deleted with the reader
+        weakref.finalize(reader, copy.close)  # which deletes it
         return reader
     return _open(os.fspath(source), decoding, frames_fps)
 

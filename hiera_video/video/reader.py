@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import IO, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -115,7 +115,6 @@ class VideoReader(ABC):
     frame_times_sec: np.ndarray
     end_sec: float
     damage: str | None = None
-    source_file: IO[bytes] | None = None  # a temporary copy that `path` names
     _shape: tuple[int, ...] | None = None  # (height, width), once a frame has been decoded
 
     def __init__(self, path: str, limits: Decoding) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hiera_video.files import temporary_folder
 from hiera_video.runtime import workers
 from hiera_video.runtime.workers import Workers
 
@@ -258,3 +259,11 @@ def test_a_program_may_leave_workers_half_used(tmp_path):
         [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_the_fork_server_leaves_nothing_that_is_not_marked():
+    """Its socket lies in a folder that the next process removes if this one is killed."""
+    workers.start_fork_server(__name__)
+    folder = temporary_folder()
+    assert list(folder.glob("listener-*"))
+    assert list(folder.glob("*.mark"))

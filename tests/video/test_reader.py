@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hiera_video.files import temporary_folder
 from hiera_video.video import index
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, warn_once
@@ -230,6 +231,7 @@ def test_content_is_read_as_the_file(tmp_path, backend):
         for source in (file, io.BytesIO(path.read_bytes()), path.read_bytes()):
             reader = open_video(source, backend)
             copy = Path(reader.path)
+            assert copy.parent == temporary_folder()
             np.testing.assert_array_equal(reader.frames([0, 5, 8]), expected)
             del reader
             gc.collect()
