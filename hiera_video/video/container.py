@@ -134,7 +134,7 @@ def missing_end(
     container: InputContainer = stream.container  # type: ignore[assignment]
     announced = stream.frames
     name = container.format.name
-    step = int(max(np.diff(stamps), default=1))  # the last frame may be shown for as long
+    step = int(np.diff(stamps).max(initial=0)) or 1  # the last frame may be shown for as long
     if announced:
         held = stamps[-1] + step if name == "avi" else len(stamps)
         if announced > held and name != "avi":

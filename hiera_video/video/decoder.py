@@ -94,6 +94,7 @@ class _Log:
         self._lock = threading.Lock()
         self._num_listening = 0
         self._usual: tuple[int | None, bool] = None, True
+        self._propagates = True
         self._logger = logging.getLogger("libav")
         self._silence = logging.NullHandler()
 
@@ -103,7 +104,7 @@ class _Log:
                 level, _ = self._usual = av.logging.get_level(), av.logging.get_skip_repeated()
                 if level is None:
                     self._logger.addHandler(self._silence)
-                    self._logger.propagate = False
+                    self._propagates, self._logger.propagate = self._logger.propagate, False
                 av.logging.set_level(max(level or 0, av.logging.WARNING))
                 av.logging.set_skip_repeated(False)
             self._num_listening += 1
@@ -117,7 +118,7 @@ class _Log:
                 av.logging.set_skip_repeated(skips)
                 if level is None:
                     self._logger.removeHandler(self._silence)
-                    self._logger.propagate = True
+                    self._logger.propagate = self._propagates
 
 
 _log = _Log()

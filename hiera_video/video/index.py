@@ -29,6 +29,7 @@ from hiera_video.video.container import (
 from hiera_video.video.decoder import Decoder
 from hiera_video.video.reader import Deadline, VideoError, warn_once
 
+MAX_NOT_CODED_BYTES = 16
 FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
 # Formats whose frames are put together by parsers, with other offsets after a seek.
 PARSED_FORMATS = frozenset({"mpegts", "mpeg"})
@@ -132,7 +133,7 @@ def cached_scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     index = _cache.pop(key, None) or scan(path, stream, limits)
     if len(index.packet_of) >= MIN_CACHED_FRAMES:
         _cache[key] = index  # at the end
-        while sum(len(kept.packet_of) for kept in _cache.values()) > MAX_CACHED_FRAMES:
+        while sum(len(kept.packet_of) for kept in [*_cache.values()]) > MAX_CACHED_FRAMES:
             del _cache[next(iter(_cache))]
     return index
 
@@ -146,6 +147,8 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     deadline = Deadline(path, limits.deadline_sec)
     packets = _read_packets(stream, deadline)
     if not packets.is_shown.any():
+        if packets.damaged:
+            raise VideoError(path, "truncated", "no frame of it is whole; fetch it again")
         raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
     stamps: list[int | None] = []
     stamp_name: Literal["pts", "dts"] | None = None
@@ -191,7 +194,8 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
 
 
 def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
-    pts, dts, duration, places, is_key, is_shown, damaged = [], [], [], [], [], [], []
+    pts, dts, duration, places, is_key, is_shown = [], [], [], [], [], []
+    damaged: set[int] = set()
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
     is_parsed = stream.container.format.name in PARSED_FORMATS
     problems: list[str] = []
@@ -202,7 +206,7 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         places.append((-1 if packet.pos is None else packet.pos, packet.size))
         is_key.append(packet.is_keyframe)
         if packet.is_corrupt:
-            damaged.append(number)
+            damaged.add(number)
         # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
         is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
         is_shown.append(not (packet.is_discard or is_hidden))
@@ -211,9 +215,9 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         # The flags of the first packet are lost, as no packet comes before it.
         end = None if damaged else begins[0]
         lost = damaged_offsets(stream, end, deadline)
-        damaged = [n for n, begin in enumerate(begins) if begin in lost]
+        damaged = {n for n, begin in enumerate(begins) if begin in lost}
         # A packet of the container may also be the end of a frame that begins in an earlier one.
-        damaged += [bisect.bisect(begins[1:], offset) for offset in lost.difference(begins)]
+        damaged |= {bisect.bisect(begins[1:], offset) for offset in lost.difference(begins)}
     # The file was cut off in the last packets that are not whole: they count as missing.
     last = len(pts) - 1
     while last in damaged:
@@ -303,9 +307,11 @@ def _decoded_order(
         order.insert(place, number)
         is_key[number] = False
     problems = [*packets.problems]
-    if failed := damaged.intersection(order):
+    if failed := damaged.intersection(order) - packets.damaged:
         problems.append(f"{len(failed)} of {len(order)} frames do not decode")
-    if silent := set(missing) - damaged - second_fields:
+    # A packet of few bytes repeats the picture before it: an MPEG-4 VOP that is not coded.
+    filled = np.flatnonzero(packets.places[:, 1] > MAX_NOT_CODED_BYTES).tolist()
+    if silent := set(missing).intersection(filled) - damaged - second_fields:
         problems.append(f"{len(silent)} packets hold no frame")
     return np.array(order, np.int64), replace(
         packets, is_key=is_key, damaged=frozenset(damaged), problems=problems

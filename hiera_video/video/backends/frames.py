@@ -46,6 +46,9 @@ class FrameFolderReader(VideoReader):
         self.frame_times_sec = np.arange(len(numbered)) / fps
         self.end_sec = len(numbered) / fps
 
+    def _stat(self) -> tuple[int, int]:
+        return 0, 0  # each picture is read at once, and what else is in the folder does not matter
+
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:
             deadline.check()
