@@ -157,6 +157,12 @@ def gather_on_main(value: T) -> list[T] | None:
     return gathered
 
 
+def union_over_processes(values: set[T]) -> set[T]:
+    """The values of all processes, on each."""
+    gathered = gather_on_main(values)
+    return from_main(set[T]().union(*gathered) if gathered else values)
+
+
 def from_main(value: T) -> T:
     """The main process's `value`, on every process."""
     if not is_distributed():

@@ -30,7 +30,8 @@ Precision = Literal["bf16", "fp32"]
 
 class TrainingData(Reading):
     max_failed_frac: Rate = 0.05
-    """Training stops when more than this fraction of the reads of a video failed (after 100)."""
+    """Training stops when more than this fraction of the records (videos, key frames) that were
+    read so far, and more than 5 of them, cannot be read. Each counts once in a run."""
 
 
 class PretrainingData(TrainingData):

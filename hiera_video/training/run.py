@@ -125,7 +125,7 @@ def train(
             return 0
         if latest:
             logger.info("resumed from %s", latest)
-        report = RunReport(folder, process, start_step)
+        report = RunReport(folder, process, start_step, facts.get("failed", ()))
         if not run.take_steps(batches, loss, report, start_step, stops):
             return STOPPED
         return run.finish(as_json)
@@ -251,7 +251,7 @@ class Run:
             wrapped = DistributedDataParallel(self.model)
         checkpoint_steps = self.schedule.every(loop.checkpoint_every)
         recent: list[StepReport] = []
-        num_failed = num_read = num_nonfinite = 0
+        num_nonfinite = 0
 
         # A run that was killed between saving and evaluating evaluates now.
         is_missing = self.process.is_main and not report.has(start_step, "val")
@@ -274,9 +274,11 @@ class Run:
             step, is_last = done.step, done.step == end_step
             report.step(done)
             recent.append(done)
-            num_failed += done.num_failed
-            num_read += done.num_clips // loop.num_repeats + done.num_failed
-            check_failures(num_failed, num_read, settings.data.max_failed_frac)
+            self.facts["failed"] = sorted(report.failed)
+            num_read = step * loop.global_batch_size
+            check_failures(
+                len(report.failed), num_read, self.task.num_records, self.task.settings.data
+            )
             num_nonfinite = num_nonfinite + 1 if done.not_finite else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
                 raise UserError(
@@ -294,7 +296,8 @@ class Run:
                 return False
             if self.evaluation_due(step):
                 self.report_evaluation(report, step)
-        report.check_steps()
+        if start_step < end_step:
+            report.check_steps()
         return True
 
     def save(self, step: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -23,11 +23,11 @@ from hiera_video.files import (
     write_json,
     write_text,
 )
-from hiera_video.runtime.distributed import Process, barrier, from_main
+from hiera_video.runtime.distributed import Process, barrier, from_main, union_over_processes
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.load import differences, load_settings, to_yaml
-from hiera_video.settings.training import RunSettings
+from hiera_video.settings.training import RunSettings, TrainingData
 from hiera_video.training.events import EventFile
 from hiera_video.training.loop import StepReport
 
@@ -36,6 +36,8 @@ logger = logging.getLogger("hiera_video")
 DIVERGED = (  # what to do
     "lower optim.lr or train with train.precision=fp32, and start again in another run_dir"
 )
+MIN_FAILED = 5  # so many records may fail in any list
+MIN_TRIED = 100  # of a longer list, before their share says something
 # Settings that do not change results: a run may be resumed with other values.
 FREE_TO_CHANGE = {
     "run_dir",
@@ -60,10 +62,17 @@ class RunReport:
         folder: the run folder.
         start_step: the step that the run resumes from: what was reported beyond it, by a run that
             was killed after its last checkpoint, is dropped.
+        failed: names of the training records that could not be read until then.
+
+    Attributes:
+        failed: the same until now, over all processes.
     """
 
-    def __init__(self, folder: Path, process: Process, start_step: int = 0) -> None:
-        self.folder, self.process = folder, process
+    def __init__(
+        self, folder: Path, process: Process, start_step: int = 0, failed: Iterable[str] = ()
+    ) -> None:
+        self.folder, self.process, self.failed = folder, process, set(failed)
+        self._named: set[str] = set(failed)  # in a warning
         self._events: EventFile | None = None
         self._num_skipped = self._num_taken = 0  # steps of the run, on the main process
         if not process.is_main:
@@ -101,6 +110,8 @@ class RunReport:
         self._num_taken += not done.skipped
         self.metrics(done.step, "train", values)
         self.failures(done.failures, done.step)
+        if done.num_failed:  # of all processes
+            self.failed |= union_over_processes({failure.name for failure in done.failures})
         if done.skipped:
             reason = f"loss {done.loss:g}, gradient norm {done.grad_norm:g}; its videos"
             if done.names and not done.num_targets:
@@ -111,7 +122,9 @@ class RunReport:
     def failures(self, failures: list[Failure], step: int) -> None:
         """Appends to failures.jsonl; every process writes its own."""
         for failure in failures:
-            logger.warning("skipped %s", failure.message)
+            if failure.name not in self._named:
+                logger.warning("skipped %s", failure.message)
+            self._named.add(failure.name)
             append_jsonl(self.folder / "failures.jsonl", {"step": step, **asdict(failure)})
 
     def has(self, step: int, kind: str) -> bool:
@@ -119,11 +132,16 @@ class RunReport:
         return any((r["step"], r.get("kind")) == (step, kind) for r in self._earlier)
 
     def check_steps(self) -> None:
-        """Raises a UserError unless more steps of the run were taken than skipped as not finite.
+        """Raises a UserError if no step of the run was taken, or no more than were not finite.
 
         Every process calls it.
         """
         num_skipped, num_taken = from_main((self._num_skipped, self._num_taken))
+        if not num_skipped + num_taken:
+            raise UserError(
+                "no step was taken, because nothing of the training list could be read: see "
+                f"{self.folder / 'failures.jsonl'}"
+            )
         if num_skipped and num_skipped >= num_taken:
             raise UserError(
                 f"{num_skipped} of {num_skipped + num_taken} steps were skipped, because their "
@@ -147,12 +165,21 @@ def console_line(steps: Sequence[StepReport], end_step: int, device: torch.devic
     return line
 
 
-def check_failures(num_failed: int, num_read: int, max_failed_frac: float) -> None:
-    """Raises a UserError if more than `max_failed_frac` of the reads failed, of 100 or more."""
-    if num_read >= 100 and num_failed > max_failed_frac * num_read:
+def check_failures(failed: int, read: int, records: int, settings: TrainingData) -> None:
+    """Raises a UserError if too many of the records cannot be read.
+
+    Args:
+        failed: records that could not be read, over all processes and starts of the run.
+        read: records that were tried.
+        records: records of the training list.
+    """
+    tried = min(read, records)
+    limit = max(MIN_FAILED, settings.max_failed_frac * tried)
+    if failed == records or (failed > limit and tried >= min(MIN_TRIED, records)):
         raise UserError(
-            f"{num_failed} of {num_read} reads of a video failed, more than "
-            f"data.max_failed_frac={max_failed_frac:g}; failures.jsonl lists them"
+            f"{failed} of the first {tried} records of {records} cannot be read, more than "
+            f"data.max_failed_frac={settings.max_failed_frac:g} allows: drop those that "
+            "failures.jsonl lists from the training list, or raise data.max_failed_frac"
         )
 
 

@@ -42,7 +42,9 @@ def test_training_skips_counts_and_lists_them(
     run_dir = tmp_path / "run"
     result = commands.run(
         *commands.finetune(
-            run_dir, f"data.train={train}", f"data.num_workers={num_workers}", "train.epochs=2"
+            run_dir,
+            *(f"data.train={train}", f"data.num_workers={num_workers}", "train.epochs=2"),
+            "data.max_failed_frac=0.5",
         )
     )
     assert result.code == 3
@@ -93,23 +95,44 @@ def test_prediction_names_them(commands, trained, bad_files):
     assert {line.split(": ")[0] for line in lines} == set(bad_files)
 
 
-def test_too_many_failures_stop_training(commands, list_of, bad_files, tmp_path):
-    """More than max_failed_frac of at least 100 videos read; fewer than 100 tell nothing."""
+def test_one_bad_video_of_a_small_list_is_named_once_and_survived(
+    commands, list_of, bad_files, tmp_path
+):
+    bad = next(iter(bad_files))
     rows = [(commands.toy / f"train_{i}.mp4", i % 2) for i in range(10)]
-    train = list_of(tmp_path / "train.csv", [*rows, (next(iter(bad_files)), 1)])
-    overrides = (
-        f"data.train={train}",
-        "train.global_batch_size=11",
-        "train.checkpoint_every=100",
-    )
-    result = commands.run(*commands.finetune(tmp_path / "a", *overrides, "train.epochs=9"))
-    assert result.code == 3  # 9 of 99
-    result = commands.run(*commands.finetune(tmp_path / "b", *overrides, "train.epochs=20"))
-    assert result.code == 1
-    result.reports("10 of 110 reads of a video failed", "data.max_failed_frac=0.05")
-    overrides = (*overrides, "train.epochs=11", "data.max_failed_frac=0.1")
-    result = commands.run(*commands.finetune(tmp_path / "c", *overrides))
+    train = list_of(tmp_path / "train.csv", [*rows, (bad, 1)])
+    overrides = (f"data.train={train}", "train.global_batch_size=11", "train.epochs=20")
+    result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
     assert result.code == 3
+    assert result.err.count("skipped " + bad) == 1
+    lines = (tmp_path / "run" / "failures.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+
+
+def test_too_many_bad_videos_stop_training_each_time(commands, list_of, bad_files, tmp_path):
+    """Each counts once, also over the starts of a run."""
+    rows = [(commands.toy / f"train_{i}.mp4", i % 2) for i in range(5)]
+    train = list_of(tmp_path / "train.csv", [*rows, *((path, 1) for path in bad_files)])
+    overrides = (f"data.train={train}", "train.global_batch_size=4", "train.epochs=12")
+    every = "train.checkpoint_every=0.3"
+    for _ in range(2):
+        result = commands.run(*commands.finetune(tmp_path / "run", *overrides, every))
+        assert result.code == 1
+        result.reports("6 of the first 11 records of 11 cannot", "raise data.max_failed_frac")
+    overrides = (*overrides, "data.max_failed_frac=0.6")
+    assert commands.run(*commands.finetune(tmp_path / "other", *overrides)).code == 3
+
+
+def test_a_list_of_which_nothing_can_be_read_is_an_error(commands, list_of, bad_files, tmp_path):
+    train = list_of(tmp_path / "train.csv", [(path, i % 2) for i, path in enumerate(bad_files)][:3])
+    overrides = (f"data.train={train}", "train.global_batch_size=2", "train.epochs=4")
+    result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
+    assert result.code == 1
+    result.reports("3 of the first 3 records of 3 cannot be read")
+    assert not (tmp_path / "run" / "weights").exists()
+    # Not even one step, of a longer list.
+    result = commands.run(*commands.finetune(tmp_path / "short", *overrides, "train.epochs=1"))
+    assert result.code == 1
 
 
 def test_names_with_spaces_and_other_scripts(commands, list_of, tmp_path):

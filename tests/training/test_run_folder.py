@@ -9,7 +9,7 @@ from hiera_video.errors import UserError
 from hiera_video.runtime.distributed import Process
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.load import load_settings
-from hiera_video.settings.training import PretrainSettings
+from hiera_video.settings.training import PretrainingData, PretrainSettings
 from hiera_video.training.loop import StepReport
 from hiera_video.training.run_folder import RunReport, check_failures, console_line, start_run
 
@@ -87,7 +87,7 @@ def test_a_damaged_run_json_is_written_again(tmp_path, caplog, content):
 
 
 @pytest.mark.parametrize(
-    ("taken", "skipped", "is_useless"), [(2, 1, False), (1, 1, True), (0, 1, True), (0, 0, False)]
+    ("taken", "skipped", "is_useless"), [(2, 1, False), (1, 1, True), (0, 1, True), (0, 0, True)]
 )
 def test_a_run_needs_more_steps_taken_than_skipped(tmp_path, taken, skipped, is_useless):
     """Counted over the starts of a run; a step without any target counts as neither."""
@@ -99,7 +99,8 @@ def test_a_run_needs_more_steps_taken_than_skipped(tmp_path, taken, skipped, is_
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum(line.get("not_finite", 0) for line in lines) == skipped
     if is_useless:
-        with pytest.raises(UserError, match=rf"{skipped} of {taken + skipped} .*lower optim\.lr"):
+        message = rf"{skipped} of {taken + skipped} .*lower optim\.lr" if skipped else "no step was"
+        with pytest.raises(UserError, match=message):
             report.check_steps()
     else:
         report.check_steps()
@@ -144,10 +145,14 @@ def test_console_line():
 
 
 def test_the_failure_limit_waits_for_a_hundred_videos():
-    check_failures(9, 90, 0.05)
-    with pytest.raises(UserError, match=r"10 of 100 reads of a video failed"):
-        check_failures(10, 100, 0.05)
-    check_failures(50, 500, 0.1)  # at the limit, not above
+    data = PretrainingData(train="list.csv", max_failed_frac=0.05)
+    check_failures(1, 520, 13, data)  # one bad file of a small list, in any number of epochs
+    check_failures(5, 1000, 6, data)
+    check_failures(50, 1000, 1000, data)  # at the limit, not above
+    check_failures(9, 99, 1000, data)  # too few to say
+    for failed, read, records in [(51, 1000, 1000), (6, 100, 1000), (6, 26, 13), (2, 2, 2)]:
+        with pytest.raises(UserError, match=r"cannot be read.*raise data\.max_failed_frac"):
+            check_failures(failed, read, records, data)
 
 
 def test_messages_go_to_stderr_and_the_log(tmp_path, capsys):
