@@ -42,6 +42,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -179,7 +180,7 @@ class Run:
             phase = "start"
         elif num_done == len(whole.done) - whole.done.count("val"):
             phase = "end"
-        elif any(name.endswith(f".{self.process.pid}.part") for name in names):
+        elif any(fnmatch(name, f".*.{self.process.pid}-*.part") for name in names):
             phase = "writing"
         else:
             is_next = whole.done[len(done) : len(done) + 1] == ["val"]
