@@ -80,16 +80,16 @@ def test_killed_while_a_checkpoint_is_written(commands, tmp_path, weights_of):
     overrides = ("train.ema_decay=0.9", "train.epochs=4", "train.checkpoint_every=1")
     commands.train(tmp_path / "whole", *overrides)
     broken = tmp_path / "broken"
-    whole_save = checkpoint.save_file
+    whole_save = checkpoint.write_tensors
 
-    def dying_save(tensors, path, metadata):
-        whole_save(tensors, path, metadata)
+    def dying_save(path, tensors, metadata):
+        whole_save(path, tensors, metadata)
         if ".step_00000006." in str(path):
             os.truncate(path, 1000)
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "save_file", dying_save)
+        patch.setattr(checkpoint, "write_tensors", dying_save)
         process = commands.fork(*commands.finetune(broken, *overrides))
     assert commands.exit_code(process) == -signal.SIGKILL
     names = {path.name for path in (broken / "checkpoints").iterdir()}
