@@ -11,7 +11,7 @@ from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
@@ -81,10 +81,11 @@ Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
 Path = Annotated[str, MinLen(1), Allowed("a path")]
 Ascending = AfterValidator(_ascending)
-Size2 = tuple[Count, Count]
-Size3 = tuple[Count, Count, Count]
+Length = Annotated[int, Ge(1), Le(16_384)]  # along an axis of a clip: frames, pixels or tokens
+Size2 = tuple[Length, Length]
+Size3 = tuple[Length, Length, Length]
 ImageSize = Annotated[
-    int | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
+    Length | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
 ]
 Device = Annotated[
     str,
@@ -112,7 +113,10 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
             return f"[low, high] with low <= high, each {allowed_values(arguments[0])}"
         if arguments[-1] is Ellipsis:
             at_least = "at least one, " if any(isinstance(m, MinLen) for m in metadata) else ""
-            return f"a list, {at_least}each entry {allowed_values(arguments[0])}"
+            most = next(
+                (f"at most {m.max_length}, " for m in metadata if isinstance(m, MaxLen)), ""
+            )
+            return f"a list, {at_least}{most}each entry {allowed_values(arguments[0])}"
         return f"a list of {len(arguments)}, each {allowed_values(arguments[0])}"
     if annotation is bool:
         return "true or false"
