@@ -6,22 +6,33 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import PydanticSerializationError
+from annotated_types import Ge, Le
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import core_schema
 
-from hiera_video.errors import WeightsError
+from hiera_video.errors import WeightsError, listing
 from hiera_video.models.variants import (
-    Statistics,
     as_tuple,
     check_known,
     input_statistics,
     variant_name,
 )
-from hiera_video.settings.base import Natural
-from hiera_video.settings.model import Masking
+from hiera_video.settings.base import Settings, Size3
+from hiera_video.settings.model import Architecture, Bins, Decoder, Masking
 from hiera_video.settings.video import Clips, FrameSampling, Views
 
 Kind = Literal["classifier", "backbone", "autoencoder", "detector"]
@@ -29,6 +40,7 @@ Kind = Literal["classifier", "backbone", "autoencoder", "detector"]
 FORMAT = "hiera_video"  # in the config.json of a weights folder
 REQUIRED = ("architecture", "num_classes")
 ARCHITECTURE_NEEDS = ("input_size", "embed_dim", "stages", "patch_kernel", "patch_stride")
+ID = re.compile("[1-9][0-9]{0,8}")
 DERIVED = ("name", "format", "num_frames")  # written for readers, and not read
 
 A_KIND: dict[Kind, str] = {
@@ -44,6 +56,45 @@ EXAMPLES: dict[Kind, str] = {
     "hiera_base_16x224.mae_k400",
     "detector": "a run of `hiera-video detect train`",
 }
+
+
+MAX_CLASSES = 1_000_000
+Mean = Annotated[float, Ge(0), Le(1)]
+Deviation = Annotated[float, Ge(1e-6), Le(1e6)]
+
+
+class FullArchitecture(Architecture):
+    input_size: Size3 | None = None
+    """Frames, height and width of a clip, pixels."""
+
+
+class DetectorArguments(Settings):
+    num_classes: Annotated[int, Ge(1), Le(MAX_CLASSES)]
+    """Actions."""
+    roi_resolution: Bins = 7
+    """Bins of RoIAlign along each side of a box."""
+
+
+@dataclass(frozen=True)
+class ArgumentsOf:
+    """Annotates a dict of the keyword arguments that are given, of those that `settings` has."""
+
+    settings: type[Settings]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        return core_schema.no_info_after_validator_function(
+            self.given,
+            handler.generate_schema(self.settings),
+            serialization=core_schema.plain_serializer_function_ser_schema(dict),
+        )
+
+    def given(self, found: Settings) -> dict[str, Any]:
+        names = [name for name in type(found).model_fields if name in found.model_fields_set]
+        if nulls := [name for name in names if getattr(found, name) is None]:
+            raise ValueError(f"{nulls[0]} is null")
+        return {name: getattr(found, name) for name in names}
 
 
 class ModelCard(BaseModel):
@@ -66,15 +117,15 @@ class ModelCard(BaseModel):
         notes: other entries of a config.json, kept as they are.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    architecture: dict[str, Any]
-    num_classes: Natural | None
-    autoencoder: dict[str, Any] | None = None
-    detector: dict[str, Any] | None = None
+    architecture: Annotated[dict[str, Any], ArgumentsOf(FullArchitecture)]
+    num_classes: Annotated[int, Ge(0), Le(MAX_CLASSES)] | None
+    autoencoder: Annotated[dict[str, Any], ArgumentsOf(Decoder)] | None = None
+    detector: Annotated[dict[str, Any], ArgumentsOf(DetectorArguments)] | None = None
     class_names: tuple[str, ...] = ()
-    mean: Statistics = Field(default=(), validate_default=True)
-    std: Statistics = Field(default=(), validate_default=True)
+    mean: tuple[Mean, Mean, Mean] = Field(default=None, validate_default=True)
+    std: tuple[Deviation, Deviation, Deviation] = Field(default=None, validate_default=True)
     multi_label: bool = False
     clips: FrameSampling | Clips | None = None
     views: Views | None = None
@@ -90,21 +141,48 @@ class ModelCard(BaseModel):
     def _check_architecture(cls, value: dict[str, Any]) -> dict[str, Any]:
         if missing := [key for key in ARCHITECTURE_NEEDS if key not in value]:
             raise ValueError(f"it lacks {', '.join(missing)}")
-        return {key: as_tuple(argument) for key, argument in value.items()}
+        return value
 
     @field_validator("mean", "std", mode="before")
     @classmethod
     def _fill_statistics(cls, value: Any, info: Any) -> Any:
-        if value or "architecture" not in info.data:
+        if value is not None or "architecture" not in info.data:
             return value
         mean, std = input_statistics(info.data["architecture"])
         return mean if info.field_name == "mean" else std
 
+    @field_validator("label_map", "groups", mode="before")
+    @classmethod
+    def _read_ids(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {
+            int(key) if isinstance(key, str) and ID.fullmatch(key) else key: name
+            for key, name in value.items()
+        }
+
     @model_validator(mode="after")
-    def _check_class_names(self) -> ModelCard:
+    def _check_kind(self) -> ModelCard:
+        around = [name for name in ("autoencoder", "detector") if getattr(self, name) is not None]
+        if len(around) == 2:
+            raise ValueError("it has both an autoencoder and a detector")
+        if (self.num_classes is None) != bool(around):
+            what = f"of an {around[0]}" if around else "without an autoencoder or detector"
+            needed = "null" if around else "a whole number"
+            raise ValueError(f"num_classes is {self.num_classes}: {what}, needed is {needed}")
+        return self
+
+    @model_validator(mode="after")
+    def _check_names(self) -> ModelCard:
         names, classes = len(self.class_names), self.num_classes or 0
         if names not in (0, classes):
             raise ValueError(f"there are {names} class_names for {classes} classes")
+        if repeated := [name for name, n in Counter(self.class_names).items() if n > 1]:
+            raise ValueError(f"class_names has {listing(repeated)} more than once")
+        actions = (self.detector or {}).get("num_classes", 0)
+        for key in ("label_map", "groups"):
+            if unknown := [id for id in getattr(self, key) if not 1 <= id <= actions]:
+                raise ValueError(f"{key} has {unknown[0]}: the detector has {actions} actions")
         return self
 
     @property
@@ -165,7 +243,7 @@ class ModelCard(BaseModel):
         """The content of config.json; a WeightsError if an entry is not JSON."""
         try:
             fields = self.model_dump(mode="json")
-        except PydanticSerializationError as error:
+        except ValueError as error:  # of pydantic: the type of an entry, or its depth
             raise WeightsError(f"config.json cannot hold the card: {error}") from None
         notes = fields.pop("notes")
         fields = {key: value for key, value in fields.items() if value not in (None, {})}
@@ -189,22 +267,46 @@ class ModelCard(BaseModel):
         Raises:
             WeightsError: an entry is missing or wrong; names the file and the entry.
         """
+        if content.get("format") != FORMAT:
+            raise WeightsError(f"{source}: format is missing or another one: needed is {FORMAT!r}")
         if missing := [key for key in REQUIRED if key not in content]:
             raise WeightsError(f"{source} lacks {', '.join(missing)}")
         known = cls.model_fields.keys() - {"notes"}
-        fields = {key: content[key] for key in content if key in known}
+        fields = {key: _as_tuples(content[key]) for key in content if key in known}
         notes = {key: content[key] for key in content if key not in known and key not in DERIVED}
-        return cls.checked({**fields, "notes": notes}, source)
+        card = cls.checked({**fields, "notes": notes}, source, strict=True)
+        try:
+            card.to_json()  # notes that are nested too deeply to be written again
+        except WeightsError as error:
+            raise WeightsError(f"{source}: {error}") from None
+        return card
 
     @classmethod
-    def checked(cls, fields: Mapping[str, Any], source: object) -> ModelCard:
-        """The card with these fields; a WeightsError that names `source` if one is wrong."""
+    def checked(
+        cls, fields: Mapping[str, Any], source: object, *, strict: bool = False
+    ) -> ModelCard:
+        """The card with these fields; a WeightsError that names `source` if one is wrong.
+
+        Args:
+            strict: refuse values that would have to be converted, such as texts for numbers.
+        """
         try:
-            return cls(**fields)
+            return cls.model_validate(fields, strict=strict)
         except ValidationError as error:
-            # For `clips`, pydantic names each class that it tried, the more general one last.
-            mistake = error.errors()[-1]
-            keys = [part for part in map(str, mistake["loc"]) if part == part.lower()]
-            key = ".".join(keys)
-            message = mistake["msg"].removeprefix("Value error, ")
-            raise WeightsError(f"{source}: {key + ': ' if key else ''}{message}") from None
+            raise WeightsError(f"{source}: {first_mistake(error)}") from None
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first wrong entry, and what is wrong with it."""
+    # For `clips`, pydantic names each class that it tried, the more general one last.
+    mistakes = error.errors()
+    mistake = [m for m in mistakes if m["loc"][:1] == mistakes[0]["loc"][:1]][-1]
+    key = ".".join(part for part in map(str, mistake["loc"]) if part == part.lower())
+    return f"{key + ': ' if key else ''}{mistake['msg'].removeprefix('Value error, ')}"
+
+
+def _as_tuples(value: Any) -> Any:
+    """Lists as tuples, in an entry of a card and one level below: JSON has lists alone."""
+    if isinstance(value, dict):
+        return {key: as_tuple(inner) for key, inner in value.items()}
+    return as_tuple(value)

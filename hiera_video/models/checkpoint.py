@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.errors import ModelError, WeightsError, WeightsNotFoundError
+from hiera_video.models.build import described_tensors
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.download import fetch_file
 from hiera_video.models.layouts import (
@@ -109,6 +110,8 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
     }
     dropped = [key for key in state if DROPPED.fullmatch(key)]
     read = {key: value for key, value in state.items() if READ.fullmatch(key)}
+    if numbers := [key for key, value in read.items() if not value.is_floating_point()]:
+        raise WeightsError(f"{file}: {numbers[0]} is {read[numbers[0]].dtype}: needed are floats")
     if unknown := [key for key in state if key not in read and key not in dropped]:
         raise WeightsError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
@@ -116,7 +119,28 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
         )
     if card is not None and path is not None:
         layout = "hiera_video"
+        _check_described(read, card, path / "config.json")
     return Checkpoint(str(source), layout, read, dropped, renamed, card, config)
+
+
+def _check_described(state: Mapping[str, Tensor], card: ModelCard, source: object) -> None:
+    """Raises WeightsError unless the tensors of a weights folder are those that its card describes.
+
+    Args:
+        source: names the card's file in errors.
+    """
+    for key, shown in architecture_shown(state).items():  # before a model of any depth is built
+        if (stated := card.architecture[key]) != shown:
+            raise WeightsError(
+                f"{source}: architecture.{key} is {stated}, the weights have {shown}"
+            )
+    try:
+        described = described_tensors(card)
+    except ModelError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    needed = {key.removeprefix("encoder."): value for key, value in described.items()}
+    if differs := differences(state, needed):
+        raise WeightsError(f"{source} does not describe the weights: {shorten(differs, 1)}")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -234,24 +258,27 @@ def with_card(checkpoint: Checkpoint) -> Checkpoint:
     Where nothing states the architecture, it must be that of a variant.
 
     Raises:
-        WeightsError: it is of no variant.
+        WeightsError: it is of no variant, or a config.json beside it is wrong.
     """
     if checkpoint.card is not None:
         return checkpoint
+    source = f"{checkpoint.source}: config.json"
     if checkpoint.layout == "transformers" and checkpoint.foreign_config:
-        architecture = architecture_of(checkpoint.foreign_config)
+        architecture = architecture_of(checkpoint.foreign_config, source)
         if checkpoint.renamed:  # the encoder of an autoencoder, which pools once less
             architecture["q_pool"] = len(architecture["stages"]) - 1
     else:
         architecture = _variant_shown(checkpoint)
     if any(map(DECODER.fullmatch, checkpoint.state)):
-        card = ModelCard(
-            architecture={**architecture, "q_pool": 2}, num_classes=None, autoencoder={}
-        )
-    else:
-        num_classes = checkpoint.num_classes or 0
-        statements = statements_of(checkpoint.foreign_config, num_classes)
-        card = ModelCard(architecture=architecture, num_classes=num_classes, **statements)
+        architecture = {**architecture, "q_pool": 2}
+        card = ModelCard(architecture=architecture, num_classes=None, autoencoder={})
+        return replace(checkpoint, card=card)
+    num_classes = checkpoint.num_classes or 0
+    statements = statements_of(checkpoint.foreign_config, num_classes, source)
+    fields = {"architecture": architecture, "num_classes": num_classes, **statements}
+    card = ModelCard.checked(fields, source)
+    if checkpoint.foreign_config:
+        _check_described(checkpoint.state, card, source)
     return replace(checkpoint, card=card)
 
 

@@ -30,6 +30,7 @@ from hiera_video.models.linear import Linear
 from hiera_video.models.patches import PatchEmbed
 from hiera_video.models.units import (
     Size3,
+    check_patches,
     check_sizes,
     divided,
     pool_tokens,
@@ -235,7 +236,10 @@ class Hiera(Trainable):
             raise ModelError(
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
+        if embed_dim % num_heads:
+            raise ModelError(f"embed_dim is {embed_dim}: num_heads={num_heads} does not divide it")
         check_sizes(input_size, patch_stride, mask_unit, q_stride, q_pool)
+        check_patches(input_size, patch_kernel, patch_stride, patch_padding)
 
         # What builds the network again, except for its classifier's outputs.
         others = ("self", "__class__", "num_classes", "drop_path", "head_dropout")

@@ -5,14 +5,16 @@ A table for each layout serves both directions. On this side stand the official 
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from hiera_video.errors import WeightsError
-from hiera_video.models.card import ModelCard
+from hiera_video.models.card import ModelCard, first_mistake
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.variants import VARIANTS, as_tuple, is_image, variant_name
 from hiera_video.settings.tools import Layout
@@ -178,16 +180,40 @@ def config_of(layout: Layout, card: ModelCard) -> dict[str, Any]:
     }
 
 
-def statements_of(config: Mapping[str, Any], num_classes: int) -> dict[str, Any]:
-    """Entries of a card that the config.json of timm or transformers states."""
-    by_id = config.get("id2label", {})
-    names = config.get("label_names") or [by_id[key] for key in sorted(by_id, key=int)]
-    stated = config.get("pretrained_cfg", {})
-    statements = {key: stated[key] for key in ("mean", "std") if key in stated}
-    if num_classes:
-        statements["multi_label"] = config.get("problem_type") == "multi_label_classification"
-        statements["class_names"] = names if len(names) == num_classes else ()
-    return statements
+class ForeignConfig(BaseModel):
+    """What timm and transformers say beside the architecture."""
+
+    label_names: tuple[str, ...] = ()
+    id2label: dict[int, str] = {}
+    problem_type: str | None = None
+    pretrained_cfg: dict[str, Any] = {}
+
+    def statements(self, num_classes: int) -> dict[str, Any]:
+        """Entries of a card. A name of several classes, as of cranes in ImageNet, gets the id."""
+        names = self.label_names or [name for _, name in sorted(self.id2label.items())]
+        stated = self.pretrained_cfg
+        statements: dict[str, Any] = {k: stated[k] for k in ("mean", "std") if k in stated}
+        if num_classes:
+            counts = Counter(names)
+            unique = [name if counts[name] == 1 else f"{name} {i}" for i, name in enumerate(names)]
+            statements["multi_label"] = self.problem_type == "multi_label_classification"
+            statements["class_names"] = unique if len(names) == num_classes else ()
+        return statements
+
+
+def statements_of(config: Mapping[str, Any], num_classes: int, source: object) -> dict[str, Any]:
+    """Entries of a card that the config.json of timm or transformers states.
+
+    Args:
+        source: names the file in errors.
+
+    Raises:
+        WeightsError: an entry is of a wrong type.
+    """
+    try:
+        return ForeignConfig.model_validate(config).statements(num_classes)
+    except ValidationError as error:
+        raise WeightsError(f"{source}: {first_mistake(error)}") from None
 
 
 def transformers_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,10 +229,13 @@ def transformers_arguments(architecture: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def architecture_of(config: Mapping[str, Any], source: object) -> dict[str, Any]:
     """Keyword arguments of `Hiera` from the config.json of a model of transformers.
 
     What its version 4 leaves out has its default there, that of `hiera_base_224`.
+
+    Args:
+        source: names the file in errors.
 
     Raises:
         WeightsError: values that `Hiera` does not have.
@@ -214,11 +243,22 @@ def architecture_of(config: Mapping[str, Any]) -> dict[str, Any]:
     with torch.device("meta"):
         defaults = transformers_arguments(Hiera(**VARIANTS["hiera_base_224"]).architecture)
     c = {key: config.get(key, default) for key, default in defaults.items()}
+    for key, default in defaults.items():
+        if not _is_like(c[key], default):
+            raise WeightsError(f"{source}: {key} is not of the same type as {default}")
     architecture = {own: as_tuple(c[theirs]) for theirs, own in TRANSFORMERS_ARGUMENTS.items()}
     architecture |= {own: (1, *c[theirs]) for theirs, own in TRANSFORMERS_SIZES.items()}
     architecture["patch_padding"] = (0, *c["patch_padding"])
     architecture |= {"num_heads": c["num_heads"][0], "sep_pos_embed": False}
     needed = transformers_arguments(architecture)
     if differs := [f"{k} is {c[k]}: needed is {needed[k]}" for k in c if c[k] != needed[k]]:
-        raise WeightsError(f"config.json is of no Hiera here: {'; '.join(differs)}")
+        raise WeightsError(f"{source} is of no Hiera here: {'; '.join(differs)}")
     return architecture
+
+
+def _is_like(value: Any, example: Any) -> bool:
+    """Whether a value of a config.json is of the same type, a list as short."""
+    if isinstance(example, list):
+        is_short = isinstance(value, list) and 0 < len(value) <= 8
+        return is_short and all(_is_like(entry, example[0]) for entry in value)
+    return type(value) in (type(example), int if type(example) is float else type(example))

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from hiera_video.errors import ModelError, OutputExistsError, WeightsError
 from hiera_video.files import replacing, user_path, write_json
+from hiera_video.models.build import build, described_tensors
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.checkpoint import (
     Checkpoint,
@@ -38,7 +38,6 @@ from hiera_video.models.sources import Source
 from hiera_video.models.variants import (
     PUBLISHED,
     VARIANTS,
-    as_tuple,
     check_known,
     is_image,
     list_models,
@@ -49,16 +48,6 @@ if TYPE_CHECKING:
     from hiera_video.models.detector import ActionDetector
 
 logger = logging.getLogger(__name__)
-
-# What other libraries call things, and what to write here.
-HABITS = {
-    "pretrained": "name the weights, create_model('hiera_base_16x224.mae_k400_ft_k400') or "
-    "checkpoint=...; list_models(pretrained=True) has their names",
-    "features_only": "model.forward_intermediates(x, indices=...) gives the outputs of the stages",
-    "global_pool": "num_classes=0 leaves the pooled features, and "
-    "model.forward_head(x, pre_logits=True) gives them of a classifier; "
-    "model.forward_features(x) gives the tokens",
-}
 
 
 def create_model(
@@ -132,9 +121,10 @@ def create_autoencoder(
         target=target,
     )
     if "decoder_heads" not in decoder:
-        raise ModelError(
-            "decoder_heads is not given, and no tensor's shape shows it: 8 in the paper's video "
-            "recipes, 16 in its image recipes and in all public builders"
+        where = f"{source.source}: " if source is not None else ""
+        raise WeightsError(
+            f"{where}decoder_heads is not given, and no tensor's shape shows it: 8 in the paper's "
+            "video recipes, 16 in its image recipes and in all public builders"
         )
     return _create(source, pos_embed_resize, encoder, autoencoder=decoder)
 
@@ -241,29 +231,6 @@ def _create(
     if source is not None:
         load_weights(model, source, pos_embed_resize=pos_embed_resize)
     return model
-
-
-def build(
-    encoder: Mapping[str, Any],
-    autoencoder: Mapping[str, Any] | None = None,
-    detector: Mapping[str, Any] | None = None,
-) -> Model:
-    """A `Hiera` of these keyword arguments, or the autoencoder or detector around it.
-
-    Lists may stand for tuples. An unknown argument of `Hiera` is a ModelError.
-    """
-    for key in encoder:
-        if key in HABITS:
-            raise ModelError(f"{key} is not an argument of Hiera: {HABITS[key]}")
-        check_known(key, inspect.signature(Hiera).parameters, "Arguments of Hiera")
-    arguments = {key: as_tuple(value) for key, value in encoder.items()}
-    if autoencoder is not None:
-        return MaskedAutoencoderHiera(Hiera(**arguments), **autoencoder)
-    if detector is not None:
-        from hiera_video.models.detector import ActionDetector  # torchvision takes its time
-
-        return ActionDetector(Hiera(**arguments), **detector)
-    return Hiera(**arguments)
 
 
 # Whole models, as they were saved.
@@ -380,10 +347,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 def _check_described(model: Model, card: ModelCard) -> None:
     """Raises WeightsError for a model that cannot be loaded into what its card describes."""
-    encoder = {**card.architecture, "num_classes": card.num_classes or 0}
-    with torch.device("meta"):
-        described = build(encoder, card.autoencoder, card.detector)
-    if differs := differences(model.state_dict(), described.state_dict()):
+    if differs := differences(model.state_dict(), described_tensors(card)):
         advice = "save its state dict with torch.save"
         if all("head." in difference.split(" ")[0] for difference in differs):
             advice = "replace the classifier by model.reset_classifier(num_classes), not by hand"

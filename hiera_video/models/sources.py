@@ -14,7 +14,7 @@ from typing import Any
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError, did_you_mean
 from hiera_video.files import parse_json, shipped_folder, user_path
-from hiera_video.models.card import FORMAT, Kind, ModelCard
+from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
     PUBLISHED,
@@ -84,7 +84,8 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise WeightsError(f"{path} holds a {type(config).__name__}: needed are keys with values")
-    return found, ModelCard.from_json(config, path) if config.get("format") == FORMAT else config
+    is_own = "format" in config or isinstance(config.get("architecture"), dict)
+    return found, ModelCard.from_json(config, path) if is_own else config
 
 
 def check_source(source: Source) -> None:

@@ -107,6 +107,17 @@ def check_sizes(
     )
 
 
+def check_patches(input_size: Size3, kernel: Size3, stride: Size3, padding: Size3) -> None:
+    """Raises ModelError unless the patches of a clip are as many as its size over their stride."""
+    axes = zip(input_size, kernel, stride, padding, strict=True)
+    found = size3((n + 2 * p - k) // s + 1 for n, k, s, p in axes)
+    if found != (needed := divided(input_size, stride)):
+        raise ModelError(
+            f"patch_padding is {tuple(padding)}: with patch_kernel={tuple(kernel)} and "
+            f"patch_stride={tuple(stride)} there are {found} patches, needed are {needed}"
+        )
+
+
 def _fits(values: Size3, multiples: Size3) -> bool:
     return all(v > 0 and v % m == 0 for v, m in zip(values, multiples, strict=True))
 

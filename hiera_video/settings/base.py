@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
-from annotated_types import Ge, Gt, Le, Lt, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -108,10 +108,11 @@ Path = Annotated[str, PlainValidator(_possible_path), Allowed("a path")]
 # Of what is written, because some libraries write no other.
 Output = Annotated[Path, AfterValidator(_utf8), Allowed("a path in UTF-8")]
 Ascending = AfterValidator(_ascending)
-Size2 = tuple[Count, Count]
-Size3 = tuple[Count, Count, Count]
+Length = Annotated[int, Ge(1), Le(16_384)]  # along an axis of a clip: frames, pixels or tokens
+Size2 = tuple[Length, Length]
+Size3 = tuple[Length, Length, Length]
 ImageSize = Annotated[
-    Count | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
+    Length | Size2, Allowed("a whole number of pixels, or [height, width] of two such numbers")
 ]
 Device = Annotated[
     str,
@@ -139,7 +140,10 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
             return f"[low, high] with low <= high, each {allowed_values(arguments[0])}"
         if arguments[-1] is Ellipsis:
             at_least = "at least one, " if any(isinstance(m, MinLen) for m in metadata) else ""
-            return f"a list, {at_least}each entry {allowed_values(arguments[0])}"
+            most = next(
+                (f"at most {m.max_length}, " for m in metadata if isinstance(m, MaxLen)), ""
+            )
+            return f"a list, {at_least}{most}each entry {allowed_values(arguments[0])}"
         return f"a list of {len(arguments)}, each {allowed_values(arguments[0])}"
     if annotation is bool:
         return "true or false"

@@ -2,20 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Lt
+from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import model_serializer
 
-from hiera_video.settings.base import (
-    Count,
-    ImageSize,
-    Natural,
-    Path,
-    Positive,
-    Rate,
-    Settings,
-    Size3,
-)
+from hiera_video.settings.base import ImageSize, Length, Path, Rate, Settings, Size3
 
+Width = Annotated[int, Ge(1), Le(16_384)]
+Heads = Annotated[int, Ge(1), Le(1024)]
+Depth = Annotated[int, Ge(1), Le(1000)]
+Padding = Annotated[int, Ge(0), Le(1024)]
+Bins = Annotated[int, Ge(1), Le(128)]
 PosEmbedResize = Literal["window", "bicubic"]
 Target = Literal["pixels", "hog"]
 MaskingKind = Literal["random", "tube", "frame", "block"]
@@ -26,15 +22,15 @@ class Architecture(Settings):
 
     is_compact = True
 
-    in_chans: Count | None = None
+    in_chans: Annotated[int, Ge(1), Le(256)] | None = None
     """Colour channels of the input."""
-    embed_dim: Count | None = None
+    embed_dim: Width | None = None
     """Width of the first stage; it doubles with each stage."""
-    num_heads: Count | None = None
+    num_heads: Heads | None = None
     """Attention heads of the first stage; they double with each stage."""
-    stages: tuple[Count, ...] | None = None
+    stages: Annotated[tuple[Depth, ...], MinLen(1), MaxLen(8)] | None = None
     """Blocks of each stage."""
-    q_pool: Natural | None = None
+    q_pool: Annotated[int, Ge(0), Le(7)] | None = None
     """Stage transitions that pool."""
     q_stride: Size3 | None = None
     """Tokens merged by a pooling step, along (time, height, width)."""
@@ -46,11 +42,11 @@ class Architecture(Settings):
     """Kernel of the patch embedding, along (time, height, width), pixels."""
     patch_stride: Size3 | None = None
     """Stride of the patch embedding, along (time, height, width), pixels."""
-    patch_padding: tuple[Natural, Natural, Natural] | None = None
+    patch_padding: tuple[Padding, Padding, Padding] | None = None
     """Padding of the patch embedding, along (time, height, width), pixels."""
     sep_pos_embed: bool | None = None
     """A spatial plus a temporal position embedding instead of one over space and time."""
-    mlp_ratio: Positive | None = None
+    mlp_ratio: Annotated[float, Gt(0), Le(64)] | None = None
     """Hidden width of the MLP over the width of the block."""
 
     @model_serializer
@@ -65,7 +61,7 @@ class Backbone(Settings):
     init: Path | None = None
     """Weights to start from: a file, a weights, run or checkpoint folder, or a published tag.
     Null: random weights."""
-    num_frames: Count | None = None
+    num_frames: Length | None = None
     """Frames of a clip. Null: as the variant."""
     image_size: ImageSize | None = None
     """Height and width of a clip, pixels: one number, or [height, width]. Null: as the variant."""
@@ -90,18 +86,20 @@ class Classifier(Backbone):
 
 
 class Detector(Classifier):
-    roi_resolution: Count = 7
+    roi_resolution: Bins = 7
     """Bins of RoIAlign along each side of a box."""
 
 
-class Autoencoder(Backbone):
-    decoder_heads: Count | None = None
+class Decoder(Settings):
+    """Keyword arguments of `MaskedAutoencoderHiera` beside its encoder."""
+
+    decoder_heads: Heads | None = None
     """Attention heads of the decoder. No tensor's shape shows them: 8 in the paper's video recipes,
     16 in its image recipes and in all public builders. Null: as `init` states, which must then be
     a folder that pretraining wrote."""
-    decoder_dim: Count = 512
+    decoder_dim: Width = 512
     """Width of the decoder."""
-    decoder_depth: Count = 8
+    decoder_depth: Depth = 8
     """Blocks of the decoder."""
     target: Target = "pixels"
     """What is predicted in hidden units: normalised pixels, or histograms of oriented gradients."""
@@ -112,6 +110,10 @@ class Autoencoder(Backbone):
             "decoder_heads",
             f"a divisor of decoder_dim={self.decoder_dim}",
         )
+
+
+class Autoencoder(Decoder, Backbone):
+    pass
 
 
 class Masking(Settings):

@@ -2,16 +2,26 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from annotated_types import Ge, Le
+from pydantic import AfterValidator
 
-from hiera_video.settings.base import Count, Natural, Path, Positive, Settings
+from hiera_video.settings.base import Allowed, Count, Length, Natural, Path, Positive, Settings
 
 Backend = Literal["pyav", "decord", "torchcodec"]
 Spacing = Literal["linspace", "strided"]
 EndPolicy = Literal["repeat_last", "wrap", "error"]
 LastWindow = Literal["pad", "drop", "shift"]
 ClipRule = Literal["offset", "interval"]
-NumCrops = Annotated[Literal[1, 3], BeforeValidator(int)]  # text too, as in YAML
+
+
+def _one_or_three(number: int) -> int:
+    if number not in (1, 3):
+        raise ValueError("it is neither 1 nor 3")
+    return number
+
+
+NumClips = Annotated[int, Ge(1), Le(256)]
+NumCrops = Annotated[int, AfterValidator(_one_or_three), Allowed("1 or 3")]
 
 
 class Decoding(Settings):
@@ -35,9 +45,9 @@ class Reading(Decoding):
 class FrameSampling(Settings):
     """The rate at which the frames of a clip are sampled."""
 
-    sampling_rate: Count = 4
+    sampling_rate: Annotated[int, Ge(1), Le(10_000)] = 4
     """Distance between sampled frames, source frames (frames at target_fps where that is set)."""
-    target_fps: Positive | None = None
+    target_fps: Annotated[float, Ge(0.001), Le(10_000)] | None = None
     """Sample the video as if played at this rate, frames per second. Null: its own frames."""
 
 
@@ -55,16 +65,16 @@ class Clips(FrameSampling):
 class Views(Settings):
     """Multi-view evaluation."""
 
-    num_clips: Count = 5
+    num_clips: NumClips = 5
     """Temporal clips of a video."""
     num_crops: NumCrops = 3
     """Spatial crops of a clip: 1 (centre) or 3 (along the longer side)."""
     clip_rule: ClipRule = "offset"
     """The last clip ends with the video (SlowFast's offset sampling), or clips start at multiples
     of an equal share of the video."""
-    short_side: Count | None = None
+    short_side: Length | None = None
     """Short side after resizing, pixels. Null: the crop size for 3 crops, 256/224 of it for 1."""
-    batch_size: Count = 16
+    batch_size: Annotated[int, Ge(1), Le(4096)] = 16
     """Views in one forward pass; views of several videos share it."""
 
 
@@ -87,13 +97,13 @@ class Windowing(Settings):
     """For dense windows: where frames remain at the end, a window that repeats the last frame, no
     window, or a window that ends with the video. A video shorter than a clip has one window, by
     clips.end_policy."""
-    num_clips: Count = 5
+    num_clips: NumClips = 5
     """For views: temporal clips of a video."""
     clip_rule: ClipRule = "offset"
     """For views: the last clip ends with the video, or clips start at even shares."""
     num_crops: NumCrops = 1
     """Spatial crops of a window: 1 (centre) or 3 (along the longer side)."""
-    short_side: Count | None = None
+    short_side: Length | None = None
     """Short side after resizing, pixels. Null: the crop size for 3 crops, 256/224 of it for 1."""
 
     def check_rules(self) -> None:

@@ -296,8 +296,7 @@ class Run:
                 return False
             if self.evaluation_due(step):
                 self.report_evaluation(report, step)
-        if start_step < end_step:
-            report.check_steps()
+        report.check_steps()
         return True
 
     def save(self, step: int) -> None:

@@ -74,7 +74,7 @@ class RunReport:
         self.folder, self.process, self.failed = folder, process, set(failed)
         self._named: set[str] = set(failed)  # in a warning
         self._events: EventFile | None = None
-        self._num_skipped = self._num_taken = 0  # steps of the run, on the main process
+        self._num_steps = self._num_skipped = self._num_taken = 0  # on the main process
         if not process.is_main:
             return
         self._metrics_path = folder / "metrics.jsonl"
@@ -82,6 +82,7 @@ class RunReport:
         _drop_beyond(folder / "failures.jsonl", start_step)
         for line in self._earlier:
             if line.get("kind") == "train":
+                self._num_steps += 1
                 self._num_skipped += "not_finite" in line
                 self._num_taken += "not_finite" not in line and line.get("loss") is not None
         if importlib.util.find_spec("tensorboard"):
@@ -106,6 +107,7 @@ class RunReport:
         if done.not_finite:
             values["not_finite"] = 1
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        self._num_steps += 1
         self._num_skipped += done.not_finite
         self._num_taken += not done.skipped
         self.metrics(done.step, "train", values)
@@ -136,8 +138,9 @@ class RunReport:
 
         Every process calls it.
         """
-        num_skipped, num_taken = from_main((self._num_skipped, self._num_taken))
-        if not num_skipped + num_taken:
+        counts = self._num_steps, self._num_skipped, self._num_taken
+        num_steps, num_skipped, num_taken = from_main(counts)
+        if num_steps and not num_skipped + num_taken:
             raise UserError(
                 "no step was taken, because nothing of the training list could be read: see "
                 f"{self.folder / 'failures.jsonl'}"

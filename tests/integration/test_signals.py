@@ -2,7 +2,9 @@
 
 import os
 import signal
+import tempfile
 import time
+from pathlib import Path
 
 import pytest
 
@@ -12,10 +14,19 @@ COMMANDS = {
 }
 
 
+@pytest.fixture
+def temporary():
+    """A folder with a short path, as sockets need."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+
+
 @pytest.mark.parametrize(
     ("name", "number"), [("extract", signal.SIGTERM), ("evaluate", signal.SIGHUP)]
 )
-def test_a_signal_ends_a_command(commands, trained, list_of, tmp_path, monkeypatch, name, number):
+def test_a_signal_ends_a_command(
+    commands, trained, list_of, tmp_path, monkeypatch, temporary, name, number
+):
     """Sent to the whole group of processes, as a terminal and Slurm do."""
     rows = []
     for i in range(200):
@@ -24,9 +35,7 @@ def test_a_signal_ends_a_command(commands, trained, list_of, tmp_path, monkeypat
         video.symlink_to(commands.toy / "val_0.mp4")
         rows.append((video, "left"))
     videos, out = list_of(tmp_path / "list.csv", rows, "path,class_name"), tmp_path / "out"
-    temporary = tmp_path / "temporary"
-    temporary.mkdir()
-    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setenv("TMPDIR", temporary)
     given = [f"data.val={videos}"] if name == "evaluate" else [videos]
     process = commands.start(
         *(name, *given, f"checkpoint={trained}", f"output_dir={out}", "data.num_workers=2"),
@@ -42,6 +51,6 @@ def test_a_signal_ends_a_command(commands, trained, list_of, tmp_path, monkeypat
     result = commands.finish(process, timeout_sec=20)
     assert result.code == 143, result.out
     result.reports(f"stopped by {number.name}")
-    assert not [*temporary.glob("pymp-*")]
+    assert not [*Path(temporary).glob("pymp-*")]
     assert [p.name for p in out.rglob(".*")] == [".lock"] * (name == "extract")
     assert not (out / "report.json").exists()

@@ -190,7 +190,6 @@ def test_advice() -> None:
 
 
 def test_an_unknown_kind_is_named() -> None:
-    card = ModelCard(architecture=VARIANTS["hiera_tiny_224"], num_classes=1000)
     unchecked: Any = inspect.unwrap(ModelCard.require)  # whose annotation tests check, too
     with pytest.raises(ModelError, match=r"'detctor' is unknown.*did you mean 'detector'"):
-        unchecked(card, "detctor", "x")
+        unchecked(card(), "detctor", "x")

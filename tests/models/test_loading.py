@@ -110,7 +110,7 @@ def test_safetensors_file_and_foreign_folder(tmp_path: Path) -> None:
     assert torch.equal(logits(model), logits(trained))
     assert model.card is None
     # transformers leaves defaults out, and this model does not have them.
-    with pytest.raises(WeightsError, match="the model is hiera_base_224: the file has embed_dim"):
+    with pytest.raises(WeightsError, match="embed_dim is 96, the weights have 16"):
         load_model(tmp_path)
 
 

@@ -1,0 +1,64 @@
+"""Models from keyword arguments, and what the model that a card describes looks like."""
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hiera_video.errors import ModelError
+from hiera_video.models.card import ModelCard
+from hiera_video.models.hiera import Hiera
+from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.variants import as_tuple, check_known
+
+if TYPE_CHECKING:
+    from hiera_video.models.loading import Model
+
+# What other libraries call things, and what to write here.
+HABITS = {
+    "pretrained": "name the weights, create_model('hiera_base_16x224.mae_k400_ft_k400') or "
+    "checkpoint=...; list_models(pretrained=True) has their names",
+    "features_only": "model.forward_intermediates(x, indices=...) gives the outputs of the stages",
+    "global_pool": "num_classes=0 leaves the pooled features, and "
+    "model.forward_head(x, pre_logits=True) gives them of a classifier; "
+    "model.forward_features(x) gives the tokens",
+}
+
+
+def build(
+    encoder: Mapping[str, Any],
+    autoencoder: Mapping[str, Any] | None = None,
+    detector: Mapping[str, Any] | None = None,
+) -> "Model":
+    """A `Hiera` of these keyword arguments, or the autoencoder or detector around it.
+
+    Lists may stand for tuples. An unknown argument of `Hiera` is a ModelError.
+    """
+    for key in encoder:
+        if key in HABITS:
+            raise ModelError(f"{key} is not an argument of Hiera: {HABITS[key]}")
+        check_known(key, inspect.signature(Hiera).parameters, "Arguments of Hiera")
+    arguments = {key: as_tuple(value) for key, value in encoder.items()}
+    if autoencoder is not None:
+        return MaskedAutoencoderHiera(Hiera(**arguments), **autoencoder)
+    if detector is not None:
+        from hiera_video.models.detector import ActionDetector  # torchvision takes its time
+
+        return ActionDetector(Hiera(**arguments), **detector)
+    return Hiera(**arguments)
+
+
+def described_tensors(card: ModelCard) -> dict[str, Tensor]:
+    """The tensors of the model that a card describes, under its own names and without values.
+
+    Raises:
+        ModelError: sizes that do not fit together.
+    """
+    encoder = {**card.architecture, "num_classes": card.num_classes or 0}
+    autoencoder = card.autoencoder
+    if autoencoder is not None:
+        autoencoder = {"decoder_heads": 1, **autoencoder}  # which no tensor's shape shows
+    with torch.device("meta"):
+        return build(encoder, autoencoder, card.detector).state_dict()
