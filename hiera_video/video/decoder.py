@@ -17,6 +17,7 @@ from av.video.stream import VideoStream
 # Errors in the log that do not concern pixels, or that follow each seek into an open GOP.
 HARMLESS = ("SEI", "mmco", "unable to decode APP")
 SKIPPED = "Skipping"  # a warning: a part of the picture was left out
+GAP = "Frame num gap"  # a message for debugging: a frame is missing, of which H.264 counts each
 
 
 class Decoder:
@@ -34,6 +35,10 @@ class Decoder:
         keys: ascending numbers of packets that container and decoder call key frames.
         returned: numbers of packets whose frames were returned.
     """
+
+    finds_gaps = False
+    """Whether a missing frame counts as damage. Where no frame is skipped, errors state it better:
+    some streams leave out numbers on purpose."""
 
     def __init__(self, stream: VideoStream, max_frame_pixels: int) -> None:
         self.context = stream.codec_context
@@ -59,11 +64,12 @@ class Decoder:
         Args:
             packet: None returns the frames that the decoder still holds.
         """
+        is_key = packet is not None and packet.is_keyframe
         if packet is not None:
             packet.pts = number
-            if packet.is_keyframe:
+            if is_key:
                 self._stated_keys.add(number)
-        _log.start()
+        _log.start(av.logging.DEBUG if self.finds_gaps else av.logging.WARNING)
         try:
             with av.logging.Capture() as log:
                 frames = [frame for frame in self.context.decode(packet) if frame.pts is not None]
@@ -72,7 +78,8 @@ class Decoder:
             return []
         finally:
             _log.stop()
-        if any(map(_states_damage, log)):
+        has_gap = self.finds_gaps and not is_key and any(GAP in message for _, _, message in log)
+        if has_gap or any(map(_states_damage, log)):
             self.flagged.add(number)
         for frame in frames:
             assert frame.pts is not None
@@ -98,15 +105,16 @@ class _Log:
         self._logger = logging.getLogger("libav")
         self._silence = logging.NullHandler()
 
-    def start(self) -> None:
+    def start(self, level: int) -> None:
         with self._lock:
             if not self._num_listening:
-                level, _ = self._usual = av.logging.get_level(), av.logging.get_skip_repeated()
-                if level is None:
+                usual, _ = self._usual = av.logging.get_level(), av.logging.get_skip_repeated()
+                if usual is None:
                     self._logger.addHandler(self._silence)
                     self._propagates, self._logger.propagate = self._logger.propagate, False
-                av.logging.set_level(max(level or 0, av.logging.WARNING))
                 av.logging.set_skip_repeated(False)
+            if level > (av.logging.get_level() or 0):
+                av.logging.set_level(level)
             self._num_listening += 1
 
     def stop(self) -> None:

@@ -115,6 +115,26 @@ def test_overwritten_bytes_of_h264(tmp_path, backend, number):
     assert set(letters[: 25 * group] + letters[25 * (group + 1) :]) == {"="}
 
 
+def test_a_frame_that_is_missing_from_the_file(tmp_path, backend):
+    """FFmpeg states it as an error only for frames that sparse reads skip."""
+    source = make_noisy_video(tmp_path / "a.mp4", 75, options=H264 | {"bf": "3"})
+    clean, _ = one_by_one(source)
+    lost = 26  # the first P-frame of the second group
+    path = tmp_path / "b.mkv"
+    with av.open(source) as container, av.open(path, "w") as out:
+        stream = out.add_stream_from_template(container.streams.video[0])
+        for number, packet in enumerate(p for p in container.demux(video=0) if p.size):
+            if number != lost:
+                packet.stream = stream
+                out.mux(packet)
+    with open_video(path, backend) as reader:
+        assert len(reader) == 74
+        for sparse in ([26, 40], [40, 44, 48], [46], [30, 49, 60]):
+            with pytest.raises(VideoError):
+                reader.frames(sparse)
+        assert np.array_equal(reader.frames([3, 60]), [clean[3], clean[61]])
+
+
 def test_a_damaged_frame_of_an_avi_keeps_its_place(tmp_path, backend):
     """AVI has no presentation times: the order of frames is that of the decoder."""
     options = {"g": "12", "bf": "2"}

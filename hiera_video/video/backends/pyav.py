@@ -147,7 +147,7 @@ class PyavReader(VideoReader):
         self._current_read = packets
         decoder = self._decoder  # of this read, which may have opened the file again
         decoder.begin(index.damaged)
-        may_skip = not from_start and self._may_skip
+        may_skip = decoder.finds_gaps = not from_start and self._may_skip
         waiting: deque[av.VideoFrame] = deque()
         latest = -1  # position of the frames that the decoder has returned
         for number, packet in packets:
