@@ -129,7 +129,7 @@ def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
         return
     if not is_image(architecture) or architecture["sep_pos_embed"]:
         raise WeightsError(
-            f"{layout} has image models only, and this one is for video: take to=official"
+            f"{layout} has image models only, and this one is for video: take layout=official"
         )
     # transformers asks this of the height alone, and whatever the number of pooling steps.
     unit, stride = architecture["mask_unit"][1], architecture["q_stride"][1]
