@@ -6,6 +6,7 @@ others remove it if that was killed.
 """
 
 import csv
+import glob
 import json
 import logging
 import math
@@ -277,7 +278,9 @@ def temporary_folder() -> Path:
     folder = Path(util.get_temp_dir())
     if not any(folder.glob("*.mark")):  # processes that this one starts share the folder
         (folder / f"{_this_process()}.mark").touch()
-        for mark in folder.parent.glob("pymp-*/*.mark"):
+        # Not Path.glob, which fails where another process removes its folder meanwhile.
+        for name in glob.glob("pymp-*/*.mark", root_dir=folder.parent):
+            mark = folder.parent / name
             if _is_left_over(mark, mark.name):
                 shutil.rmtree(mark.parent, ignore_errors=True)  # others may do so, too
     return folder
