@@ -8,7 +8,8 @@ what they made up, so that nothing between a damaged packet and the next key fra
 import bisect
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import av
 import av.logging
@@ -61,6 +62,8 @@ class Decoder:
     def decode(self, number: int, packet: av.Packet | None) -> list[av.VideoFrame]:
         """The frames that are complete with a packet; the packet of a frame is its `pts`.
 
+        To be called within `listening`.
+
         Args:
             packet: None returns the frames that the decoder still holds.
         """
@@ -69,15 +72,12 @@ class Decoder:
             packet.pts = number
             if is_key:
                 self._stated_keys.add(number)
-        _log.start(av.logging.DEBUG if self.finds_gaps else av.logging.WARNING)
         try:
             with av.logging.Capture() as log:
                 frames = [frame for frame in self.context.decode(packet) if frame.pts is not None]
         except av.error.FFmpegError:
             self.damaged.add(number)
             return []
-        finally:
-            _log.stop()
         has_gap = self.finds_gaps and not is_key and any(GAP in message for _, _, message in log)
         if has_gap or any(map(_states_damage, log)):
             self.flagged.add(number)
@@ -91,49 +91,49 @@ class Decoder:
         return frames
 
 
-class _Log:
-    """PyAV's log, which has one level for all threads, while at least one of them listens.
+_lock = threading.Lock()
+_num_listening = 0  # threads
+_usual: tuple[int | None, bool, bool] = None, True, True
+_logger = logging.getLogger("libav")
+_silence = logging.NullHandler()
 
-    What the other threads cause meanwhile stays as silent as before.
+
+@contextmanager
+def listening(level: int = av.logging.WARNING) -> Iterator[None]:
+    """Lets libav log messages of a level, and worse ones, which `Decoder.decode` captures.
+
+    PyAV has one level for all threads. What else libav does in this block and in other threads
+    stays as silent as it was. PyAV writes to stderr if it stops listening while a thread logs:
+    everything that a reader asks of libav belongs into such a block.
     """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._num_listening = 0
-        self._usual: tuple[int | None, bool] = None, True
-        self._propagates = True
-        self._logger = logging.getLogger("libav")
-        self._silence = logging.NullHandler()
-
-    def start(self, level: int) -> None:
-        with self._lock:
-            if not self._num_listening:
-                usual, _ = self._usual = av.logging.get_level(), av.logging.get_skip_repeated()
-                if usual is None:
-                    self._logger.addHandler(self._silence)
-                    self._propagates, self._logger.propagate = self._logger.propagate, False
-                av.logging.set_skip_repeated(False)
-            if level > (av.logging.get_level() or 0):
-                av.logging.set_level(level)
-            self._num_listening += 1
-
-    def stop(self) -> None:
-        with self._lock:
-            self._num_listening -= 1
-            if not self._num_listening:
-                level, skips = self._usual
-                av.logging.set_level(level)
+    global _num_listening, _usual
+    with _lock:
+        if not _num_listening:
+            usual, skips = av.logging.get_level(), av.logging.get_skip_repeated()
+            _usual = usual, skips, _logger.propagate
+            if usual is None:
+                _logger.addHandler(_silence)
+                _logger.propagate = False
+            av.logging.set_skip_repeated(False)
+        if level > (av.logging.get_level() or 0):
+            av.logging.set_level(level)
+        _num_listening += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_listening -= 1
+            if not _num_listening:
+                usual, skips, propagates = _usual
+                av.logging.set_level(usual)
                 av.logging.set_skip_repeated(skips)
-                if level is None:
-                    self._logger.removeHandler(self._silence)
-                    self._logger.propagate = self._propagates
-
-
-_log = _Log()
+                if usual is None:
+                    _logger.removeHandler(_silence)
+                    _logger.propagate = propagates
 
 
 def _states_damage(entry: tuple[int, str, str]) -> bool:
     level, _, message = entry
-    if SKIPPED in message:
-        return True
-    return level <= av.logging.ERROR and not message.startswith(HARMLESS)
+    if level <= av.logging.ERROR:
+        return not message.startswith(HARMLESS)
+    return level <= av.logging.WARNING and SKIPPED in message

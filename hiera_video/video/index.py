@@ -165,6 +165,8 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     starts = np.where(starts <= by_time, starts, 0)
     shown = packets.is_shown[by_time]
     order, starts = by_time[shown], starts[shown]
+    if len(order) == 0:
+        raise VideoError(path, "truncated", "no frame of it decodes; fetch it again")
 
     position_of = np.full(len(packets.pts), -1, np.int64)
     position_of[order] = np.arange(len(order))

@@ -26,7 +26,7 @@ def opened_image(path: str) -> Iterator[Image.Image]:
                 Image.MAX_IMAGE_PIXELS = bound
         with opened as image:
             yield image
-    except VideoError:
+    except (VideoError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many types
         raise VideoError(
