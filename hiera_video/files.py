@@ -310,7 +310,8 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
     """
     import fcntl  # missing on some systems
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with reported(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -355,8 +356,13 @@ def own_or_shipped(path: str | os.PathLike[str]) -> Path:
 
 
 def _this_process() -> str:
-    """`PID-MACHINE`, for names of files that this process removes unless it is killed."""
-    return f"{os.getpid()}-{zlib.crc32(socket.gethostname().encode()):08x}"
+    """`PID-MACHINE`, for names of files that this process removes unless it is killed.
+
+    Containers of a machine may share its name, and count their processes each for itself.
+    """
+    namespace = Path("/proc/self/ns/pid")
+    machine = f"{socket.gethostname()} {os.readlink(namespace) if namespace.is_symlink() else ''}"
+    return f"{os.getpid()}-{zlib.crc32(machine.encode()):08x}"
 
 
 def _is_left_over(path: Path, process: str) -> bool:
@@ -364,13 +370,11 @@ def _is_left_over(path: Path, process: str) -> bool:
     found = re.match(r"(\d{1,7})(-[0-9a-f]{8})\b", process)
     if os.name != "posix" or found is None or not _this_process().endswith(found[2]):
         return False
-    try:
-        os.kill(int(found[1]), 0)  # asks whether it exists
-    except ProcessLookupError:
-        with suppress(FileNotFoundError):
+    with suppress(PermissionError, FileNotFoundError):  # of another user; removed meanwhile
+        try:
+            os.kill(int(found[1]), 0)  # asks whether it exists
+        except ProcessLookupError:
             return path.lstat().st_uid == os.geteuid()
-    except PermissionError:  # it exists, of another user
-        pass
     return False
 
 

@@ -389,3 +389,16 @@ def test_no_other_code_renames_what_it_wrote() -> None:
     )
     users = [path.name for path in SOURCES if renames.search(path.read_text(encoding="utf-8"))]
     assert users == ["files.py", "download.py"]  # which moves a part to the path of `replacing`
+
+
+def test_containers_of_one_machine_do_not_take_each_other_for_dead(monkeypatch, tmp_path):
+    """They may share its name and a folder, and count their processes each for itself."""
+    other = subprocess.Popen([sys.executable, "-c", ""])
+    other.wait()  # a number that no process here has
+    own = files._this_process().split("-")[1]
+    monkeypatch.setattr(os, "readlink", lambda _: "pid:[1]")
+    foreign = files._this_process().split("-")[1]
+    monkeypatch.undo()
+    assert foreign != own
+    assert not files._is_left_over(tmp_path, f"{other.pid}-{foreign}")
+    assert files._is_left_over(tmp_path, f"{other.pid}-{own}")

@@ -215,6 +215,8 @@ def _check_readable(path: Path) -> None:
     The errors of safetensors name none.
     """
     if not path.is_file():
+        if path.exists():
+            raise WeightsError(f"{path}: a folder, a pipe or a device; needed is a regular file")
         raise WeightsNotFoundError(f"{path}: there is no such file")
     path.open("rb").close()
 

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiera_video.files import reported
+
 HEADER = struct.Struct("=Q")  # where the index of the file begins
 ALIGNMENT = 64  # of each array, bytes
 SMALL_BYTES = 1 << 14  # smaller arrays are copied: one that is kept must not hold all the memory
@@ -39,7 +41,8 @@ def send(connection: socket.socket, message: Any) -> None:
 
     Raises:
         ConnectionError: the other side is closed.
-        OSError: too many files are open, or memory is short.
+        OutputError: there is no memory for the arrays.
+        OSError: too many files are open.
     """
     pickled, arrays = io.BytesIO(), list[memoryview]()
 
@@ -52,12 +55,13 @@ def send(connection: socket.socket, message: Any) -> None:
     _Pickler(pickled, protocol=5, buffer_callback=stays).dump(message)
     in_memory, spans = hasattr(os, "memfd_create"), []
     file = open(os.memfd_create("hiera_video"), "r+b") if in_memory else TemporaryFile()  # noqa: SIM115
-    for part in (pickled.getbuffer(), *arrays):
-        file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
-        spans.append((file.tell(), file.write(part)))
-    header = HEADER.pack(file.tell())
-    pickle.dump(spans, file)
-    file.flush()
+    with reported("memory for frames"):
+        for part in (pickled.getbuffer(), *arrays):
+            file.seek(-(-file.tell() // ALIGNMENT) * ALIGNMENT)
+            spans.append((file.tell(), file.write(part)))
+        header = HEADER.pack(file.tell())
+        pickle.dump(spans, file)
+        file.flush()
     socket.send_fds(connection, [header], [file.fileno()])
     if in_memory:
         file.close()

@@ -113,7 +113,7 @@ class Decoder(Settings):
 
 
 class Autoencoder(Decoder, Backbone):
-    pass
+    """A masked autoencoder: its encoder, which is a backbone, and its decoder."""
 
 
 class Masking(Settings):

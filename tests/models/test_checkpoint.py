@@ -16,7 +16,7 @@ from torch import nn
 import hiera_video
 from hiera_video import create_model, load_model
 from hiera_video.errors import WeightsError
-from hiera_video.models.checkpoint import read_checkpoint
+from hiera_video.models.checkpoint import read_checkpoint, read_tensors
 from tests.models.tiny_models import VIDEO, autoencoder, hiera, official, saved
 
 
@@ -116,3 +116,10 @@ def test_weights_are_read_in_one_place() -> None:
         if re.search(r"torch\.load\(\w|\bload_file\(", path.read_text(encoding="utf-8"))
     }
     assert readers == {"models/checkpoint.py", "extraction/store.py"}  # the latter reads features
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors"])
+def test_a_pipe_is_no_file_of_weights(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(WeightsError, match=rf"{name}: a folder, a pipe or a device"):
+        read_tensors(tmp_path / name)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from hiera_video.errors import OutputError
 from hiera_video.runtime.messages import receive, send
 
 
@@ -127,3 +128,11 @@ def test_memory_is_freed(pair):
         receive(ours)
     assert open_files() == before
     assert "memfd:hiera_video" not in Path("/proc/self/maps").read_text()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux")
+def test_memory_that_is_full_is_named(monkeypatch):
+    monkeypatch.setattr(os, "memfd_create", lambda _: os.open("/dev/full", os.O_RDWR))
+    ours, theirs = socket.socketpair()
+    with ours, theirs, pytest.raises(OutputError, match="memory for frames cannot be written"):
+        send(ours, np.zeros(100_000))

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hiera_video.video import decoder
 from hiera_video.video.decoder import Decoder
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError, warn_once
@@ -161,6 +162,20 @@ def test_what_libav_logs_as_an_error_is_damage(tmp_path):
     frames, _ = one_by_one(path)
     assert compare(frames, clean) == 8 * "=" + "." + 11 * "="
     assert (av.logging.get_level(), av.logging.get_skip_repeated()) == before
+
+
+@pytest.mark.parametrize(
+    ("level", "message", "is_damage"),
+    [
+        (av.logging.ERROR, "error while decoding MB 3 4", True),
+        (av.logging.ERROR, "SEI type 5 size 2208 truncated at 32", False),
+        (av.logging.WARNING, "Skipping invalid undecodable NALU: 1", True),
+        (av.logging.INFO, "Skipping NAL unit 62", False),  # seen where the user asks for more
+        (av.logging.WARNING, "EOI missing, emulating", False),
+    ],
+)
+def test_which_messages_state_damage(level, message, is_damage):
+    assert decoder._states_damage((level, "h264", message)) == is_damage
 
 
 def test_libav_stays_silent_elsewhere(tmp_path, capfd, caplog):

@@ -17,13 +17,10 @@ import numpy as np
 NAME = re.compile(r"[\w.]{1,100}")
 NUMBERS = re.compile(r"f[248]|[iu][1248]")  # types of elements
 CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-VALUES = frozenset(  # instructions whose argument is a value
-    {
-        *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
-        *("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING"),
-        *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
-    }
-)
+TEXTS = ("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINSTRING", "SHORT_BINSTRING")
+BYTES = ("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8")
+WHOLE_NUMBERS = ("BININT", "BININT1", "BININT2", "LONG1")
+VALUES = frozenset([*WHOLE_NUMBERS, "BINFLOAT", *TEXTS, *BYTES])  # with a value as argument
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 GETS = ("BINGET", "LONG_BINGET")
 PUTS = ("BINPUT", "LONG_BINPUT")
