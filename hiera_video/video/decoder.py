@@ -34,7 +34,6 @@ class Decoder:
         damaged: numbers of packets that are not whole or do not decode.
         flagged: numbers of packets whose frames libav flags, or about which it logs an error.
         keys: ascending numbers of packets that container and decoder call key frames.
-        returned: numbers of packets whose frames were returned.
     """
 
     finds_gaps = False
@@ -56,7 +55,6 @@ class Decoder:
         self.damaged = set(damaged)
         self.flagged: set[int] = set()
         self.keys: list[int] = []
-        self.returned: set[int] = set()
         self._stated_keys: set[int] = set()
 
     def decode(self, number: int, packet: av.Packet | None) -> list[av.VideoFrame]:
@@ -83,7 +81,6 @@ class Decoder:
             self.flagged.add(number)
         for frame in frames:
             assert frame.pts is not None
-            self.returned.add(frame.pts)
             if frame.is_corrupt:
                 self.flagged.add(frame.pts)
             if frame.key_frame and frame.pts in self._stated_keys:

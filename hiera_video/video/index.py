@@ -92,10 +92,6 @@ class VideoIndex:
         keys = (k for k in latest_first if k <= number and position[k] <= position[number])
         key = next(keys, first)
         relied_on = range(key, number + 1)
-        if self.container in PARSED_FORMATS:  # where no frame is skipped, none may be missing
-            shown = [n for n in relied_on if position[n] >= position[key]]
-            if not decoder.returned.issuperset(shown):
-                return False
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}

@@ -1,8 +1,10 @@
 """A folder of numbered pictures as a video of constant frame rate."""
 
+import io
 import os
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -54,10 +56,10 @@ class FrameFolderReader(VideoReader):
             deadline.check()
             file = self._files[position]
             check_file(file)
-            with opened_image(file) as image:
+            content = Path(file).read_bytes()  # cv2.imread dies of a name that is not UTF-8
+            with opened_image(file, io.BytesIO(content)) as image:
                 self.check_size(image.height, image.width)
-            # Not imread, which dies of a name that is not UTF-8.
-            picture = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR)
+            picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
             if picture is None:
                 raise VideoError(file, "truncated", "does not decode as a picture; replace it")
             if self._shape is not None and picture.shape[:2] != self._shape:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,13 +16,17 @@ IMAGE_DURATION_SEC = 0.04  # one frame at 25 fps, as in libavformat
 
 
 @contextmanager
-def opened_image(path: str) -> Iterator[Image.Image]:
-    """An image whose header has been read; errors of Pillow become VideoErrors."""
+def opened_image(path: str, file: BinaryIO | None = None) -> Iterator[Image.Image]:
+    """An image whose header has been read; errors of Pillow become VideoErrors.
+
+    Args:
+        path: names the file in errors, and is opened if there is no `file`.
+    """
     try:
         with _bound_lock:
             bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # readers have their own
             try:
-                opened = Image.open(path)
+                opened = Image.open(file or path)
             finally:
                 Image.MAX_IMAGE_PIXELS = bound
         with opened as image:

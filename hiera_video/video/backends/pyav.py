@@ -152,14 +152,26 @@ class PyavReader(VideoReader):
         decoder.begin(index.damaged)
         may_skip = decoder.finds_gaps = not from_start and self._may_skip
         waiting: deque[av.VideoFrame] = deque()
-        latest = -1  # position of the frames that the decoder has returned
+        latest = max(int(index.position_of[first]) - 1, -1)  # position that was returned
+
+        # Where no frame is skipped, none may be missing between two that are returned.
+        may_miss = index.container not in PARSED_FORMATS
+
+        def reach(position: int) -> None:
+            nonlocal latest
+            if not may_miss:
+                decoder.damaged.update(index.packet_of[latest + 1 : position].tolist())
+            latest = max(latest, position)
+
         for number, packet in packets:
             is_skipped = may_skip and number not in wanted
             decoder.context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
             for frame in decoder.decode(number, packet):
-                latest = max(latest, int(index.position_of[frame.pts]))
+                reach(int(index.position_of[frame.pts]))
                 if frame.pts in wanted:
                     waiting.append(frame)
+            if packet is None and not may_miss:
+                reach(int(last_shown[last]) + 1)
             while waiting and (
                 packet is None
                 or last_shown[waiting[0].pts] <= latest
