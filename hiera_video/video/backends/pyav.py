@@ -143,8 +143,9 @@ class PyavReader(VideoReader):
         wanted = set(index.packet_of[positions].tolist())
         first = 0 if from_start else start
         last = max(wanted)
+        is_whole = index.container in PARSED_FORMATS  # no frame is skipped
         # Parsers make packets of fields, and the second field of a frame has no position.
-        if index.container in PARSED_FORMATS and (index.position_of[last + 1 : last + 2] < 0).any():
+        if is_whole and (index.position_of[last + 1 : last + 2] < 0).any():
             last += 1
         packets = self._packets(first, last, from_start, deadline)
         self._current_read = packets
@@ -154,14 +155,13 @@ class PyavReader(VideoReader):
         waiting: deque[av.VideoFrame] = deque()
         latest = max(int(index.position_of[first]) - 1, -1)  # position that was returned
 
-        # Where no frame is skipped, none may be missing between two that are returned.
-        may_miss = index.container not in PARSED_FORMATS
-
         def reach(position: int) -> None:
+            """Notes what is missing before the position that the decoder has come to."""
             nonlocal latest
-            if not may_miss:
-                decoder.damaged.update(index.packet_of[latest + 1 : position].tolist())
-            latest = max(latest, position)
+            if position > latest:
+                if is_whole:
+                    decoder.damaged.update(index.packet_of[latest + 1 : position].tolist())
+                latest = position
 
         for number, packet in packets:
             is_skipped = may_skip and number not in wanted
@@ -170,7 +170,7 @@ class PyavReader(VideoReader):
                 reach(int(index.position_of[frame.pts]))
                 if frame.pts in wanted:
                     waiting.append(frame)
-            if packet is None and not may_miss:
+            if packet is None and is_whole:
                 reach(int(last_shown[last]) + 1)
             while waiting and (
                 packet is None
