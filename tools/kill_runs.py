@@ -74,8 +74,16 @@ VARYING = {"starts", "step_sec", "data_sec", "seconds"}  # keys in JSON files
 NOT_COMPARED = {"train.log", "tb", ".lock"}  # names
 
 COLUMNS = (
-    *("command", "kills", "by kind", "by phase", "by steps or videos done", "starts"),
-    *("runs compared", "decoding processes killed / videos lost", "differences", "seconds"),
+    "command",
+    "kills",
+    "by kind",
+    "by phase",
+    "by steps or videos done",
+    "starts",
+    "runs compared",
+    "decoding processes killed / videos lost",
+    "differences",
+    "seconds",
 )
 
 
@@ -416,9 +424,14 @@ def commands(folder: Path) -> dict[str, Command]:
     reading = ("clips.sampling_rate=2", "data.num_workers=1", "device=cpu")
     training = (
         *reading,
-        *(f"model.name={NAME}", *(f"model.{key}={value}" for key, value in size.items())),
-        *(f"run_dir={OUT}", "optim.lr=1e-2", "data.max_failed_frac=0.9"),
-        *("train.warmup_epochs=0", "train.global_batch_size=4", "train.precision=fp32"),
+        f"model.name={NAME}",
+        *(f"model.{key}={value}" for key, value in size.items()),
+        f"run_dir={OUT}",
+        "optim.lr=1e-2",
+        "data.max_failed_frac=0.9",
+        "train.warmup_epochs=0",
+        "train.global_batch_size=4",
+        "train.precision=fp32",
     )
     return {
         command.name: command
@@ -427,36 +440,55 @@ def commands(folder: Path) -> dict[str, Command]:
                 "finetune",
                 (
                     *training,
-                    *(f"data.train={data.train}", f"data.val={data.val}"),
-                    *(f"data.class_names={data.class_names}", "views.num_clips=1"),
-                    *("views.num_crops=1", f"model.overrides={json_text(SMALL)}"),
-                    *("model.drop_path=0.3", "model.head_dropout=0.3", "train.ema_decay=0.9"),
-                    *("train.num_repeats=2", "train.epochs=20", "train.evaluate_every=1"),
+                    f"data.train={data.train}",
+                    f"data.val={data.val}",
+                    f"data.class_names={data.class_names}",
+                    "views.num_clips=1",
+                    "views.num_crops=1",
+                    f"model.overrides={json_text(SMALL)}",
+                    "model.drop_path=0.3",
+                    "model.head_dropout=0.3",
+                    "train.ema_decay=0.9",
+                    "train.num_repeats=2",
+                    "train.epochs=20",
+                    "train.evaluate_every=1",
                 ),
             ),
             Command(
                 "pretrain",
                 (
-                    *(*training, f"data.train={data.train}", "masking.mask_ratio=0.5"),
+                    *training,
+                    f"data.train={data.train}",
+                    "masking.mask_ratio=0.5",
                     f"model.overrides={json_text({**SMALL, 'mask_unit': [1, 4, 4]})}",
-                    *("model.decoder_heads=2", "model.decoder_dim=16", "model.decoder_depth=1"),
-                    *("train.num_repeats=2", "train.epochs=20"),
+                    "model.decoder_heads=2",
+                    "model.decoder_dim=16",
+                    "model.decoder_depth=1",
+                    "train.num_repeats=2",
+                    "train.epochs=20",
                 ),
             ),
             Command(
                 "detect train",
                 (
-                    *(*training, f"data.train={ava.train}", f"data.val={ava.val}"),
-                    *(f"data.root={ava.videos}", f"data.label_map={ava.label_map}"),
+                    *training,
+                    f"data.train={ava.train}",
+                    f"data.val={ava.val}",
+                    f"data.root={ava.videos}",
+                    f"data.label_map={ava.label_map}",
                     f"model.overrides={json_text(SMALL)}",
-                    *("train.epochs=10", "train.evaluate_every=1"),
+                    "train.epochs=10",
+                    "train.evaluate_every=1",
                 ),
             ),
             Command(
                 "extract",
                 (
-                    *(*reading, str(data.folder / "videos"), f"output_dir={OUT}"),
-                    *(f"checkpoint={folder / 'weights'}", "windows.clip_stride=2"),
+                    *reading,
+                    str(data.folder / "videos"),
+                    f"output_dir={OUT}",
+                    f"checkpoint={folder / 'weights'}",
+                    "windows.clip_stride=2",
                     "batch_size=1",  # windows that share a batch may change the last bit
                 ),
             ),

@@ -114,7 +114,12 @@ def trained(commands, ava, tmp_path_factory):
 def test_the_run_folder(ava, trained, lines_of):
     names = {path.name for path in trained.iterdir()} - {"tb"}
     assert names == {
-        *("config.yaml", "run.json", "train.log", "metrics.jsonl", "checkpoints", "weights"),
+        "config.yaml",
+        "run.json",
+        "train.log",
+        "metrics.jsonl",
+        "checkpoints",
+        "weights",
         ".lock",
     }
     num_keyframes = len(keyframes_of(ava.train))

@@ -17,8 +17,16 @@ from hiera_video.extraction.store import load_features
 
 FINETUNE = ("train.epochs=2", "train.keep_checkpoints=1", "train.ema_decay=0.9")
 BESIDE = (  # what other programs, and version 0.1, unpickle
-    *(".metadata", "__0_0.distcp", "optimizer.pt", "pytorch_model.bin", "model.pth", "data.pkl"),
-    *("training_args.bin", "model.safetensors.index.json", "state.npy", "checkpoint"),
+    ".metadata",
+    "__0_0.distcp",
+    "optimizer.pt",
+    "pytorch_model.bin",
+    "model.pth",
+    "data.pkl",
+    "training_args.bin",
+    "model.safetensors.index.json",
+    "state.npy",
+    "checkpoint",
 )
 
 

@@ -38,8 +38,13 @@ def test_a_signal_ends_a_command(
     monkeypatch.setenv("TMPDIR", temporary)
     given = [f"data.val={videos}"] if name == "evaluate" else [videos]
     process = commands.start(
-        *(name, *given, f"checkpoint={trained}", f"output_dir={out}", "data.num_workers=2"),
-        *("device=cpu", *COMMANDS[name]),
+        name,
+        *given,
+        f"checkpoint={trained}",
+        f"output_dir={out}",
+        "data.num_workers=2",
+        "device=cpu",
+        *COMMANDS[name],
         start_new_session=True,
     )
     deadline = time.monotonic() + 60

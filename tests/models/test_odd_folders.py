@@ -30,8 +30,27 @@ FIRST_EDITION = Path(__file__).parents[1] / "golden" / "first_edition"
 MAX_SEC = 5.0
 DELETED = object()
 VALUES = (
-    *(None, True, -1, 0, 2, 10**9, 10**30, 1.5, 1e308, math.nan, math.inf, "x", "8", DELETED),
-    *([], [1], [10**7] * 4, ["a", "a"], {}, {"a": 1}, {"01": "a"}),
+    None,
+    True,
+    -1,
+    0,
+    2,
+    10**9,
+    10**30,
+    1.5,
+    1e308,
+    math.nan,
+    math.inf,
+    "x",
+    "8",
+    DELETED,
+    [],
+    [1],
+    [10**7] * 4,
+    ["a", "a"],
+    {},
+    {"a": 1},
+    {"01": "a"},
 )
 Path_ = tuple[str | int, ...]
 
@@ -182,8 +201,18 @@ def test_an_architecture_that_is_not_that_of_the_weights(
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "{", "[]", "null", "3", '"a"', "[" * 100_000, '{"a":' * 100_000, "\0" * 100),
-        *('{"format": "hiera_video"}', '{"format": [[[]]]}', '{"architecture": {}}'),
+        "",
+        "{",
+        "[]",
+        "null",
+        "3",
+        '"a"',
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        "\0" * 100,
+        '{"format": "hiera_video"}',
+        '{"format": [[[]]]}',
+        '{"architecture": {}}',
         '{"format": "hiera_video", "num_classes": ' + "9" * 5000 + "}",
         b"\xff\xfe{}",
         '{"format": "hiera_video", "architecture": ' + "[" * 900 + "]" * 900 + "}",
