@@ -81,7 +81,9 @@ class Watch:
         timer.daemon = True
         timer.start()
         shown = [
-            self._store.get(str(rank)).decode() if self._store.check([str(rank)]) else "0 0 a rank"
+            self._store.get(str(rank)).decode()
+            if self._store.check([str(rank)])
+            else f"0 0 rank {rank}"
             for rank in range(self._world_size)
         ]
         timer.cancel()
@@ -89,10 +91,10 @@ class Watch:
 
     def _give_up(self, missing: str) -> None:
         logger.error(
-            "%s has not shown itself for %g minutes: it is stopped by a signal, its machine is "
-            "down, or it waits for a file system. This process ends; give the command again",
-            missing,
+            "no sign of life for %g minutes from %s: stopped by a signal, on a machine that is down, "
+            "or waiting for a file system. This process ends; give the command again",
             LIMIT_SEC / 60,
+            missing,
         )
         time.sleep(LIMIT_SEC / NUM_POLLS)  # else the others find a closed connection first
         os._exit(1)  # the main thread waits in native code

@@ -22,11 +22,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from torch.distributed import TCPStore
 
 from hiera_video.cli.main import main
 from hiera_video.models.pretrained import load_model, save_model
 from hiera_video.video.writer import write_video
+from tests.late_store import LateStore
 
 ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:  # for `from tests.video.striped_video import ...`
@@ -176,7 +176,7 @@ class Commands:
 
         As `start(..., processes=2)`, without the seconds that three imports of torch take.
         """
-        store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+        store = LateStore()
         context, ranks = multiprocessing.get_context("fork"), []
         for rank in range(2):
             ours, theirs = context.Pipe(duplex=False)
@@ -187,6 +187,7 @@ class Commands:
             process.start()
             theirs.close()
             ranks.append((process, ours))
+        store.start()
         deadline = time.monotonic() + timeout_sec
         try:
             results = []
