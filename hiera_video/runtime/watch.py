@@ -91,8 +91,8 @@ class Watch:
 
     def _give_up(self, missing: str) -> None:
         logger.error(
-            "no sign of life for %g minutes from %s: stopped by a signal, on a machine that is down, "
-            "or waiting for a file system. This process ends; give the command again",
+            "no sign of life for %g minutes from %s: stopped by a signal, on a machine that is "
+            "down, or waiting for a file system. This process ends; give the command again",
             LIMIT_SEC / 60,
             missing,
         )
