@@ -18,7 +18,12 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from hiera_video.settings.video import Decoding
-from hiera_video.video.container import choose_stream, filled_packets, open_container
+from hiera_video.video.container import (
+    UNSUPPORTED,
+    choose_stream,
+    filled_packets,
+    open_container,
+)
 from hiera_video.video.decoder import Decoder, listening
 from hiera_video.video.index import PARSED_FORMATS, cached_scan
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
@@ -123,6 +128,8 @@ class PyavReader(VideoReader):
                     return
                 if len(held) > MAX_HELD_FRAMES:
                     break
+        if self._decoder.is_unsupported:
+            raise VideoError(self.path, "backend", UNSUPPORTED)
         raise VideoError(
             self.path,
             "truncated",
