@@ -34,7 +34,8 @@ def opened_image(path: str, file: BinaryIO | None = None) -> Iterator[Image.Imag
     except (VideoError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many types
-        cause: Cause = "not_a_video" if isinstance(error, UnidentifiedImageError) else "truncated"
+        is_refused = isinstance(error, UnidentifiedImageError | ValueError)  # whole, but unknown
+        cause: Cause = "not_a_video" if is_refused else "truncated"
         raise VideoError(
             path, cause, f"does not decode as an image ({error}); replace the file"
         ) from error
