@@ -15,7 +15,8 @@ from typing import BinaryIO, get_args
 
 from hiera_video.files import temporary_folder
 from hiera_video.settings.video import Backend, Decoding
-from hiera_video.video.reader import IMAGE_SUFFIXES, VideoReader, check_file
+from hiera_video.video.content import picture_format
+from hiera_video.video.reader import VideoReader, check_file
 
 DEFAULTS = Decoding()
 
@@ -32,7 +33,10 @@ def open_video(
     max_frame_pixels: int = DEFAULTS.max_frame_pixels,
     max_read_gib: float = DEFAULTS.max_read_gib,
 ) -> VideoReader:
-    """Opens a video, an image as a video of one frame, or a folder of numbered frames.
+    """Opens a video, a picture as a video of one frame, or a folder of numbered frames.
+
+    What a file is follows from its content, not from its name. Animated GIF, PNG and WebP, and TIFF
+    files of several pages, are videos.
 
     Frame times, the stream (the first with the default disposition, without cover art) and rotation
     are the same for all backends. If decord or torchcodec cannot read a file with the same frames
@@ -45,7 +49,8 @@ def open_video(
         deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each frame of
             `stream`. It is checked between packets; the native loops of decord and torchcodec
             cannot be interrupted during a call, so read untrusted files with PyAV.
-        frames_fps: frames per second of a folder of frames. None: folders are refused.
+        frames_fps: frames per second of a folder of frames, and pages of a TIFF file in a second.
+            None: folders are refused, and pages count as 25 frames per second.
         max_frame_pixels: larger frames are refused, before they are decoded.
         max_read_gib: larger calls of `frames` are refused, before the memory is allocated.
 
@@ -85,15 +90,17 @@ def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
 
 def _open(path: str, limits: Decoding, frames_fps: float | None) -> VideoReader:
     backend = limits.backend
+    if frames_fps is not None and not frames_fps > 0:
+        raise ValueError(f"frames_fps={frames_fps} must be positive")
     if frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
 
         return FrameFolderReader(path, limits, frames_fps)
     check_file(path)
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        from hiera_video.video.backends.image import ImageReader
+    if (kind := picture_format(path)) is not None:
+        from hiera_video.video.backends.moving_picture import open_picture
 
-        return ImageReader(path, limits)
+        return open_picture(path, kind, limits, frames_fps)
 
     from hiera_video.video.backends.pyav import PyavReader
 

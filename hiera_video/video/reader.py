@@ -31,11 +31,11 @@ Cause = Literal[
     "backend",  # the installed libraries cannot read it
 ]
 
-# Files are recognised by the suffixes of their names, in lower case.
+# Files in folders are found by the suffixes of their names, in lower case.
 # fmt: off
 VIDEO_SUFFIXES = frozenset([
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".webm", ".wmv",
+    ".3gp", ".apng", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+    ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
 ])
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 # fmt: on
