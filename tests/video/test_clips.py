@@ -1,5 +1,6 @@
 """Clips of videos of other rates than `target_fps`, against SlowFast's formulas."""
 
+import itertools
 import math
 from fractions import Fraction
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ import torch
 
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.reader import VideoError
-from hiera_video.video.sampling import clip_indices, uniform_clip_starts
+from hiera_video.video.sampling import clip_indices, constant_rate, uniform_clip_starts
 
 NTSC = Fraction(1000, 1001)
 
@@ -33,6 +34,27 @@ def slowfast(start, num_frames, fps, *, covered):
     """Frames of the clip that begins at source frame `start`, as its tensors have them."""
     frames = torch.linspace(start, start + covered - 1, 16)
     return torch.clamp(frames, 0, num_frames - 1).long().tolist()
+
+
+@pytest.mark.parametrize(
+    "rate", [7.5, 10, Fraction(24000, 1001), 25, Fraction(30000, 1001), 30, 120]
+)
+def test_constant_rates_are_exact(rate):
+    for ticks_per_sec, first_sec in itertools.product([None, 1000, 90_000], [0.0, 1.4, 1e4 / 3]):
+        times = np.array([first_sec + float(k / Fraction(rate)) for k in range(300)])
+        if ticks_per_sec:
+            times = np.round(times * ticks_per_sec) / ticks_per_sec
+        assert constant_rate(times) == Fraction(rate)
+        one_is_late = times + 0.0025 * (np.arange(300) == 150)
+        assert constant_rate(one_is_late) is None
+        assert constant_rate(np.delete(times, 150)) is None
+
+
+def test_other_constant_rates_and_none():
+    assert constant_rate(np.arange(500) / 14.2) == pytest.approx(14.2, rel=1e-9)
+    assert constant_rate(np.array([5.0, 25.0])) == 0.05
+    for times in ([0.0], [1.0, 1.0], [0.0, 0.1, 0.3]):
+        assert constant_rate(np.array(times)) is None
 
 
 @pytest.mark.parametrize("fps", [10, 15, 24 * NTSC, 24, 25, 30 * NTSC, 30, 48, 50, 60 * NTSC, 60])

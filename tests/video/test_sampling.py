@@ -1,6 +1,5 @@
 """Golden examples are SlowFast's and VideoMAE's own numbers; the rest are properties."""
 
-import itertools
 import math
 from fractions import Fraction
 
@@ -13,7 +12,6 @@ from hiera_video.video import sampling
 from hiera_video.video.sampling import (
     clip_indices,
     clip_length,
-    constant_rate,
     covering_short_side,
     crop_offsets,
     keyframe_indices,
@@ -95,27 +93,6 @@ def test_resampling_refuses_broken_time_stamps():
 
 
 # ---- clips
-
-
-@pytest.mark.parametrize(
-    "rate", [7.5, 10, Fraction(24000, 1001), 25, Fraction(30000, 1001), 30, 120]
-)
-def test_constant_rates_are_exact(rate):
-    for ticks_per_sec, first_sec in itertools.product([None, 1000, 90_000], [0.0, 1.4, 1e4 / 3]):
-        times = np.array([first_sec + float(k / Fraction(rate)) for k in range(300)])
-        if ticks_per_sec:
-            times = np.round(times * ticks_per_sec) / ticks_per_sec
-        assert constant_rate(times) == Fraction(rate)
-        one_is_late = times + 0.0025 * (np.arange(300) == 150)
-        assert constant_rate(one_is_late) is None
-        assert constant_rate(np.delete(times, 150)) is None
-
-
-def test_other_constant_rates_and_none():
-    assert constant_rate(np.arange(500) / 14.2) == pytest.approx(14.2, rel=1e-9)
-    assert constant_rate(np.array([5.0, 25.0])) == 0.05
-    for times in ([0.0], [1.0, 1.0], [0.0, 0.1, 0.3]):
-        assert constant_rate(np.array(times)) is None
 
 
 def test_clip_length():
