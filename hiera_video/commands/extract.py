@@ -114,7 +114,7 @@ def find_videos(inputs: list[str], root: str | None, split: str | None = None) -
         base = str(source) if source.is_dir() else root or str(source.parent)
     else:
         raise UserError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
-    outputs = (f"{record.path}{record.segment or ''}" for record in records)
+    outputs = (f"{record.path}{record.part or ''}" for record in records)
     names = output_names(outputs, os.path.abspath(os.path.expanduser(base)))
     return [replace(record, name=name) for name, record in zip(names, records, strict=True)]
 

@@ -11,8 +11,8 @@ import pytest
 from hiera_video.data.videos.records import VideoRecord, read_splits, read_video_list
 from hiera_video.errors import AnnotationError
 from hiera_video.settings.training import ClassificationData
+from hiera_video.video.parts import Part
 from hiera_video.video.reader import VideoError, check_file
-from hiera_video.video.segments import Segment
 
 NFC = "Café"
 NFD = unicodedata.normalize("NFD", NFC)
@@ -32,7 +32,7 @@ def write(folder, name, content):
 
 
 def parts(videos):
-    return [(record.name, record.segment, record.labels) for record in videos.records]
+    return [(record.name, record.part, record.labels) for record in videos.records]
 
 
 # ---- parts of videos
@@ -65,8 +65,8 @@ def parts(videos):
 )
 def test_parts_in_seconds(root, name, content):
     assert parts(read_video_list(write(root, name, content))) == [
-        ("a.mp4#t=0,0.3", Segment(0, 0.3), (0,)),
-        ("a.mp4#t=0.3", Segment(0.3, None), (1,)),
+        ("a.mp4#t=0,0.3", Part(0, 0.3), (0,)),
+        ("a.mp4#t=0.3", Part(0.3, None), (1,)),
         ("b.mp4", None, (0,)),
     ]
 
@@ -75,8 +75,8 @@ def test_parts_in_frames(root):
     text = "path start_frame end_frame label\na.mp4 0 16 x\na.mp4 16 32.0 x\n"
     videos = read_video_list(write(root, "l.txt", text))
     assert parts(videos) == [
-        ("a.mp4#frame=0,16", Segment(0, 16, in_frames=True), (0,)),
-        ("a.mp4#frame=16,32", Segment(16, 32, in_frames=True), (0,)),
+        ("a.mp4#frame=0,16", Part(0, 16, in_frames=True), (0,)),
+        ("a.mp4#frame=16,32", Part(16, 32, in_frames=True), (0,)),
     ]
     assert [record.path for record in videos.records] == [str(root / "a.mp4")] * 2
 
@@ -268,8 +268,8 @@ def test_lines_of_mmaction2(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     videos = read_video_list(write(tmp_path, "l.txt", "v_1 163 1\nday 2/v_2 20 0\n"))
     assert parts(videos) == [
-        ("v_1#frame=0,163", Segment(0, 163, in_frames=True), (1,)),
-        ("day 2/v_2#frame=0,20", Segment(0, 20, in_frames=True), (0,)),
+        ("v_1#frame=0,163", Part(0, 163, in_frames=True), (1,)),
+        ("day 2/v_2#frame=0,20", Part(0, 20, in_frames=True), (0,)),
     ]
     assert videos.records[1].path == str(tmp_path / "day 2/v_2")
     (tmp_path / "take 3").mkdir()  # a folder whose name ends with a number

@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 from hiera_video.errors import AnnotationError, listing
+from hiera_video.video.parts import Part
 from hiera_video.video.reader import warn_once
-from hiera_video.video.segments import Segment
 
 PATH_COLUMNS = ("path", "video_path", "video", "filename", "file_name")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name")
@@ -98,7 +98,7 @@ class Columns:
     def used(self) -> set[str]:
         return {self.path, self.label, self.start, self.end, "split"}
 
-    def segment(self, fields: dict[str, Any], where: str) -> Segment | None:
+    def part(self, fields: dict[str, Any], where: str) -> Part | None:
         """The part of the video that a row stands for; None: all of it."""
         if not self.start:
             return None
@@ -110,7 +110,7 @@ class Columns:
                 f"{where}: {self.start} is {start:g} and {self.end} is {end:g}; the end must come "
                 "after the start"
             )
-        return Segment(start, end, in_frames) if start or end is not None else None
+        return Part(start, end, in_frames) if start or end is not None else None
 
 
 def report_unused(columns: Iterable[str], used: Iterable[str], source: str, hint: str = "") -> None:

@@ -30,8 +30,8 @@ from hiera_video.data.videos.columns import (
 )
 from hiera_video.errors import AnnotationError, listing
 from hiera_video.files import MAX_LINE, load_json, read_text, user_path
+from hiera_video.video.parts import Part
 from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
-from hiera_video.video.segments import Segment
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Row:
     name: str  # as in the list
     path: str
     labels: tuple[str | int, ...]
-    segment: Segment | None = None
+    part: Part | None = None
 
 
 # ---- folders
@@ -237,8 +237,8 @@ def read_list(
                 "the file"
             )
         labels = _split_labels(fields.get(columns.label), where, known)
-        segment = columns.segment(fields, where)
-        rows.append(Row(where, f"{name}{segment or ''}", _below(root, name), labels, segment))
+        part = columns.part(fields, where)
+        rows.append(Row(where, f"{name}{part or ''}", _below(root, name), labels, part))
     return rows, columns.label == "class_name"
 
 

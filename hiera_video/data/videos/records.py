@@ -36,8 +36,8 @@ from hiera_video.files import (
 )
 from hiera_video.settings.training import ClassificationData
 from hiera_video.video.open import OpenVideo
+from hiera_video.video.parts import Part, open_part
 from hiera_video.video.reader import VideoReader
-from hiera_video.video.segments import Segment, open_part
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class VideoRecord:
     path: str  # absolute
     labels: tuple[int, ...]  # class ids, ascending; () if the video has no label
     name: str  # as in the list, and the part, `#t=2,4.5`; identifies the record in outputs
-    segment: Segment | None = None  # None: the whole video
+    part: Part | None = None  # None: the whole video
 
     def open(self, open_video: OpenVideo) -> VideoReader:
         """The reader of the video or of the part.
@@ -59,7 +59,7 @@ class VideoRecord:
         Raises:
             VideoError: the file cannot be read, or the part lies outside of it.
         """
-        return open_part(open_video, self.path, self.segment)
+        return open_part(open_video, self.path, self.part)
 
 
 @dataclass(frozen=True)
@@ -215,8 +215,8 @@ def read_splits(data: ClassificationData) -> tuple[VideoList, VideoList | None]:
     names = train_list.class_names
     val_list = read(val, class_names=names, split=data.val_split)
     require_labels(val_list)
-    trained = {(record.path, record.segment) for record in train_list.records}
-    if shared := [r.name for r in val_list.records if (r.path, r.segment) in trained]:
+    trained = {(record.path, record.part) for record in train_list.records}
+    if shared := [r.name for r in val_list.records if (r.path, r.part) in trained]:
         num_shared = f"{len(shared)} of {len(val_list.records)} videos"
         logger.warning("%s of %s are also in %s: %s", num_shared, val, train, listing(shared))
     seen = {label for record in train_list.records for label in record.labels}
@@ -289,11 +289,11 @@ def _to_records(
 ) -> tuple[VideoRecord, ...]:
     """Turns labels into ids. A video that is listed twice with the same labels is kept once."""
     ids = {name: i for i, name in enumerate(names)}
-    kept: dict[tuple[str, Segment | None], tuple[VideoRecord, str]] = {}
+    kept: dict[tuple[str, Part | None], tuple[VideoRecord, str]] = {}
     for row in rows:
         found = {_class_id(label, ids, labels_are_names, row.where) for label in row.labels}
-        record = VideoRecord(row.path, tuple(sorted(found)), row.name, row.segment)
-        earlier, where = kept.setdefault((row.path, row.segment), (record, row.where))
+        record = VideoRecord(row.path, tuple(sorted(found)), row.name, row.part)
+        earlier, where = kept.setdefault((row.path, row.part), (record, row.where))
         if earlier.labels != record.labels:
             here, there = ([names[i] for i in video.labels] for video in (record, earlier))
             raise AnnotationError(

@@ -10,8 +10,8 @@ import pytest
 
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import open_video
+from hiera_video.video.parts import Part, open_part
 from hiera_video.video.reader import VideoError
-from hiera_video.video.segments import Segment, open_part
 from tests.video.striped_video import make_striped_video, read_number
 
 
@@ -36,7 +36,7 @@ def times(path):
 )
 def test_the_frames_that_appear_in_the_time(path, times, backend, start, end):
     expected = [i for i, time in enumerate(times) if start - 1e-6 <= time < (end or 9) - 1e-6]
-    with open_part(partial(open_video, backend=backend), path, Segment(start, end)) as part:
+    with open_part(partial(open_video, backend=backend), path, Part(start, end)) as part:
         assert len(part) == len(expected)
         assert [read_number(frame) for frame in part] == expected
         last = part.stream([len(part) - 1])
@@ -48,7 +48,7 @@ def test_the_frames_that_appear_in_the_time(path, times, backend, start, end):
 
 
 def test_frames_are_counted_from_0_and_the_end_is_the_first_that_is_left_out(path):
-    with open_part(open_video, path, Segment(5, 9, in_frames=True)) as part:
+    with open_part(open_video, path, Part(5, 9, in_frames=True)) as part:
         assert [read_number(frame) for frame in part] == [5, 6, 7, 8]
 
 
@@ -56,35 +56,35 @@ def test_parts_side_by_side_share_no_frame_and_leave_none_out(path):
     bounds = [0, 0.05, 0.333, 1, 1.949]
     found = []
     for start, end in zip(bounds, [*bounds[1:], None], strict=True):
-        with open_part(open_video, path, Segment(start, end)) as part:
+        with open_part(open_video, path, Part(start, end)) as part:
             found += map(read_number, part)
     assert found == list(range(40))
     with pytest.raises(VideoError, match="no frame appears in the part"):
-        open_part(open_video, path, Segment(0.333, 0.35))
+        open_part(open_video, path, Part(0.333, 0.35))
 
 
 @pytest.mark.parametrize(
-    ("segment", "message"),
+    ("part", "message"),
     [
-        (Segment(2, 3), "the part from second 2 to second 3 lies outside of the video, which has "),
-        (Segment(2, None), "the part from second 2 to the end lies outside"),
-        (Segment(1, 2.6), "40 frames and lasts 2.000 s"),
-        (Segment(30, 41, in_frames=True), "from frame 30 to frame 41 lies outside"),
-        (Segment(40, None, in_frames=True), "from frame 40 to the end lies outside"),
-        (Segment(0.06, 0.09), "no frame appears in the part from second 0.06 to second 0.09"),
+        (Part(2, 3), "the part from second 2 to second 3 lies outside of the video, which has "),
+        (Part(2, None), "the part from second 2 to the end lies outside"),
+        (Part(1, 2.6), "40 frames and lasts 2.000 s"),
+        (Part(30, 41, in_frames=True), "from frame 30 to frame 41 lies outside"),
+        (Part(40, None, in_frames=True), "from frame 40 to the end lies outside"),
+        (Part(0.06, 0.09), "no frame appears in the part from second 0.06 to second 0.09"),
     ],
 )
-def test_a_part_that_is_not_there(path, segment, message):
+def test_a_part_that_is_not_there(path, part, message):
     with pytest.raises(VideoError, match=message) as caught:
-        open_part(open_video, path, segment)
+        open_part(open_video, path, part)
     assert (caught.value.path, caught.value.cause) == (path, "timestamps")
 
 
 def test_names_are_media_fragments():
-    assert str(Segment(0, 0.3)) == "#t=0,0.3"
-    assert str(Segment(2.0, 4.5)) == str(Segment(2, 4.5)) == "#t=2,4.5"
-    assert str(Segment(1234567.125, None)) == "#t=1234567.125"
-    assert str(Segment(16.0, 32.0, in_frames=True)) == "#frame=16,32"
+    assert str(Part(0, 0.3)) == "#t=0,0.3"
+    assert str(Part(2.0, 4.5)) == str(Part(2, 4.5)) == "#t=2,4.5"
+    assert str(Part(1234567.125, None)) == "#t=1234567.125"
+    assert str(Part(16.0, 32.0, in_frames=True)) == "#frame=16,32"
 
 
 def test_clips_are_those_of_a_video_that_was_cut(path, tmp_path):
@@ -96,7 +96,7 @@ def test_clips_are_those_of_a_video_that_was_cut(path, tmp_path):
         sampler = ClipSampler(num_frames=4, **settings)
         with (
             open_video(cut) as own,
-            open_part(open_video, path, Segment(0.4, 1.2)) as part,
+            open_part(open_video, path, Part(0.4, 1.2)) as part,
         ):
             for rule in ("offset", "interval"):
                 expected = sampler.uniform_clips(own, 3, rule)
@@ -113,14 +113,14 @@ def test_clips_are_those_of_a_video_that_was_cut(path, tmp_path):
 def test_the_part_of_a_folder_of_frames(tmp_path):
     for number in range(1, 11):
         cv2.imwrite(str(tmp_path / f"{number:03d}.png"), np.full((8, 12, 3), number, np.uint8))
-    with open_part(partial(open_video, frames_fps=5), str(tmp_path), Segment(0.4, 1)) as part:
+    with open_part(partial(open_video, frames_fps=5), str(tmp_path), Part(0.4, 1)) as part:
         assert [int(frame[0, 0, 0]) for frame in part] == [3, 4, 5]
 
 
 def test_a_file_that_changes_while_its_part_is_read(path, tmp_path):
     file = tmp_path / "a.mkv"
     file.write_bytes(Path(path).read_bytes())
-    part = open_part(open_video, str(file), Segment(0, 1))
+    part = open_part(open_video, str(file), Part(0, 1))
     with open(file, "ab") as other:
         other.write(b"\0")
     with pytest.raises(VideoError, match="was changed"):

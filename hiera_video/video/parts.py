@@ -16,7 +16,7 @@ MAX_ROUNDING_SEC = 0.5  # annotated ends are often rounded to whole seconds
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Part:
     """The frames from `start` to before `end`: counted, or by when they appear.
 
     `str()` is the fragment that names the part behind the name of a file: `#t=2,4.5` as in W3C's
@@ -57,8 +57,8 @@ class Segment:
         end = "the end" if self.end is None else f"{unit} {self.end:g}"
         part = f"the part from {unit} {self.start:g} to {end}"
         if is_outside:
-            message = f"{part} lies outside of the video, which has {count} frames and lasts "
-            sentence = f"{message}{duration:.3f} s; correct the list"
+            size = f"{count} frames and lasts {duration:.3f} s"
+            sentence = f"{part} lies outside of the video, which has {size}; correct the list"
         elif first >= stop:
             sentence = f"no frame appears in {part}; make the part longer"
         else:
@@ -66,7 +66,7 @@ class Segment:
         raise VideoError(video.path, "timestamps", sentence)
 
 
-class SegmentReader(VideoReader):
+class PartReader(VideoReader):
     """See `VideoReader`; frames are counted from the first of the part, times are the video's.
 
     The part ends when its last frame disappears.
@@ -75,11 +75,11 @@ class SegmentReader(VideoReader):
         video: the reader of the whole video, which this one closes.
 
     Raises:
-        VideoError: see `Segment.positions`.
+        VideoError: see `Part.positions`.
     """
 
-    def __init__(self, video: VideoReader, segment: Segment) -> None:
-        first, stop = segment.positions(video)
+    def __init__(self, video: VideoReader, part: Part) -> None:
+        first, stop = part.positions(video)
         self.path, self.limits, self.damage = video.path, video.limits, video.damage
         self.frame_times_sec = video.frame_times_sec[first:stop]
         is_last = stop == len(video)
@@ -103,17 +103,17 @@ class SegmentReader(VideoReader):
         self._video.close()
 
 
-def open_part(open_video: "OpenVideo", path: str, segment: Segment | None) -> VideoReader:
+def open_part(open_video: "OpenVideo", path: str, part: Part | None) -> VideoReader:
     """Opens a video, or a part of it.
 
     Raises:
         VideoError: the file cannot be read, or the part lies outside of it.
     """
     video = open_video(path)
-    if segment is None:
+    if part is None:
         return video
     try:
-        return SegmentReader(video, segment)
+        return PartReader(video, part)
     except BaseException:
         video.close()
         raise
