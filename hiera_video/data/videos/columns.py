@@ -140,23 +140,27 @@ def selected(table: list[Entry], split: str | None, source: str) -> list[Entry]:
     Raises:
         AnnotationError: there is no such split, or none is chosen among several.
     """
-    splits = [str(fields.get("split") or "").strip() for _, fields in table]
-    counts = Counter(splits)
-    known = ", ".join(f"{name or '(empty)'} ({count} rows)" for name, count in counts.items())
-    if split is None:
-        if len(counts) > 1:
-            raise AnnotationError(
-                f"{source}: the column split has {known}; choose one with data.split=NAME "
-                "(data.val_split=NAME for data.val of finetune)"
-            )
-        return table
     if not any("split" in fields for _, fields in table):
+        if split is None:
+            return table
         raise AnnotationError(
             f"{source}: the split {split!r} is asked for, but there is no column split"
         )
-    if split not in counts:
+    splits = [
+        str("" if fields.get("split") is None else fields["split"]).strip() for _, fields in table
+    ]
+    counts = Counter(splits)
+    known = ", ".join(f"{name or '(empty)'} ({count} rows)" for name, count in counts.items())
+    if split is None and len(counts) > 1:
+        raise AnnotationError(
+            f"{source}: the column split has {known}; choose one with data.split=NAME "
+            "(data.val_split=NAME for data.val of finetune)"
+        )
+    if split is not None and split not in counts:
         raise AnnotationError(f"{source}: no row is of the split {split!r}; there are {known}")
-    return [entry for entry, name in zip(table, splits, strict=True) if name == split]
+    return [
+        entry for entry, name in zip(table, splits, strict=True) if split is None or name == split
+    ]
 
 
 def _limit(value: Any, what: str, in_frames: bool) -> float | None:

@@ -231,7 +231,7 @@ def read_list(
         name = fields.get(columns.path)
         if not isinstance(name, str) or not name:
             raise AnnotationError(f"{where}: no path in column {columns.path!r}")
-        if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
+        if "://" in name and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
             raise AnnotationError(
                 f"{where}: {name!r} is an address; videos are read from files: fetch it, and list "
                 "the file"
