@@ -34,8 +34,8 @@ class Decoding(Settings):
     max_read_gib: Positive = 4.0
     """Most memory that the frames of one read may take, GiB. A read is of all clips of a video."""
     frames_fps: Positive | None = None
-    """Frames per second of folders of numbered frames, and of the pages of TIFF files. Null: folders
-    are refused, and pages count as 25 frames per second."""
+    """Frames per second of folders of numbered frames, and of pages of TIFF files. Null: folders
+    are refused, and 25 pages are a second."""
     num_workers: Natural | None = None
     """Decoding processes for each process. Null: as many as its share of the CPU cores."""
 
