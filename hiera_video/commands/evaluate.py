@@ -33,6 +33,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             root=config.data.root,
             class_names=card.classes,
             multi_label=card.multi_label,
+            split=config.data.split,
         )
         require_labels(val)
         folder = evaluation_folder(config, RESULTS)

@@ -33,6 +33,9 @@ class Decoding(Settings):
     """Largest frame that is read, pixels; a side may have twice the square root of this number."""
     max_read_gib: Positive = 4.0
     """Most memory that the frames of one read may take, GiB. A read is of all clips of a video."""
+    frames_fps: Positive | None = None
+    """Frames per second of folders of numbered frames, and of pages of TIFF files. Null: folders
+    are refused, and 25 pages are a second."""
     num_workers: Natural | None = None
     """Decoding processes for each process. Null: as many as its share of the CPU cores."""
 
@@ -40,6 +43,9 @@ class Decoding(Settings):
 class Reading(Decoding):
     root: Path | None = None
     """Folder that relative paths in lists start from. Null: the folder of the list."""
+    split: str | None = None
+    """Rows of a list to use, by its column `split`, e.g. train. Null: it has one split or no such
+    column."""
 
 
 class FrameSampling(Settings):

@@ -63,6 +63,8 @@ def open_video(
         raise ValueError(
             f"backend={backend!r} is unknown; allowed are {', '.join(get_args(Backend))}"
         )
+    if frames_fps is not None and not frames_fps > 0:
+        raise ValueError(f"frames_fps={frames_fps} must be positive")
     limits = {
         "deadline_sec": deadline_sec,
         "max_frame_pixels": max_frame_pixels,
@@ -71,36 +73,34 @@ def open_video(
     for name, limit in limits.items():
         if not limit > 0:
             raise ValueError(f"{name}={limit} must be positive")
-    decoding = Decoding(backend=backend, **limits)
+    decoding = Decoding(backend=backend, frames_fps=frames_fps, **limits)
     if not isinstance(source, str | os.PathLike):  # decoders open a file more than once
         suffix = Path(str(getattr(source, "name", ""))).suffix
         copy = tempfile.NamedTemporaryFile(suffix=suffix, dir=temporary_folder())  # noqa: SIM115
         shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
         copy.flush()
-        reader = _open(copy.name, decoding, None)
+        reader = _open(copy.name, decoding)
         weakref.finalize(reader, copy.close)  # which deletes it
         return reader
-    return _open(os.fspath(source), decoding, frames_fps)
+    return _open(os.path.expanduser(source), decoding)
 
 
-def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
+def opener(decoding: Decoding) -> OpenVideo:
     """`open_video` with the settings of a command."""
-    return partial(_open, limits=decoding, frames_fps=frames_fps)
+    return partial(_open, limits=decoding)
 
 
-def _open(path: str, limits: Decoding, frames_fps: float | None) -> VideoReader:
+def _open(path: str, limits: Decoding) -> VideoReader:
     backend = limits.backend
-    if frames_fps is not None and not frames_fps > 0:
-        raise ValueError(f"frames_fps={frames_fps} must be positive")
-    if frames_fps is not None and os.path.isdir(path):
+    if limits.frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
 
-        return FrameFolderReader(path, limits, frames_fps)
+        return FrameFolderReader(path, limits, limits.frames_fps)
     check_file(path)
     if (kind := picture_format(path)) is not None:
         from hiera_video.video.backends.moving_picture import open_picture
 
-        return open_picture(path, kind, limits, frames_fps)
+        return open_picture(path, kind, limits, limits.frames_fps)
 
     from hiera_video.video.backends.pyav import PyavReader
 
