@@ -107,7 +107,7 @@ class ExtractSettings(WritingInference):
     engine: Literal["local", "ray"] = "local"
     """local: this machine, or torchrun's processes. ray: Ray Data, on a cluster."""
     retry_failed: bool = False
-    """Read the videos again that failed before."""
+    """Read all videos again that failed before, not only those whose files have changed."""
 
     def check_rules(self) -> None:
         self.require(
