@@ -118,6 +118,6 @@ def test_lists_of_kinetics_are_built(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a_000001_000011.mp4").write_bytes(b"x")
     annotations = tmp_path / "val.csv"
     annotations.write_text("label,youtube_id,time_start,time_end,split\nsurf,a,1,11,val\n")
-    build = "hiera_video.datasets.kinetics.build_lists"
-    run("python", "-m", build, annotations, tmp_path / "list.csv", tmp_path)
+    files = (f"annotations={annotations}", f"output={tmp_path / 'list.csv'}")
+    run("hiera-video", "data", "build-lists", tmp_path, *files)
     assert (tmp_path / "list.csv").read_text() == "path,label\na_000001_000011.mp4,surf\n"

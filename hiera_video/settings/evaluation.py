@@ -230,6 +230,23 @@ class VisualizeSettings(Settings):
     device: Device = "auto"
 
 
+class BuildListsSettings(Settings):
+    """Write a list of the videos of Kinetics that are there, from an official annotation file.
+
+    The folders are searched at any depth for videos named YOUTUBE-ID_START_END (seconds, six
+    digits) or YOUTUBE-ID. Of several files, that of the folder which stands first is taken, so a
+    folder of replacements goes first. Labels are class names; paths are relative to the list.
+    Missing and empty videos are left out, and named in a file beside the list.
+    """
+
+    inputs: Annotated[list[Path], MinLen(1), Operand("FOLDER"), Allowed("at least one folder")]
+    """Folders of videos."""
+    annotations: Path
+    """Official csv: label,youtube_id,time_start,time_end,split."""
+    output: Annotated[Output, Allowed("the name of a file that does not exist")]
+    """The list: csv with path,label."""
+
+
 class CheckAvaSettings(Settings):
     """Find mistakes in AVA annotations, proposals and videos before they cost a run."""
 
