@@ -11,6 +11,7 @@ from hiera_video import list_models
 from hiera_video.cli.main import COMMANDS, configuration, parse, read_settings
 from hiera_video.settings.base import leaves
 from hiera_video.settings.load import load_for_print
+from tests.analysis.paper_costs import PAPER
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -133,6 +134,16 @@ def test_the_model_table_names_all_models_and_weights():
         f"{name}.{tag}" for name, row in table.items() for tag in re.findall(r"`(\w+)`", row[4])
     }
     assert tags == set(list_models(pretrained=True))
+
+
+def test_the_model_table_has_the_gmacs_of_the_paper():
+    """FLOPs are twice as many, in everything that the package prints."""
+    (header,) = rows(README, r"^model$")
+    costs = {cells[0]: int(cells[2]) for cells in rows(README, r"^`hiera_\w+224`$")}
+    assert header[2] == "GMACs"
+    for (size, frames), (gmacs, _) in PAPER.items():
+        if frames != 32:
+            assert costs[f"`hiera_{size}_{'16x' if frames == 16 else ''}224`"] == gmacs
 
 
 def test_the_model_table_has_the_published_accuracies():
