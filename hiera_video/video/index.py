@@ -59,6 +59,7 @@ class VideoIndex:
     last_of: np.ndarray  # int64 [F], the same packet, or that of its second field
     position_of: np.ndarray  # int64 [P], the frame of each packet, or -1
     start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
+    has_single_fields: bool  # which change how decoders pair others, unless all are decoded
     frame_times_sec: np.ndarray  # float64 [F]
     end_sec: float
     damaged: frozenset[int]  # packets that the scan found damaged; reading may find more
@@ -208,6 +209,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         last_of=order + is_pair[order + 1],
         position_of=position_of,
         start_of=starts,
+        has_single_fields=packets.num_single > 0,
         frame_times_sec=times,
         end_sec=end_sec,
         damaged=packets.damaged,
@@ -230,9 +232,8 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         duration.append(packet.duration or 0)
         places.append((-1 if packet.pos is None else packet.pos, packet.size))
         is_second.append(pairs.completes(packet))
-        if is_second[-1]:  # of a frame that lasts as long as both fields
-            apart = 0 if None in pts[-2:] else pts[-1] - pts[-2]
-            duration[-2] = 2 * apart if apart > 0 else duration[-2] + duration[-1]
+        if is_second[-1]:  # of a frame that lasts as long as both fields, whatever is stated
+            duration[-2] = 0 if None in pts[-2:] else max(0, 2 * (pts[-1] - pts[-2]))
         is_key.append(packet.is_keyframe and not is_second[-1])
         if packet.is_corrupt:
             damaged.add(number)

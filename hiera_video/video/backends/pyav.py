@@ -61,6 +61,7 @@ class PyavReader(VideoReader):
         self._may_skip = (
             stream.codec_context.name in SKIPPING_CODECS
             and self.index.container not in PARSED_FORMATS
+            and not self.index.has_single_fields
         )
         self.frame_times_sec = self.index.frame_times_sec
         self.end_sec = self.index.end_sec
