@@ -148,6 +148,8 @@ def make_work(
         "mean": list(card.mean),
         "std": list(card.std),
     }
+    if config.data.max_gap_sec is not None:
+        settings["max_gap_sec"] = config.data.max_gap_sec
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
     return ReadWindows(windows, crops, open_video, deadline_sec), settings
 

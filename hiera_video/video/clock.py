@@ -27,6 +27,12 @@ class Fall(NamedTuple):
     ticks: int  # how far the clock falls, in units of the time base
 
 
+def rises(dts: Stamps) -> bool:
+    """Whether decoding times ascend, without steps as long as those of a wrap."""
+    steps = np.diff([time for time in dts if time is not None])
+    return bool(np.all((steps >= 0) & (steps < 2 ** (min(BITS.values()) - 1))))
+
+
 def unwrapped(container: str, pts: Stamps, dts: Stamps) -> tuple[Stamps, Stamps]:
     """The time stamps of packets, without steps of more than half of their range."""
     full = 2 ** BITS.get(container, 64)

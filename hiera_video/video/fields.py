@@ -33,7 +33,7 @@ class FieldPairs:
     def __init__(self, stream: VideoStream) -> None:
         self.num_single = 0
         self._first: Picture | None = None  # a field whose other one may follow
-        self._pictures: Callable[[av.Packet], Iterator[Picture]] | None = None
+        self._pictures: Callable[[av.Packet], list[Picture]] | None = None
         if stream.codec_context.name == "h264":
             self._pictures = _H264(stream.codec_context.extradata or b"").pictures
         elif stream.codec_context.name == "mpeg2video":
@@ -43,7 +43,9 @@ class FieldPairs:
         """Whether a packet holds the other field of the frame that the packet before it began."""
         if self._pictures is None:
             return False
-        pictures, first = list(self._pictures(packet)), self._first
+        pictures, first = self._pictures(packet), self._first
+        if not pictures and first is None:
+            return False
         field = pictures[0] if len(pictures) == 1 and pictures[0].structure != FRAME else None
         if field and first and field.number == first.number and field != first:
             self._first = None
@@ -104,20 +106,18 @@ class _H264:
             for unit in self._units(extradata):
                 self._picture(unit)
 
-    def pictures(self, packet: av.Packet) -> Iterator[Picture]:
+    def pictures(self, packet: av.Packet) -> list[Picture]:
         """The pictures of a packet; none where the stream has frames only."""
+        found = list[Picture]()
         if not (self._has_fields or packet.is_keyframe):
-            return  # parameter sets come with key frames
-        last = None
+            return found  # parameter sets come with key frames
         for unit in self._units(bytes(packet)):
             picture = self._picture(unit)
-            if unit[:1] and unit[0] & 0x1F in (1, 5) and not self._has_fields:
-                return
-            if picture is not None and picture != last:
-                yield picture
-                if picture.structure == FRAME:
-                    return
-                last = picture
+            if picture is not None and picture not in found[-1:]:
+                found.append(picture)
+            if picture is not None and picture.structure == FRAME:
+                break
+        return found
 
     def _units(self, data: bytes) -> Iterator[bytes]:
         """The beginnings of the NAL units, section 7.3.1 and annex B."""
@@ -193,9 +193,9 @@ def _skip_scaling_list(bits: _Bits, size: int) -> None:
             return
 
 
-def _mpeg2_pictures(packet: av.Packet) -> Iterator[Picture]:
+def _mpeg2_pictures(packet: av.Packet) -> list[Picture]:
     """The pictures of MPEG-2, Rec. ITU-T H.262, sections 6.2.3 and 6.2.3.1."""
-    data, number = bytes(packet), 0
+    data, number, found = bytes(packet), 0, list[Picture]()
     place = data.find(b"\0\0\1")
     while place >= 0:
         code, body = data[place + 3 : place + 4], data[place + 4 : place + 7]
@@ -203,7 +203,8 @@ def _mpeg2_pictures(packet: av.Packet) -> Iterator[Picture]:
             number = int.from_bytes(body) >> 14
         elif code == b"\xb5" and len(body) == 3 and body[0] >> 4 == 8:  # coding extension
             structure = body[2] & 3  # top field, bottom field, frame
-            yield Picture(number, FRAME if structure == 3 else structure)
+            found.append(Picture(number, FRAME if structure == 3 else structure))
             if structure == 3:
-                return
+                break
         place = data.find(b"\0\0\1", place + 3)
+    return found

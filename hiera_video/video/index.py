@@ -18,7 +18,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from hiera_video.settings.video import Decoding
-from hiera_video.video.clock import WITHOUT_DTS, Fall, Stamps, find_falls, placed, unwrapped
+from hiera_video.video.clock import WITHOUT_DTS, Fall, Stamps, find_falls, placed, rises, unwrapped
 from hiera_video.video.container import (
     choose_stream,
     damaged_offsets,
@@ -124,7 +124,6 @@ class _Packets:
     pts: Stamps  # on one rising clock, as `dts`
     dts: Stamps
     in_file: dict[str, Stamps]  # the same, as the file has them
-    is_stated: list[bool]  # whether the times are in the file, and not interpolated
     falls: list[Fall]  # of the clock of the file
     duration: list[int]  # 0 = unknown
     places: np.ndarray  # int64 [P, 2]
@@ -242,10 +241,13 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         is_shown.append(not (packet.is_discard or is_hidden or is_second[-1]))
     pairs.end()
     begins = [offset for offset, _ in places]
-    on_clock = unwrapped(name, pts, dts)
-    is_stated = [not is_parsed or begin >= 0 for begin in begins]
-    is_guessed = name in WITHOUT_DTS and bool(stream.codec_context.has_b_frames)
-    falls = find_falls(on_clock[1], is_stated, is_key=is_key, is_guessed=is_guessed)
+    on_clock: tuple[Stamps, Stamps] = pts, dts
+    falls = list[Fall]()
+    if not rises(dts):
+        on_clock = unwrapped(name, pts, dts)
+        is_stated = [not is_parsed or begin >= 0 for begin in begins]
+        is_guessed = name in WITHOUT_DTS and bool(stream.codec_context.has_b_frames)
+        falls = find_falls(on_clock[1], is_stated, is_key=is_key, is_guessed=is_guessed)
     if is_parsed and places:
         # The flags of the first packet are lost, as no packet comes before it.
         end = None if damaged else begins[0]
@@ -268,7 +270,6 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         placed_pts,
         placed_dts,
         {"pts": pts, "dts": dts},
-        is_stated,
         falls,
         duration,
         np.array([(-1 if is_parsed else begin, size) for begin, size in places], np.int64),
@@ -327,8 +328,9 @@ def _stamps(stamps: Stamps) -> np.ndarray:
 
 
 def _all_differ(stamps: Stamps, is_second: np.ndarray) -> bool:
-    firsts = [time for time, second in zip(stamps, is_second.tolist(), strict=True) if not second]
-    return None not in firsts and len(set(firsts)) == len(firsts)
+    if is_second.any():
+        stamps = [stamps[number] for number in np.flatnonzero(~is_second).tolist()]
+    return None not in stamps and len(set(stamps)) == len(stamps)
 
 
 def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:

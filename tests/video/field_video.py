@@ -17,7 +17,7 @@ GROUP = 8  # frames from one key frame to the next
 ORDER = (0, 2, 1, 4, 3, 6, 5, 7)  # of decoding; no other frame refers to 1, 3 and 5
 FRAME_NUMS = (0, 1, 2, 2, 3, 3, 4, 4)  # of H.264, in that order
 # Codes of the numbers of bits of luma DC coefficients (Rec. ITU-T H.262, table B.12).
-LUMA_SIZES = "100 00 01 101 110 1110 11110 111110 1111110".split()
+LUMA_SIZES = ["100", "00", "01", "101", "110", "1110", "11110", "111110", "1111110"]
 
 
 def shade(frame: int, is_bottom: bool, block: int) -> int:
@@ -112,21 +112,21 @@ def mpeg2_field(number: int, is_bottom: bool) -> tuple[int, bytes]:
 
 
 def make_field_video(
-    path: Path, num_frames: int = 24, *, codec: str = "h264", in_pairs: bool = False, begin: int = 0
+    path: Path, num_frames: int = 24, *, codec: str = "h264", in_pairs: bool = False, first: int = 0
 ) -> Path:
     """Writes such a video; the container follows from the suffix.
 
     Args:
         in_pairs: both fields of a frame are in one packet.
-        begin: of the presentation times, in units of 1/90,000 s.
+        first: the number of the first frame, on which its shades depend; a multiple of `GROUP`.
     """
     write = h264_field if codec == "h264" else mpeg2_field
     delay = 2 * FIELD_TICKS if codec == "h264" else 0
     fields: list[tuple[int, int, bytes]] = []  # time of presentation, of decoding, code
     for number in range(num_frames):
         for is_bottom in (False, True):
-            frame, data = write(number, is_bottom)
-            ticks = FIELD_TICKS * (2 * frame + is_bottom)
+            frame, data = write(first + number, is_bottom)
+            ticks = FIELD_TICKS * (2 * (frame - first) + is_bottom)
             fields.append((ticks + delay, FIELD_TICKS * (2 * number + is_bottom), data))
     packets: Sequence[tuple[int, int, bytes]] = fields
     if in_pairs:
@@ -142,7 +142,7 @@ def make_field_video(
         for number, (pts, dts, data) in enumerate(packets):
             packet = av.Packet(data)
             packet.stream, packet.time_base = stream, TIME_BASE
-            packet.pts, packet.dts = begin + pts, begin + dts
+            packet.pts, packet.dts = pts, dts
             packet.duration = FIELD_TICKS * (2 if in_pairs else 1)
             packet.is_keyframe = number % (GROUP if in_pairs else 2 * GROUP) == 0
             container.mux(packet)
