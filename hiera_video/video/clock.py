@@ -29,8 +29,10 @@ class Fall(NamedTuple):
 
 def rises(dts: Stamps) -> bool:
     """Whether decoding times ascend, without steps as long as those of a wrap."""
-    steps = np.diff([time for time in dts if time is not None])
-    return bool(np.all((steps >= 0) & (steps < 2 ** (min(BITS.values()) - 1))))
+    times = np.array([time for time in dts if time is not None])
+    steps = times[1:] - times[:-1]
+    longest = 2 ** (min(BITS.values()) - 1)
+    return bool(steps.min(initial=0) >= 0 and steps.max(initial=0) < longest)
 
 
 def unwrapped(container: str, pts: Stamps, dts: Stamps) -> tuple[Stamps, Stamps]:

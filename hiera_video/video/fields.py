@@ -4,7 +4,7 @@ Interlaced video may code the two fields of a frame as two pictures. A packet th
 them or one, whatever the container: camcorders and broadcasts have either.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import av
@@ -13,6 +13,8 @@ from av.video.stream import VideoStream
 FRAME = 0  # structure of a picture that is not a field
 # Values of profile_idc whose sequence parameter sets state a chroma format.
 WITH_CHROMA_FORMAT = frozenset({44, 83, 86, 100, 110, 118, 122, 128, 134, 135, 138, 139, 244})
+# Values of nal_unit_type, table 7-1.
+SLICES, SEQUENCE, PARAMETER_SETS = frozenset({1, 5}), 7, frozenset({7, 8})
 HEADER_BYTES = 1024  # of a unit, which hold all that is read of it
 
 
@@ -27,25 +29,29 @@ class FieldPairs:
     """Follows the packets of a stream in decoding order.
 
     Attributes:
+        may_follow: whether pictures may be fields. If not, `completes` needs to see key frames
+            only, with which that may change.
         num_single: fields whose other field does not follow; decoders may not show them.
     """
 
     def __init__(self, stream: VideoStream) -> None:
         self.num_single = 0
         self._first: Picture | None = None  # a field whose other one may follow
-        self._pictures: Callable[[av.Packet], list[Picture]] | None = None
-        if stream.codec_context.name == "h264":
-            self._pictures = _H264(stream.codec_context.extradata or b"").pictures
-        elif stream.codec_context.name == "mpeg2video":
-            self._pictures = _mpeg2_pictures
+        context = stream.codec_context
+        self._h264 = _H264(context.extradata or b"") if context.name == "h264" else None
+        self.may_follow = self._h264.has_fields if self._h264 else context.name == "mpeg2video"
+
+    def pictures(self, packet: av.Packet) -> list[Picture]:
+        """The pictures of a packet; none where the stream has frames only."""
+        if self._h264 is None:
+            return _mpeg2_pictures(packet) if self.may_follow else []
+        pictures = self._h264.pictures(packet)
+        self.may_follow = self._h264.has_fields
+        return pictures
 
     def completes(self, packet: av.Packet) -> bool:
         """Whether a packet holds the other field of the frame that the packet before it began."""
-        if self._pictures is None:
-            return False
-        pictures, first = self._pictures(packet), self._first
-        if not pictures and first is None:
-            return False
+        pictures, first = self.pictures(packet), self._first
         field = pictures[0] if len(pictures) == 1 and pictures[0].structure != FRAME else None
         if field and first and field.number == first.number and field != first:
             self._first = None
@@ -90,7 +96,8 @@ class _H264:
         # Sequence parameter set -> whether pictures may be fields, bits before and of frame_num.
         self._sequences: dict[int, tuple[bool, int, int]] = {}
         self._sequence_of: dict[int, int] = {}  # picture parameter set -> sequence parameter set
-        self._has_fields = False
+        self.has_fields = False  # whether any sequence may have some
+        self._latest: dict[int, bytes] = {}  # parameter set by kind; key frames repeat them
         self._length_bytes = 0  # of the length before a unit. 0: start codes
         if extradata[:1] == b"\x01" and len(extradata) > 6:  # ISO/IEC 14496-15, section 5.3.3.1
             self._length_bytes = 2
@@ -100,30 +107,30 @@ class _H264:
                 sets = list(self._units(extradata[place + 1 :]))[:count]
                 place += 1 + sum(2 + len(unit) for unit in sets)
                 for unit in sets:
-                    self._picture(unit)
+                    self._note(unit)
             self._length_bytes = 1 + (extradata[4] & 3)
         else:
             for unit in self._units(extradata):
-                self._picture(unit)
+                self._note(unit)
 
     def pictures(self, packet: av.Packet) -> list[Picture]:
         """The pictures of a packet; none where the stream has frames only."""
-        found = list[Picture]()
-        if not (self._has_fields or packet.is_keyframe):
-            return found  # parameter sets come with key frames
+        found: list[Picture] = []
         for unit in self._units(bytes(packet)):
-            picture = self._picture(unit)
-            if picture is not None and picture not in found[-1:]:
-                found.append(picture)
-            if picture is not None and picture.structure == FRAME:
-                break
+            if unit[:1] and unit[0] & 0x1F in SLICES:
+                picture = self._picture(unit) if self.has_fields else None
+                if picture is not None and picture not in found[-1:]:
+                    found.append(picture)
+                if picture is None or picture.structure == FRAME:
+                    break
+            else:
+                self._note(unit)
         return found
 
     def _units(self, data: bytes) -> Iterator[bytes]:
         """The beginnings of the NAL units, section 7.3.1 and annex B."""
-        size = self._length_bytes
+        size, place = self._length_bytes, 0
         if size:
-            place = 0
             while place < len(data):
                 begin, length = place + size, int.from_bytes(data[place : place + size])
                 yield data[begin : begin + min(length, HEADER_BYTES)]
@@ -131,31 +138,37 @@ class _H264:
         else:
             place = data.find(b"\0\0\1")
             while place >= 0:
-                yield data[place + 3 : place + 3 + HEADER_BYTES]
-                place = data.find(b"\0\0\1", place + 3)
+                begin, end = place + 3, place + 3 + HEADER_BYTES
+                place = data.find(b"\0\0\1", begin, end)
+                yield data[begin : end if place < 0 else place]
+                place = data.find(b"\0\0\1", begin) if place < 0 else place
 
     def _picture(self, unit: bytes) -> Picture | None:
-        """The picture of a slice; parameter sets are noted."""
-        kind = unit[0] & 0x1F if unit else 0
-        if kind not in (1, 5, 7, 8):
+        """The picture of a slice, by the slice header (section 7.3.3); None if it is unknown."""
+        bits = _bits_of(unit[:32])
+        bits.unsigned()  # first_mb_in_slice
+        bits.unsigned()  # slice_type
+        sequence = self._sequences.get(self._sequence_of.get(bits.unsigned(), -1))
+        if sequence is None:
             return None
-        size = 32 if kind in (1, 5) else HEADER_BYTES
-        bits = _Bits(unit[1:size].replace(b"\0\0\3", b"\0\0"))
-        if kind == 7:
+        may_be_field, skipped, length = sequence
+        bits.take(skipped)
+        number = bits.take(length)
+        is_field = may_be_field and bits.take(1)
+        return Picture(number, 1 + bits.take(1) if is_field else FRAME)
+
+    def _note(self, unit: bytes) -> None:
+        """Remembers what a parameter set states; ignores other units."""
+        kind = unit[0] & 0x1F if unit else 0
+        if kind not in PARAMETER_SETS or self._latest.get(kind) == unit:
+            return
+        self._latest[kind] = unit
+        bits = _bits_of(unit)
+        if kind == SEQUENCE:
             self._note_sequence(bits)
-        elif kind == 8:
-            self._sequence_of[bits.unsigned()] = bits.unsigned()
         else:
-            bits.unsigned()  # first_mb_in_slice; slice header, section 7.3.3
-            bits.unsigned()  # slice_type
-            sequence = self._sequences.get(self._sequence_of.get(bits.unsigned(), -1))
-            if sequence is not None:
-                may_be_field, skipped, length = sequence
-                bits.take(skipped)
-                number = bits.take(length)
-                is_field = may_be_field and bits.take(1)
-                return Picture(number, 1 + bits.take(1) if is_field else FRAME)
-        return None
+            identity = bits.unsigned()
+            self._sequence_of[identity] = bits.unsigned()
 
     def _note_sequence(self, bits: _Bits) -> None:
         """Sequence parameter set, section 7.3.2.1.1."""
@@ -181,7 +194,12 @@ class _H264:
         bits.unsigned(), bits.unsigned()  # width, height
         may_be_field = not bits.take(1)
         self._sequences[identity] = may_be_field, skipped, length
-        self._has_fields |= may_be_field
+        self.has_fields |= may_be_field
+
+
+def _bits_of(unit: bytes) -> _Bits:
+    """What follows the type of a NAL unit, without emulation prevention (section 7.4.1)."""
+    return _Bits(unit[1:].replace(b"\0\0\3", b"\0\0"))
 
 
 def _skip_scaling_list(bits: _Bits, size: int) -> None:

@@ -230,15 +230,17 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         dts.append(packet.dts)
         duration.append(packet.duration or 0)
         places.append((-1 if packet.pos is None else packet.pos, packet.size))
-        is_second.append(pairs.completes(packet))
-        if is_second[-1]:  # of a frame that lasts as long as both fields, whatever is stated
+        key = packet.is_keyframe
+        second = (key or pairs.may_follow) and pairs.completes(packet)
+        if second:  # of a frame that lasts as long as both fields, whatever is stated
             duration[-2] = 0 if None in pts[-2:] else max(0, 2 * (pts[-1] - pts[-2]))
-        is_key.append(packet.is_keyframe and not is_second[-1])
+        is_second.append(second)
+        is_key.append(key and not second)
         if packet.is_corrupt:
             damaged.add(number)
         # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
         is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
-        is_shown.append(not (packet.is_discard or is_hidden or is_second[-1]))
+        is_shown.append(not (packet.is_discard or is_hidden or second))
     pairs.end()
     begins = [offset for offset, _ in places]
     on_clock: tuple[Stamps, Stamps] = pts, dts
@@ -305,10 +307,11 @@ def _some(places: list[str]) -> str:
 def _long_gaps(times_sec: np.ndarray) -> str | None:
     """Describes long times without a frame."""
     steps = np.diff(times_sec)
-    usual = float(np.median(steps)) if len(steps) else 0.0
+    if steps.max(initial=0) <= GAP_SEC:
+        return None
     gaps = [
         f"for {steps[n]:.3f} s after frame {n} (at {times_sec[n]:.3f} s)"
-        for n in np.flatnonzero((steps > GAP_SEC) & (steps > 10 * usual))
+        for n in np.flatnonzero(steps > max(GAP_SEC, 10 * np.median(steps)))
     ]
     advice = "max_gap_sec limits how much of a gap counts as time"
     return f"has no frame {_some(gaps)}; {advice}" if gaps else None
@@ -419,13 +422,15 @@ def _presentation_times(
         if len(frames := position_of[number:][position_of[number:] >= 0])
     ]
     pts = _seconds([packets.pts[n] for n in numbers], unit)
-    if name in WITHOUT_DTS and not _ascend(pts):
+    is_ordered = name != "avi" and _ascend(pts)
+    if name in WITHOUT_DTS and not is_ordered:
         # Each time is in the file, and the decoder has shown in which order they should ascend.
         in_file = [packets.in_file["pts"][n] for n in numbers]
         falls = find_falls(in_file, [True] * len(numbers))
         shown, _ = placed(falls, in_file, in_file, [packets.duration[n] for n in numbers])
         pts = _seconds(shown, unit)
-    if name != "avi" and _ascend(pts):
+        is_ordered = _ascend(pts)
+    if is_ordered:
         times = pts
     else:
         dts = _seconds([packets.dts[n] for n in numbers], unit)
@@ -444,4 +449,4 @@ def _seconds(stamps: Stamps, unit: float) -> np.ndarray:
 
 
 def _ascend(times: np.ndarray) -> bool:
-    return bool(np.all(np.diff(times, prepend=-np.inf) > 0))
+    return bool(times[0] > -np.inf and np.all(times[1:] > times[:-1]))

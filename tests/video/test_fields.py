@@ -9,7 +9,7 @@ import pytest
 from hiera_video.video.fields import _H264, FieldPairs, Picture, _Bits
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError
-from tests.video.field_video import GROUP, make_field_video, shade
+from tests.video.field_video import GROUP, codes, make_field_video, shade, unit
 from tests.video.striped_video import decode_linearly, make_striped_video
 
 SUFFIXES = ["ts", "m2ts", "mp4", "mov", "mkv"]
@@ -140,7 +140,7 @@ def test_interlaced_frames_are_frames(tmp_path, backend):
         pairs = FieldPairs(stream)
         packets = [packet for packet in container.demux(stream) if packet.size]
         assert [pairs.completes(packet) for packet in packets] == [False] * 20
-        assert all([p.structure for p in pairs._pictures(packet)] == [0] for packet in packets)
+        assert all([p.structure for p in pairs.pictures(packet)] == [0] for packet in packets)
     with open_video(path, backend) as reader:
         assert np.array_equal(reader.frames(range(20)), expected)
 
@@ -153,6 +153,48 @@ def test_numbers_of_variable_length():
     assert [bits.signed() for _ in range(5)] == [0, 1, -1, 2, -2]
     assert bits.take(40) == 0
     assert bits.unsigned() >= 2**31
+
+
+def test_parameter_sets_are_known_by_their_numbers():
+    """Picture parameter set 2 of sequence parameter set 1, which allows fields; 5 bits of
+    frame_num. Set 0 allows none."""
+    fields = unit(
+        0x67,
+        format(77, "08b")
+        + "0" * 8
+        + format(30, "08b")
+        + codes(1, 1, 2, 1)
+        + "0"
+        + codes(3, 1)
+        + "0",
+    )
+    frames = unit(
+        0x67,
+        format(77, "08b")
+        + "0" * 8
+        + format(30, "08b")
+        + codes(0, 0, 2, 1)
+        + "0"
+        + codes(3, 1)
+        + "1",
+    )
+    sets = fields + frames + unit(0x68, codes(2, 1)) + unit(0x68, codes(0, 0))
+    second = unit(0x41, codes(0, 5, 2) + format(19, "05b") + "11")
+    frame = unit(0x41, codes(0, 5, 0) + format(9, "04b") + "0" * 9)
+    reader = _H264(sets)
+    assert reader.pictures(av.Packet(second)) == [Picture(19, 2)]
+    assert reader.pictures(av.Packet(frame)) == [Picture(9, 0)]
+
+
+def test_high_profile_with_scaling_lists(tmp_path):
+    """Headers that have as many parts as they can; the decoder agrees on what pictures are."""
+    options = {"x264-params": "interlaced=1:cqm=jvt:keyint=5:slices=3", "profile": "high"}
+    path = make_striped_video(tmp_path / "a.mp4", 10, options=options)
+    with av.open(path) as container:
+        stream = container.streams.video[0]
+        reader = _H264(stream.codec_context.extradata)
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        assert all([p.structure for p in reader.pictures(packet)] == [0] for packet in packets)
 
 
 def test_any_bytes_are_read():
