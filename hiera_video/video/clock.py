@@ -59,6 +59,7 @@ def find_falls(
     times: Stamps,
     is_stated: Sequence[bool],
     *,
+    shown: Stamps | None = None,
     is_key: Sequence[bool] | None = None,
     is_guessed: bool = False,
 ) -> list[Fall]:
@@ -67,16 +68,25 @@ def find_falls(
     Args:
         times: in the order in which they should ascend: of decoding or of presentation.
         is_stated: whether a time is one in the file, and not interpolated.
+        shown: presentation times, None where there is none. Decoding times may also fall where an
+            edit list goes on in the middle of a group of pictures, whose beginning is not shown.
         is_guessed: times are libavformat's guesses of decoding times. Wrong ones fall often, and
             not at key frames, and by less than frames are reordered.
         is_key: is needed for guesses.
     """
     known = [n for n, time in enumerate(times) if time is not None and is_stated[n]]
     stated = np.array([times[n] for n in known])
+    ordered = times if shown is None else shown
+    high = np.array([-np.inf if time is None else time for time in ordered])
+    low = np.array([np.inf if time is None else time for time in ordered])
+    highest_before = np.maximum.accumulate(high)
+    lowest_after = np.minimum.accumulate(low[::-1])[::-1]
     places = np.flatnonzero(np.diff(stated) < 0) + 1
     is_frequent = len(places) > max(MAX_REORDERED, len(stated) // 100)
     falls, begin = list[Fall](), 0
     for rank in places.tolist():
+        if highest_before[known[rank] - 1] < lowest_after[known[rank]]:
+            continue
         recent = stated[max(begin, rank - 4 * MAX_REORDERED) : rank]
         is_large = np.sum(recent > stated[rank]) > MAX_REORDERED
         if is_guessed and is_frequent and not is_large and not (is_key and is_key[known[rank]]):

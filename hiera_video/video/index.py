@@ -249,7 +249,10 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         on_clock = unwrapped(name, pts, dts)
         is_stated = [not is_parsed or begin >= 0 for begin in begins]
         is_guessed = name in WITHOUT_DTS and bool(stream.codec_context.has_b_frames)
-        falls = find_falls(on_clock[1], is_stated, is_key=is_key, is_guessed=is_guessed)
+        shown = [time if is_in else None for time, is_in in zip(on_clock[0], is_shown, strict=True)]
+        falls = find_falls(
+            on_clock[1], is_stated, shown=shown, is_key=is_key, is_guessed=is_guessed
+        )
     if is_parsed and places:
         # The flags of the first packet are lost, as no packet comes before it.
         end = None if damaged else begins[0]

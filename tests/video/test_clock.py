@@ -1,6 +1,7 @@
 """Joined recordings, clocks that were set back, and clocks that jump forward."""
 
 import logging
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -196,6 +197,31 @@ def test_a_jump_forward_is_reported_and_may_be_shortened(tmp_path, backend, suff
         length_sec = reader.end_sec - reader.frame_times_sec[0]
         assert length_sec == pytest.approx(whole_sec - steps[jump - 1] + 0.5)
         assert np.array_equal(reader[jump], expected[jump])
+
+
+def test_an_edit_list_of_several_parts_is_no_fall(tmp_path, backend):
+    """Frames 13 to 37 and 57 to 81: the frames before 57 in its group are decoded, not shown."""
+    path = make_striped_video(tmp_path / "a.mp4", 100, options={"g": "10", "bf": "2"})
+    data, frame = bytearray(path.read_bytes()), 512  # units of the frames' time stamps
+    place = data.index(b"elst") - 4
+    (size,) = struct.unpack(">I", data[place : place + 4])
+    (start,) = struct.unpack(">i", data[place + 20 : place + 24])
+    entries = [(1000, start + number * frame, 0x10000) for number in (13, 57)]
+    box = struct.pack(">I4sII", 40, b"elst", 0, 2)
+    box += b"".join(struct.pack(">IiI", *entry) for entry in entries)
+    for name in (b"edts", b"trak", b"moov"):  # which hold it, after the frames
+        parent = data.rindex(name, 0, place) - 4
+        (length,) = struct.unpack(">I", data[parent : parent + 4])
+        data[parent : parent + 4] = struct.pack(">I", length + len(box) - size)
+    data[place : place + size] = box
+    path.write_bytes(data)
+    with av.open(path) as container:
+        dts = [packet.dts for packet in container.demux(video=0) if packet.size]
+        assert np.diff(dts).min() < 0
+    with open_video(path, backend) as reader:
+        assert [read_number(frame) for frame in reader] == [*range(13, 38), *range(57, 82)]
+        assert np.all(np.diff(reader.frame_times_sec) < 0.081)
+        assert (reader.damage, reader.note) == (None, None)
 
 
 def test_long_frames_that_are_usual_are_not_reported(tmp_path):
