@@ -7,8 +7,8 @@ from typing import Any
 
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.loader import start_decoding
-from hiera_video.data.videos.files import AnnotationError
 from hiera_video.data.videos.records import VideoList, read_video_list, require_labels
+from hiera_video.errors import UnknownClassError
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.prediction import load_model, views_of, with_class_names
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
@@ -71,13 +71,18 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
 def read_list(config: EvaluateSettings, card: ModelCard) -> VideoList:
     """The videos to evaluate on, with labels among the classes of the checkpoint."""
     data = config.data
-    how: dict[str, Any] = {"multi_label": card.multi_label, "split": data.split}
     try:
-        val = read_video_list(data.val, root=data.root, class_names=card.classes, **how)
-    except AnnotationError as error:
+        val = read_video_list(
+            data.val,
+            root=data.root,
+            class_names=card.classes,
+            multi_label=card.multi_label,
+            split=data.split,
+        )
+    except UnknownClassError as error:
         if card.class_names:
             raise
-        raise AnnotationError(
+        raise UnknownClassError(
             f"{error} ({config.checkpoint} does not name its {card.num_classes} classes: "
             "data.class_names=FILE does)"
         ) from error

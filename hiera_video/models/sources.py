@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError
-from hiera_video.files import parse_json, shipped_folder, user_path
+from hiera_video.files import parse_json, shipped_folder, similar_path, user_path
 from hiera_video.models.card import EXAMPLES, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
@@ -127,6 +127,8 @@ def check_source(source: Source, kind: Kind | None = None) -> None:
         raise WeightsNotFoundError(
             f"{what}, and no published weights are called so; did you mean {called[near[0]]!r}?"
         )
+    if hint := similar_path(str(path)):
+        raise WeightsNotFoundError(f"{what}{hint}")
     missing = path  # the first that is, of the folders on the way
     while not missing.parent.is_dir():
         missing = missing.parent

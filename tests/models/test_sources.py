@@ -93,11 +93,12 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         ("runs/mine/weihgts", None, r"; did you mean '.*runs/mine/weights'\?$"),
         ("runs/quite-another", None, "folder$"),
         ("no/run", None, "folder, nor .*no$"),
+        ("runs\\mine", None, "; write / between folders"),
     ],
 )
 def test_a_mistyped_folder(name: str, kind: Any, words: str, tmp_path: Path) -> None:
     weights(tmp_path / "runs" / "mine" / "weights")
-    message = f"^{tmp_path / name}: there is no such file or folder"
+    message = f"^{re.escape(str(tmp_path / name))}: there is no such file or folder"
     with pytest.raises(WeightsNotFoundError, match=message) as error:
         load_card(tmp_path / name, kind)
     assert re.search(words, str(error.value))
