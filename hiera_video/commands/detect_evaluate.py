@@ -43,7 +43,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
     with process_group(config.device) as process:
         if not dry_run:
             start_decoding(config.data)
-        model, card = load_model(config.checkpoint, kind="detector")
+        model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
         known, label_map = actions(config, card)
         val = read_evaluation(data, known)
         folder = evaluation_folder(config, RESULTS)

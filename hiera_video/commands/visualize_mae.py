@@ -30,7 +30,10 @@ from hiera_video.video.reader import VideoError
 def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
     model, card = load_model(
-        config.checkpoint, kind="autoencoder", decoder_heads=config.decoder_heads
+        config.checkpoint,
+        kind="autoencoder",
+        weights_key=config.weights_key,
+        decoder_heads=config.decoder_heads,
     )
     if model.target != "pixels":
         raise ModelError(

@@ -14,8 +14,9 @@ from torchvision.models.detection import (
 )
 
 from hiera_video.errors import WeightsError
-from hiera_video.models.checkpoint import differences, not_finite, read_tensors, shorten
+from hiera_video.models.checkpoint import differences, not_finite, shorten
 from hiera_video.models.download import fetch_file
+from hiera_video.models.tensors import read_state
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1  # box AP 46.7 on COCO val2017
 CLASSES = PUBLISHED.meta["categories"]  # COCO's, and the background
@@ -37,11 +38,11 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
             those that torchvision publishes, fetched into torch.hub's cache at first use.
 
     Raises:
-        FetchError, WeightsNotFoundError: as `fetch_file` and `read_tensors`.
+        FetchError, WeightsNotFoundError: as `fetch_file` and `read_state`.
         WeightsError: the file holds something else, or values that are not finite.
     """
     path = fetch_file(PUBLISHED.url, "BSD-3-Clause") if weights is None else Path(weights)
-    state = read_tensors(path)
+    state = read_state(path).tensors
     model = fasterrcnn_resnet50_fpn_v2(
         weights=None, weights_backbone=None, num_classes=len(CLASSES), box_score_thresh=0.0
     )

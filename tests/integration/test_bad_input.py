@@ -209,7 +209,7 @@ def test_a_label_beyond_the_class_names(commands, tmp_path):
         ("data.train=TOY/nowhere.csv", 1, ["nowhere.csv: no such file or folder"]),
         ("data.train=TOY/train_0.mp4", 1, ["train_0.mp4: a single video"]),
         ("model.init=TOY/nowhere.pth", 1, ["nowhere.pth: there is no such file"]),
-        ("model.init=TOY/text.mp4", 1, ["text.mp4 is damaged or not a file of weights"]),
+        ("model.init=TOY/text.mp4", 1, ["text.mp4 is a text that begins with"]),
         ("model.init=TOY", 1, ["is not a weights folder: it has no config.json"]),
         ("train.freeze_stages=5", 2, ["train.freeze_stages is 5", "from 0 to 4"]),
         ("device=cudo", 2, ["device is 'cudo'", "cuda:N"]),
