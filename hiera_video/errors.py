@@ -43,6 +43,8 @@ class WeightsError(ModelError):
 class WeightsNotFoundError(WeightsError, FileNotFoundError):
     """No weights of that name."""
 
+    exit_code = 2
+
 
 class OutputExistsError(UserError, FileExistsError):
     """Something that must not be replaced stands where the output goes."""

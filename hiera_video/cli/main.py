@@ -37,8 +37,9 @@ from hiera_video.models.card import Kind
 from hiera_video.models.sources import load_card
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
-from hiera_video.settings import evaluation, tools, training
+from hiera_video.settings import tools
 from hiera_video.settings.base import Settings, operand_of, section_of
+from hiera_video.settings.commands import COMMANDS
 from hiera_video.settings.load import (
     Update,
     load_flops_settings,
@@ -48,25 +49,6 @@ from hiera_video.settings.load import (
     to_yaml,
 )
 
-COMMANDS: dict[str, type[Settings]] = {
-    "finetune": training.FinetuneSettings,
-    "evaluate": evaluation.EvaluateSettings,
-    "predict": evaluation.PredictSettings,
-    "pretrain": training.PretrainSettings,
-    "visualize mae": evaluation.VisualizeSettings,
-    "detect train": training.DetectTrainSettings,
-    "detect evaluate": evaluation.DetectEvaluateSettings,
-    "detect predict": evaluation.DetectPredictSettings,
-    "detect score": evaluation.DetectScoreSettings,
-    "data check-ava": evaluation.CheckAvaSettings,
-    "extract": evaluation.ExtractSettings,
-    "export": tools.ExportSettings,
-    "convert": tools.ConvertSettings,
-    "flops": tools.FlopsSettings,
-    "benchmark": tools.BenchmarkSettings,
-    "demo": tools.DemoSettings,
-    "demo ava": tools.DemoAvaSettings,
-}
 CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a checkpoint's card
     "evaluate": "classifier",
     "predict": "classifier",

@@ -16,6 +16,7 @@ from hiera_video.settings.base import (
     Probability,
     Seed,
     Settings,
+    Weights,
 )
 from hiera_video.settings.model import Masking
 from hiera_video.settings.training import BoxList, KeyframeData, Precision, VideoList
@@ -29,7 +30,9 @@ from hiera_video.settings.video import (
     check_segments,
 )
 
-Checkpoint = Annotated[Path, Allowed("a run, checkpoint or weights folder, or published weights")]
+Checkpoint = Annotated[
+    Weights, Allowed("a run, checkpoint or weights folder, or published weights")
+]
 Files = Annotated[list[Path], MinLen(1), Operand("FILE"), Allowed("at least one file or folder")]
 Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]
 Pooling = Literal["mean", "spatial", "temporal", "none"]

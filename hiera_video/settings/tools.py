@@ -14,6 +14,7 @@ from hiera_video.settings.base import (
     Path,
     Seed,
     Settings,
+    Weights,
 )
 from hiera_video.settings.evaluation import Checkpoint
 from hiera_video.settings.model import Architecture, Masking, Target
@@ -142,7 +143,7 @@ class ConvertSettings(Settings):
     What was written is read again, and all tensors must come back the same.
     """
 
-    checkpoint: Annotated[Path, Allowed("a file, a folder or published weights")]
+    checkpoint: Annotated[Weights, Allowed("a file, a folder or published weights")]
     """A file or folder in any of the layouts, or published weights."""
     layout: Layout = "hiera_video"
     """Layout to write: a weights folder of this project; a .pth file; or, of image models, a
