@@ -231,19 +231,19 @@ def leaves(
 def existing_paths(settings: Settings) -> Iterator[tuple[str, list[str], Existing]]:
     """The settings that name what must be there: dotted key, paths, and what they may be else."""
     for key, field, value in leaves(type(settings), settings.model_dump()):
-        marks = [m for m in _metadata(field.annotation, field.metadata) if isinstance(m, Existing)]
+        marks = [m for m in metadata_of(field.annotation, field.metadata) if isinstance(m, Existing)]
         if marks and value is not None:
             yield key, [value] if isinstance(value, str) else list(value), marks[-1]
 
 
-def _metadata(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Any]:
+def metadata_of(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Any]:
     """What `Annotated` adds to a type or to the types inside it, from the inside outwards."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from _metadata(arguments[0], arguments[1:])
+        yield from metadata_of(arguments[0], arguments[1:])
     else:
         for inner in () if origin is Literal else arguments:
-            yield from _metadata(inner)
+            yield from metadata_of(inner)
     yield from metadata
 
 
