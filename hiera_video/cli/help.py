@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 import hiera_video
 from hiera_video.files import json_text
-from hiera_video.settings.base import Settings, allowed_values, leaves, shown_key
+from hiera_video.settings.base import Settings, allowed_values, leaves, section_of, shown_key
 from hiera_video.settings.commands import COMMANDS
 
 PUBLISHED = "hiera_base_16x224.mae_k400_ft_k400"
@@ -98,6 +98,23 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
 }
 
 
+SWITCHES = {  # of all commands
+    "--print-config": "print the whole configuration",
+    "--dry-run": "check everything up to the first batch",
+    "--json": "results as JSON, for machines",
+    "--traceback": "show where in the code an error was raised",
+}
+
+
+def options_of(cls: type[Settings]) -> dict[str, bool]:
+    """The settings of a command that may be given as options, and whether each is a switch."""
+    return {
+        f"--{name.replace('_', '-')}": field.annotation is bool
+        for name, field in cls.model_fields.items()
+        if section_of(field) is None and name != "inputs"
+    }
+
+
 def overview() -> str:
     """What the program can do: its commands, and where to read on."""
     width = min(shutil.get_terminal_size().columns, 100)
@@ -109,14 +126,17 @@ def overview() -> str:
     lines = [
         f"hiera-video {hiera_video.__version__}: train, evaluate and use Hiera models for video.",
         "",
-        "usage: hiera-video COMMAND [FILE ...] [--config FILE] [key.path=value ...] [--key VALUE ...]",
+        "usage: hiera-video COMMAND [FILE ...] [--config FILE] [key.path=value ...]",
         "",
         "commands:",
         *(
             line
             for name, text in listed.items()
             for line in textwrap.wrap(
-                text, width, initial_indent=f"  {name:{column}}", subsequent_indent=" " * (column + 2)
+                text,
+                width,
+                initial_indent=f"  {name:{column}}",
+                subsequent_indent=" " * (column + 2),
             )
         ),
         "",

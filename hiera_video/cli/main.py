@@ -23,7 +23,14 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import hiera_video
-from hiera_video.cli.help import card_groups, describe, overview, summary
+from hiera_video.cli.help import (
+    SWITCHES,
+    card_groups,
+    describe,
+    options_of,
+    overview,
+    summary,
+)
 from hiera_video.cli.paths import check_paths
 from hiera_video.errors import (
     DISK_IS_FULL,
@@ -37,11 +44,12 @@ from hiera_video.errors import (
 )
 from hiera_video.models.card import Kind
 from hiera_video.models.sources import load_card
+from hiera_video.runtime.dry_run import running_dry
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
 from hiera_video.settings import tools
 from hiera_video.settings.advice import advice, meant
-from hiera_video.settings.base import Settings, operand_of, section_of
+from hiera_video.settings.base import Settings, operand_of
 from hiera_video.settings.commands import COMMANDS
 from hiera_video.settings.load import (
     Update,
@@ -60,12 +68,6 @@ CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a
     "visualize mae": "autoencoder",
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
-SWITCHES = {  # of all commands
-    "--print-config": "print the whole configuration",
-    "--dry-run": "check everything up to the first batch",
-    "--json": "results as JSON, for machines",
-    "--traceback": "show where in the code an error was raised",
-}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -106,7 +108,9 @@ class _Parser(argparse.ArgumentParser):
         return overview()
 
     def print_help(self, file: Any = None) -> None:
-        print(self.format_help(), end="", file=file)  # argparse would hide that it cannot be printed
+        print(
+            self.format_help(), end="", file=file
+        )  # argparse would hide that it cannot be printed
 
     def error(self, message: str) -> NoReturn:
         print(message_line(f"{self.prog}: {message}"), file=sys.stderr)
@@ -122,21 +126,14 @@ class _CommandParser(_Parser):
         return f"{argparse.ArgumentParser.format_help(self)}\n{describe(self.command)}\n"
 
 
-def options_of(cls: type[Settings]) -> dict[str, bool]:
-    """The settings of a command that may be given as options, and whether each is a switch."""
-    return {
-        f"--{name.replace('_', '-')}": field.annotation is bool
-        for name, field in cls.model_fields.items()
-        if section_of(field) is None and name != "inputs"
-    }
-
-
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options, and what else stands on the command line: files and settings."""
     top, words = parser(), list(arguments)
     if words[:1] == ["help"]:
         words = [*words[1:], "--help"]
     words = words or ["--help"]
+    if words[0] == "completion":
+        _print_completion(top, words[1:])
     if " ".join(words[:2]) in COMMANDS:
         words[:2] = [" ".join(words[:2])]
     elif words[0] not in (*COMMANDS, "-h", "--help", "--version"):
@@ -147,6 +144,20 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
         if option.startswith("--"):
             _refuse_option(top, COMMANDS[args.command], option, operands[place + 1 :])
     return args, operands
+
+
+def _print_completion(top: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
+    """Ends after printing what makes a shell complete, or how to use that."""
+    from hiera_video.cli.completion import SHELLS, script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        top.error(
+            f"completion needs the name of the shell: {', '.join(SHELLS)}. In bash and zsh, write "
+            'eval "$(hiera-video completion bash)" or zsh into ~/.bashrc or ~/.zshrc; in fish, '
+            "hiera-video completion fish > ~/.config/fish/completions/hiera-video.fish"
+        )
+    print(script(words[0]))
+    raise SystemExit(0)
 
 
 def _refuse_command(top: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
@@ -186,6 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Errors that the user can correct are printed as one line on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that its encoding lacks is no error
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks
+        from hiera_video.cli.completion import complete
+
+        complete()
     try:
         try:
             return run(sys.argv[1:] if arguments is None else arguments)
@@ -221,12 +236,12 @@ def run(arguments: Sequence[str]) -> int:
         if args.print_config:
             print(to_yaml(load_for_print(*configuration(args, operands))), end="")
             return 0
-        settings = read_settings(args, operands)
-        check_paths(settings)
         name = MODULES.get(args.command, args.command.replace(" ", "_").replace("-", "_"))
-        command = importlib.import_module(f"hiera_video.commands.{name}")
-        setup_logging()
-        with handling_stops(raise_stopped):
+        with running_dry(args.dry_run), handling_stops(raise_stopped):
+            settings = read_settings(args, operands)
+            check_paths(settings)
+            command = importlib.import_module(f"hiera_video.commands.{name}")
+            setup_logging()
             return command.run(settings, dry_run=args.dry_run, as_json=args.json)
     except (UserError, OSError) as error:
         if not isinstance(error, UserError) and error.filename is None:

@@ -231,7 +231,9 @@ def leaves(
 def existing_paths(settings: Settings) -> Iterator[tuple[str, list[str], Existing]]:
     """The settings that name what must be there: dotted key, paths, and what they may be else."""
     for key, field, value in leaves(type(settings), settings.model_dump()):
-        marks = [m for m in metadata_of(field.annotation, field.metadata) if isinstance(m, Existing)]
+        marks = [
+            m for m in metadata_of(field.annotation, field.metadata) if isinstance(m, Existing)
+        ]
         if marks and value is not None:
             yield key, [value] if isinstance(value, str) else list(value), marks[-1]
 
@@ -245,6 +247,16 @@ def metadata_of(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Any]:
         for inner in () if origin is Literal else arguments:
             yield from metadata_of(inner)
     yield from metadata
+
+
+def types_of(annotation: Any) -> Iterator[Any]:
+    """The types that a value may have: the members of a union, without what `Annotated` adds."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        arguments = get_args(annotation)
+        for inner in arguments[:1] if get_origin(annotation) is Annotated else arguments:
+            yield from types_of(inner)
+    else:
+        yield annotation
 
 
 def operand_of(cls: type[Settings]) -> tuple[str, Operand] | None:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hiera_video.errors import ConfigError, did_you_mean
 from hiera_video.files import read_text, shipped_folder
+from hiera_video.settings.advice import advice
 from hiera_video.settings.base import (
     MAX_WHOLE,
     RuleError,
@@ -25,7 +26,6 @@ from hiera_video.settings.base import (
     shown,
     shown_key,
 )
-from hiera_video.settings.advice import advice
 from hiera_video.settings.tools import FlopsSettings
 from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
 
@@ -283,6 +283,12 @@ def find_config(name: str) -> Path:
     for path in (Path(name), shipped / relative):
         if path.exists() and not path.is_dir():
             return path
-    known = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml"))
+    known = shipped_recipes()
     hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
     raise ConfigError(f"{name}: there is no such configuration file{hint}")
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    folder = shipped_folder("configs")
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))

@@ -273,9 +273,10 @@ def test_a_wrong_override_is_one_line(override, message):
     ],
 )
 def test_an_unknown_key_names_the_right_one(cls, key, advice):
-    for given in (f"{key}=1", functools.reduce(lambda v, k: {k: v}, key.split(".")[::-1], "1")):
+    nested = functools.reduce(lambda value, name: {name: value}, key.split(".")[::-1], "1")
+    for override in (f"{key}=1", nested):
         with pytest.raises(ConfigError) as error:
-            load_settings(cls, overrides=[given])
+            load_settings(cls, overrides=[override])
         assert str(error.value).startswith(f"{key} is unknown; {advice}")
 
 
@@ -488,7 +489,7 @@ def test_python_takes_and_checks_the_same_values():
     assert Optim(betas=(0.9, 0.95)).betas == (0.9, 0.95)
     with pytest.raises(ValidationError, match="lr"):
         Optim(lr=0)
-    with pytest.raises(ValidationError, match="must be less than train.epochs=3") as error:
+    with pytest.raises(ValidationError, match=r"must be less than train\.epochs=3") as error:
         Train(epochs=3)
     assert isinstance(error.value.errors()[0]["ctx"]["error"], RuleError)
 
