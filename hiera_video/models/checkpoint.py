@@ -3,6 +3,7 @@
 A key that no list here knows is an error. What a file does not state, `with_card` infers.
 """
 
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiera_video.errors import ModelError, WeightsError, WeightsNotFoundError
+from hiera_video.errors import ModelError, NotFetched, WeightsError, WeightsNotFoundError
 from hiera_video.models.build import described_tensors
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.download import fetch_file
@@ -27,6 +28,8 @@ from hiera_video.models.layouts import (
 from hiera_video.models.sources import Source, find, load_card
 from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
 from hiera_video.settings.tools import Layout
+
+logger = logging.getLogger(__name__)
 
 STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files keep the tensors
 WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile
@@ -99,7 +102,11 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
     if card is not None:
         card.require(kind, source)
     if path is None:
-        file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+        try:
+            file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+        except NotFetched as what:
+            assert card is not None
+            return _stand_in(str(source), card, what)
     else:
         file = path / "model.safetensors" if path.is_dir() else path
     layout, state = to_official(read_tensors(file))
@@ -121,6 +128,15 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
         layout = "hiera_video"
         _check_described(read, card, path / "config.json")
     return Checkpoint(str(source), layout, read, dropped, renamed, card, config)
+
+
+def _stand_in(source: str, card: ModelCard, what: NotFetched) -> Checkpoint:
+    """Zeros in place of published weights, in a dry run, which logs what it does not fetch."""
+    tensors = {k.removeprefix("encoder."): v for k, v in described_tensors(card).items()}
+    size_mb = sum(tensor.numel() for tensor in tensors.values()) * 4 / 1e6
+    logger.info("%s: about %.0f MB", what, size_mb)
+    zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in tensors.items()}
+    return Checkpoint(f"{source}, not downloaded", "official", zeros, card=card)
 
 
 def _check_described(state: Mapping[str, Tensor], card: ModelCard, source: object) -> None:
