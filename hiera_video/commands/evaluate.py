@@ -8,6 +8,7 @@ from typing import Any
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.loader import start_decoding
 from hiera_video.data.videos.records import read_video_list, require_labels
+from hiera_video.errors import counted
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.prediction import load_model, views_of
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
@@ -27,6 +28,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
     with process_group(config.device) as process:
         if not dry_run:
             start_decoding(config.data)
+        folder = evaluation_folder(config, RESULTS)
         model, card = load_model(config.checkpoint, kind="classifier")
         val = read_video_list(
             config.data.val,
@@ -35,7 +37,6 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             multi_label=card.multi_label,
         )
         require_labels(val)
-        folder = evaluation_folder(config, RESULTS)
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         if dry_run:
@@ -86,7 +87,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
 
 def format_report(report: dict[str, Any], folder: Path) -> list[str]:
     """The report for a person."""
-    views = f"{report['views']['num_clips']} clips x {report['views']['num_crops']} crops"
+    views = " x ".join(counted(report["views"][f"num_{kind}s"], kind) for kind in ("clip", "crop"))
     lines = [
         f"{report['decoded']} of {report['expected']} videos decoded, "
         f"{len(report['failed'])} failed",

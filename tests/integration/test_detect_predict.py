@@ -209,8 +209,8 @@ def test_settings_that_cannot_be(commands, detector, files, tmp_path):
     assert result.code == 2
     result.reports("detector", "null beside boxes")
     result = predict(commands, detector, tmp_path, files / "a.mp4", "detector=nowhere.pth")
-    assert result.code == 1
-    result.reports("nowhere.pth", "no such file")
+    assert result.code == 2
+    result.reports("detector is 'nowhere.pth'", "no such file")
 
 
 def test_people_beside_the_centre_are_seen(commands, detector, tmp_path):

@@ -43,8 +43,8 @@ def test_score_of_both_protocols(commands, files):
     text = commands.run(*score(files)).out
     assert "protocol activitynet: frame mAP at IoU 0.5" in text
     assert "mAP 25.00 %" in text
-    assert "counted as wrong: 1 detections at key frames without ground truth" in text
-    assert "1 videos without ground truth, such as 'c'" in text
+    assert "counted as wrong: 1 detection at key frames without ground truth" in text
+    assert "1 video without ground truth, such as 'c'" in text
 
 
 def test_score_of_the_golden_files(commands):
@@ -85,7 +85,7 @@ def test_rows_of_other_classes_are_reported_once(commands, files):
     (files / "truth.csv").write_text(TRUTH + "a,0002,0.1,0.1,0.5,0.5,9,0\n" * 2)
     text = commands.run(*score(files, "--protocol", "slowfast")).out
     assert "left out: 2 ground-truth rows of classes that are not evaluated" in text
-    assert "1 rows that repeat an earlier row" in text
+    assert "1 row repeating an earlier row" in text
     assert "label map" not in text
 
 
@@ -158,8 +158,8 @@ def test_check_ava_lists_all_problems(commands, files):
         "truth.csv:6: second is 'x'",
         "truth.csv:7: repeats an earlier row",
         "video 'b' is missing",
-        "key frames lie outside",
-        "frames per second; expected is 50",
+        "outside, for example at",
+        "frames per second instead of 50",
     ):
         assert text in problems
     assert commands.run("data", "check-ava").code == 2
