@@ -32,6 +32,10 @@ class ConfigError(UserError, ValueError):
     exit_code = 2
 
 
+class AnnotationError(UserError, ValueError):
+    """A list, a folder or a file of class names cannot be used. The message is one line."""
+
+
 class ModelError(UserError, ValueError):
     """Arguments, sizes or input that no model here takes."""
 

@@ -17,6 +17,7 @@ import socket
 import stat
 import tempfile
 import time
+import unicodedata
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -360,7 +361,27 @@ def missing_path(path: str | os.PathLike[str]) -> str:
         names = [entry.name for entry in islice(os.scandir(parent), MAX_COMPARED)]
     near = did_you_mean(str(missing), (str(parent / name) for name in names))
     nor = "" if missing == user_path(path) else f", nor {missing}"
-    return f"there is no such file or folder{nor}{near}"
+    return f"there is no such file or folder{nor}{similar_path(os.fspath(path)) or near}"
+
+
+def similar_path(path: str) -> str:
+    """Why a path that does not exist may be misspelt, as the end of a message; "" if unknown.
+
+    It may have the separators of Windows, or letters in another Unicode form than the names of
+    files: macOS writes `é` as two code points (NFD), other systems as one (NFC).
+    """
+    if "\\" in path and os.sep != "\\":
+        return "; write / between folders, not the backslashes of Windows"
+    found = os.sep if path.startswith(os.sep) else ""
+    for part in filter(None, path.split(os.sep)):
+        forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+        there = (os.path.join(found, form) for form in forms)
+        found = next((name for name in there if os.path.lexists(name)), "")
+        if not found:
+            return ""
+    return (
+        f"; there is {found!a}, the same letters in another Unicode form; write both in one (NFC)"
+    )
 
 
 def own_or_shipped(path: str | os.PathLike[str]) -> Path:

@@ -195,7 +195,7 @@ def spread(data: DemoData, init: str | Path | None, seed: int) -> float:
     sampler = ClipSampler(num_frames=SIZE["num_frames"], sampling_rate=1, target_fps=float(FPS))
     clips = []
     for record in read_video_list(data.val, class_names=data.class_names).records:
-        with open_video(record.path) as video:
+        with record.open(open_video) as video:
             clips.append(video.frames(sampler.uniform_clips(video, 1)[0]))
     normalize = Normalize(*input_statistics(model.architecture))
     features = model(normalize(torch.from_numpy(np.stack(clips))))

@@ -275,8 +275,15 @@ def configuration(
     for option in options_of(cls):
         if (value := getattr(args, option)) is not None:
             overrides.append(f"{option[2:].replace('-', '_')}={value}")
+    operand = operand_of(cls)
+    for override in filter(OVERRIDE.match, operands if operand else []):
+        name = re.split(r"[.=]", override)[0]
+        if name not in cls.model_fields and os.path.exists(override):
+            raise ConfigError(
+                f"{override!r} is read as a setting, and {name} is not one; for the file of this "
+                f"name, write ./{override}"
+            )
     if words := [operand for operand in operands if not OVERRIDE.match(operand)]:
-        operand = operand_of(cls)
         if operand is None:
             raise ConfigError(f"{words[0]!r} is not of the form key.path=value")
         name, kind = operand

@@ -138,15 +138,15 @@ def new_report(device: str, precisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read_videos(source: str) -> list[str]:
-    """The paths of a single video, or of the videos of a folder or list."""
+def read_videos(source: str) -> Sequence[VideoRecord]:
+    """A single video, or the videos of a folder or list."""
     if Path(source).is_file() and is_media(source):
-        return [source]
-    return [record.path for record in read_video_list(source).records]
+        return [VideoRecord(source, (), source)]
+    return read_video_list(source).records
 
 
 def measure_decoding(
-    name: str, setting: Setting, config: BenchmarkSettings, paths: list[str]
+    name: str, setting: Setting, config: BenchmarkSettings, videos: Sequence[VideoRecord]
 ) -> dict[str, Any]:
     """Measures inference of a variant with decoding: one view of each video, repeatedly.
 
@@ -159,7 +159,7 @@ def measure_decoding(
     first = max(setting.batch_size, ahead)
     count = max(config.rounds * setting.batch_size, 8 * ahead)
     model = create_model(name)
-    records = [VideoRecord(path, (), path) for path in islice(cycle(paths), first + count)]
+    records = list(islice(cycle(videos), first + count))
     views = views_of(records, model, Clips(), Views(num_clips=1, num_crops=1), config.data)
     failures: list[Failure] = []
     precision: Precision = "bf16" if setting.precision == "bf16" else "fp32"

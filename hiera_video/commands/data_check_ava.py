@@ -102,10 +102,12 @@ def check_video(path: Path, seconds: np.ndarray, config: CheckAvaSettings) -> li
     Raises:
         ConfigError: the video is a folder of frames, and expected_fps is not set.
     """
-    if path.is_dir() and config.expected_fps is None:
+    if path.is_dir() and config.expected_fps is None and config.data.frames_fps is None:
         raise ConfigError(f"expected_fps is not set: needed is the rate of the frames in {path}")
+    frames_fps = config.expected_fps or config.data.frames_fps
+    decoding = config.data.model_copy(update={"frames_fps": frames_fps})
     try:
-        with opener(config.data, config.expected_fps)(str(path)) as reader:
+        with opener(decoding)(str(path)) as reader:
             num_frames, fps = len(reader), reader.fps
             length = reader.end_sec - float(reader.frame_times_sec[0])
     except VideoError as error:

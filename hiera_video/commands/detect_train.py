@@ -64,7 +64,7 @@ class DetectTrainTask(Task):
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             start_sec=self.settings.data.start_sec,
-            open_video=opener(self.settings.data, self.settings.data.frames_fps),
+            open_video=opener(self.settings.data),
         )
 
     def loss(self, model: ActionDetector, device: torch.device) -> DetectionLoss:

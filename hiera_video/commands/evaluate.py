@@ -35,6 +35,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             root=config.data.root,
             class_names=card.classes,
             multi_label=card.multi_label,
+            split=config.data.split,
         )
         require_labels(val)
         views = views_of(val.records, model, config.clips, config.views, config.data)

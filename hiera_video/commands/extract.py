@@ -3,7 +3,7 @@
 import logging
 import os
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
     with process_group(config.device) as process, ExitStack() as stack:
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
-        videos = find_videos(config.inputs, config.data.root)
+        videos = find_videos(config.inputs, config.data.root, config.data.split)
         is_autoencoder = load_card(config.checkpoint).kind == "autoencoder"
         model, card = load_model(
             config.checkpoint,
@@ -97,24 +97,28 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         return from_main(code) or 0
 
 
-def find_videos(inputs: list[str], root: str | None) -> list[VideoRecord]:
+def find_videos(inputs: list[str], root: str | None, split: str | None = None) -> list[VideoRecord]:
     """The videos of a folder or a list, or those named one by one; their names are of outputs.
+
+    The name of a part of a video is that of the video and the part, `a.mp4#t=2,4.5`.
 
     Raises:
         UserError: none, several folders or lists, or two videos with the same output.
     """
     if all(is_media(name) and not os.path.isdir(name) for name in inputs):
-        paths = list(dict.fromkeys(map(os.path.abspath, inputs)))
+        paths = dict.fromkeys(map(os.path.abspath, inputs))
+        records = [VideoRecord(path, (), path) for path in paths]
         base = os.getcwd()
     elif len(inputs) == 1:
         source = Path(inputs[0])
-        found = read_video_list(source, root=root, labelled=False)
-        paths = [record.path for record in found.records]
+        found = read_video_list(source, root=root, labelled=False, split=split)
+        records = list(found.records)
         base = str(source) if source.is_dir() else root or str(source.parent)
     else:
         raise UserError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
-    names = output_names(paths, os.path.abspath(os.path.expanduser(base)))
-    return [VideoRecord(path, (), name) for name, path in zip(names, paths, strict=True)]
+    outputs = (f"{record.path}{record.part or ''}" for record in records)
+    names = output_names(outputs, os.path.abspath(os.path.expanduser(base)))
+    return [replace(record, name=name) for name, record in zip(names, records, strict=True)]
 
 
 def make_work(
@@ -142,6 +146,7 @@ def make_work(
         "crop_size": list(crop_size),
         "short_side": crops.short_side,
         "backend": config.data.backend,
+        **({} if config.data.frames_fps is None else {"frames_fps": config.data.frames_fps}),
         "mean": list(card.mean),
         "std": list(card.std),
     }

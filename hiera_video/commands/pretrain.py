@@ -29,7 +29,8 @@ class PretrainTask(Task):
 
     def __init__(self, settings: PretrainSettings) -> None:
         data = settings.data
-        super().__init__(settings, read_video_list(data.train, root=data.root, labelled=False))
+        train = read_video_list(data.train, root=data.root, labelled=False, split=data.split)
+        super().__init__(settings, train)
 
     def create(self, checkpoint: str | Path | None) -> MaskedAutoencoderHiera:
         model = self.settings.model

@@ -57,7 +57,7 @@ class RecordDataset(ABC, Dataset[Any]):
     def read(self, record: Any, key: Any) -> Any:
         """The sample of a record, or a `Failure` if its video cannot be read."""
         try:
-            with self.open_video(record.path) as video:
+            with record.open(self.open_video) as video:
                 return self.sample(video, record, key)
         except VideoError as error:
             return Failure(record.name, record.path, error.cause, str(error))

@@ -6,12 +6,13 @@ Ties. Detections of one class with equal scores are ranked by `np.argsort(scores
 official programs, over the key frames in the order in which the detections first name them. That
 sort is not stable and orders ties differently on different processors (numpy has one for AVX-512,
 one for AVX2, one for the rest). The same call is used here, because this is the only way to obtain
-the figures of the official program on the same machine. Within a key frame, equal scores stay in
-the order of the file (`activitynet` has the order of a heap).
+the figures of the official program on the same machine. Within a key frame, equal scores are in the
+order of the file for `slowfast`, and in that of a heap for `activitynet`.
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ class Protocol:
     """The differences between the two protocols."""
 
     most_per_keyframe: int | None  # detections that count, the best of all classes; None: all
-    best_first: bool  # detections match boxes by descending score, not in the order of the file
+    best_first: bool  # boxes are matched by descending score, not in the order of the file
     beyond_ground_truth: bool  # detections in key frames that it does not name count as wrong
     uses_exclusions: bool  # excluded key frames are left out of ground truth and detections
 
@@ -124,21 +125,21 @@ def frame_ap(
     counts["detections_beyond_counted_as_wrong"] = int(beyond.sum()) if is_wrong_beyond else 0
     counts["detections_beyond_keyframes"] = 0 if is_wrong_beyond else found.leave_out(beyond)
 
-    # Detections in the order in which they match boxes: by the first row of their key frame.
-    rows = np.flatnonzero(found.kept)
-    _, first, group = np.unique(found_frame[rows], return_index=True, return_inverse=True)
-    best_first = (-score[rows],) if rules.best_first else ()
-    rows = rows[np.lexsort((*best_first, first[group]))]
-    surplus = np.zeros(len(rows), dtype=bool)
-    if rules.most_per_keyframe is not None:
-        surplus = _beyond_the_best(rows, found_frame, score, detections, rules.most_per_keyframe)
-    counts["detections_beyond_the_best"] = int(surplus.sum())
-    rows = rows[~surplus]
+    # Detections in the order in which they match boxes, and boxes in that in which equally
+    # overlapping ones are taken.
+    rows, truth_rows = np.flatnonzero(found.kept), np.flatnonzero(truth.kept)
+    num_found = len(rows)
+    if rules.best_first:
+        persons = ground_truth.person.astype(np.float64)  # the official reader's score of a box
+        truth_rows = _best_first(truth_rows, truth_frame, persons, ground_truth, None)
+        rows = _best_first(rows, found_frame, score, detections, rules.most_per_keyframe)
+    else:
+        rows = _by_keyframe(rows, found_frame, np.zeros_like(score))
+    counts["detections_beyond_the_best"] = num_found - len(rows)
     has_area = (detections.boxes[rows, :2] < detections.boxes[rows, 2:]).all(axis=1)
     counts["detections_with_invalid_boxes"] = int((~has_area).sum())
     rows = rows[has_area]
 
-    truth_rows = np.flatnonzero(truth.kept)
     truth_key, key = (r.frame * len(class_ids) + r.class_index for r in (truth, found))
     right = _match(
         truth_key[truth_rows], key[rows], ground_truth.boxes[truth_rows], detections.boxes[rows]
@@ -281,33 +282,43 @@ def _keyframe_numbers(*lists: tuple[Sequence[str], np.ndarray, np.ndarray]) -> l
     return np.split(joint, np.cumsum([len(code) for code in codes])[:-1])
 
 
-def _beyond_the_best(
-    rows: np.ndarray, frame: np.ndarray, score: np.ndarray, detections: BoxTable, most: int
-) -> np.ndarray:
-    """Bool [N]: which of `rows`, grouped by frame and best first, are beyond the best `most`.
+def _by_keyframe(rows: np.ndarray, frame: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Rows [N] by the first row of their key frame and by descending score; else as they are."""
+    _, first, group = np.unique(frame[rows], return_index=True, return_inverse=True)
+    return rows[np.lexsort((-score[rows], first[group]))]
 
-    Equal scores at the limit are treated as in the official scorer: candidates are the rows that
-    are among the first `most` rows in the file of at least that score, and the candidates with the
-    greatest values (action, y1, x1, y2, x2) are kept.
+
+def _best_first(
+    rows: np.ndarray, frame: np.ndarray, score: np.ndarray, table: BoxTable, most: int | None
+) -> np.ndarray:
+    """The `most` best of `rows` at each key frame, in the order of the `activitynet` scorer.
+
+    The scorer collects the rows of a key frame in a heap of (score, action, y1, x1, y2, x2). Once
+    it is full, a row with a higher score than the least one replaces that. What is left is sorted
+    by score, and equal scores stay in the order of the heap.
     """
-    frame, score = frame[rows], score[rows]
-    values = np.column_stack([detections.action, detections.boxes[:, [1, 0, 3, 2]]])[rows]
-    starts = np.flatnonzero(np.diff(frame, prepend=-1))
-    sizes = np.diff(np.append(starts, len(frame)))
-    surplus = np.arange(len(frame)) - np.repeat(starts, sizes) >= most
-    for start, size in zip(starts[sizes > most], sizes[sizes > most], strict=True):
-        cut = score[start + most - 1]
-        if score[start + most] != cut:
+    rows = _by_keyframe(rows, frame, score)
+    is_next = frame[rows][1:] != frame[rows][:-1]
+    is_tied = ~is_next & (score[rows][1:] == score[rows][:-1])
+    parts = np.split(rows, np.flatnonzero(is_next) + 1)
+    tied_frames = set(frame[rows][1:][is_tied].tolist())
+    kept = []
+    for part in parts:
+        if not len(part) or int(frame[part[0]]) not in tied_frames:
+            kept.append(part[:most])
             continue
-        members = np.arange(start, start + size)
-        reaching = members[score[members] >= cut]
-        candidates = reaching[np.argsort(rows[reaching])][:most]
-        candidates = candidates[score[candidates] == cut]
-        greatest = candidates[np.lexsort(values[candidates].T[::-1])][::-1]
-        num_above = int((score[members] > cut).sum())
-        surplus[reaching[num_above:]] = True
-        surplus[greatest[: most - num_above]] = False
-    return surplus
+        part = np.sort(part)  # as in the file
+        columns = score[part], table.action[part], *table.boxes[part][:, [1, 0, 3, 2]].T
+        entries = list(zip(*(column.tolist() for column in columns), strict=True))
+        heap: list[tuple[float, ...]] = []
+        for entry in entries:
+            if most is None or len(heap) < most:
+                heapq.heappush(heap, entry)
+            elif entry[0] > heap[0][0]:
+                heapq.heapreplace(heap, entry)
+        row_of = dict(zip(entries, part.tolist(), strict=True))  # of equal rows, any
+        kept.append(np.array([row_of[e] for e in sorted(heap, key=lambda e: -e[0])]))
+    return np.concatenate(kept)
 
 
 def _match(

@@ -45,9 +45,9 @@ class LoadedModel(NamedTuple):
         """
         self.card.require("classifier", "this model")
         clips, views = self.card.clips or Clips(), self.card.views or Views()
-        record = VideoRecord(os.fspath(path), (), os.fspath(path))
+        record = VideoRecord(os.path.expanduser(path), (), os.fspath(path))
         dataset = views_of([record], self.model, clips, views, Decoding())
-        with dataset.open_video(record.path) as video:
+        with record.open(dataset.open_video) as video:
             sample = dataset.sample(video, record, 0)
         device = next(self.model.parameters()).device
         scorer = Scorer.of(self.model, self.card, device, views.batch_size)

@@ -63,15 +63,13 @@ def keyframe_clips_of(
     records: Sequence[KeyframeRecord], model: ActionDetector, clips: FrameSampling, data: Decoding
 ) -> KeyframeClips:
     """The clips around key frames for a model; `data` may state where annotations begin."""
-    start_sec = frames_fps = None
-    if isinstance(data, KeyframeData):
-        start_sec, frames_fps = data.start_sec, data.frames_fps
+    start_sec = data.start_sec if isinstance(data, KeyframeData) else None
     return KeyframeClips(
         records,
         ClipSampler.of(clips, model.encoder.input_size[0]),
         size=model.encoder.input_size[1:],
         start_sec=start_sec,
-        open_video=opener(data, frames_fps),
+        open_video=opener(data),
     )
 
 

@@ -83,7 +83,7 @@ class ReadWindows:
     def _read(self, video: VideoRecord, report: Report) -> Read:
         transform_sec = sent_sec = 0.0
         begin = time.perf_counter()
-        with self.open_video(video.path) as reader:
+        with video.open(self.open_video) as reader:
             windows = self.windows(reader)
             unique = np.unique(windows.indices)
 

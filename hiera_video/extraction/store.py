@@ -33,6 +33,7 @@ from hiera_video.files import (
     remove_unfinished,
     replacing,
     reported,
+    user_path,
     utf8_text,
     write_json,
 )
@@ -73,7 +74,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
         FileNotFoundError: there is no such file.
         StoreError: the file is not one that `hiera-video extract` wrote, or is damaged.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in (".npz", ".npy", ".safetensors"):
         raise ValueError(f"{path}: features are .npz, .npy or .safetensors files")
     path.stat()

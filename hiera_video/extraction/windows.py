@@ -48,7 +48,7 @@ class DenseWindows:
     def __call__(self, video: VideoReader) -> Windows:
         timeline = self.sampler.timeline(video)
         num_frames = len(timeline)
-        length = self.sampler.length(video, num_frames)
+        length = int(self.sampler.length(video, num_frames, self.sampler.sampling_rate))
         times = _times(self.sampler, video, num_frames)
         settings = self.windows
         if settings.clip_stride_sec is None:
@@ -79,11 +79,13 @@ class ViewWindows:
     def __call__(self, video: VideoReader) -> Windows:
         indices = self.sampler.uniform_clips(video, self.num_clips, self.clip_rule)
         times = np.append(video.frame_times_sec, video.end_sec)
-        num_frames = len(self.sampler.timeline(video))
+        frames, step = self.sampler.grid(video)
         is_segments = self.sampler.sampling == "segments"
-        needed = self.sampler.num_frames if is_segments else self.sampler.length(video, num_frames)
+        needed = (
+            self.sampler.length(video, len(frames), step) if not is_segments else indices.shape[1]
+        )
         first, last = indices.min(axis=1), indices.max(axis=1)
-        return Windows(indices, times[first], times[last + 1], is_short=num_frames < needed)
+        return Windows(indices, times[first], times[last + 1], is_short=len(frames) <= needed - 1)
 
 
 def window_starts(

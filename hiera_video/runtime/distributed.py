@@ -59,10 +59,18 @@ def process_group(device: str) -> Iterator[Process]:
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     try:
         chosen = torch.device(device)
+        is_known = chosen.type in ("cpu", "cuda", "mps")
     except RuntimeError:
-        raise ConfigError(f"device is {device!r}: take auto, cpu, cuda, cuda:N or mps") from None
+        is_known = False
+    if not is_known:
+        raise ConfigError(f"device is {device!r}: take auto, cpu, cuda, cuda:N or mps")
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError(f"device is {device!r}: torch finds no Apple GPU; take auto or cpu")
     if chosen.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device is {device!r}: torch finds no CUDA device; take auto or cpu")
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ConfigError(f"device is {device!r}: torch finds {count} CUDA devices, from cuda:0")
     if chosen.type == "cuda":
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)

@@ -89,11 +89,14 @@ class Operand:
 
 
 def _possible_path(value: Any) -> str:
-    """Any name that a file can have: of bytes that are not UTF-8 too, which `str` would refuse."""
+    """Any name that a file can have: of bytes that are not UTF-8 too, which `str` would refuse.
+
+    `~` becomes the home folder, as the shell replaces it only where it begins a word.
+    """
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("not a path")
     os.fsencode(value)
-    return value
+    return os.path.expanduser(value)
 
 
 def _utf8(path: str) -> str:
@@ -196,6 +199,24 @@ def section_of(field: FieldInfo) -> type[Settings] | None:
     """The class of a field that is a group of settings."""
     annotation = field.annotation
     return annotation if isinstance(annotation, type) and issubclass(annotation, Settings) else None
+
+
+def takes_text(cls: type[Settings], key: str) -> bool:
+    """Whether a dotted key is that of a setting whose values are any text, or null."""
+    group, _, rest = key.partition(".")
+    field = cls.model_fields.get(group)
+    if field is None or rest:
+        section = section_of(field) if field else None
+        return section is not None and takes_text(section, rest)
+    return _is_text(field.annotation)
+
+
+def _is_text(annotation: Any) -> bool:
+    if get_origin(annotation) is Annotated:
+        return _is_text(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return all(a is type(None) or _is_text(a) for a in get_args(annotation))
+    return annotation is str
 
 
 def defaults(cls: type[Settings]) -> dict[str, Any]:

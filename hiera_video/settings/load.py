@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from hiera_video.errors import ConfigError, did_you_mean
-from hiera_video.files import read_text, shipped_folder
+from hiera_video.files import read_text, shipped_folder, user_path
 from hiera_video.settings.advice import advice
 from hiera_video.settings.base import (
     MAX_WHOLE,
@@ -25,6 +25,7 @@ from hiera_video.settings.base import (
     section_of,
     shown,
     shown_key,
+    takes_text,
 )
 from hiera_video.settings.tools import FlopsSettings
 from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
@@ -72,7 +73,7 @@ def merged(
     """The values as nested plain data, not checked, and the file that each key is from, or ""."""
     values, sources = defaults(cls), dict[str, str]()
     updates = [(f, read_yaml(find_config(f))) if isinstance(f, str) else ("", f) for f in files]
-    updates += [("", parse_override(o) if isinstance(o, str) else o) for o in overrides]
+    updates += [("", parse_override(o, cls) if isinstance(o, str) else o) for o in overrides]
     for source, update in updates:
         _merge(values, update, sources, source, "")
     return values, sources
@@ -151,13 +152,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded or {}
 
 
-def parse_override(override: str) -> dict[str, Any]:
-    """`key.path=value` as nested plain data; lists, mappings and quoted texts are YAML."""
+def parse_override(override: str, cls: type[Settings]) -> dict[str, Any]:
+    """`key.path=value` as nested plain data; quoted texts, and lists and mappings for settings of
+    `cls` that are not text, are YAML."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"{override!r} is not of the form key.path=value")
     value: Any = None if text == "null" else text
-    if text[:1] in ("[", "{", "'", '"'):
+    if text[:1] in ("'", '"') or (text[:1] in ("[", "{") and not takes_text(cls, key)):
         value = _parsed(text, override)
     for name in reversed(key.split(".")):
         value = {name: value}
@@ -280,7 +282,7 @@ def find_config(name: str) -> Path:
     """A path as given, or a shipped recipe by its name, with or without `.yaml` and `configs/`."""
     shipped = shipped_folder("configs")
     relative = name.removeprefix("configs/").removesuffix(".yaml") + ".yaml"
-    for path in (Path(name), shipped / relative):
+    for path in (user_path(name), shipped / relative):
         if path.exists() and not path.is_dir():
             return path
     known = shipped_recipes()

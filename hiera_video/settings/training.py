@@ -21,29 +21,34 @@ from hiera_video.settings.base import (
     Share,
 )
 from hiera_video.settings.model import Autoencoder, Backbone, Classifier, Detector, Masking
-from hiera_video.settings.video import Clips, FrameSampling, MultiView, Reading
+from hiera_video.settings.video import Clips, Decoding, FrameSampling, MultiView, Reading
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
 BoxList = Annotated[Path, Allowed("a list of boxes")]
 Precision = Literal["bf16", "fp32"]
 
 
-class TrainingData(Reading):
+class TrainingData(Decoding):
     max_failed_frac: Rate = 0.05
     """Training stops when more than this fraction of the records (videos, key frames) that were
     read so far, and more than 5 of them, cannot be read. Each counts once in a run."""
 
 
-class PretrainingData(TrainingData):
+class PretrainingData(Reading, TrainingData):
     train: VideoList
     """Training videos: a list (csv, txt, json, jsonl), or a folder. Labels are not used."""
 
 
-class ClassificationData(TrainingData):
+class ClassificationData(Reading, TrainingData):
     train: VideoList
     """Training videos: a list (csv, txt, json, jsonl), or a folder with one folder a class."""
     val: VideoList | None = None
     """Validation videos, in the same forms."""
+    split: str | None = None
+    """Rows of `train` to use, by its column `split`, e.g. train. Null: it has one split or no such
+    column."""
+    val_split: str | None = None
+    """Rows of `val` to use, by its column `split`, e.g. val. Null: as for `split`."""
     class_names: Path | None = None
     """Text file with one class name a line, or a json label map. Null: from the data."""
     multi_label: bool = False
@@ -52,7 +57,7 @@ class ClassificationData(TrainingData):
     """Draw training videos so that every class is equally likely."""
 
 
-class KeyframeData(Reading):
+class KeyframeData(Decoding):
     """Lists of boxes at key frames, and where their videos are."""
 
     root: Path | None = None

@@ -33,6 +33,9 @@ class Decoding(Settings):
     """Largest frame that is read, pixels; a side may have twice the square root of this number."""
     max_read_gib: Positive = 4.0
     """Most memory that the frames of one read may take, GiB. A read is of all clips of a video."""
+    frames_fps: Positive | None = None
+    """Frames per second of folders of numbered frames, and of pages of TIFF files. Null: folders
+    are refused, and 25 pages are a second."""
     num_workers: Natural | None = None
     """Decoding processes for each process. Null: as many as its share of the CPU cores."""
 
@@ -40,15 +43,18 @@ class Decoding(Settings):
 class Reading(Decoding):
     root: Path | None = None
     """Folder that relative paths in lists start from. Null: the folder of the list."""
+    split: str | None = None
+    """Rows of a list to use, by its column `split`, e.g. train. Null: it has one split or no such
+    column."""
 
 
 class FrameSampling(Settings):
     """The rate at which the frames of a clip are sampled."""
 
     sampling_rate: Annotated[int, Ge(1), Le(10_000)] = 4
-    """Distance between sampled frames, source frames (frames at target_fps where that is set)."""
+    """Distance between sampled frames, frames (of a video of target_fps where that is set)."""
     target_fps: Annotated[float, Ge(0.001), Le(10_000)] | None = None
-    """Sample the video as if played at this rate, frames per second. Null: its own frames."""
+    """Sample all videos as if they had this rate, frames per second. Null: their own frames."""
 
 
 class Clips(FrameSampling):
@@ -57,7 +63,8 @@ class Clips(FrameSampling):
     sampling: Literal["clip", "segments"] = "clip"
     """Frames at a fixed distance (Kinetics), or one from each of num_frames equal parts (SSv2)."""
     spacing: Spacing = "linspace"
-    """Spread over num_frames * sampling_rate frames, ends included (SlowFast), or every n-th."""
+    """Spread over num_frames * sampling_rate frames, ends included (SlowFast), or every n-th
+    (mmaction2)."""
     end_policy: EndPolicy = "repeat_last"
     """What fills a clip past the end of a video that is shorter than the clip."""
 
@@ -94,7 +101,7 @@ class Windowing(Settings):
     clip_stride_sec: Positive | None = None
     """For dense windows: the same distance in seconds, instead."""
     last_window: LastWindow = "pad"
-    """For dense windows: where frames remain at the end, a window that repeats the last frame, no
+    """For dense windows: where frames remain at the end, a window that repeats its last frame, no
     window, or a window that ends with the video. A video shorter than a clip has one window, by
     clips.end_policy."""
     num_clips: NumClips = 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 
 from hiera_video.settings.base import Count
@@ -11,6 +13,7 @@ from hiera_video.video.sampling import (
     FRAME_TIME_TOLERANCE_SEC,
     clip_indices,
     clip_length,
+    constant_rate,
     keyframe_indices,
     random_clip_start,
     resample_indices,
@@ -23,8 +26,8 @@ from hiera_video.video.sampling import (
 class ClipSampler(Clips):
     """Chooses the frames of clips by the settings `Clips`.
 
-    Rates and lengths are in frames of the video, or of the video at `target_fps` if that is set. A
-    video that is shorter than a clip raises VideoError if `end_policy` is "error".
+    Rates and lengths are in frames of the video, or of the video at `target_fps` if that is set:
+    see `grid`. A video that is shorter than a clip raises VideoError if `end_policy` is "error".
     """
 
     num_frames: Count
@@ -39,29 +42,27 @@ class ClipSampler(Clips):
         self, video: VideoReader, num_clips: int, rng: np.random.Generator
     ) -> np.ndarray:
         """Source frame indices of `num_clips` independent clips, int64 [num_clips, T]."""
-        timeline = self.timeline(video)
+        frames, step = self.grid(video)
         if self.sampling == "segments":
-            clips = [segment_indices(len(timeline), self.num_frames, rng) for _ in range(num_clips)]
+            clips = [segment_indices(len(frames), self.num_frames, rng) for _ in range(num_clips)]
         else:
-            length = self.length(video, len(timeline))
-            clips = [
-                self.clip(random_clip_start(len(timeline), length, rng), len(timeline))
-                for _ in range(num_clips)
-            ]
-        return timeline[np.stack(clips)]
+            length = self.length(video, len(frames), step)
+            starts = [random_clip_start(len(frames), length, rng) for _ in range(num_clips)]
+            clips = [self.clip(start, len(frames), step) for start in starts]
+        return frames[np.stack(clips)]
 
     def uniform_clips(
         self, video: VideoReader, num_clips: int, rule: ClipRule = "offset"
     ) -> np.ndarray:
         """Source frame indices of the clips of multi-view evaluation, int64 [num_clips, T]."""
-        timeline = self.timeline(video)
+        frames, step = self.grid(video)
         if self.sampling == "segments":
-            clips = segment_clips_indices(len(timeline), self.num_frames, num_clips)
+            clips = segment_clips_indices(len(frames), self.num_frames, num_clips)
         else:
-            length = self.length(video, len(timeline))
-            starts = uniform_clip_starts(len(timeline), length, num_clips, rule)
-            clips = [self.clip(start, len(timeline)) for start in starts]
-        return timeline[np.stack(clips)]
+            length = self.length(video, len(frames), step)
+            starts = uniform_clip_starts(len(frames), length, num_clips, rule, self.spacing)
+            clips = [self.clip(start, len(frames), step) for start in starts]
+        return frames[np.stack(clips)]
 
     def keyframe_clip(
         self, video: VideoReader, second: float, start_sec: float | None = None
@@ -98,6 +99,20 @@ class ClipSampler(Clips):
         clip = keyframe_indices(keyframe, self.num_frames, self.sampling_rate, len(timeline))
         return timeline[clip]
 
+    def grid(self, video: VideoReader) -> tuple[np.ndarray, float | Fraction]:
+        """The frames that clips are chosen from, int64 [V], and their distance in a clip.
+
+        SlowFast counts in source frames: 16x4 at `target_fps=30` is 16 frames, 10/3 apart, of a
+        video of 25. So are linspace clips of videos of constant rate. Other videos have no such
+        count: their frames are those of the `timeline`, `sampling_rate` apart.
+        """
+        if self.target_fps is not None and (self.sampling, self.spacing) == ("clip", "linspace"):
+            rate = constant_rate(video.frame_times_sec)
+            if rate is not None:
+                step = self.sampling_rate * rate / Fraction(self.target_fps)
+                return np.arange(len(video)), step
+        return self.timeline(video), self.sampling_rate
+
     def timeline(self, video: VideoReader) -> np.ndarray:
         """Source frame of each frame of the video at `target_fps`, int64 [V].
 
@@ -110,22 +125,24 @@ class ClipSampler(Clips):
         except ValueError as error:
             raise VideoError(video.path, "timestamps", str(error)) from None
 
-    def length(self, video: VideoReader, video_frames: int) -> int:
-        """Frames of the timeline that a clip covers."""
-        length = clip_length(self.num_frames, self.sampling_rate, self.spacing)
-        if self.end_policy == "error" and video_frames < length:
+    def length(
+        self, video: VideoReader, video_frames: int, step: float | Fraction
+    ) -> float | Fraction:
+        """Frames that a clip covers, of the `video_frames` that it is chosen from."""
+        length = clip_length(self.num_frames, step, self.spacing)
+        if self.end_policy == "error" and video_frames <= length - 1:
             raise VideoError(
                 video.path,
                 "too_short",
-                f"{video_frames} frames, a clip covers {length}: lower clips.sampling_rate or set "
-                "clips.end_policy to repeat_last or wrap",
+                f"{video_frames} frames, a clip covers {float(length):g}: lower "
+                "clips.sampling_rate or set clips.end_policy to repeat_last or wrap",
             )
         return length
 
-    def clip(self, start: float, video_frames: int) -> np.ndarray:
-        """Frames of the timeline in the clip that begins at `start`, int64 [T]."""
+    def clip(self, start: float, video_frames: int, step: float | Fraction) -> np.ndarray:
+        """The clip that begins at `start`, int64 [T], in frames as for `length`."""
         return clip_indices(
-            start, self.num_frames, self.sampling_rate, self.spacing, video_frames, self.end_policy
+            start, self.num_frames, step, self.spacing, video_frames, self.end_policy
         )
 
 

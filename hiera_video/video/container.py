@@ -10,6 +10,7 @@ from av.container import Container, InputContainer
 from av.stream import Disposition, Stream
 from av.video.stream import VideoStream
 
+from hiera_video.video.content import has_picture_name, png_frames
 from hiera_video.video.reader import Deadline, VideoError
 
 NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -18,6 +19,7 @@ MP4_BOXES = (b"ftyp", b"mdat", b"wide", b"skip", b"free")
 STATED_DURATION = frozenset({"matroska,webm", "flv", "asf", "mov,mp4,m4a,3gp,3g2,mj2"})
 ROUNDING_SEC = 1.5e-3
 PADDING_SEC = 0.15  # of sound
+UNSUPPORTED = "holds something that FFmpeg does not implement, or is damaged; convert it to H.264"
 
 
 def open_container(path: str, deadline_sec: float, **options: str) -> InputContainer:
@@ -29,24 +31,51 @@ def open_container(path: str, deadline_sec: float, **options: str) -> InputConta
     # PyAV before 19 opens files whose metadata is not UTF-8; PyAV 19 has no such argument.
     has_argument = hasattr(InputContainer, "metadata_errors")
     arguments = {"metadata_errors": "replace"} if has_argument else {}
+    deadline = Deadline(path, deadline_sec)
     try:
         # An absolute path, because libav would take "clip:1.mp4" for a protocol.
-        return av.open(os.path.abspath(path), timeout=deadline_sec, options=options, **arguments)
+        return av.open(
+            os.path.abspath(path),
+            format=_true_format(path, deadline_sec),
+            timeout=deadline_sec,
+            options=options,
+            **arguments,
+        )
     except av.error.ExitError as error:
         raise VideoError(
             path, "timeout", f"opening did not end within deadline_sec={deadline_sec:g}"
         ) from error
+    except av.error.PatchWelcomeError as error:
+        raise VideoError(path, "backend", UNSUPPORTED) from error
     except (av.error.FFmpegError, OSError) as error:
+        deadline.check()  # a demuxer that is interrupted may report what it has not read
         try:
             with Path(path).open("rb") as file:
                 is_mp4 = file.read(12)[4:8] in MP4_BOXES
+            is_moving_png = png_frames(path) > 1
         except OSError:
             raise VideoError(path, "missing", f"cannot be read ({error.strerror})") from error
         if is_mp4:
             sentence = "its MP4 index (moov) is missing or damaged: it was cut off; fetch it again"
             raise VideoError(path, "truncated", sentence) from error
+        if is_moving_png:
+            sentence = "its first frame is missing or damaged; fetch it again"
+            raise VideoError(path, "truncated", sentence) from error
         sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
         raise VideoError(path, "not_a_video", sentence) from error
+
+
+def _true_format(path: str, deadline_sec: float) -> str | None:
+    """libavformat's name of the format, where the name of the file would deceive it."""
+    if png_frames(path) > 1:  # it looks for that in the first 2,048 bytes only
+        return "apng"
+    if not has_picture_name(path):
+        return None
+    with (
+        open(os.open(path, os.O_RDONLY), "rb") as nameless,
+        av.open(nameless, timeout=deadline_sec) as container,
+    ):
+        return container.format.name.split(",")[0]
 
 
 def video_streams(container: Container) -> list[VideoStream]:
@@ -85,9 +114,14 @@ def filled_packets(
         problems: is given the reason if the packets end before the file does.
     """
     container: InputContainer = streams[0].container  # type: ignore[assignment]
+    is_apng = container.format.name == "apng"
     try:
         for packet in container.demux(*streams):
             deadline.check()
+            if is_apng:
+                # libavformat calls frames key frames that depend on others (full frames that are
+                # blended, and those after which an earlier picture is restored).
+                packet.is_keyframe = packet.pts == 0
             if packet.size:  # neither an empty AVI chunk nor PyAV's end marker
                 yield packet
     except av.error.ExitError as error:
@@ -123,8 +157,8 @@ def missing_end(
     """Describes what the header announces and the file does not hold; None if it is all there.
 
     Each format has one rule. AVI announces chunks, and its decoding times count them, the empty
-    ones too. MP4 announces samples, also those that an edit list leaves out. The others state the
-    duration of their longest stream.
+    ones too. MP4 announces samples, also those that an edit list leaves out. Animated PNG announces
+    frames. The others state the duration of their longest stream.
 
     Args:
         stamps: ascending times of the packets in units of the stream's time base: decoding times of
@@ -132,8 +166,8 @@ def missing_end(
         end: when the last frame ends, in the same units.
     """
     container: InputContainer = stream.container  # type: ignore[assignment]
-    announced = stream.frames
     name = container.format.name
+    announced = png_frames(deadline.path) if name == "apng" else stream.frames
     step = int(np.diff(stamps).max(initial=0)) or 1  # the last frame may be shown for as long
     if announced:
         held = stamps[-1] + step if name == "avi" else len(stamps)

@@ -33,6 +33,7 @@ class Decoder:
     Attributes:
         damaged: numbers of packets that are not whole or do not decode.
         flagged: numbers of packets whose frames libav flags, or about which it logs an error.
+        is_unsupported: whether a packet holds something that libav does not implement.
         keys: ascending numbers of packets that container and decoder call key frames.
     """
 
@@ -54,6 +55,7 @@ class Decoder:
         """
         self.damaged = set(damaged)
         self.flagged: set[int] = set()
+        self.is_unsupported = False
         self.keys: list[int] = []
         self._stated_keys: set[int] = set()
 
@@ -73,8 +75,9 @@ class Decoder:
         try:
             with av.logging.Capture() as log:
                 frames = [frame for frame in self.context.decode(packet) if frame.pts is not None]
-        except av.error.FFmpegError:
+        except av.error.FFmpegError as error:
             self.damaged.add(number)
+            self.is_unsupported |= isinstance(error, av.error.PatchWelcomeError)
             return []
         has_gap = self.finds_gaps and not is_key and any(GAP in message for _, _, message in log)
         if has_gap or any(map(_states_damage, log)):

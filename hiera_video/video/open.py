@@ -15,7 +15,8 @@ from typing import BinaryIO, get_args
 
 from hiera_video.files import temporary_folder
 from hiera_video.settings.video import Backend, Decoding
-from hiera_video.video.reader import IMAGE_SUFFIXES, VideoReader, check_file
+from hiera_video.video.content import picture_format
+from hiera_video.video.reader import VideoReader, check_file
 
 DEFAULTS = Decoding()
 
@@ -32,7 +33,10 @@ def open_video(
     max_frame_pixels: int = DEFAULTS.max_frame_pixels,
     max_read_gib: float = DEFAULTS.max_read_gib,
 ) -> VideoReader:
-    """Opens a video, an image as a video of one frame, or a folder of numbered frames.
+    """Opens a video, a picture as a video of one frame, or a folder of numbered frames.
+
+    What a file is follows from its content, not from its name. Animated GIF, PNG and WebP, and TIFF
+    files of several pages, are videos.
 
     Frame times, the stream (the first with the default disposition, without cover art) and rotation
     are the same for all backends. If decord or torchcodec cannot read a file with the same frames
@@ -45,7 +49,8 @@ def open_video(
         deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each frame of
             `stream`. It is checked between packets; the native loops of decord and torchcodec
             cannot be interrupted during a call, so read untrusted files with PyAV.
-        frames_fps: frames per second of a folder of frames. None: folders are refused.
+        frames_fps: frames per second of a folder of frames, and pages of a TIFF file in a second.
+            None: folders are refused, and pages count as 25 frames per second.
         max_frame_pixels: larger frames are refused, before they are decoded.
         max_read_gib: larger calls of `frames` are refused, before the memory is allocated.
 
@@ -58,6 +63,8 @@ def open_video(
         raise ValueError(
             f"backend={backend!r} is unknown; allowed are {', '.join(get_args(Backend))}"
         )
+    if frames_fps is not None and not frames_fps > 0:
+        raise ValueError(f"frames_fps={frames_fps} must be positive")
     limits = {
         "deadline_sec": deadline_sec,
         "max_frame_pixels": max_frame_pixels,
@@ -66,34 +73,34 @@ def open_video(
     for name, limit in limits.items():
         if not limit > 0:
             raise ValueError(f"{name}={limit} must be positive")
-    decoding = Decoding(backend=backend, **limits)
+    decoding = Decoding(backend=backend, frames_fps=frames_fps, **limits)
     if not isinstance(source, str | os.PathLike):  # decoders open a file more than once
         suffix = Path(str(getattr(source, "name", ""))).suffix
         copy = tempfile.NamedTemporaryFile(suffix=suffix, dir=temporary_folder())  # noqa: SIM115
         shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
         copy.flush()
-        reader = _open(copy.name, decoding, None)
+        reader = _open(copy.name, decoding)
         weakref.finalize(reader, copy.close)  # which deletes it
         return reader
-    return _open(os.fspath(source), decoding, frames_fps)
+    return _open(os.path.expanduser(source), decoding)
 
 
-def opener(decoding: Decoding, frames_fps: float | None = None) -> OpenVideo:
+def opener(decoding: Decoding) -> OpenVideo:
     """`open_video` with the settings of a command."""
-    return partial(_open, limits=decoding, frames_fps=frames_fps)
+    return partial(_open, limits=decoding)
 
 
-def _open(path: str, limits: Decoding, frames_fps: float | None) -> VideoReader:
+def _open(path: str, limits: Decoding) -> VideoReader:
     backend = limits.backend
-    if frames_fps is not None and os.path.isdir(path):
+    if limits.frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
 
-        return FrameFolderReader(path, limits, frames_fps)
+        return FrameFolderReader(path, limits, limits.frames_fps)
     check_file(path)
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        from hiera_video.video.backends.image import ImageReader
+    if (kind := picture_format(path)) is not None:
+        from hiera_video.video.backends.moving_picture import open_picture
 
-        return ImageReader(path, limits)
+        return open_picture(path, kind, limits, limits.frames_fps)
 
     from hiera_video.video.backends.pyav import PyavReader
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from hiera_video.errors import UserError
+from hiera_video.files import similar_path
 from hiera_video.settings.video import Decoding
 
 Cause = Literal[
@@ -31,11 +32,11 @@ Cause = Literal[
     "backend",  # the installed libraries cannot read it
 ]
 
-# Files are recognised by the suffixes of their names, in lower case.
+# Files in folders are found by the suffixes of their names, in lower case.
 # fmt: off
 VIDEO_SUFFIXES = frozenset([
-    ".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-    ".mts", ".ogv", ".ts", ".webm", ".wmv",
+    ".3gp", ".apng", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+    ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv",
 ])
 IMAGE_SUFFIXES = frozenset([".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 # fmt: on
@@ -64,14 +65,18 @@ def check_file(path: str) -> None:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        raise VideoError(path, "missing", "no such file; check its path") from None
+        hint = similar_path(path) or "; check its path"
+        raise VideoError(path, "missing", f"no such file{hint}") from None
     except OSError as error:
         raise VideoError(path, "missing", f"cannot be reached ({error.strerror})") from None
     except ValueError as error:
         sentence = f"no file can have this name ({error}); correct the list"
         raise VideoError(path, "missing", sentence) from None
     if not stat.S_ISREG(status.st_mode):
-        raise VideoError(path, "not_a_file", "is a folder, a pipe or a device; name a video file")
+        sentence = "is a folder, a pipe or a device; name a video file"
+        if stat.S_ISDIR(status.st_mode):
+            sentence += ", or set data.frames_fps to the rate of a folder of numbered frames"
+        raise VideoError(path, "not_a_file", sentence)
     if status.st_size == 0:
         raise VideoError(path, "empty", "is empty (0 bytes); fetch it again")
     if not os.access(path, os.R_OK):

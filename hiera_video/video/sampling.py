@@ -2,11 +2,12 @@
 
 A video is represented by its number of frames, `video_frames`, and a frame by its position in
 presentation order, 0 to `video_frames - 1`. The formulas are those behind the published accuracies:
-SlowFast's for Kinetics, SSv2 and AVA, VideoMAE's for two clips on SSv2. Wrong arguments raise
-`ValueError` with the argument, its value and what is allowed.
+SlowFast's for Kinetics, SSv2 and AVA, VideoMAE's for two clips on SSv2, mmaction2's for strided
+clips. Wrong arguments raise `ValueError` with the argument, its value and what is allowed.
 """
 
 import math
+from fractions import Fraction
 from numbers import Integral
 from typing import get_args
 
@@ -42,59 +43,94 @@ def resample_indices(
             f"{MAX_RESAMPLED_FRAMES}: the time stamps of this video look broken"
         )
     shown_at = frame_times_sec[0] + np.arange(virtual_frames) / target_fps
-    tolerance = min(FRAME_TIME_TOLERANCE_SEC + 1e-6, 0.25 / target_fps)
-    return (np.searchsorted(frame_times_sec, shown_at + tolerance, side="right") - 1).astype(
-        np.int64
-    )
+    shown_by = shown_at + _tolerance_sec(target_fps)
+    return (np.searchsorted(frame_times_sec, shown_by, side="right") - 1).astype(np.int64)
 
 
-def clip_length(num_frames: int, sampling_rate: int, spacing: Spacing) -> int:
+def constant_rate(frame_times_sec: Float[np.ndarray, " F"]) -> Fraction | None:
+    """Frames per second of a video whose frames are equally far apart; None for other videos.
+
+    Time stamps may be a millisecond off, because files round them. Whole rates, 1000/1001 of them
+    (29.97) and halves are returned exactly, so that products with them can be rounded down.
+    """
+    gaps = len(frame_times_sec) - 1
+    seconds = float(frame_times_sec[-1] - frame_times_sec[0])
+    if seconds <= 0:
+        return None
+    mean = gaps / seconds
+    usual = Fraction(round(mean)), Fraction(round(mean * 1.001) * 1000, 1001)
+    others = Fraction(round(mean * 2), 2), Fraction(mean)
+    for rate in (*sorted(usual, key=lambda rate: abs(rate - mean)), *others):
+        if rate:
+            times = frame_times_sec[0] + np.arange(gaps + 1) / float(rate)
+            if np.abs(times - frame_times_sec).max() <= _tolerance_sec(float(rate)):
+                return rate
+    return None
+
+
+def clip_length(
+    num_frames: int, sampling_rate: float | Fraction, spacing: Spacing
+) -> float | Fraction:
     """Source frames that a clip covers, first and last included.
 
-    "linspace": num_frames * sampling_rate, as in SlowFast (16x4 covers 64).
+    "linspace": num_frames * sampling_rate, as in SlowFast (16x4 covers 64), at least 1. The rate
+                may be a fraction: 16x4 at 30 frames per second is 16 x 10/3 in a video of 25.
     "strided": (num_frames - 1) * sampling_rate + 1, from the first sampled frame to the last (61).
     """
-    _check_counts(num_frames=num_frames, sampling_rate=sampling_rate)
+    _check_counts(num_frames=num_frames)
     _check_choice("spacing", spacing, Spacing)
     if spacing == "linspace":
-        return num_frames * sampling_rate
+        if not sampling_rate > 0:
+            raise ValueError(f"sampling_rate={sampling_rate} must be above 0")
+        return max(1, num_frames * sampling_rate)
+    _check_counts(sampling_rate=sampling_rate)
     return (num_frames - 1) * sampling_rate + 1
 
 
-def random_clip_start(video_frames: int, length: int, rng: np.random.Generator) -> float:
+def random_clip_start(
+    video_frames: int, length: float | Fraction, rng: np.random.Generator
+) -> float:
     """Start of a training clip of `length` frames: uniform over [0, video_frames - length].
 
     0 if the video is shorter. Not an integer: `clip_indices` rounds the frames of the clip.
     """
-    return float(rng.uniform(0.0, _slack(video_frames, length)))
+    return float(rng.uniform(0.0, float(_slack(video_frames, length))))
 
 
 def uniform_clip_starts(
-    video_frames: int, length: int, num_clips: int, rule: ClipRule = "offset"
+    video_frames: int,
+    length: float | Fraction,
+    num_clips: int,
+    rule: ClipRule = "offset",
+    spacing: Spacing = "linspace",
 ) -> list[float]:
-    """Starts of the `num_clips` test clips of `length` frames, by one of SlowFast's two formulas.
+    """Starts of the `num_clips` test clips of `length` frames.
 
     With slack = max(video_frames - length, 0), clip k of K starts at
       "offset":   k * floor(slack / (K - 1)), from the beginning to the end; a single clip at
-                  floor(slack / 2). Used by SlowFast's MViT and masked-pretraining configs.
+                  floor(slack / 2). Used by SlowFast's MViT and masked-pretraining configs. With
+                  "strided" spacing round(k * slack / (K - 1)), halves to even, as in mmaction2.
       "interval": k * slack / K, which never reaches the end. SlowFast's default.
     5 clips of 64 frames in a video of 300 start at 0, 59, 118, 177, 236 with "offset", and at 0,
-    47.2, 94.4, 141.6, 188.8 with "interval".
+    47.2, 94.4, 141.6, 188.8 with "interval"; 5 strided clips of 61 at 0, 60, 120, 179, 239.
     """
     slack = _slack(video_frames, length)
     _check_counts(num_clips=num_clips)
     _check_choice("rule", rule, ClipRule)
+    _check_choice("spacing", spacing, Spacing)
     if rule == "interval":
-        return [slack * k / num_clips for k in range(num_clips)]
+        return [float(slack * k / num_clips) for k in range(num_clips)]
     if num_clips == 1:
         return [float(slack // 2)]
+    if spacing == "strided":
+        return [float(round(k * (slack / (num_clips - 1)))) for k in range(num_clips)]
     return [float(k * (slack // (num_clips - 1))) for k in range(num_clips)]
 
 
 def clip_indices(
     start: float,
     num_frames: int,
-    sampling_rate: int,
+    sampling_rate: float | Fraction,
     spacing: Spacing,
     video_frames: int,
     end_policy: EndPolicy,
@@ -108,7 +144,8 @@ def clip_indices(
 
     `end_policy` applies to positions outside the video. For a video of 10 frames, the strided clip
     4x4 from 2 has positions 2, 6, 10, 14, which become
-      "repeat_last": 2, 6, 9, 9; positions are limited to 0 ... 9;
+      "repeat_last": 2, 6, 6, 6; the last of its positions in the video, as in mmaction2. Linspace
+                     positions 2, 7, 12, 17 become 2, 7, 9, 9, limited to 0 ... 9 as in SlowFast;
       "wrap":        2, 6, 0, 4; the video begins again;
       "error":       a ValueError.
     """
@@ -117,24 +154,25 @@ def clip_indices(
     _check_choice("end_policy", end_policy, EndPolicy)
     if not math.isfinite(start):
         raise ValueError(f"start={start} must be finite")
-    steps = np.arange(num_frames, dtype=np.float64)
+    last = video_frames - 1
     if spacing == "linspace":
         # The division comes last, so that whole positions are exact before they are rounded down.
-        positions = start + steps * (length - 1) / max(num_frames - 1, 1)
+        parts = max(num_frames - 1, 1)
+        positions = [math.floor(start + i * (length - 1) / parts) for i in range(num_frames)]
     else:
-        positions = math.floor(start) + steps * sampling_rate
+        positions = [math.floor(start) + i * int(sampling_rate) for i in range(num_frames)]
+        last = max((i for i in positions if i < video_frames), default=last)
     if end_policy == "repeat_last":
-        positions = positions.clip(0, video_frames - 1)
-    indices = np.floor(positions).astype(np.int64)
+        positions = [max(min(i, last), 0) for i in positions]
     if end_policy == "wrap":
-        return indices % video_frames
-    if indices[0] < 0 or indices[-1] >= video_frames:
+        positions = [i % video_frames for i in positions]
+    elif positions[0] < 0 or positions[-1] >= video_frames:
         raise ValueError(
-            f"start={start}: the clip takes frames {indices[0]} to {indices[-1]} of a video of "
+            f"start={start}: the clip takes frames {positions[0]} to {positions[-1]} of a video of "
             f"{video_frames}; start earlier, use fewer frames or a lower sampling_rate, or set "
             "end_policy to 'repeat_last' or 'wrap'"
         )
-    return indices
+    return np.array(positions, dtype=np.int64)
 
 
 def segment_indices(
@@ -249,7 +287,7 @@ def crop_offsets(
     return [(top, 0), (top, left), (top, width - crop_width)]
 
 
-def _check_counts(**arguments: int) -> None:
+def _check_counts(**arguments: float | Fraction) -> None:
     for name, value in arguments.items():
         if not isinstance(value, Integral):
             raise ValueError(f"{name}={value!r} must be an integer")
@@ -262,6 +300,13 @@ def _check_choice(name: str, value: str, choices: object) -> None:
         raise ValueError(f"{name}={value!r} must be one of {', '.join(get_args(choices))}")
 
 
-def _slack(video_frames: int, length: int) -> int:
-    _check_counts(video_frames=video_frames, length=length)
+def _slack(video_frames: int, length: float | Fraction) -> float | Fraction:
+    _check_counts(video_frames=video_frames)
+    if not length >= 1:
+        raise ValueError(f"length={length} must be at least 1")
     return max(video_frames - length, 0)
+
+
+def _tolerance_sec(fps: float) -> float:
+    """How late a frame may begin and still count as being on screen."""
+    return min(FRAME_TIME_TOLERANCE_SEC + 1e-6, 0.25 / fps)

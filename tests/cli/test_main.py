@@ -520,3 +520,17 @@ assert "torch" not in sys.modules
 def test_configurations_state_what_they_are_for():
     for cls in COMMANDS.values():
         assert summary(cls).endswith(".")
+
+
+def test_a_file_whose_name_looks_like_a_setting(seen, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "take=1.mp4").touch()
+    assert main(["predict", "checkpoint=x", "take=1.mp4"]) == 2
+    assert capsys.readouterr().err == (
+        "hiera-video predict: 'take=1.mp4' is read as a setting, and take is not one; for the file "
+        "of this name, write ./take=1.mp4\n"
+    )
+    assert main(["predict", "checkpoint=x", "./take=1.mp4"]) == 0
+    assert seen[0][0].inputs == ["./take=1.mp4"]
+    assert main(["predict", "checkpoint=x", "a.mp4", "tak=1.mp4"]) == 2
+    assert "tak is unknown" in capsys.readouterr().err

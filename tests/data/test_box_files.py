@@ -20,7 +20,8 @@ from hiera_video.data.boxes.table import (
     read_label_map,
     write_detections,
 )
-from hiera_video.data.videos.files import AnnotationError, locate_videos
+from hiera_video.data.videos.files import locate_videos
+from hiera_video.errors import AnnotationError
 
 DIGITS = "9" * 5000  # Python parses numbers of 4,300 digits at most
 LABELS = LabelMap({1: "stand", 3: "sit", 4: "drink, slowly"}, {})
@@ -361,6 +362,18 @@ def test_a_video_name_that_is_not_unicode_is_a_video_that_is_missing(tmp_path):
     assert table.videos == ("\\ud800",)
     assert locate_videos(table.videos, tmp_path) == ({}, ["\\ud800"])
     assert locate_videos(["x" * 300, "a\0b"], tmp_path) == ({}, ["x" * 300, "a\0b"])
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["video_id,timestamp", "Video,Second", " VIDEO , TIME ", "Video_ID,t_sec", "video,sec"],
+)
+def test_headers_of_key_frames_in_any_case(tmp_path, header):
+    expected = [("a", 902.0), ("Video", 903.5)]
+    path = write(tmp_path, "x.csv", f"\ufeff\n{header}\na,902\nVideo,903.5\n")
+    assert read_keyframes(path) == expected
+    path = write(tmp_path, "x.csv", "Timestamp,people,Video\n902,3,a\n903.5,1,Video\n")
+    assert read_keyframes(path) == expected
 
 
 def test_keyframes(tmp_path):

@@ -19,7 +19,7 @@ from hiera_video.data.boxes.keyframes import (
     with_proposals,
 )
 from hiera_video.data.boxes.table import LabelMap, write_detections
-from hiera_video.data.videos.files import AnnotationError
+from hiera_video.errors import AnnotationError
 from hiera_video.settings.training import DetectionData, KeyframeData
 
 LABELS = LabelMap({1: "stand", 2: "sit", 4: "wave"}, {})

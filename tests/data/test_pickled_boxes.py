@@ -20,7 +20,7 @@ import pytest
 
 from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.pickled import read_arrays
-from hiera_video.data.videos.files import AnnotationError
+from hiera_video.errors import AnnotationError
 
 BOXES = np.array([[0, 0, 0.5, 0.5, 0.9], [0.25, 0.5, 0.75, 1, 0.5]])
 

@@ -129,7 +129,7 @@ def test_random_clips_are_clips_of_our_sampler(folder, name, num_workers):
         for video, clip in clips.items():
             last_start = max(0, LENGTHS[video] - clip_length(8, 4, ours.spacing))
             starts = np.linspace(0, last_start, 32 * last_start + 1)
-            assert clip in [ours.clip(start, LENGTHS[video]).tolist() for start in starts]
+            assert clip in [ours.clip(start, LENGTHS[video], 4).tolist() for start in starts]
 
 
 def test_random_starts_cover_a_video(folder):
@@ -309,7 +309,7 @@ def test_two_crops_are_refused():
 
 
 def test_crops_larger_than_the_frames_are_refused():
-    with pytest.raises(ValueError, match="short_side is 32: needed is at least 64"):
+    with pytest.raises(ValueError, match="short_side is 32; it must be at least 64"):
         EvaluationView(PytorchvideoSampler(ClipSampler(num_frames=8), 25), (64, 64), short_side=32)
 
 

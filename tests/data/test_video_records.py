@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from hiera_video.data.videos.files import AnnotationError
 from hiera_video.data.videos.records import (
     VideoRecord,
     read_class_names,
     read_splits,
     read_video_list,
 )
+from hiera_video.errors import AnnotationError
 from hiera_video.settings.training import ClassificationData
 
 DIGITS = "9" * 5000  # Python parses numbers of 4,300 digits at most

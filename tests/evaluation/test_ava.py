@@ -1,5 +1,6 @@
 """Frame mAP against the official programs' numbers, and against a scorer that is only loops."""
 
+import heapq
 import json
 import math
 from collections import defaultdict
@@ -24,7 +25,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "ava"
 
 
 def table(rows, scored=False):
-    """Rows (video, second, box or None, action[, score])."""
+    """Rows (video, second, box or None, action, person), or with a score at the end if scored."""
     names = tuple(dict.fromkeys(row[0] for row in rows))
     return BoxTable(
         source="rows",
@@ -33,7 +34,7 @@ def table(rows, scored=False):
         second=np.array([row[1] for row in rows], dtype=np.float64),
         boxes=np.array([row[2] or [np.nan] * 4 for row in rows], dtype=np.float64).reshape(-1, 4),
         action=np.array([row[3] for row in rows], dtype=np.int32),
-        person=np.full(len(rows), -1, dtype=np.int32),
+        person=np.array([-1 if scored or len(row) < 5 else row[4] for row in rows], dtype=np.int32),
         score=np.array([row[4] for row in rows], dtype=np.float64) if scored else None,
         lines=np.arange(1, len(rows) + 1),
     )
@@ -89,13 +90,14 @@ def loops(truth, detections, classes, protocol, excluded=(), keyframes=None):
         truth = [r for r in truth if r[:2] in named]
     if keyframes is not None or protocol == "activitynet":
         detections = [r for r in detections if r[:2] in named]
+    if protocol == "activitynet":
+        truth = heaped([r if len(r) > 4 else (*r, 1.0) for r in truth])
+        detections = heaped(detections, capacity=50)
     frames = defaultdict(list)
     for row in detections:
         frames[row[:2]].append(row)
     ranked = defaultdict(list)
     for frame, rows in frames.items():
-        if protocol == "activitynet":
-            rows = sorted(rows, key=lambda row: -row[4])[:50]
         taken = set()
         for _, _, box, action, score in rows:
             if box[0] >= box[2] or box[1] >= box[3]:
@@ -117,6 +119,25 @@ def loops(truth, detections, classes, protocol, excluded=(), keyframes=None):
     return result
 
 
+def heaped(rows, capacity=None):
+    """Rows with a score at the end, frame by frame as the official reader returns them.
+
+    It holds those of a frame in a heap of (score, action, y1, x1, y2, x2).
+    """
+    heaps = defaultdict(list)
+    for *frame, (x1, y1, x2, y2), action, score in rows:
+        heap, entry = heaps[tuple(frame)], (score, action, y1, x1, y2, x2)
+        if capacity is None or len(heap) < capacity:
+            heapq.heappush(heap, entry)
+        elif score > heap[0][0]:
+            heapq.heapreplace(heap, entry)
+    return [
+        (*frame, (x1, y1, x2, y2), action, score)
+        for frame, heap in heaps.items()
+        for score, action, y1, x1, y2, x2 in sorted(heap, key=lambda entry: -entry[0])
+    ]
+
+
 def iou_of(a, b):
     width = max(min(a[2], b[2]) - max(a[0], b[0]), 0)
     height = max(min(a[3], b[3]) - max(a[1], b[1]), 0)
@@ -133,6 +154,7 @@ SCORES = st.sampled_from([0.1, 0.25, 0.5, 0.75, 1.0])
 TRUTHS = st.lists(
     st.one_of(
         st.builds(lambda f, b, c: (*f, b, c), FRAMES, BOXES, CLASSES),
+        st.builds(lambda f, b, c, p: (*f, b, c, p), FRAMES, BOXES, CLASSES, st.integers(0, 3)),
         FRAMES.map(lambda f: (*f, None, 0)),
     ),
     max_size=12,
@@ -169,6 +191,28 @@ def test_equals_loops(truth, detections, protocol, excluded, keyframes):
     counted -= result.counts["detections_right"]
     counted -= result.counts["detections_beyond_counted_as_wrong"]
     assert counted == len(detections)  # every row is accounted for once
+
+
+def test_many_equal_scores_equal_loops():
+    """Few people, classes and scores: most key frames have ties, and more than 50 detections."""
+    rng = np.random.default_rng(0)
+    corners = [(0.0, 0.4), (0.0, 0.5), (0.1, 0.5), (0.3, 0.9)]
+
+    def rows(count, last):
+        drawn = rng.integers([2, 3, 4, 4], size=(count, 4)).tolist()
+        boxes = [(corners[i][0], corners[j][0], corners[i][1], corners[j][1]) for *_, i, j in drawn]
+        return [
+            ("ab"[v], 902.0, box, (1, 3, 80)[c], last[int(rng.integers(len(last)))])
+            for (v, c, *_), box in zip(drawn, boxes, strict=True)
+        ]
+
+    for _ in range(20):
+        truth, detections = rows(10, range(3)), rows(150, [0.1, 0.5, 0.9])
+        expected = loops(truth, detections, [1, 3, 80], "activitynet")
+        result = frame_ap(
+            table(truth), table(detections, scored=True), classes=[1, 3, 80], protocol="activitynet"
+        )
+        np.testing.assert_allclose(result.ap, list(expected.values()), atol=1e-12)
 
 
 # ---- each rule by itself
@@ -216,6 +260,26 @@ def test_the_fifty_best_of_a_key_frame_and_ties_at_the_cut():
         by_order[name] = result.ap[:3].tolist()
     # Last: one fits in, the first that comes. First: all three are in until better ones come.
     assert by_order == {"last": [1, 0, 0], "first": [0, 0, 1]}
+
+
+def test_equal_scores_at_a_key_frame_have_the_order_of_a_heap():
+    """The first in the file overlaps; the second does not, and is the least in the heap."""
+    truth = table([("a", 902, FAR, 1)])
+    detections = table([("a", 902, FAR, 1, 0.5), ("a", 902, BOX, 1, 0.5)], scored=True)
+    last_first = np.argsort([0.5, 0.5])[::-1].tolist() == [1, 0]  # as this processor ranks them
+    for protocol, is_right_first in (("activitynet", last_first), ("slowfast", not last_first)):
+        result = frame_ap(truth, detections, classes=[1], protocol=protocol)
+        assert result.mean_ap == (1.0 if is_right_first else 0.5)
+        assert result.tie_range == (0.5, 1.0)
+
+
+def test_of_boxes_that_overlap_equally_that_of_the_highest_person_is_taken():
+    """The official reader takes the last column of ground truth for a score."""
+    left, middle, right = (0, 0, 0.5, 1), (0.125, 0, 0.625, 1), (0.25, 0, 0.75, 1)
+    truth = table([("a", 902, left, 1, 0), ("a", 902, right, 1, 1)])
+    detections = table([("a", 902, middle, 1, 0.9), ("a", 902, right, 1, 0.8)], scored=True)
+    found = {p: frame_ap(truth, detections, classes=[1], protocol=p).mean_ap for p in PROTOCOLS}
+    assert found == {"activitynet": 0.5, "slowfast": 1.0}
 
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)

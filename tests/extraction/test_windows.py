@@ -71,7 +71,7 @@ def test_indices_and_times_of_dense_windows():
     assert windows.indices.tolist() == [
         [0, 2, 4, 6],
         [5, 7, 9, 11],
-        [10, 12, 14, 15],  # reaches past the end: the last frame is repeated
+        [10, 12, 14, 14],  # reaches past the end: its last frame is repeated
     ]
     assert not windows.is_short
     np.testing.assert_allclose(windows.start_sec, [0, 0.2, 0.4])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.distributed import HashStore, TCPStore
 
-from hiera_video.errors import UserError
+from hiera_video.errors import ConfigError, UserError
 from hiera_video.runtime import distributed
 from hiera_video.runtime.distributed import (
     barrier,
@@ -75,7 +75,7 @@ def test_a_process_that_does_not_start_is_named(monkeypatch):
         store_of_this_start(HashStore(), 0, 3)
 
 
-@pytest.mark.parametrize("device", ["cudo", "cuda:x", ""])
+@pytest.mark.parametrize("device", ["cudo", "cuda:x", "", "meta", "xpu"])
 def test_an_unknown_device_is_named(device):
     with pytest.raises(ValueError, match=r"device is .* take auto, cpu"), process_group(device):
         pass
@@ -84,4 +84,19 @@ def test_an_unknown_device_is_named(device):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a CUDA device")
 def test_a_device_that_is_not_there():
     with pytest.raises(ValueError, match="torch finds no CUDA device"), process_group("cuda"):
+        pass
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="has an Apple GPU")
+def test_mps_where_there_is_none():
+    message = "device is 'mps': torch finds no Apple GPU; take auto or cpu"
+    with pytest.raises(ConfigError, match=message), process_group("mps"):
+        pass
+
+
+def test_the_number_of_a_cuda_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    message = "device is 'cuda:2': torch finds 2 CUDA devices, from cuda:0"
+    with pytest.raises(ConfigError, match=message), process_group("cuda:2"):
         pass

@@ -31,7 +31,7 @@ from hiera_video.settings.load import (
     load_settings,
     to_yaml,
 )
-from hiera_video.settings.tools import DemoSettings
+from hiera_video.settings.tools import BenchmarkSettings, DemoSettings, FlopsSettings
 from hiera_video.settings.training import (
     DetectTrainSettings,
     FinetuneSettings,
@@ -158,6 +158,50 @@ def test_files_take_numbers_as_people_write_them(tmp_path):
 def test_lists_of_inputs():
     config = load_settings(PredictSettings, overrides=["inputs=[a.mp4,'b c.mp4']", "checkpoint=c"])
     assert config.inputs == ["a.mp4", "b c.mp4"]
+
+
+TEXTS = (
+    "20261127_1322", "007", "on", "no", "12:30:00", "2026-11-27", "1e3", "0x1f", "1_000", ".inf",
+    "~name", "my clips #2", "a: b", "[old] clips", "{a}", "- a", "*a", "&a", "!x", "%x", "@x", "`x",
+    "? x", "| x", "> x", "a=b", "null ", "=", "<<", "true", "Null", "#2",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_stays_text(tmp_path, text):
+    """Of YAML 1.1 most would be numbers, dates, booleans, comments or mistakes."""
+    config = finetune(f"run_dir={text}", f"data.root={text}", f"model.init={text}")
+    assert (config.run_dir, config.data.root, config.model.init) == (text, text, text)
+    file = write(tmp_path, to_yaml(config))
+    assert load_settings(FinetuneSettings, [file]) == config
+    quoted = write(tmp_path, f"run_dir: '{text}'\ndata: {{root: '{text}', train: t}}\n")
+    config = load_settings(FinetuneSettings, [quoted])
+    assert (config.run_dir, config.data.root) == (text, text)
+    overrides = ["checkpoint=c", f"inputs=[b, '{text}']"]
+    assert load_settings(PredictSettings, overrides=overrides).inputs == ["b", text]
+
+
+@pytest.mark.parametrize("text", ["20261127_1322", "007", "on", "12:30:00", "2026-11-27", "1e3"])
+def test_text_in_yaml_needs_no_quotes(tmp_path, text):
+    file = write(tmp_path, f"run_dir: {text}\ndata: {{train: t, split: {text}, class_names: null}}")
+    config = load_settings(FinetuneSettings, [file], [f"data.val_split={text}"])
+    assert (config.run_dir, config.data.split, config.data.val_split) == (text, text, text)
+    assert config.data.class_names is None
+    overrides = [f"models=[{text}, b]", "batch_sizes=[1]"]
+    assert load_settings(BenchmarkSettings, overrides=overrides).models == (text, "b")
+    assert load_settings(FlopsSettings, overrides=[f"model={text}"]).model == text
+
+
+def test_home_folders_in_every_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = write(tmp_path, "run_dir: ~/runs\ndata: {train: ~/t.csv, root: ~}\n")
+    for config in (
+        load_settings(FinetuneSettings, [file]),
+        load_settings(FinetuneSettings, [f"~/{Path(file).name}"], ["run_dir=~/runs"]),
+    ):
+        assert (config.run_dir, config.data.train) == (f"{tmp_path}/runs", f"{tmp_path}/t.csv")
+    config = load_settings(PredictSettings, [], ["checkpoint=~/c", {"inputs": ["~/a.mp4", "~$b"]}])
+    assert (config.checkpoint, config.inputs) == (f"{tmp_path}/c", [f"{tmp_path}/a.mp4", "~$b"])
 
 
 def test_configurations_are_frozen():
@@ -305,7 +349,7 @@ def test_a_short_run_says_what_to_write_beside_its_epochs():
         "model.overrides={widths: 3}",
         "model.overrides.stages=[]",
         "model.image_size={}",
-        "run_dir=[1, 2]",
+        {"run_dir": [1, 2]},
         "clips=null",
         {"run_dir": "\ud800"},
         {"data": {"train": "a\0b"}},

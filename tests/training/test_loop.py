@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
 from hiera_video.runtime.distributed import Process
@@ -295,3 +295,14 @@ def test_two_processes_share_the_mean_over_boxes(tmp_path):
     assert last_loss == pytest.approx(5 * 0.7)
     assert one == [1, 1, 0]
     assert last == pytest.approx(0.7 - 0.5)
+
+
+def test_the_moving_average_starts_with_the_weights_after_the_first_step():
+    model = nn.Linear(1, 1, bias=False)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+    batches = [batch(1.0), batch(2.0), batch(4.0)]
+    first, *others = (weight for _, weight in steps(batches, model=model, average=average))
+    expected = first
+    for weight in others:
+        expected = 0.75 * expected + 0.25 * weight
+    assert average.module.weight.item() == pytest.approx(expected)

@@ -108,8 +108,8 @@ def test_a_library_without_the_argument_for_such_metadata(tmp_path, monkeypatch)
     path = make_striped_video(tmp_path / "a.mkv", 5)
     real_open = container.av.open
 
-    def open_as_in_19(file, *, timeout, options):
-        return real_open(file, timeout=timeout, options=options)
+    def open_as_in_19(file, *, format, timeout, options):
+        return real_open(file, format=format, timeout=timeout, options=options)
 
     monkeypatch.setattr(container.av, "open", open_as_in_19)
     monkeypatch.setattr(container, "InputContainer", object)

@@ -99,6 +99,8 @@ def test_clip_length():
     assert clip_length(16, 4, "linspace") == 64
     assert clip_length(16, 4, "strided") == 61
     assert clip_length(1, 4, "strided") == 1
+    assert clip_length(16, Fraction(10, 3), "linspace") == Fraction(160, 3)
+    assert clip_length(4, 0.1, "linspace") == 1
 
 
 @pytest.mark.parametrize(
@@ -126,6 +128,28 @@ def test_offset_clips_span_the_video(video_frames, length, num_clips):
     assert all(0 <= start <= slack and start.is_integer() for start in starts)
     if num_clips > 1:
         assert slack - starts[-1] < num_clips - 1 or slack == starts[-1]
+
+
+@unhurried
+@given(
+    counts, st.integers(2, 40), rates, st.integers(1, 12), st.sampled_from(["repeat_last", "wrap"])
+)
+def test_strided_clips_are_those_of_mmaction2(video_frames, num_frames, rate, num_clips, policy):
+    """Its SampleFrames in test mode, with out_of_bound_opt "repeat_last" or "loop"."""
+    covered = (num_frames - 1) * rate + 1
+    most = max(video_frames - covered, 0)
+    offsets = np.array([most // 2])
+    if num_clips > 1:
+        offsets = np.round(np.arange(num_clips) * (most / float(num_clips - 1)))
+    theirs = (offsets[:, None] + np.arange(num_frames) * rate).astype(int)
+    if policy == "wrap":
+        theirs %= video_frames
+    else:
+        inside = theirs < video_frames
+        theirs = np.where(inside, theirs, np.max(theirs * inside, axis=1, keepdims=True))
+    starts = uniform_clip_starts(video_frames, covered, num_clips, spacing="strided")
+    ours = [clip_indices(s, num_frames, rate, "strided", video_frames, policy) for s in starts]
+    assert np.stack(ours).tolist() == theirs.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +199,8 @@ def test_random_starts_cover_the_video():
         ((0, 1, 4, "linspace", 1, "error"), [0]),
         ((0, 16, 4, "linspace", 1, "repeat_last"), [0] * 16),
         # the worked examples of the docstring
-        ((2, 4, 4, "strided", 10, "repeat_last"), [2, 6, 9, 9]),
+        ((2, 4, 4, "strided", 10, "repeat_last"), [2, 6, 6, 6]),
+        ((2, 4, 4, "linspace", 10, "repeat_last"), [2, 7, 9, 9]),
         ((2, 4, 4, "strided", 10, "wrap"), [2, 6, 0, 4]),
         ((0, 4, 4, "linspace", 10, "repeat_last"), [0, 5, 9, 9]),
         ((0, 4, 4, "linspace", 10, "wrap"), [0, 5, 0, 5]),
@@ -403,12 +428,14 @@ def test_crops_lie_inside(height, width, size, num_crops):
     ("function", "arguments", "message"),
     [
         (clip_length, (0, 4, "linspace"), "num_frames=0 must be at least 1"),
-        (clip_length, (16, 0, "linspace"), "sampling_rate=0 must be at least 1"),
-        (clip_length, (16, 4.5, "linspace"), "sampling_rate=4.5 must be an integer"),
+        (clip_length, (16, 0, "linspace"), "sampling_rate=0 must be above 0"),
+        (clip_length, (16, 0, "strided"), "sampling_rate=0 must be at least 1"),
+        (clip_length, (16, 4.5, "strided"), "sampling_rate=4.5 must be an integer"),
         (clip_length, (16, 4, "dense"), "spacing='dense' must be one of linspace, strided"),
         (uniform_clip_starts, (0, 64, 5), "video_frames=0"),
         (uniform_clip_starts, (300, 0, 5), "length=0"),
         (uniform_clip_starts, (300, 64, 0), "num_clips=0"),
+        (uniform_clip_starts, (300, math.nan, 5), "length=nan"),
         (uniform_clip_starts, (300, 64, 5, "even"), "rule='even' must be one of offset, interval"),
         (random_clip_start, (0, 64, np.random.default_rng(0)), "video_frames=0"),
         (clip_indices, (0, 4, 4, "strided", 0, "wrap"), "video_frames=0"),

@@ -17,7 +17,8 @@ import numpy as np
 
 from hiera_video.data.boxes.pickled import read_arrays
 from hiera_video.data.boxes.table import BoxTable, Kind, LabelMap, Problem
-from hiera_video.data.videos.files import AnnotationError, csv_rows, json_lines
+from hiera_video.data.videos.files import csv_rows, json_lines
+from hiera_video.errors import AnnotationError
 from hiera_video.files import read_bytes, read_text, user_path, utf8_text
 
 logger = logging.getLogger(__name__)
@@ -84,23 +85,31 @@ def read_boxes(
 def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
     """Reads (video, second) of a list such as AVA's excluded time stamps; ignores other columns.
 
+    A header may name the columns as those of boxes, in any order; without one, they are the first.
+
     Raises:
         AnnotationError: a row has no video and number.
     """
     source, result = user_path(path), []
     text = read_text(source, AnnotationError)
-    for line, row in csv_rows(source, text, skipinitialspace=True):
-        if not any(row) or (line == 1 and row[0] in ("video", "video_id")):
-            continue
+    read = csv_rows(source, text, skipinitialspace=True)
+    rows = [(line, row) for line, row in read if any(field.strip() for field in row)]
+    header = _column_names(rows[0][1]) if rows else []
+    video_column, second_column = 0, 1
+    if "video" in header:
+        video_column = header.index("video")
+        second_column = header.index("second") if "second" in header else 1
+        del rows[0]
+    for line, row in rows:
         try:
-            second = float(row[1])
-            if not row[0].strip() or not 0 <= second < 1e6:
+            video, second = row[video_column].strip(), float(row[second_column])
+            if not video or not 0 <= second < 1e6:
                 raise ValueError
         except (IndexError, ValueError):
             raise AnnotationError(
                 f"{source}:{line}: {','.join(row)!r}; needed is video,second"
             ) from None
-        result.append((row[0].strip(), second))
+        result.append((video, second))
     return result
 
 
@@ -327,6 +336,11 @@ def _read_csv(path: Path, last: str) -> Columns:
     return table.take(order), lines[order], problems
 
 
+def _column_names(header: Iterable[str]) -> list[str]:
+    """The names of columns as they are known here, in lower case."""
+    return [SYNONYMS.get(name, name) for name in (field.strip().lower() for field in header)]
+
+
 def _header(path: Path, text: str, last: str) -> tuple[list[str], int]:
     """Names of the columns of a csv file, and the number of header lines (0 or 1)."""
     without_header = [*COLUMNS[:7], last]
@@ -334,7 +348,7 @@ def _header(path: Path, text: str, last: str) -> tuple[list[str], int]:
     rows = [row for _, row in csv_rows(path, head[: head.rfind("\n") + 1] or text) if row]
     if not rows:
         return without_header, 0
-    names = [SYNONYMS.get(field, field) for field in (f.strip().lower() for f in rows[0])]
+    names = _column_names(rows[0])
     if "video" not in names:
         width = next((len(row) for row in rows if len(row) != 2), 8)
         return without_header[: 7 if width == 7 else 8], 0

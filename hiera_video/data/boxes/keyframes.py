@@ -10,10 +10,12 @@ from jaxtyping import Float
 
 from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, LabelMap, box_iou
-from hiera_video.data.videos.files import AnnotationError, locate_videos
-from hiera_video.errors import listing
+from hiera_video.data.videos.files import locate_videos
+from hiera_video.errors import AnnotationError, listing
 from hiera_video.files import user_path
 from hiera_video.settings.training import DetectionData, KeyframeData
+from hiera_video.video.open import OpenVideo
+from hiera_video.video.reader import VideoReader
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ class KeyframeRecord:
     def name(self) -> str:
         """`VIDEO,SECOND`, unique among the records of a list."""
         return f"{self.video},{self.second:.10g}"
+
+    def open(self, open_video: OpenVideo) -> VideoReader:
+        """The reader of the video."""
+        return open_video(self.path)
 
 
 def keyframe_records(

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hiera_video.data.videos.files import AnnotationError
 from hiera_video.data.videos.records import check_class_name, read_class_names
+from hiera_video.errors import AnnotationError
 from hiera_video.files import load_json, own_or_shipped, read_text, write_csv
 
 Kind = Literal["row", "box", "action", "duplicate"]

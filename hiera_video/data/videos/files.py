@@ -15,23 +15,39 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import UserError, listing
+from hiera_video.data.videos.columns import (
+    END_COLUMNS,
+    KINETICS_COLUMNS,
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
+    START_COLUMNS,
+    Columns,
+    Entry,
+    column_name,
+    named_columns,
+    report_unused,
+    selected,
+)
+from hiera_video.errors import AnnotationError, listing
 from hiera_video.files import MAX_LINE, load_json, read_text, user_path
+from hiera_video.video.parts import Part
 from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
 logger = logging.getLogger(__name__)
 
+NUM_FILES_CHECKED = 20
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
-PATH_COLUMNS = ("path", "video", "filename")
-LABEL_COLUMNS = ("label", "labels", "class", "class_name")
 EXAMPLE = '{"path": ..., "label": ...}'
-KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
-
-Entry = tuple[str, dict[str, Any]]  # "FILE:LINE", and the fields by column name
-
-
-class AnnotationError(UserError, ValueError):
-    """A list, a folder or a file of class names cannot be used. The message is one line."""
+KNOWN_COLUMNS = {*PATH_COLUMNS, *LABEL_COLUMNS, *START_COLUMNS, *END_COLUMNS, "split"}
+SSV2_COLUMNS = ("id", "template", "label", "placeholders")
+_SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES))
+PATH_AND_FIELDS = re.compile(rf'"?(.*?(?:{_SUFFIX}))"?[\t;, ]+(.+)', re.IGNORECASE)
+# mmaction2's lines of folders of frames.
+FRAMES_LINE = re.compile(r"(?P<path>.*[^\t, ])[\t, ]+(?P<end_frame>\d+)[\t, ]+(?P<label>\d+)")
+NUMBERS_ADVICE = (
+    "'path number-of-frames label' is for folders of frames; several labels are written 3;5, with "
+    "multi_label; a part of a video needs a header, such as path,start,end,label"
+)
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,7 @@ class Row:
     name: str  # as in the list
     path: str
     labels: tuple[str | int, ...]
+    part: Part | None = None
 
 
 # ---- folders
@@ -166,12 +183,15 @@ def locate_videos(
 # ---- lists of lines
 
 
-def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], bool]:
+def read_list(
+    file: Path, root: str, known: frozenset[str], split: str | None = None
+) -> tuple[list[Row], bool]:
     """Reads a list file.
 
     Args:
         root: absolute folder to which paths in the list are relative.
         known: class names that may contain ';' or '|', which otherwise separate labels.
+        split: of the rows to read. None: the list has one split, or no column `split`.
 
     Returns:
         The rows, and whether all labels are names. If not, they may be ids.
@@ -179,6 +199,7 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
     if is_media(file.name):
         raise AnnotationError(f"{file}: a single video; give a list of videos or a folder")
     text = read_text(file, AnnotationError)
+    header, delimiter = _header(text)
     entries: Iterable[Entry]
     match file.suffix.lower():
         case ".json":
@@ -186,60 +207,86 @@ def read_list(file: Path, root: str, known: frozenset[str]) -> tuple[list[Row], 
         case ".jsonl" | ".ndjson":
             lines = json_lines(file, text, EXAMPLE)
             entries = ((f"{file}:{number}", fields) for number, fields in lines)
-        case _ if (delimiter := _header_delimiter(text)) in ("\t", ","):
+        case _ if delimiter and (delimiter != " " or len(header) > 2):
             entries = _csv_entries(file, text, delimiter)
         case _:
-            entries = _line_entries(file, text, skip_header=delimiter == " ")
-    table = list(entries)
-    columns = {column for _, fields in table for column in fields}
-    if columns >= KINETICS_COLUMNS:
-        return list(_kinetics_rows(table, root)), True
-    path_column = next((column for column in PATH_COLUMNS if column in columns), "")
-    if not path_column and "id" in columns:
-        return list(_ssv2_rows(table, root)), True
-    if not path_column and table:
-        raise AnnotationError(
-            f"{table[0][0]}: no column of paths; call it one of {listing(PATH_COLUMNS)}"
-        )
-    label_column = next((column for column in LABEL_COLUMNS if column in columns), "")
-    if not label_column and len(columns) > 1:
-        allowed = listing(LABEL_COLUMNS)
-        logger.warning("%s: no labels; the column of labels must be called %s", file, allowed)
+            entries = _line_entries(file, text, root, skip_header=bool(delimiter))
+    table, names = named_columns(list(entries))
+    table = selected(table, split, str(file))
+    if not table:
+        return [], False
+    if not set(PATH_COLUMNS).intersection(names):
+        if KINETICS_COLUMNS.issubset(names):
+            report_unused(names, {*KINETICS_COLUMNS, "label", "split"}, str(file))
+            return list(_kinetics_rows(table, root)), True
+        if "id" in names:
+            report_unused(names, {*SSV2_COLUMNS, "split"}, str(file))
+            return list(_ssv2_rows(table, root)), True
+    columns = Columns.of(names, table[0][0])
+    allowed = listing(LABEL_COLUMNS)
+    hint = "" if columns.label else f"; no labels; the column of labels must be called {allowed}"
+    report_unused(names, columns.used, str(file), hint)
     rows = []
     for where, fields in table:
-        name = fields.get(path_column)
+        name = fields.get(columns.path)
         if not isinstance(name, str) or not name:
-            raise AnnotationError(f"{where}: no path in column {path_column!r}")
-        labels = _split_labels(fields.get(label_column), where, known)
-        rows.append(Row(where, name, _below(root, name), labels))
-    return rows, label_column == "class_name"
+            raise AnnotationError(f"{where}: no path in column {columns.path!r}")
+        if "://" in name and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
+            raise AnnotationError(
+                f"{where}: {name!r} is an address; videos are read from files: fetch it, and list "
+                "the file"
+            )
+        labels = _split_labels(fields.get(columns.label), where, known)
+        part = columns.part(fields, where)
+        rows.append(Row(where, f"{name}{part or ''}", _below(root, name), labels, part))
+    return rows, columns.label == "class_name"
 
 
-def _header_delimiter(text: str) -> str | None:
-    """The separator of the column names in the first line; None if it is not a header."""
-    first = text.lstrip().split("\n", 1)[0].lower()
-    for delimiter in ("\t", ","):
-        fields = {field.strip(' "') for field in first.split(delimiter)}
-        if fields & set(PATH_COLUMNS) or fields >= KINETICS_COLUMNS:
-            return delimiter
-    words = first.split()
-    is_header = len(words) == 2 and words[0] in PATH_COLUMNS and words[1] in LABEL_COLUMNS
-    return " " if is_header else None
+def _header(text: str) -> tuple[list[str], str]:
+    """The column names in the first line and their separator; none if it is not a header."""
+    first = text.lstrip().split("\n", 1)[0]
+    for delimiter in ("\t", ";", ","):
+        fields = [column_name(field.strip(' "')) for field in first.split(delimiter)]
+        if set(PATH_COLUMNS).intersection(fields) or KINETICS_COLUMNS.issubset(fields):
+            return fields, delimiter
+    words = [column_name(word) for word in first.split()]
+    is_header = len(words) > 1 and words[0] in PATH_COLUMNS and KNOWN_COLUMNS.issuperset(words)
+    return (words, " ") if is_header else ([], "")
 
 
-def _line_entries(file: Path, text: str, skip_header: bool) -> list[Entry]:
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    split = [
-        (f"{file}:{number}", *_split_line(file, number, line.strip())) for number, line in lines
-    ]
-    split = split[skip_header:]
-    if len(split) > 1 and not is_media(split[0][1]) and is_media(split[1][1]):
+def _line_entries(file: Path, text: str, root: str, skip_header: bool) -> list[Entry]:
+    """Entries of lines `path label` or `path`, or of mmaction2's `path number-of-frames label`."""
+    stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
+    lines = [(number, line) for number, line in stripped if line][skip_header:]
+    matches = [FRAMES_LINE.fullmatch(line) for _, line in lines]
+    found = [match.groupdict() for match in matches if match and not is_media(match["path"])]
+    if lines and len(found) == len(lines) and _are_of_folders(found, f"{file}:{lines[0][0]}", root):
+        return [
+            (f"{file}:{number}", {**fields, "start_frame": 0})
+            for (number, _), fields in zip(lines, found, strict=True)
+        ]
+    split = [(f"{file}:{number}", *_split_line(file, number, line)) for number, line in lines]
+    if split and not is_media(split[0][1]) and any(is_media(name) for _, name, _ in split):
         raise AnnotationError(
             f"{split[0][0]}: {split[0][1]!r} is not a video; if this is a header, call the "
             f"column of paths {listing(PATH_COLUMNS)}, the column of labels "
             f"{listing(LABEL_COLUMNS)}"
         )
     return [(where, {"path": name, "label": label}) for where, name, label in split]
+
+
+def _are_of_folders(found: list[dict[str, str]], where: str, root: str) -> bool:
+    """Whether lines `path 163 5` name folders, and not files `path 163`."""
+    first = found[:NUM_FILES_CHECKED]
+    if any(os.path.isdir(_below(root, fields["path"])) for fields in first):
+        return True
+    if any(os.path.exists(_below(root, f"{f['path']} {f['end_frame']}")) for f in first):
+        return False
+    path, *numbers = first[0].values()
+    raise AnnotationError(
+        f"{where}: {path!r}, followed by {' and '.join(numbers)}, is not a folder of frames; "
+        f"{NUMBERS_ADVICE}"
+    )
 
 
 def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
@@ -251,7 +298,7 @@ def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
     if is_media(line.strip('"')):
         return line.strip('"'), ""
     candidates = []
-    for delimiter in ("\t", ",", " "):
+    for delimiter in ("\t", ",", " ", ";"):
         if '"' in line:
             spaced = delimiter == ","
             rows = csv_rows(file, line, number, delimiter=delimiter, skipinitialspace=spaced)
@@ -264,6 +311,18 @@ def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
             return path, label
         if path:
             candidates.append((path, label))
+    if match := PATH_AND_FIELDS.match(line):
+        path, rest = match.groups()
+        fields = [field for field in re.split(r"[\t;, ]+", rest) if field]
+        if all(re.fullmatch(r"[0-9.]+", field) for field in fields):
+            advice = NUMBERS_ADVICE
+        elif re.search('[\t;,"]', rest):
+            advice = "more than a path and a label need a header, such as path,label,start,end"
+        else:
+            advice = f'quote a label of several words, {path} "{rest}", or separate it by a tab'
+        raise AnnotationError(
+            f"{file}:{number}: {path!r} is followed by {len(fields)} fields, {rest!r}; {advice}"
+        )
     return candidates[0] if candidates else (line, "")
 
 
@@ -277,7 +336,12 @@ def _csv_entries(file: Path, text: str, delimiter: str) -> Iterator[Entry]:
         if not any(field.strip() for field in fields):
             continue
         if not columns:
-            columns = [field.strip().lower() for field in fields]
+            columns = [column_name(field) for field in fields]
+            repeated = [name for name, n in Counter(columns).items() if name and n > 1]
+            if repeated:
+                raise AnnotationError(
+                    f"{file}:{line}: more than one column is called {listing(repeated)}"
+                )
             continue
         where = f"{file}:{line}"
         if len(fields) != len(columns):
@@ -389,6 +453,8 @@ def _split_labels(value: Any, where: str, known: frozenset[str]) -> tuple[str | 
         else:
             value = [part.strip() for part in re.split(r"[;|]", text) if part.strip()]
     labels = value if isinstance(value, list) else [] if value is None else [value]
+    # pandas writes ids as 3.0 if the column has an empty field.
+    labels = [int(x) if isinstance(x, float) and x.is_integer() else x for x in labels]
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
             raise AnnotationError(f"{where}: label {label!r} must be a class id or a class name")
@@ -396,4 +462,4 @@ def _split_labels(value: Any, where: str, known: frozenset[str]) -> tuple[str | 
 
 
 def _below(root: str, name: str) -> str:
-    return os.path.normpath(os.path.join(root, name))
+    return os.path.normpath(os.path.join(root, os.path.expanduser(name)))

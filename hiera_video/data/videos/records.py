@@ -2,12 +2,14 @@
 
 `read_video_list` recognises
   * a folder with one folder per class, or a folder of videos without classes;
-  * lines `path label`, separated by spaces, tabs or a comma, or paths alone;
-  * csv, tsv, JSON and JSON lines with named columns, with one or several labels per video;
+  * lines `path label`, separated by spaces, tabs, commas or semicolons, or paths alone;
+  * mmaction2's lines `path number-of-frames label` of folders of frames;
+  * csv, tsv, JSON and JSON lines with named columns, with one or several labels per video, parts of
+    videos and splits;
   * the official lists of Kinetics (label,youtube_id,time_start,time_end,split) and SSv2 (json).
 
-An image counts as a video of one frame. Files are not opened: a list is refused only if none of its
-first files exists.
+datasets/README.md has them in a table. An image counts as a video of one frame. Files are not
+opened: a list is refused only if none of its first files exists.
 """
 
 import functools
@@ -15,30 +17,49 @@ import hashlib
 import logging
 import os
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.videos.files import AnnotationError, Row, read_folder, read_list
-from hiera_video.errors import did_you_mean, listing
-from hiera_video.files import json_text, load_json, own_or_shipped, read_text, user_path
+from hiera_video.data.videos.files import NUM_FILES_CHECKED, Row, read_folder, read_list
+from hiera_video.errors import AnnotationError, did_you_mean, listing
+from hiera_video.files import (
+    json_text,
+    load_json,
+    own_or_shipped,
+    read_text,
+    similar_path,
+    user_path,
+)
 from hiera_video.settings.training import ClassificationData
+from hiera_video.video.open import OpenVideo
+from hiera_video.video.parts import Part, open_part
+from hiera_video.video.reader import VideoReader
 
 logger = logging.getLogger(__name__)
 
 MAX_DERIVED_CLASSES = 100_000  # higher ids probably come from another column than the labels
-NUM_FILES_CHECKED = 20
 
 
 @dataclass(frozen=True, slots=True)
 class VideoRecord:
-    """One video."""
+    """One video, or a part of one."""
 
     path: str  # absolute
     labels: tuple[int, ...]  # class ids, ascending; () if the video has no label
-    name: str  # as in the list, where it is unique; identifies the video in outputs
+    name: str  # as in the list, and the part, `#t=2,4.5`; identifies the record in outputs
+    part: Part | None = None  # None: the whole video
+
+    def open(self, open_video: OpenVideo) -> VideoReader:
+        """The reader of the video or of the part.
+
+        Raises:
+            VideoError: the file cannot be read, or the part lies outside of it.
+        """
+        return open_part(open_video, self.path, self.part)
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,7 @@ def read_video_list(
     class_names: str | os.PathLike[str] | Sequence[str] | None = None,
     multi_label: bool = False,
     labelled: bool = True,
+    split: str | None = None,
 ) -> VideoList:
     """Reads the videos of a folder or of a list, with class ids.
 
@@ -75,6 +97,8 @@ def read_video_list(
             training list.
         multi_label: allow several labels per video, separated by ';' or '|', or as a JSON list.
         labelled: False: all videos of a folder, at any depth, or of a list, without labels.
+        split: the rows with this value in the column `split`. None: the list must have one value
+            there, or no such column.
 
     Raises:
         AnnotationError: the source cannot be used; the message names file and line.
@@ -84,12 +108,16 @@ def read_video_list(
     if source.is_dir():
         if root is not None:
             raise AnnotationError(f"{source}: a folder, which takes no root; root={root} is given")
+        if split is not None:
+            raise AnnotationError(
+                f"{source}: a folder, which has no column split; split={split} is given"
+            )
         labels_are_names, folder = True, str(source)
         rows, folder_names = read_folder(source, labelled=labelled)
         names = folder_names if names is None else names
     else:
         folder = _root_folder(source, root)
-        rows, labels_are_names = read_list(source, folder, frozenset(names or ()))
+        rows, labels_are_names = read_list(source, folder, frozenset(names or ()), split)
     if not rows:
         raise AnnotationError(f"{source}: no videos listed")
     if not labelled:
@@ -99,13 +127,16 @@ def read_video_list(
         names = _derive_class_names(rows, labels_are_names)
     for name in names:
         check_class_name(name, str(source))
+    _check_forms(names, str(source))
     records = _to_records(rows, names, labels_are_names, source)
 
     checked = records[:NUM_FILES_CHECKED]
     if not any(os.path.exists(record.path) for record in checked):
+        hint = similar_path(checked[0].path)
+        hint = hint or "; set root to the folder to which paths are relative"
         raise AnnotationError(
             f"{source}: none of the first {len(checked)} videos exists below the root {folder}, "
-            f"for example {checked[0].path}; set root to the folder to which paths are relative"
+            f"for example {checked[0].path}{hint}"
         )
     return VideoList(str(source), records, names)
 
@@ -137,7 +168,20 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
         raise AnnotationError(
             f"{where}: {listing(repeated)} more than once; names must be different"
         )
+    _check_forms(names, where)
     return tuple(names)
+
+
+def _check_forms(names: Sequence[str], where: str) -> None:
+    """Raises AnnotationError if two names look alike, but are different Unicode text."""
+    first: dict[str, str] = {}
+    for name in names:
+        other = first.setdefault(unicodedata.normalize("NFC", name), name)
+        if other != name:
+            raise AnnotationError(
+                f"{where}: the classes {other!a} and {name!a} are the same letters in "
+                "two Unicode forms; write both in one (NFC)"
+            )
 
 
 def check_class_name(name: Any, where: str) -> None:
@@ -159,16 +203,20 @@ def read_splits(data: ClassificationData) -> tuple[VideoList, VideoList | None]:
         AnnotationError: a list cannot be used, or videos have no labels.
     """
     train, val = data.train, data.val
+    if data.val_split is not None and val is None:
+        raise AnnotationError(
+            f"data.val_split={data.val_split} is given without data.val; set it to the list"
+        )
     read = functools.partial(read_video_list, root=data.root, multi_label=data.multi_label)
-    train_list = read(train, class_names=data.class_names)
+    train_list = read(train, class_names=data.class_names, split=data.split)
     require_labels(train_list)
     if val is None:
         return train_list, None
     names = train_list.class_names
-    val_list = read(val, class_names=names)
+    val_list = read(val, class_names=names, split=data.val_split)
     require_labels(val_list)
-    paths = {record.path for record in train_list.records}
-    if shared := [record.name for record in val_list.records if record.path in paths]:
+    trained = {(record.path, record.part) for record in train_list.records}
+    if shared := [r.name for r in val_list.records if (r.path, r.part) in trained]:
         num_shared = f"{len(shared)} of {len(val_list.records)} videos"
         logger.warning("%s of %s are also in %s: %s", num_shared, val, train, listing(shared))
     seen = {label for record in train_list.records for label in record.labels}
@@ -220,9 +268,10 @@ def _derive_class_names(rows: list[Row], labels_are_names: bool) -> tuple[str, .
     ids = [None if labels_are_names else _as_id(label) for _, label in labels]
     for (where, label), class_id in zip(labels, ids, strict=True):
         if (class_id is None) != (ids[0] is None):
+            hint = _leading_zeros(label) or _leading_zeros(labels[0][1])
             raise AnnotationError(
                 f"{where}: label {label!r}, but {labels[0][1]!r} in {labels[0][0]}; use either ids "
-                "or names, set class_names, or call the column class_name if all are names"
+                f"or names, set class_names, or call the column class_name if all are names{hint}"
             )
         if class_id is not None and not 0 <= class_id < MAX_DERIVED_CLASSES:
             raise AnnotationError(
@@ -240,11 +289,11 @@ def _to_records(
 ) -> tuple[VideoRecord, ...]:
     """Turns labels into ids. A video that is listed twice with the same labels is kept once."""
     ids = {name: i for i, name in enumerate(names)}
-    kept: dict[str, tuple[VideoRecord, str]] = {}
+    kept: dict[tuple[str, Part | None], tuple[VideoRecord, str]] = {}
     for row in rows:
         found = {_class_id(label, ids, labels_are_names, row.where) for label in row.labels}
-        record = VideoRecord(row.path, tuple(sorted(found)), row.name)
-        earlier, where = kept.setdefault(row.path, (record, row.where))
+        record = VideoRecord(row.path, tuple(sorted(found)), row.name, row.part)
+        earlier, where = kept.setdefault((row.path, row.part), (record, row.where))
         if earlier.labels != record.labels:
             here, there = ([names[i] for i in video.labels] for video in (record, earlier))
             raise AnnotationError(
@@ -262,7 +311,7 @@ def _class_id(label: str | int, ids: dict[str, int], is_name: bool, where: str) 
     if by_id is None and by_name is not None:
         return by_name
     if by_id is None:
-        hint = did_you_mean(str(label), ids) or f"; known are {listing(list(ids))}"
+        hint = _misspelt(str(label), ids) + _leading_zeros(label)
         raise AnnotationError(f"{where}: unknown class {label!r}{hint}")
     if by_name not in (None, by_id):
         raise AnnotationError(
@@ -283,6 +332,22 @@ def _as_id(label: str | int) -> int | None:
     match = re.fullmatch(r"(-?(?:0|[1-9][0-9]*))(?:\.0+)?", str(label))
     # Of 20 digits, because Python parses 4,300 at most, and all larger numbers are as wrong.
     return int(match[1][:20]) if match else None
+
+
+def _misspelt(label: str, known: Mapping[str, int]) -> str:
+    """What may be wrong with an unknown class, as the end of a message."""
+    form = unicodedata.normalize("NFC", label)
+    for name in known:
+        if unicodedata.normalize("NFC", name) == form:
+            return (
+                f", which is {label!a}, but {name!a} among the known classes: the same letters in "
+                "two Unicode forms; write both in one (NFC)"
+            )
+    return did_you_mean(label, known) or f"; known are {listing(list(known))}"
+
+
+def _leading_zeros(label: str | int) -> str:
+    return "; ids have no leading zeros" if re.fullmatch(r"0\d+", str(label)) else ""
 
 
 def _names_of_json(content: Any, where: str) -> list[str]:

@@ -25,8 +25,6 @@ class FrameFolderReader(VideoReader):
     backend = "frames"
 
     def __init__(self, path: str, limits: Decoding, fps: float) -> None:
-        if not fps > 0:
-            raise ValueError(f"frames_fps={fps} must be positive")
         super().__init__(path, limits)
         numbered = {}
         for entry in os.scandir(path):

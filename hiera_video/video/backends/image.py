@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hiera_video.settings.video import Decoding
-from hiera_video.video.reader import Deadline, VideoError, VideoReader
+from hiera_video.video.reader import Cause, Deadline, VideoError, VideoReader
 
 _bound_lock = threading.Lock()
 IMAGE_DURATION_SEC = 0.04  # one frame at 25 fps, as in libavformat
@@ -34,9 +34,16 @@ def opened_image(path: str, file: BinaryIO | None = None) -> Iterator[Image.Imag
     except (VideoError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise many types
+        is_refused = isinstance(error, UnidentifiedImageError | ValueError)  # whole, but unknown
+        cause: Cause = "not_a_video" if is_refused else "truncated"
         raise VideoError(
-            path, "not_a_video", f"does not decode as an image ({error}); replace the file"
+            path, cause, f"does not decode as an image ({error}); replace the file"
         ) from error
+
+
+def upright_rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] with the EXIF orientation applied and without transparency."""
+    return np.array(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 class ImageReader(VideoReader):
@@ -50,7 +57,7 @@ class ImageReader(VideoReader):
         self.end_sec = IMAGE_DURATION_SEC
         with opened_image(path) as image:
             self.check_size(image.height, image.width)
-            self._frame = np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            self._frame = upright_rgb(image)
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
         for position in positions:

@@ -18,7 +18,13 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
 from hiera_video.settings.video import Decoding
-from hiera_video.video.container import choose_stream, filled_packets, open_container
+from hiera_video.video.colour import take_known_matrix
+from hiera_video.video.container import (
+    UNSUPPORTED,
+    choose_stream,
+    filled_packets,
+    open_container,
+)
 from hiera_video.video.decoder import Decoder, listening
 from hiera_video.video.index import PARSED_FORMATS, cached_scan
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
@@ -123,6 +129,8 @@ class PyavReader(VideoReader):
                     return
                 if len(held) > MAX_HELD_FRAMES:
                     break
+        if self._decoder.is_unsupported:
+            raise VideoError(self.path, "backend", UNSUPPORTED)
         raise VideoError(
             self.path,
             "truncated",
@@ -241,11 +249,17 @@ class PyavReader(VideoReader):
             self._stored_size = frame.width, frame.height
             self._quarter_turns = round(frame.rotation / 90)
         width, height = self._stored_size
+        take_known_matrix(self.path, frame)
         try:
             rgb = self._reformatter.reformat(frame, width, height, "rgb24", threads=1).to_ndarray()
+        except MemoryError:
+            raise
         except av.error.FFmpegError as error:
-            sentence = f"a frame does not convert to RGB ({error.strerror}); leave the file out"
-            raise VideoError(self.path, "truncated", sentence) from error
+            sentence = (
+                f"its frames ({frame.format.name}) do not convert to RGB ({error.strerror}); "
+                "convert it to H.264"
+            )
+            raise VideoError(self.path, "backend", sentence) from error
         return np.ascontiguousarray(np.rot90(rgb, self._quarter_turns))
 
 
