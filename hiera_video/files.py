@@ -58,7 +58,7 @@ def read_bytes(
     except ValueError as failure:
         raise error(f"{path}: no file can have this name ({failure})") from None
     if not is_regular:
-        raise error(f"{path}: a folder, a pipe or a device; needed is a regular file")
+        raise error(f"{path}: a folder, a pipe or a device; expected a regular file")
     if len(content) > at_most:
         raise error(f"{path}: larger than {at_most:,} bytes; check that it is the right file")
     return content

@@ -31,7 +31,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
     truth = inspect_boxes("ground truth", config.ground_truth, labels)
     problems = problems_of(truth)
     if not len(truth):
-        problems.append(f"{truth.source}: no rows that can be read; needed are boxes with actions")
+        problems.append(f"{truth.source}: no rows that can be read; expected boxes with actions")
     report: dict[str, Any] = {
         "ground_truth": {"file": truth.source, **describe(truth)},
         "excluded_keyframes": len(excluded),
@@ -103,7 +103,7 @@ def check_video(path: Path, seconds: np.ndarray, config: CheckAvaSettings) -> li
         ConfigError: the video is a folder of frames, and expected_fps is not set.
     """
     if path.is_dir() and config.expected_fps is None and config.data.frames_fps is None:
-        raise ConfigError(f"expected_fps is not set: needed is the rate of the frames in {path}")
+        raise ConfigError(f"expected_fps is not set: expected the rate of the frames in {path}")
     frames_fps = config.expected_fps or config.data.frames_fps
     decoding = config.data.model_copy(update={"frames_fps": frames_fps})
     try:

@@ -104,7 +104,7 @@ def actions(config: DetectEvaluateSettings, card: ModelCard) -> tuple[LabelMap, 
         if known.names.get(id) != name:
             raise UserError(
                 f"{config.data.label_map}: action {id} is {name!r}, but "
-                f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of "
+                f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; expected some of "
                 "its own"
             )
     return known, chosen

@@ -186,7 +186,7 @@ class ModelCard(BaseModel):
         if (self.num_classes is None) != bool(around):
             what = f"of an {around[0]}" if around else "without an autoencoder or detector"
             needed = "null" if around else "a whole number"
-            raise ValueError(f"num_classes is {self.num_classes}: {what}, needed is {needed}")
+            raise ValueError(f"num_classes is {self.num_classes}: {what}, expected {needed}")
         return self
 
     @model_validator(mode="after")
@@ -247,7 +247,7 @@ class ModelCard(BaseModel):
         elif self.kind == "detector":
             advice = ". The commands `hiera-video detect ...` take it"
         raise WeightsError(
-            f"{source} is {A_KIND[self.kind]}; needed is {A_KIND[kind]}: {EXAMPLES[kind]}{advice}"
+            f"{source} is {A_KIND[self.kind]}; expected {A_KIND[kind]}: {EXAMPLES[kind]}{advice}"
         )
 
     def entries(self) -> dict[str, Any]:
@@ -285,7 +285,7 @@ class ModelCard(BaseModel):
             WeightsError: an entry is missing or wrong; names the file and the entry.
         """
         if content.get("format") != FORMAT:
-            raise WeightsError(f"{source}: format is missing or another one: needed is {FORMAT!r}")
+            raise WeightsError(f"{source}: format is missing or another one: expected {FORMAT!r}")
         if missing := [key for key in REQUIRED if key not in content]:
             raise WeightsError(f"{source} lacks {', '.join(missing)}")
         known = cls.model_fields.keys() - {"notes"}

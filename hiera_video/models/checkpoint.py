@@ -118,7 +118,7 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
     dropped = [key for key in state if DROPPED.fullmatch(key)]
     read = {key: value for key, value in state.items() if READ.fullmatch(key)}
     if numbers := [key for key, value in read.items() if not value.is_floating_point()]:
-        raise WeightsError(f"{file}: {numbers[0]} is {read[numbers[0]].dtype}: needed are floats")
+        raise WeightsError(f"{file}: {numbers[0]} is {read[numbers[0]].dtype}: expected floats")
     if unknown := [key for key in state if key not in read and key not in dropped]:
         raise WeightsError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
@@ -232,7 +232,7 @@ def _check_readable(path: Path) -> None:
     """
     if not path.is_file():
         if path.exists():
-            raise WeightsError(f"{path}: a folder, a pipe or a device; needed is a regular file")
+            raise WeightsError(f"{path}: a folder, a pipe or a device; expected a regular file")
         raise WeightsNotFoundError(f"{path}: there is no such file")
     path.open("rb").close()
 
@@ -247,10 +247,10 @@ def check_weights_folder(folder: Path) -> None:
 
 
 def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, needed is SHAPE."""
+    """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, expected SHAPE."""
     own, other = ({k: list(v.shape) for k, v in tensors.items()} for tensors in (state, needed))
     return [
-        f"{key} is {own.get(key, 'missing')}, needed is {other.get(key, 'none')}"
+        f"{key} is {own.get(key, 'missing')}, expected {other.get(key, 'none')}"
         for key in sorted(own.keys() | other.keys())
         if own.get(key) != other.get(key)
     ]

@@ -421,7 +421,7 @@ class Hiera(Trainable):
         """
         if not x.is_floating_point():
             raise ModelError(
-                f"the input is {x.dtype}: needed are normalised clips in floating point, which "
+                f"the input is {x.dtype}: expected normalised clips in floating point, which "
                 "hiera_video.models.normalize.Normalize makes of uint8 [B, T, H, W, C]"
             )
         if x.dim() == 4 and self.input_size[0] == 1:

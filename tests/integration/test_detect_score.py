@@ -103,7 +103,7 @@ def test_mistakes_are_one_line(commands, files):
         (files / "detections.csv").write_text(DETECTIONS + f"a,0002,0.1,0.1,0.5,0.5,1,{value}\n")
         result = commands.run(*score(files))
         assert result.code == 1
-        result.reports(f"detections.csv:3: score is '{value}'; needed is a finite number")
+        result.reports(f"detections.csv:3: score is '{value}'; expected a finite number")
     assert commands.run("detect", "score").code == 2
     assert commands.run(*score(files, "--protocol", "coco")).code == 2
 
@@ -170,7 +170,7 @@ def test_check_ava_finds_proposals_of_other_files(commands, files):
     result = commands.run(*check(files, "--proposals", str(files / "proposals.csv")))
     assert result.code == 3
     first, second = json.loads(result.out)["problems"]
-    assert "proposals.csv:1: score is 7; needed is 0..1" in first
+    assert "proposals.csv:1: score is 7; expected 0..1" in first
     assert "proposals.csv: 1 of 2 videos are not in the ground truth: 'abc'" in second
     assert commands.run(*check(files, "--proposal-score", "2")).code == 2
 

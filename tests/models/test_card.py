@@ -182,9 +182,7 @@ def test_require(has: str, needed: Any) -> None:
     if needed in (has, "backbone"):
         given.require(needed, "w")
         return
-    with pytest.raises(
-        UserError, match=rf"^w is an? .*{has}.*; needed is an? .*{needed}: a run of"
-    ):
+    with pytest.raises(UserError, match=rf"^w is an? .*{has}.*; expected an? .*{needed}: a run of"):
         given.require(needed, "w")
 
 

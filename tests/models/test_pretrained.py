@@ -137,7 +137,7 @@ def test_weights_that_cannot_be_written(tmp_path: Path, files_up_to: Any) -> Non
         ({"class_names": ["a"]}, "the card: there are 1 class_names for 5 classes"),
         ({"num_classes": 5, "class_names": []}, "num_classes: the model decides, give none"),
         ({"class_name": ["a"]}, "'class_name' is unknown.*; did you mean 'class_names'"),
-        ({"mean": 3}, "the card: mean: "),
+        ({"mean": 3}, "the card: mean is 3; it must be a list"),
         ({"notes": {"scores": object()}}, r"config\.json cannot hold the card"),
     ],
 )
@@ -153,11 +153,11 @@ def test_refused_entries(entries: dict[str, Any], message: str, tmp_path: Path) 
 def test_a_classifier_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
     model = hiera(VIDEO)
     model.head.projection = nn.Linear(128, 9)
-    message = r"head\.projection\.bias is \[9\], needed is \[5\].*model\.reset_classifier"
+    message = r"head\.projection\.bias is \[9\], expected \[5\].*model\.reset_classifier"
     with pytest.raises(WeightsError, match=message):
         save_model(tmp_path / "w", model)
     model.head.projection = nn.Identity()
-    with pytest.raises(WeightsError, match=r"is missing, needed is .* and 1 more.*by hand"):
+    with pytest.raises(WeightsError, match=r"is missing, expected .* and 1 more.*by hand"):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
     model.reset_classifier(9)
@@ -168,7 +168,7 @@ def test_a_classifier_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
 def test_other_changes_by_hand_are_not_saved(tmp_path: Path) -> None:
     model = hiera(VIDEO)
     model.adapter = nn.Linear(2, 2)
-    with pytest.raises(WeightsError, match=r"adapter\.bias is \[2\], needed is none.*torch.save"):
+    with pytest.raises(WeightsError, match=r"adapter\.bias is \[2\], expected none.*torch.save"):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
 
@@ -274,7 +274,7 @@ def test_other_kinds_are_refused_before_the_weights_are_read(kinds: dict[str, Pa
         (folder / "model.safetensors").unlink()
         for asked in ("classifier", "autoencoder", "detector"):
             if asked != kind:
-                with pytest.raises(WeightsError, match=f"^{folder} is an? .*; needed is an? "):
+                with pytest.raises(WeightsError, match=f"^{folder} is an? .*; expected an? "):
                     load_model(folder, kind=asked)
     message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400$"
     with pytest.raises(WeightsError, match=message):

@@ -57,9 +57,7 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kind(tmp_path: Path) -> None:
     folder = weights(tmp_path / "w", "autoencoder")
     assert load_card(folder, "autoencoder").masking == Masking(kind="tube", mask_ratio=0.75)
-    with pytest.raises(
-        WeightsError, match=rf"^{folder} is a masked autoencoder; needed is a class"
-    ):
+    with pytest.raises(WeightsError, match=rf"^{folder} is a masked autoencoder; expected a class"):
         load_card(folder, "classifier")
 
 

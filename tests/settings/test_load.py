@@ -418,7 +418,7 @@ def test_a_folder_or_a_pipe_is_not_a_file(tmp_path):
     with pytest.raises(ConfigError, match="there is no such configuration file"):
         finetune(files=[str(tmp_path)])
     os.mkfifo(tmp_path / "a.yaml")
-    with pytest.raises(ConfigError, match=r"a\.yaml: a folder, a pipe or a device; needed"):
+    with pytest.raises(ConfigError, match=r"a\.yaml: a folder, a pipe or a device; expected"):
         finetune(files=[str(tmp_path / "a.yaml")])
 
 
