@@ -146,10 +146,12 @@ def make_work(
         "crop_size": list(crop_size),
         "short_side": crops.short_side,
         "backend": config.data.backend,
-        **({} if config.data.frames_fps is None else {"frames_fps": config.data.frames_fps}),
         "mean": list(card.mean),
         "std": list(card.std),
     }
+    for key in ("frames_fps", "max_gap_sec"):
+        if (value := getattr(config.data, key)) is not None:
+            settings[key] = value
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
     return ReadWindows(windows, crops, open_video, deadline_sec), settings
 
