@@ -8,7 +8,7 @@ from typing import Any
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.loader import start_decoding
 from hiera_video.data.videos.records import VideoList, read_video_list, require_labels
-from hiera_video.errors import UnknownClassError
+from hiera_video.errors import UnknownClassError, counted
 from hiera_video.evaluation.accuracy import summarize
 from hiera_video.evaluation.prediction import load_model, views_of, with_class_names
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
@@ -29,12 +29,12 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
     with process_group(config.device) as process:
         if not dry_run:
             start_decoding(config.data)
+        folder = evaluation_folder(config, RESULTS)
         model, card = load_model(
             config.checkpoint, kind="classifier", weights_key=config.weights_key
         )
         card = with_class_names(card, config.data.class_names)
         val = read_list(config, card)
-        folder = evaluation_folder(config, RESULTS)
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         if dry_run:
@@ -107,7 +107,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
 
 def format_report(report: dict[str, Any], folder: Path) -> list[str]:
     """The report for a person."""
-    views = f"{report['views']['num_clips']} clips x {report['views']['num_crops']} crops"
+    views = " x ".join(counted(report["views"][f"num_{kind}s"], kind) for kind in ("clip", "crop"))
     lines = [
         f"{report['decoded']} of {report['expected']} videos decoded, "
         f"{len(report['failed'])} failed",

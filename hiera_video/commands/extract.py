@@ -11,7 +11,7 @@ from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, counted
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
@@ -23,6 +23,7 @@ from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import barrier, from_main, on_main, process_group
+from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import exit_code, print_json, print_result
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.video.clips import ClipSampler
@@ -66,7 +67,8 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         format: Format = "npz" if config.format == "parquet" else config.format
         store = FeatureStore(Path(config.output_dir), format, settings)
         if not config.overwrite:
-            store.check()
+            with in_the_way(config, "output_dir"):
+                store.check()
         ours = videos[process.rank :: process.world_size]
         to_do = [
             video
@@ -179,7 +181,8 @@ def finish(
         report["parquet"] = str(store.write_parquet(rows))
     lines = [
         f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
-        f"{report['windows']} windows, {report['short']} videos shorter than a clip",
+        f"{counted(report['windows'], 'window')}, "
+        f"{counted(report['short'], 'video')} shorter than a clip",
         *str(summary).split("\n"),
     ]
     cut_short = [f"done as far as it goes: {row['path']}: {row['damage']}" for row in damaged]

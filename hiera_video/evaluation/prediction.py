@@ -133,7 +133,7 @@ def model_transform(
     def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
         if not isinstance(frames, np.ndarray):
             raise ModelError(
-                f"the frames are a {type(frames).__name__}: needed is a NumPy array, "
+                f"the frames are a {type(frames).__name__}: expected a NumPy array, "
                 "uint8 [T, H, W, 3], as open_video gives them"
             )
         return normalize(torch.from_numpy(crops(frames)))

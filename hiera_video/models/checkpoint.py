@@ -3,6 +3,7 @@
 A key that no list here knows is an error. What a file does not state, `with_card` infers.
 """
 
+import logging
 import math
 import os
 import re
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from hiera_video.errors import ModelError, WeightsError
+from hiera_video.errors import ModelError, NotFetched, WeightsError
 from hiera_video.models.build import described_tensors
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.download import fetch_file
@@ -28,6 +30,8 @@ from hiera_video.models.sources import Source, find, load_card
 from hiera_video.models.tensors import read_metadata, read_state
 from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
 from hiera_video.settings.tools import Layout
+
+logger = logging.getLogger(__name__)
 
 HEAD = ("head.projection.weight", "head.projection.bias")
 ROI_HEAD = ("roi_head.projection.weight", "roi_head.projection.bias")  # of an action detector
@@ -99,7 +103,7 @@ def read_checkpoint(
         return source
     if not isinstance(source, str | os.PathLike):
         raise ModelError(
-            f"the checkpoint is a {type(source).__name__}: needed is a path or a name; a state "
+            f"the checkpoint is a {type(source).__name__}: expected a path or a name; a state "
             "dict goes into a model by model.load_state_dict"
         )
     path, described = find(source, kind)
@@ -107,7 +111,11 @@ def read_checkpoint(
     if card is not None:
         card.require(kind, source)
     if path is None:
-        file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+        try:
+            file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+        except NotFetched as what:
+            assert card is not None
+            return _stand_in(str(source), card, what)
     else:
         file = path / "model.safetensors" if path.is_dir() else path
     found = read_state(file, weights_key)
@@ -126,7 +134,7 @@ def read_checkpoint(
         )
     read = {key: value for key, value in state.items() if READ.fullmatch(key)}
     if numbers := [key for key, value in read.items() if not value.is_floating_point()]:
-        raise WeightsError(f"{file}: {numbers[0]} is {read[numbers[0]].dtype}: needed are floats")
+        raise WeightsError(f"{file}: {numbers[0]} is {read[numbers[0]].dtype}: expected floats")
     if unknown := [key for key in state if key not in read and key not in dropped]:
         raise WeightsError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
@@ -145,6 +153,15 @@ def read_checkpoint(
         card=card,
         foreign_config=config,
     )
+
+
+def _stand_in(source: str, card: ModelCard, what: NotFetched) -> Checkpoint:
+    """Zeros in place of published weights, in a dry run, which logs what it does not fetch."""
+    tensors = {k.removeprefix("encoder."): v for k, v in described_tensors(card).items()}
+    size_mb = sum(tensor.numel() for tensor in tensors.values()) * 4 / 1e6
+    logger.info("%s: about %.0f MB", what, size_mb)
+    zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in tensors.items()}
+    return Checkpoint(f"{source}, not downloaded", "official", zeros, card=card)
 
 
 def _check_described(state: Mapping[str, Tensor], card: ModelCard, source: object) -> None:
@@ -177,10 +194,10 @@ def check_weights_folder(folder: Path) -> None:
 
 
 def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, needed is SHAPE."""
+    """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, expected SHAPE."""
     own, other = ({k: list(v.shape) for k, v in tensors.items()} for tensors in (state, needed))
     return [
-        f"{key} is {own.get(key, 'missing')}, needed is {other.get(key, 'none')}"
+        f"{key} is {own.get(key, 'missing')}, expected {other.get(key, 'none')}"
         for key in sorted(own.keys() | other.keys())
         if own.get(key) != other.get(key)
     ]

@@ -250,9 +250,7 @@ class Hiera(Trainable):
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
         if not isinstance(num_classes, int) or num_classes < 0:
-            raise ModelError(
-                f"num_classes is {num_classes!r}: needed is a whole number, 0 for none"
-            )
+            raise ModelError(f"num_classes is {num_classes!r}: expected a whole number, 0 for none")
         if embed_dim % num_heads:
             raise ModelError(f"embed_dim is {embed_dim}: num_heads={num_heads} does not divide it")
         check_sizes(input_size, patch_stride, mask_unit, q_stride, q_pool)

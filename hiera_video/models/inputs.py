@@ -22,10 +22,10 @@ def check_input(x: Any, in_chans: int, input_size: Sequence[int]) -> None:
     """Raises ModelError unless `x` is a floating-point tensor [B, C, T, H, W] of that size."""
     if not isinstance(x, Tensor):
         how = HOW.get(type(x).__name__, "hiera_video.open_video reads a file")
-        raise ModelError(f"the input is a {type(x).__name__}: needed is a tensor; {how}")
+        raise ModelError(f"the input is a {type(x).__name__}: expected a tensor; {how}")
     if not x.is_floating_point():
         raise ModelError(
-            f"the input is {x.dtype}: needed are normalised clips in floating point, which "
+            f"the input is {x.dtype}: expected normalised clips in floating point, which "
             "hiera_video.models.normalize.Normalize makes of uint8 [B, T, H, W, C], and "
             "hiera_video.model_transform(card) of decoded frames"
         )

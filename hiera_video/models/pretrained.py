@@ -183,7 +183,7 @@ def _stated(
     """
     if name is not None and (os.sep in name or user_path(name).exists()):
         raise ModelError(
-            f"name is {name!r}: needed is a variant; a file, a folder or hf://OWNER/NAME with "
+            f"name is {name!r}: expected a variant; a file, a folder or hf://OWNER/NAME with "
             "weights is given as checkpoint=..."
         )
     if name is not None and "." in name:
@@ -224,7 +224,7 @@ def _stated(
         sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
         if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
             raise ModelError(
-                f"image_size is {image_size!r}: needed is a whole number, or (height, width)"
+                f"image_size is {image_size!r}: expected a whole number, or (height, width)"
             )
         height, width = sides
     arguments["input_size"] = (frames if num_frames is None else num_frames, height, width)
@@ -396,7 +396,7 @@ def _unwrapped(model: nn.Module) -> Model:
         found = getattr(found, "module", getattr(found, "_orig_mod", None))
         if not isinstance(found, nn.Module):
             raise ModelError(
-                f"the model is a {type(model).__name__}: needed is a Hiera, or an autoencoder or "
+                f"the model is a {type(model).__name__}: expected a Hiera, or an autoencoder or "
                 "action detector around one; save another's state dict with torch.save"
             )
     return cast("Model", found)

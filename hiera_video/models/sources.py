@@ -48,7 +48,7 @@ def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
     if not isinstance(card, ModelCard):
         what = "a folder of another project" if path and path.is_dir() else "a file"
         raise WeightsError(
-            f"{source} is {what}, which does not say what its weights are: needed is a run folder, "
+            f"{source} is {what}, which does not say what its weights are: expected a run folder, "
             "a weights folder (`hiera-video convert` writes one), or published weights such as "
             "hiera_base_16x224.mae_k400_ft_k400"
         )
@@ -94,7 +94,7 @@ def find(
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{path} holds a {type(config).__name__}: needed are keys with values")
+        raise WeightsError(f"{path} holds a {type(config).__name__}: expected keys with values")
     is_own = "format" in config or isinstance(config.get("architecture"), dict)
     return found, ModelCard.from_json(config, path) if is_own else config
 
@@ -117,9 +117,7 @@ def check_source(source: Source, kind: Kind | None = None) -> None:
     if name in VARIANTS:
         alike = [p for p in suited if ("16x" in p) == ("16x" in name)]
         others = (
-            f"there are {', '.join(alike)}"
-            if alike
-            else f"needed is {EXAMPLES[kind or 'detector']}"
+            f"there are {', '.join(alike)}" if alike else f"expected {EXAMPLES[kind or 'detector']}"
         )
         raise WeightsNotFoundError(f"{what}, and no such weights of it are published; {others}")
     called = {p.split(".")[0]: p for p in suited} | {p: p for p in suited}

@@ -34,7 +34,7 @@ LEGACY = b"l\xfc\x9cF\xf9 j\xa8P\x19"  # with which torch.save began before vers
 MAX_DEPTH = 4  # of dictionaries in a file
 
 UNPACK = "unpack it and give the file inside"
-STATE_DICT = "needed is a state dict, saved by PyTorch or as safetensors"
+STATE_DICT = "expected a state dict, saved by PyTorch or as safetensors"
 SIGNATURES = (  # first bytes, what the file is, what to do
     (b"\x1f\x8b", "compressed by gzip", UNPACK),
     (b"BZh", "compressed by bzip2", UNPACK),
@@ -302,6 +302,6 @@ def _check_readable(path: Path) -> None:
     """
     if not path.is_file():
         if path.exists():
-            raise WeightsError(f"{path}: a folder, a pipe or a device; needed is a regular file")
+            raise WeightsError(f"{path}: a folder, a pipe or a device; expected a regular file")
         raise WeightsNotFoundError(f"{path}: there is no such file")
     path.open("rb").close()

@@ -16,6 +16,7 @@ from hiera_video.settings.base import (
     Probability,
     Seed,
     Settings,
+    Weights,
 )
 from hiera_video.settings.model import Masking
 from hiera_video.settings.training import BoxList, KeyframeData, Precision, VideoList
@@ -30,7 +31,8 @@ from hiera_video.settings.video import (
 )
 
 Checkpoint = Annotated[
-    Path, Allowed("a run, checkpoint or weights folder, published weights, or a file of weights")
+    Weights,
+    Allowed("a run, checkpoint or weights folder, published weights, or a file of weights"),
 ]
 Files = Annotated[list[Path], MinLen(1), Operand("FILE"), Allowed("at least one file or folder")]
 Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]

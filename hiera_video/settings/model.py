@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import model_serializer
 
-from hiera_video.settings.base import ImageSize, Length, Path, Rate, Settings, Size3
+from hiera_video.settings.base import ImageSize, Length, Rate, Settings, Size3, Weights
 
 Width = Annotated[int, Ge(1), Le(16_384)]
 Heads = Annotated[int, Ge(1), Le(1024)]
@@ -58,7 +58,7 @@ class Architecture(Settings):
 class Backbone(Settings):
     name: str = "hiera_base_16x224"
     """A variant of `hiera_video.list_models()`."""
-    init: Path | None = None
+    init: Weights | None = None
     """Weights to start from: a file, a weights, run or checkpoint folder, or a published tag.
     Null: random weights."""
     weights_key: str | None = None

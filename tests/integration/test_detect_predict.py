@@ -102,7 +102,7 @@ def test_boxes_may_have_actions_by_name(commands, detector, files, tmp_path):
     boxes.write_text("\n".join([*rows, "a,0.2,0.1,0.1,0.4,0.9,stand"]), encoding="utf-8")
     result = predict(commands, detector, tmp_path / "x", files / "a.mp4", f"boxes={boxes}")
     assert result.code == 1
-    result.reports(f"{boxes}:5: action is 'stand'; needed is", "a name of the label map")
+    result.reports(f"{boxes}:5: action is 'stand'; expected", "a name of the label map")
 
 
 def test_people_are_detected_at_key_frames(commands, detector, files, tmp_path, monkeypatch):
@@ -224,8 +224,8 @@ def test_settings_that_cannot_be(commands, detector, files, tmp_path):
     assert result.code == 2
     result.reports("detector", "null beside boxes")
     result = predict(commands, detector, tmp_path, files / "a.mp4", "detector=nowhere.pth")
-    assert result.code == 1
-    result.reports("nowhere.pth", "no such file")
+    assert result.code == 2
+    result.reports("detector is 'nowhere.pth'", "no such file")
 
 
 def test_people_beside_the_centre_are_seen(commands, detector, tmp_path):

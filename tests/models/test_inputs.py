@@ -96,10 +96,10 @@ def test_sizes(video: Hiera, image: Hiera) -> None:
     [
         (
             np.zeros((1, 3, 8, 64, 64), np.float32),
-            "a ndarray: needed is a tensor; torch.from_numpy",
+            "a ndarray: expected a tensor; torch.from_numpy",
         ),
-        ([torch.zeros(3, 8, 64, 64)], "a list: needed is a tensor; torch.stack"),
-        ("clip.mp4", "a str: needed is a tensor; hiera_video.open_video"),
+        ([torch.zeros(3, 8, 64, 64)], "a list: expected a tensor; torch.stack"),
+        ("clip.mp4", "a str: expected a tensor; hiera_video.open_video"),
         (torch.zeros(1, 3, 8, 64, 64, dtype=torch.uint8), r"hiera_video.model_transform\(card\)"),
     ],
 )
@@ -110,7 +110,7 @@ def test_types(x: Any, words: str, video: Hiera) -> None:
 def test_frames_for_the_transform() -> None:
     for frames in ("clip.mp4", torch.zeros(8, 64, 64, 3, dtype=torch.uint8)):
         transform: Any = model_transform(card_of(hiera(VIDEO)))
-        with pytest.raises(ModelError, match=r"needed is a NumPy array, uint8 .*as open_video"):
+        with pytest.raises(ModelError, match=r"expected a NumPy array, uint8 .*as open_video"):
             transform(frames)
     unchecked: Any = model_transform
     with pytest.raises(ModelError, match=r"the card is a Hiera: model, card = load_model"):

@@ -352,7 +352,7 @@ def test_unknown_and_missing_keys(tmp_path: Path) -> None:
     refused(path, "not a Hiera in a layout that is known: .*_pos_embed_spatial")
     del state["blocks.3.mlp.fc1.bias"]
     path = saved(tmp_path / "x.pth", state)
-    refused(path, r"not fit the model: blocks\.3\.mlp\.fc1\.bias is missing, needed is \[\d+\]$")
+    refused(path, r"not fit the model: blocks\.3\.mlp\.fc1\.bias is missing, expected \[\d+\]$")
 
 
 @pytest.mark.parametrize(

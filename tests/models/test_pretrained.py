@@ -137,7 +137,7 @@ def test_weights_that_cannot_be_written(tmp_path: Path, files_up_to: Any) -> Non
         ({"class_names": ["a"]}, "the card: there are 1 class_names for 5 classes"),
         ({"num_classes": 5, "class_names": []}, "num_classes: the model decides, give none"),
         ({"class_name": ["a"]}, "'class_name' is unknown.*; did you mean 'class_names'"),
-        ({"mean": 3}, "the card: mean: "),
+        ({"mean": 3}, "the card: mean is 3; it must be a list"),
         ({"notes": {"scores": object()}}, r"config\.json cannot hold the card"),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_linear_classifier_assigned_by_hand_is_described(
 def test_other_classifiers_assigned_by_hand_are_not_saved(change: Any, tmp_path: Path) -> None:
     model = hiera(VIDEO)
     change(model)
-    with pytest.raises(WeightsError, match=r"head\..* needed is .*model\.reset_classifier\("):
+    with pytest.raises(WeightsError, match=r"head\..* expected .*model\.reset_classifier\("):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
     model.reset_classifier(9)
@@ -218,7 +218,7 @@ def test_wrapped_models(wrap: Any, tmp_path: Path) -> None:
 
 
 def test_models_of_others_are_not_saved(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the model is a Sequential: needed is a Hiera"):
+    with pytest.raises(ModelError, match="the model is a Sequential: expected a Hiera"):
         save_model(tmp_path / "w", nn.Sequential(hiera(VIDEO)))
     assert not any(tmp_path.iterdir())
 
@@ -235,7 +235,7 @@ def test_notes_that_the_folder_could_not_be_read_with(notes: Any, tmp_path: Path
 def test_other_changes_by_hand_are_not_saved(tmp_path: Path) -> None:
     model = hiera(VIDEO)
     model.adapter = nn.Linear(2, 2)
-    with pytest.raises(WeightsError, match=r"adapter\.bias is \[2\], needed is none.*torch.save"):
+    with pytest.raises(WeightsError, match=r"adapter\.bias is \[2\], expected none.*torch.save"):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
 
@@ -341,7 +341,7 @@ def test_other_kinds_are_refused_before_the_weights_are_read(kinds: dict[str, Pa
         (folder / "model.safetensors").unlink()
         for asked in ("classifier", "autoencoder", "detector"):
             if asked != kind:
-                with pytest.raises(WeightsError, match=f"^{folder} is an? .*; needed is an? "):
+                with pytest.raises(WeightsError, match=f"^{folder} is an? .*; expected an? "):
                     load_model(folder, kind=asked)
     message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400$"
     with pytest.raises(WeightsError, match=message):

@@ -60,9 +60,7 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kind(tmp_path: Path) -> None:
     folder = weights(tmp_path / "w", "autoencoder")
     assert load_card(folder, "autoencoder").masking == Masking(kind="tube", mask_ratio=0.75)
-    with pytest.raises(
-        WeightsError, match=rf"^{folder} is a masked autoencoder; needed is a class"
-    ):
+    with pytest.raises(WeightsError, match=rf"^{folder} is a masked autoencoder; expected a class"):
         load_card(folder, "classifier")
 
 
@@ -125,7 +123,7 @@ def test_a_mistyped_folder_below_the_current_one(
         ("hiera_base_224", "backbone", r"hiera_base_224\.mae_in1k, hiera_base_224\.mae_in1k_ft"),
         ("mae_k400", "autoencoder", r"are hiera_base_16x224\.mae_k400, hiera_base_plus_16x224\."),
         ("hiera_tiny_16x224", "classifier", r"; there are hiera_base_16x224\.mae_k400_ft_k400, "),
-        ("hiera_base_224", "detector", "needed is a run of `hiera-video detect train`$"),
+        ("hiera_base_224", "detector", "expected a run of `hiera-video detect train`$"),
         ("hiera_bas_224", "classifier", r"; did you mean 'hiera_base_224\.mae_in1k_ft_in1k'"),
     ],
 )

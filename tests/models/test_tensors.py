@@ -235,7 +235,7 @@ OTHERS = {
     "gzip": (lambda: gzip.compress(b"weights"), "compressed by gzip: unpack it"),
     "tar": (lambda: archive("tar"), "a tar archive: unpack it"),
     "zip": (lambda: archive("zip"), "a zip archive: unpack it"),
-    "npz": (arrays, "an archive of NumPy arrays: needed is a state dict"),
+    "npz": (arrays, "an archive of NumPy arrays: expected a state dict"),
     "torchscript": (torchscript, "a TorchScript archive, .*state dict"),
     "pt2": (exported, "a program of torch.export: give the weights"),
     "cut": (lambda: torch_file({"a": torch.ones(99)})[:-9], "cut off, or damaged at its end: copy"),

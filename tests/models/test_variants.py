@@ -106,7 +106,7 @@ def test_images_without_a_time_axis() -> None:
         (None, {}, "name is None"),
         ("hiera_base_224.mae_in1k_ft", {}, r"^no published weights are called [^,]* did you mean"),
         ("hiera_base_224.z" + 30 * "z", {}, r"list_models\(pretrained=True\) has all$"),
-        ("facebook/hiera-base-224-hf", {}, "needed is a variant; .* hf://OWNER/NAME"),
+        ("facebook/hiera-base-224-hf", {}, "expected a variant; .* hf://OWNER/NAME"),
         ("hiera_tiny_16x224", {"freeze": True}, r"model\.requires_grad_\(False\)"),
         ("hiera_tiny_16x224", {"img_size": 64}, r"image_size=\.\.\. and num_frames="),
         ("hiera_tiny_16x224", {"drop_rate": 0.1}, "head_dropout"),
