@@ -15,7 +15,7 @@ def run(config: BuildListsSettings, *, dry_run: bool = False, as_json: bool = Fa
     folders, output = [user_path(name) for name in config.inputs], user_path(config.output)
     for folder in folders:
         if not folder.is_dir():
-            raise ConfigError(f"FOLDER is {folder}: needed is a folder of videos")
+            raise ConfigError(f"FOLDER is {folder}: expected a folder of videos")
     report = output.with_suffix(".missing.txt")
     for path in (output, report):
         if path.exists():

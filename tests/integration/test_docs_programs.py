@@ -249,6 +249,8 @@ def check_readme(found: dict[str, Any]) -> None:
 
 
 def check_api(found: dict[str, Any]) -> None:
+    assert found["card"].class_names == ("sit", "run")
+    assert found["scores_of_clip"].sum().item() == pytest.approx(1)
     assert found["tokens"].shape == (1, 8, 7, 7, 768)
     assert found["features"].shape == (1, 768)
     shapes = [tuple(stage.shape[1:4]) for stage in found["stages"]]

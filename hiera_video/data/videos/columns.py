@@ -176,5 +176,5 @@ def _limit(value: Any, what: str, in_frames: bool) -> float | None:
             raise ValueError
     except ValueError:
         needed = "the number of a frame, from 0" if in_frames else "seconds, such as 12.5"
-        raise AnnotationError(f"{what} is {value!r}; needed is {needed}") from None
+        raise AnnotationError(f"{what} is {value!r}; expected {needed}") from None
     return number
