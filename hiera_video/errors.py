@@ -36,6 +36,10 @@ class AnnotationError(UserError, ValueError):
     """A list, a folder or a file of class names cannot be used. The message is one line."""
 
 
+class UnknownClassError(AnnotationError):
+    """A label that is not among the classes."""
+
+
 class ModelError(UserError, ValueError):
     """Arguments, sizes or input that no model here takes."""
 

@@ -42,8 +42,8 @@ from hiera_video.errors import (
     message_line,
     message_lines,
 )
-from hiera_video.models.card import Kind
-from hiera_video.models.sources import load_card
+from hiera_video.models.card import Kind, ModelCard
+from hiera_video.models.sources import find
 from hiera_video.runtime.dry_run import running_dry
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
@@ -294,8 +294,11 @@ def configuration(
     if (groups := card_groups(cls)) and isinstance(checkpoint, str):
         # Weights that are missing are an error of the command, after those of other settings.
         with contextlib.suppress(WeightsNotFoundError):
-            card = load_card(checkpoint, CHECKPOINT_KINDS.get(args.command))
-            stated = {key: getattr(card, key) for key in groups}
-            trained = {key: group.model_dump() for key, group in stated.items() if group}
-            return cls, [trained, *args.config], overrides
+            needed = CHECKPOINT_KINDS.get(args.command)
+            _, card = find(checkpoint, needed)
+            if isinstance(card, ModelCard):  # files have none
+                card.require(needed, checkpoint)
+                stated = {key: getattr(card, key) for key in groups}
+                trained = {key: group.model_dump() for key, group in stated.items() if group}
+                return cls, [trained, *args.config], overrides
     return cls, args.config, overrides

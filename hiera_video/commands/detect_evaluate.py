@@ -44,7 +44,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         if not dry_run:
             start_decoding(config.data)
         folder = evaluation_folder(config, RESULTS)
-        model, card = load_model(config.checkpoint, kind="detector")
+        model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
         known, label_map = actions(config, card)
         val = read_evaluation(data, known)
         clips = keyframe_clips_of(val.records, model, config.clips, data)

@@ -44,9 +44,10 @@ class NoResult(Exception):
 def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
     outputs = output_files(config, OUTPUTS)
-    model, card = load_model(config.checkpoint, kind="detector")
+    model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
     label_map = LabelMap(card.actions, {})
-    table = None if config.boxes is None else read_boxes("proposals", config.boxes)
+    # Which actions the boxes have, if any, does not matter here.
+    table = None if config.boxes is None else read_boxes("proposals", config.boxes, label_map)
     if dry_run:
         if table is None and config.detector is None:
             announce_weights()
@@ -73,7 +74,10 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                     size = clip_size(model, height, width)
                     if size not in models:
                         models[size], _ = load_model(
-                            config.checkpoint, kind="detector", image_size=size
+                            config.checkpoint,
+                            kind="detector",
+                            weights_key=config.weights_key,
+                            image_size=size,
                         )
                     interval_sec = config.every_sec
                     if table is None:

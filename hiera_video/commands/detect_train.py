@@ -53,7 +53,7 @@ class DetectTrainTask(Task):
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> ActionDetector:
-        arguments, number = self.settings.model.arguments(), max(self.label_map.names)
+        arguments, number = self.settings.model.arguments(checkpoint), max(self.label_map.names)
         return create_detector(checkpoint=checkpoint, num_classes=number, **arguments)
 
     def dataset(self, model: ActionDetector) -> TrainingKeyframes:

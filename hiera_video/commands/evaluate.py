@@ -7,14 +7,15 @@ from typing import Any
 
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.loader import start_decoding
-from hiera_video.data.videos.records import read_video_list, require_labels
-from hiera_video.errors import counted
+from hiera_video.data.videos.records import VideoList, read_video_list, require_labels
+from hiera_video.errors import UnknownClassError, counted
 from hiera_video.evaluation.accuracy import summarize
-from hiera_video.evaluation.prediction import load_model, views_of
+from hiera_video.evaluation.prediction import load_model, views_of, with_class_names
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.evaluation.views import Scorer
 from hiera_video.files import make_writable_folder, replacing_all, write_json
+from hiera_video.models.card import ModelCard
 from hiera_video.runtime.distributed import any_process, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
@@ -29,15 +30,11 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         if not dry_run:
             start_decoding(config.data)
         folder = evaluation_folder(config, RESULTS)
-        model, card = load_model(config.checkpoint, kind="classifier")
-        val = read_video_list(
-            config.data.val,
-            root=config.data.root,
-            class_names=card.classes,
-            multi_label=card.multi_label,
-            split=config.data.split,
+        model, card = load_model(
+            config.checkpoint, kind="classifier", weights_key=config.weights_key
         )
-        require_labels(val)
+        card = with_class_names(card, config.data.class_names)
+        val = read_list(config, card)
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         if dry_run:
@@ -69,6 +66,28 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
                     write_confusion(parts["confusion.csv"], val, videos)
             print_result(report, format_report(report, folder), as_json=as_json)
         return exit_code(done=any_process(bool(videos)), failed=any_process(bool(failures)))
+
+
+def read_list(config: EvaluateSettings, card: ModelCard) -> VideoList:
+    """The videos to evaluate on, with labels among the classes of the checkpoint."""
+    data = config.data
+    try:
+        val = read_video_list(
+            data.val,
+            root=data.root,
+            class_names=card.classes,
+            multi_label=card.multi_label,
+            split=data.split,
+        )
+    except UnknownClassError as error:
+        if card.class_names:
+            raise
+        raise UnknownClassError(
+            f"{error} ({config.checkpoint} does not name its {card.num_classes} classes: "
+            "data.class_names=FILE does)"
+        ) from error
+    require_labels(val)
+    return val
 
 
 def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[str, Any]:

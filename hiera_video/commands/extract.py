@@ -18,10 +18,10 @@ from hiera_video.extraction.runner import Assembly, Summary, extract
 from hiera_video.extraction.store import FeatureStore, Format, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
 from hiera_video.models.card import ModelCard
+from hiera_video.models.checkpoint import read_checkpoint, with_card
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
-from hiera_video.models.sources import load_card
 from hiera_video.runtime.distributed import barrier, from_main, on_main, process_group
 from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import exit_code, print_json, print_result
@@ -40,9 +40,10 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
         videos = find_videos(config.inputs, config.data.root, config.data.split)
-        is_autoencoder = load_card(config.checkpoint).kind == "autoencoder"
+        weights = with_card(read_checkpoint(config.checkpoint, weights_key=config.weights_key))
+        is_autoencoder = weights.card is not None and weights.card.kind == "autoencoder"
         model, card = load_model(
-            config.checkpoint,
+            weights,
             kind="backbone",
             num_frames=config.num_frames,
             image_size=config.image_size,

@@ -51,7 +51,7 @@ class FinetuneTask(Task):
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> Hiera:
-        arguments = self.settings.model.arguments()
+        arguments = self.settings.model.arguments(checkpoint)
         return create_model(checkpoint=checkpoint, num_classes=len(self.class_names), **arguments)
 
     def prepare(self, model: Hiera, checkpoint: str | Path | None) -> None:

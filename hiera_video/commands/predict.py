@@ -17,7 +17,7 @@ from hiera_video.settings.evaluation import PredictSettings
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
     paths = files(config.inputs)
-    model, card = load_model(config.checkpoint, kind="classifier")
+    model, card = load_model(config.checkpoint, kind="classifier", weights_key=config.weights_key)
     records = [VideoRecord(path, (), path) for path in paths]
     views = views_of(records, model, config.clips, config.views, config.data)
     if dry_run:

@@ -34,7 +34,7 @@ class PretrainTask(Task):
 
     def create(self, checkpoint: str | Path | None) -> MaskedAutoencoderHiera:
         model = self.settings.model
-        arguments = model.arguments()
+        arguments = model.arguments(checkpoint)
         if checkpoint is None and model.decoder_heads is None:
             arguments["decoder_heads"] = 1  # to check the sizes; `init` states the number
         return create_autoencoder(checkpoint=checkpoint, **arguments)

@@ -31,7 +31,10 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
     outputs = output_files(config, {end: f"{config.mode}.{end}" for end in ("png", "mp4")})
     model, card = load_model(
-        config.checkpoint, kind="autoencoder", decoder_heads=config.decoder_heads
+        config.checkpoint,
+        kind="autoencoder",
+        weights_key=config.weights_key,
+        decoder_heads=config.decoder_heads,
     )
     if model.target != "pixels":
         raise ModelError(

@@ -189,6 +189,13 @@ class ModelCard(BaseModel):
             raise ValueError(f"num_classes is {self.num_classes}: {what}, expected {needed}")
         return self
 
+    @field_validator("notes")
+    @classmethod
+    def _check_notes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(value.keys() & ({*cls.model_fields, *DERIVED} - {"notes"})):
+            raise ValueError(f"it has {own[0]}, which config.json states itself: rename the entry")
+        return value
+
     @model_validator(mode="after")
     def _check_names(self) -> ModelCard:
         names, classes = len(self.class_names), self.num_classes or 0

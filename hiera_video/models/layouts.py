@@ -54,7 +54,8 @@ def to_official(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]
         return "timm", {rename(key, TIMM): value for key, value in state.items()}
     if any("embeddings.patch_embeddings" in key for key in state):
         return "transformers", _from_transformers(state)
-    return "official", dict(state)
+    # Those of an autoencoder or detector here, which torch.save wrote.
+    return "official", {key.removeprefix("encoder."): value for key, value in state.items()}
 
 
 def from_official(

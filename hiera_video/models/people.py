@@ -15,8 +15,9 @@ from torchvision.models.detection import (
 )
 
 from hiera_video.errors import NotFetched, WeightsError
-from hiera_video.models.checkpoint import differences, not_finite, read_tensors, shorten
+from hiera_video.models.checkpoint import differences, not_finite, shorten
 from hiera_video.models.download import fetch_file
+from hiera_video.models.tensors import read_state
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +41,11 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
             those that torchvision publishes, fetched into torch.hub's cache at first use.
 
     Raises:
-        FetchError, WeightsNotFoundError: as `fetch_file` and `read_tensors`.
+        FetchError, WeightsNotFoundError: as `fetch_file` and `read_state`.
         WeightsError: the file holds something else, or values that are not finite.
     """
     path = fetch_weights() if weights is None else Path(weights)
-    state = read_tensors(path)
+    state = read_state(path).tensors
     model = fasterrcnn_resnet50_fpn_v2(
         weights=None, weights_backbone=None, num_classes=len(CLASSES), box_score_thresh=0.0
     )

@@ -218,7 +218,7 @@ def test_a_label_beyond_the_class_names(commands, tmp_path):
         ("data.train=TOY/nowhere.csv", 2, ["data.train is", "nowhere.csv': there is no such"]),
         ("data.train=TOY/train_0.mp4", 1, ["train_0.mp4: a single video"]),
         ("model.init=TOY/nowhere.pth", 2, ["model.init is", "nowhere.pth': there is no such"]),
-        ("model.init=TOY/text.mp4", 1, ["text.mp4 is damaged or not a file of weights"]),
+        ("model.init=TOY/text.mp4", 1, ["text.mp4 is a text that begins with"]),
         ("model.init=TOY", 2, ["is not a weights folder: it has no config.json"]),
         ("train.freeze_stages=5", 2, ["train.freeze_stages is 5", "from 0 to 4"]),
         ("device=cudo", 2, ["device is 'cudo'", "cuda:N"]),
