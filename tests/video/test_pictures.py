@@ -110,3 +110,15 @@ def test_a_jpeg_that_was_cut_off_is_an_error(tmp_path):
         for source, rate in ((tmp_path / "a1.jpg", None), (tmp_path, 25)):
             with pytest.raises(VideoError, match=r"a1\.jpg: does not decode"):
                 open_video(source, frames_fps=rate).frames([0])
+
+
+def test_pages_of_16_bits_are_scaled_and_turned(tmp_path):
+    values = np.arange(3 * 16 * 24, dtype=np.uint16).reshape(3, 16, 24) * 56
+    pages = [Image.fromarray(page) for page in values]
+    exif = pages[0].getexif()
+    exif[0x0112] = 6
+    pages[0].save(tmp_path / "a.tif", save_all=True, append_images=pages[1:], exif=exif)
+    with open_video(tmp_path / "a.tif") as video:
+        frames = video.frames(range(3))
+    expected = np.rint(np.rot90(values, -1, axes=(1, 2)) / 257)
+    assert np.array_equal(frames[..., 1], expected)
