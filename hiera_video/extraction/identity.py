@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 BLOCK_BYTES = 2**20
 
+_latest: dict[str, tuple[dict[str, int], str]] = {}  # one file: its parts follow one another
+
 
 def file_state(path: str) -> dict[str, int]:
     """Size and time of change of a file, or of the files in a folder of frames together.
@@ -32,6 +34,9 @@ def content_hash(path: str, progress: Callable[[], None] = lambda: None) -> str:
     Raises:
         OSError, ValueError: as for `file_state`.
     """
+    state = file_state(path)
+    if path in _latest and _latest[path][0] == state:
+        return _latest[path][1]
     digest = hashlib.sha256()
     for file in _files(path):
         if file != path:
@@ -41,7 +46,9 @@ def content_hash(path: str, progress: Callable[[], None] = lambda: None) -> str:
             while block := content.read(BLOCK_BYTES):
                 digest.update(block)
                 progress()
-    return digest.hexdigest()
+    _latest.clear()
+    _latest[path] = state, digest.hexdigest()
+    return _latest[path][1]
 
 
 def _files(path: str) -> list[str]:

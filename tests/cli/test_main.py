@@ -286,7 +286,7 @@ def test_a_path_that_does_not_exist_exits_with_2_before_anything_is_loaded(
     if command == "pretrain":
         settings["model.decoder_heads"] = "1"
         needed.add("model.decoder_heads")
-    if command == "convert":
+    if command in ("convert", "data build-lists"):
         settings["output"] = str(tmp_path / "out")
     if command == "benchmark":
         needed.discard("models")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 
@@ -178,6 +179,17 @@ def test_frames_in_another_order_are_another_video(tmp_path):
         assert file_state(str(folder))["size_bytes"] == 2
         hashes.add(content_hash(str(folder)))
     assert len(hashes) == 3
+
+
+def test_a_film_of_many_parts_is_read_once(tmp_path):
+    film, reads = tmp_path / "a", []
+    film.write_bytes(b"12345")
+    for _ in range(3):
+        content_hash(str(film), lambda: reads.append(1))
+    assert len(reads) == 1
+    film.write_bytes(b"54321")
+    os.utime(film, (2, 2))
+    assert content_hash(str(film)) == hashlib.sha256(b"54321").hexdigest()
 
 
 def test_features_of_version_0_1_are_known_by_path_and_size(tmp_path):

@@ -80,7 +80,7 @@ def test_mistakes_in_the_annotations(commands, place, content, said):
     result.reports(said)
 
 
-def test_a_folder_that_is_not_there(commands, place):
-    result = build(commands, "nowhere")
+def test_a_file_in_place_of_a_folder(commands, place):
+    result = build(commands, "train_all.csv")
     assert result.code == 2
-    result.reports("FOLDER is nowhere")
+    result.reports("FOLDER is train_all.csv: expected a folder of videos")
