@@ -36,6 +36,10 @@ class AnnotationError(UserError, ValueError):
     """A list, a folder or a file of class names cannot be used. The message is one line."""
 
 
+class UnknownClassError(AnnotationError):
+    """A label that is not among the classes."""
+
+
 class ModelError(UserError, ValueError):
     """Arguments, sizes or input that no model here takes."""
 
@@ -46,6 +50,8 @@ class WeightsError(ModelError):
 
 class WeightsNotFoundError(WeightsError, FileNotFoundError):
     """No weights of that name."""
+
+    exit_code = 2
 
 
 class OutputExistsError(UserError, FileExistsError):
@@ -65,6 +71,12 @@ class OutputError(UserError, OSError):
 
 class FetchError(UserError, ConnectionError):
     """Something that cannot be fetched from, or sent to, another machine."""
+
+
+class NotFetched(FetchError):
+    """What a dry run does not fetch; the message is what a run would fetch."""
+
+    exit_code = 0
 
 
 class MissingLibrary(UserError, ImportError):
@@ -103,6 +115,12 @@ def listing(items: Sequence[object], at_most: int = 5) -> str:
     """The first `at_most` items for a message, and how many more there are."""
     text = ", ".join(repr(item) for item in items[:at_most])
     return text + (f" and {len(items) - at_most} more" if len(items) > at_most else "")
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 video`, `3 videos`, `2 classes`, `2 boxes`."""
+    ending = "" if number == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{number} {noun}{ending}"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -22,16 +22,18 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from itertools import islice
 from multiprocessing import util
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from hiera_video.errors import OutputError, UserError
+from hiera_video.errors import OutputError, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 2**30  # lists of ten million videos have less
 MAX_LINE = 2**20  # characters
+MAX_COMPARED = 1000  # names of a folder, with one that is not there: a tenth of a second
 
 
 def read_bytes(
@@ -56,7 +58,7 @@ def read_bytes(
     except ValueError as failure:
         raise error(f"{path}: no file can have this name ({failure})") from None
     if not is_regular:
-        raise error(f"{path}: a folder, a pipe or a device; needed is a regular file")
+        raise error(f"{path}: a folder, a pipe or a device; expected a regular file")
     if len(content) > at_most:
         raise error(f"{path}: larger than {at_most:,} bytes; check that it is the right file")
     return content
@@ -346,6 +348,20 @@ def shipped_folder(name: Literal["configs", "datasets"]) -> Path:
 def user_path(path: str | os.PathLike[str]) -> Path:
     """The path, in which `~` or `~NAME` stands for a home folder if there is such a user."""
     return Path(os.path.expanduser(path))  # Path.expanduser raises for a file called ~$list.csv
+
+
+def missing_path(path: str | os.PathLike[str]) -> str:
+    """That a path does not exist, in words, with the first folder that is missing, and a name that
+    is similar to the missing one."""
+    missing = user_path(path)
+    while not (parent := missing.parent).exists() and parent != missing:
+        missing = parent
+    names: list[str] = []
+    with suppress(OSError):  # a file, or a folder that cannot be listed
+        names = [entry.name for entry in islice(os.scandir(parent), MAX_COMPARED)]
+    near = did_you_mean(str(missing), (str(parent / name) for name in names))
+    nor = "" if missing == user_path(path) else f", nor {missing}"
+    return f"there is no such file or folder{nor}{similar_path(os.fspath(path)) or near}"
 
 
 def similar_path(path: str) -> str:

@@ -15,8 +15,13 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # test processes share the cores
 import torch
+from hypothesis import settings
 from jaxtyping import config as jaxtyping_config
 from jaxtyping import install_import_hook
+
+# The same examples in every run. New ones: pytest --hypothesis-profile=default
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 # Every annotated shape in the models is checked at every call. Before the first import of them.
 install_import_hook("hiera_video.models", "beartype.beartype")

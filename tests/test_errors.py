@@ -2,7 +2,7 @@
 
 import pytest
 
-from hiera_video.errors import MAX_MESSAGE, message_line, printable
+from hiera_video.errors import MAX_MESSAGE, counted, message_line, printable
 
 
 @pytest.mark.parametrize(
@@ -25,3 +25,19 @@ def test_text_that_controls_a_terminal_is_shown_as_escapes(text, shown):
 def test_of_a_very_long_message_the_beginning_is_shown():
     assert message_line("a" * MAX_MESSAGE) == "a" * MAX_MESSAGE
     assert message_line("a" * 10**6) == "a" * MAX_MESSAGE + "... (1000000 characters)"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "text"),
+    [
+        (1, "video", "1 video"),
+        (0, "video", "0 videos"),
+        (2, "key frame", "2 key frames"),
+        (1, "class", "1 class"),
+        (3, "class", "3 classes"),
+        (4, "process", "4 processes"),
+        (2, "box", "2 boxes"),
+    ],
+)
+def test_counts_and_their_nouns(number, noun, text):
+    assert counted(number, noun) == text

@@ -53,7 +53,7 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(tmp_path / "socket"))
         for name in ("pipe.txt", "link.txt", "socket", "/dev/zero", ""):
-            with pytest.raises(UserError, match=rf"{name}: a folder, a pipe or a device; needed"):
+            with pytest.raises(UserError, match=rf"{name}: a folder, a pipe or a device; expected"):
                 read_text(tmp_path / name, UserError)
 
 

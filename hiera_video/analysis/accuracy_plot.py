@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from hiera_video.errors import counted
 from hiera_video.files import replacing
 
 # Labels of the same model in several libraries would overlap: accuracy and speed are similar.
@@ -63,7 +64,8 @@ def plot_accuracy_and_speed(report: dict[str, Any], path: Path) -> bool:
         axis.grid(alpha=0.3)
     axes[0, 0].set_ylabel("published top-1 accuracy, %")
     axes[0, 0].legend()
-    figure.suptitle(f"Inference on {report['device']}, {report['threads']} threads, as measured")
+    machine = f"{report['device']}, {counted(report['threads'], 'thread')}"
+    figure.suptitle(f"Inference on {machine}, as measured")
     with replacing(path) as part:
         figure.savefig(part, dpi=150, format="png")
     return True

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from tabulate import tabulate
 
+from hiera_video.errors import counted
+
 
 def format_table(
     headers: Sequence[str], rows: Sequence[Sequence[str]], style: Literal["plain", "pipe"]
@@ -40,8 +42,9 @@ def format_heading(report: dict[str, Any]) -> str:
         for precision, peak in report["peaks"].items()
     )
     return (
-        f"{report['device']}, {report['threads']} threads, torch {environment['torch']}, commit "
-        f"{environment['git_commit']}: {' '.join(environment['command'][1:])}\n\n"
+        f"{report['device']}, {counted(report['threads'], 'thread')}, "
+        f"torch {environment['torch']}, commit {environment['git_commit']}: "
+        f"{' '.join(environment['command'][1:])}\n\n"
         f"MFU is relative to the peaks: {peaks}"
     )
 

@@ -1,4 +1,4 @@
-"""The help text of a command, made from the fields of its settings."""
+"""Help texts: of the program, and of a command, made from the fields of its settings."""
 
 import inspect
 import shutil
@@ -6,8 +6,148 @@ import textwrap
 
 from pydantic.fields import FieldInfo
 
+import hiera_video
 from hiera_video.files import json_text
-from hiera_video.settings.base import Settings, allowed_values, leaves, shown_key
+from hiera_video.settings.base import Settings, allowed_values, leaves, section_of, shown_key
+from hiera_video.settings.commands import COMMANDS
+
+PUBLISHED = "hiera_base_16x224.mae_k400_ft_k400"
+EXIT_CODES = (
+    "exit codes: 0 done, 1 failed, 2 wrong usage or settings (a path that does not exist among "
+    "them), 3 done, but some inputs failed (they are listed)"
+)
+HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two examples
+    "finetune": (
+        "datasets/README.md",
+        "data.train=videos/train data.val=videos/val run_dir=runs/mine",
+        "--config kinetics400/hiera_base data.train=train.csv data.val=val.csv optim.lr=4e-4",
+    ),
+    "evaluate": (
+        "docs/evaluation.md",
+        "checkpoint=runs/mine data.val=val.csv",
+        f"checkpoint={PUBLISHED} data.val=val.csv views.num_crops=1 --output-dir results",
+    ),
+    "predict": (
+        "docs/evaluation.md",
+        f"video.mp4 checkpoint={PUBLISHED}",
+        "videos/ checkpoint=runs/mine top_k=1 --json",
+    ),
+    "pretrain": (
+        "docs/pretraining.md",
+        "data.train=videos/ model.decoder_heads=8 run_dir=runs/mae",
+        "--config pretrain/kinetics400_hiera_base data.train=train.csv --dry-run",
+    ),
+    "visualize mae": (
+        "docs/pretraining.md",
+        "video.mp4 checkpoint=runs/mae",
+        "video.mp4 checkpoint=hiera_base_16x224.mae_k400 decoder_heads=16 masking.kind=tube",
+    ),
+    "detect train": (
+        "docs/detection.md",
+        "--config ava/hiera_base data.train=train.csv data.val=val.csv data.root=videos "
+        "data.label_map=actions.txt",
+        "data.train=train.csv data.root=videos data.label_map=actions.txt train.epochs=20",
+    ),
+    "detect evaluate": (
+        "docs/detection.md",
+        "checkpoint=runs/detect data.val=val.csv data.root=videos",
+        "checkpoint=runs/detect data.val=val.csv data.root=videos data.val_proposals=people.csv",
+    ),
+    "detect predict": (
+        "docs/detection.md",
+        "video.mp4 checkpoint=runs/detect",
+        "video.mp4 checkpoint=runs/detect boxes=people.csv min_score=0.5",
+    ),
+    "detect score": (
+        "docs/detection.md",
+        "ground_truth=val.csv detections=detections.csv label_map=actions.txt",
+        "ground_truth=val.csv detections=detections.csv label_map=actions.txt protocol=slowfast",
+    ),
+    "data check-ava": (
+        "datasets/ava/README.md",
+        "ground_truth=train.csv label_map=actions.txt",
+        "ground_truth=train.csv videos=videos start_sec=900 expected_fps=30",
+    ),
+    "extract": (
+        "docs/extraction.md",
+        f"videos/ checkpoint={PUBLISHED}",
+        "list.csv checkpoint=runs/mine layer=stage4 pooling=spatial windows.clip_stride=8",
+    ),
+    "export": (
+        "docs/export.md",
+        "checkpoint=runs/mine",
+        f"checkpoint={PUBLISHED} format=pt2 --output-dir hiera_base",
+    ),
+    "convert": (
+        "docs/export.md",
+        "checkpoint=mae_hiera_base_16x224.pth output=hiera_base",
+        "checkpoint=runs/mine layout=official output=mine.pth",
+    ),
+    "flops": (
+        "docs/complexity.md",
+        "hiera_base_16x224 image_size=160",
+        "--config pretrain/kinetics400_hiera_base --modules",
+    ),
+    "benchmark": (
+        "docs/benchmarks.md",
+        "hiera_tiny_16x224 work=[inference] batch_sizes=[1,8]",
+        "hiera_base_16x224 --peers --output-dir speed",
+    ),
+    "demo": ("README.md", "", "--output-dir try seed=1"),
+    "demo ava": ("docs/detection.md", "", "--output-dir try_ava --json"),
+}
+
+
+SWITCHES = {  # of all commands
+    "--print-config": "print the whole configuration",
+    "--dry-run": "check everything up to the first batch",
+    "--json": "results as JSON, for machines",
+    "--traceback": "show where in the code an error was raised",
+}
+
+
+def options_of(cls: type[Settings]) -> dict[str, bool]:
+    """The settings of a command that may be given as options, and whether each is a switch."""
+    return {
+        f"--{name.replace('_', '-')}": field.annotation is bool
+        for name, field in cls.model_fields.items()
+        if section_of(field) is None and name != "inputs"
+    }
+
+
+def overview() -> str:
+    """What the program can do: its commands, and where to read on."""
+    width = min(shutil.get_terminal_size().columns, 100)
+    column = max(map(len, COMMANDS)) + 4
+    listed = {name: summary(cls) for name, cls in COMMANDS.items()} | {
+        "completion SHELL": "Print what makes bash, zsh or fish complete commands and settings.",
+        "help COMMAND": "Show the settings of a command, as COMMAND --help does.",
+    }
+    lines = [
+        f"hiera-video {hiera_video.__version__}: train, evaluate and use Hiera models for video.",
+        "",
+        "usage: hiera-video COMMAND [FILE ...] [--config FILE] [key.path=value ...]",
+        "",
+        "commands:",
+        *(
+            line
+            for name, text in listed.items()
+            for line in textwrap.wrap(
+                text,
+                width,
+                initial_indent=f"  {name:{column}}",
+                subsequent_indent=" " * (column + 2),
+            )
+        ),
+        "",
+        "examples:",
+        "  hiera-video demo",
+        *(f"  hiera-video {name} {HELP[name][1]}" for name in ("predict", "finetune", "extract")),
+        "",
+        *textwrap.wrap(EXIT_CODES, width),
+        "documentation: README.md and docs/README.md",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def summary(cls: type[Settings]) -> str:
@@ -21,8 +161,9 @@ def card_groups(cls: type[Settings]) -> list[str]:
     return [key for key in groups if key in cls.model_fields]
 
 
-def describe(cls: type[Settings]) -> str:
+def describe(command: str) -> str:
     """The description of a command and all its settings: required ones first, then by section."""
+    cls = COMMANDS[command]
     width = min(shutil.get_terminal_size().columns, 100)
     required, sections = [], dict[str, list[str]]()
     for key, field, default in leaves(cls):
@@ -39,11 +180,14 @@ def describe(cls: type[Settings]) -> str:
             f"{names} start from the card of the checkpoint, not from the defaults shown here."
         )
     lines = "\n\n".join(textwrap.fill(" ".join(p.split()), width) for p in paragraphs).splitlines()
+    page, *examples = HELP[command]
+    lines += ["", "examples:", *(f"  hiera-video {command} {line}".rstrip() for line in examples)]
     if required:
         lines += ["", "required:", *required]
     for name in sorted(sections, key=bool):
         lines += ["", f"{name or 'settings'}:", *sections[name]]
     lines += ["", "Settings without a dot are options too: --key-name VALUE is key_name=VALUE."]
+    lines += ["", *textwrap.wrap(EXIT_CODES, width), f"documentation: {page}"]
     return "\n".join(lines)
 
 

@@ -5,7 +5,7 @@
 A command is one word or two (`visualize mae`). Settings whose key has no dot may be given as
 options too: `--run-dir runs/a` is `run_dir=runs/a`.
 
-Exit codes: 0 done, 1 failure, 2 usage or configuration, 3 done but some inputs failed (listed),
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 3 done but some inputs failed (listed),
 130 interrupted, 141 the reader of the output has left (`| head`), 143 stopped by SIGTERM or SIGHUP
 (training saves before it ends).
 """
@@ -23,22 +23,34 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import hiera_video
-from hiera_video.cli.help import card_groups, describe, summary
+from hiera_video.cli.help import (
+    SWITCHES,
+    card_groups,
+    describe,
+    options_of,
+    overview,
+    summary,
+)
+from hiera_video.cli.paths import check_paths
 from hiera_video.errors import (
     DISK_IS_FULL,
     ConfigError,
     OutputError,
     UserError,
     WeightsNotFoundError,
+    did_you_mean,
     message_line,
     message_lines,
 )
-from hiera_video.models.card import Kind
-from hiera_video.models.sources import load_card
+from hiera_video.models.card import Kind, ModelCard
+from hiera_video.models.sources import find
+from hiera_video.runtime.dry_run import running_dry
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
-from hiera_video.settings import evaluation, tools, training
-from hiera_video.settings.base import Settings, operand_of, section_of
+from hiera_video.settings import tools
+from hiera_video.settings.advice import advice, meant
+from hiera_video.settings.base import Settings, operand_of
+from hiera_video.settings.commands import COMMANDS
 from hiera_video.settings.load import (
     Update,
     load_flops_settings,
@@ -48,25 +60,6 @@ from hiera_video.settings.load import (
     to_yaml,
 )
 
-COMMANDS: dict[str, type[Settings]] = {
-    "finetune": training.FinetuneSettings,
-    "evaluate": evaluation.EvaluateSettings,
-    "predict": evaluation.PredictSettings,
-    "pretrain": training.PretrainSettings,
-    "visualize mae": evaluation.VisualizeSettings,
-    "detect train": training.DetectTrainSettings,
-    "detect evaluate": evaluation.DetectEvaluateSettings,
-    "detect predict": evaluation.DetectPredictSettings,
-    "detect score": evaluation.DetectScoreSettings,
-    "data check-ava": evaluation.CheckAvaSettings,
-    "extract": evaluation.ExtractSettings,
-    "export": tools.ExportSettings,
-    "convert": tools.ConvertSettings,
-    "flops": tools.FlopsSettings,
-    "benchmark": tools.BenchmarkSettings,
-    "demo": tools.DemoSettings,
-    "demo ava": tools.DemoAvaSettings,
-}
 CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a checkpoint's card
     "evaluate": "classifier",
     "predict": "classifier",
@@ -75,23 +68,15 @@ CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a
     "visualize mae": "autoencoder",
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
-SWITCHES = {  # of all commands
-    "--print-config": "print the whole configuration",
-    "--dry-run": "check everything up to the first batch",
-    "--json": "results as JSON, for machines",
-    "--traceback": "show where in the code an error was raised",
-}
 OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line of all commands."""
-    top = _Parser(prog="hiera-video", description="Hiera for video: train, evaluate, predict.")
+    top = _Parser(prog="hiera-video")
     version = f"hiera-video {hiera_video.__version__}"
     top.add_argument("--version", action="version", version=version)
-    commands = top.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, parser_class=_CommandParser
-    )
+    commands = top.add_subparsers(dest="command", required=True, parser_class=_CommandParser)
     for name, cls in COMMANDS.items():
         operand = operand_of(cls)
         operands = ""
@@ -100,10 +85,9 @@ def parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             usage=f"hiera-video {name} [options] {operands}[key.path=value ...]",
-            help=summary(cls),
             allow_abbrev=False,
         )
-        sub.settings = cls
+        sub.command = name
         sub.add_argument(
             "--config",
             action="append",
@@ -120,57 +104,103 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        return overview()
+
+    def print_help(self, file: Any = None) -> None:
+        print(
+            self.format_help(), end="", file=file
+        )  # argparse would hide that it cannot be printed
+
     def error(self, message: str) -> NoReturn:
-        super().error(message_line(message))
+        print(message_line(f"{self.prog}: {message}"), file=sys.stderr)
+        raise SystemExit(2)
 
 
 class _CommandParser(_Parser):
     """The options of a command, whose help shows its settings too."""
 
-    settings: type[Settings]
+    command: str
 
     def format_help(self) -> str:
-        return f"{super().format_help()}\n{describe(self.settings)}\n"
-
-
-def options_of(cls: type[Settings]) -> dict[str, bool]:
-    """The settings of a command that may be given as options, and whether each is a switch."""
-    return {
-        f"--{name.replace('_', '-')}": field.annotation is bool
-        for name, field in cls.model_fields.items()
-        if section_of(field) is None and name != "inputs"
-    }
+        return f"{argparse.ArgumentParser.format_help(self)}\n{describe(self.command)}\n"
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Options, and what else stands on the command line: files and settings."""
     top, words = parser(), list(arguments)
+    if words[:1] == ["help"]:
+        words = [*words[1:], "--help"]
+    words = words or ["--help"]
+    if words[0] == "completion":
+        _print_completion(top, words[1:])
     if " ".join(words[:2]) in COMMANDS:
         words[:2] = [" ".join(words[:2])]
-    elif words and words[0] not in COMMANDS:
-        family = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
-        if family and words[1:2] in (["-h"], ["--help"]):
-            width = max(map(len, COMMANDS))
-            for name in family:
-                print(f"hiera-video {name:{width}}  {summary(COMMANDS[name])}")
-            raise SystemExit(0)
-        if family:
-            second = " or ".join(name.split()[1] for name in family)
-            given = f", not {words[1]!r}" if words[1:] else ""
-            top.error(f"{words[0]} needs a second word, {second}{given}")
+    elif words[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        _refuse_command(top, words)
     # Operands may stand between options, which argparse allows only for what it does not know.
     args, operands = top.parse_known_args(words)
-    unknown = [operand for operand in operands if operand.startswith("--")]
-    if unknown:
-        key = unknown[0].lstrip("-").partition("=")[0]
-        top.error(f"unknown option {unknown[0]}; settings are given as {key}=VALUE")
+    for place, option in enumerate(operands):
+        if option.startswith("--"):
+            _refuse_option(top, COMMANDS[args.command], option, operands[place + 1 :])
     return args, operands
+
+
+def _print_completion(top: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
+    """Ends after printing what makes a shell complete, or how to use that."""
+    from hiera_video.cli.completion import SHELLS, script
+
+    if len(words) != 1 or words[0] not in SHELLS:
+        top.error(
+            f"completion needs the name of the shell: {', '.join(SHELLS)}. In bash and zsh, write "
+            'eval "$(hiera-video completion bash)" or zsh into ~/.bashrc or ~/.zshrc; in fish, '
+            "hiera-video completion fish > ~/.config/fish/completions/hiera-video.fish"
+        )
+    print(script(words[0]))
+    raise SystemExit(0)
+
+
+def _refuse_command(top: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
+    """Ends with the commands that may have been meant by these words."""
+    first, rest = words[0], words[1:]
+    family = [name for name in COMMANDS if name.startswith(f"{first} ")]
+    if family and rest[:1] in (["-h"], ["--help"]):
+        width = max(map(len, COMMANDS))
+        for name in family:
+            print(f"hiera-video {name:{width}}  {summary(COMMANDS[name])}")
+        raise SystemExit(0)
+    if family:
+        seconds = [name.split()[1] for name in family]
+        given = f", not {rest[0]!r}{did_you_mean(rest[0], seconds)}" if rest else ""
+        top.error(f"{first} needs a second word, {' or '.join(seconds)}{given}")
+    if first.startswith("-") or OVERRIDE.match(first):
+        top.error(f"{first!r} stands before the command: write hiera-video COMMAND {first}")
+    near = did_you_mean(" ".join(words[:2]), COMMANDS) or did_you_mean(first, COMMANDS)
+    known = f"; there are {', '.join(COMMANDS)}"
+    top.error(f"there is no command {first!r}{near or known}")
+
+
+def _refuse_option(
+    top: argparse.ArgumentParser, cls: type[Settings], option: str, rest: Sequence[str]
+) -> NoReturn:
+    """Ends with the settings that may have been meant by an option that is none."""
+    name, _, value = option.partition("=")
+    key = name.lstrip("-").replace("-", "_")
+    if not value and rest and not rest[0].startswith("-") and not OVERRIDE.match(rest[0]):
+        value = rest[0]
+    settings = [f"{key}={value or 'VALUE'}" for key in meant(cls, key)]
+    how = f"; write {' or '.join(settings)}" if settings else advice(cls, key)
+    top.error(f"unknown option {name}{how or '; settings are given as key.path=VALUE: see --help'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Errors that the user can correct are printed as one line on stderr."""
     if isinstance(sys.stdout, io.TextIOWrapper):  # a letter that its encoding lacks is no error
         sys.stdout.reconfigure(errors="backslashreplace")
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks
+        from hiera_video.cli.completion import complete
+
+        complete()
     try:
         try:
             return run(sys.argv[1:] if arguments is None else arguments)
@@ -206,19 +236,25 @@ def run(arguments: Sequence[str]) -> int:
         if args.print_config:
             print(to_yaml(load_for_print(*configuration(args, operands))), end="")
             return 0
-        settings = read_settings(args, operands)
         name = MODULES.get(args.command, args.command.replace(" ", "_").replace("-", "_"))
-        command = importlib.import_module(f"hiera_video.commands.{name}")
-        setup_logging()
-        with handling_stops(raise_stopped):
+        with running_dry(args.dry_run), handling_stops(raise_stopped):
+            settings = read_settings(args, operands)
+            check_paths(settings)
+            command = importlib.import_module(f"hiera_video.commands.{name}")
+            setup_logging()
             return command.run(settings, dry_run=args.dry_run, as_json=args.json)
     except (UserError, OSError) as error:
         if not isinstance(error, UserError) and error.filename is None:
             raise  # it is not about a file of the user's
         if args.traceback:
             print(message_lines("".join(traceback.format_exception(error))), file=sys.stderr)
-        print(message_line(f"hiera-video {args.command}: {error}"), file=sys.stderr)
+        reason = str(error) if isinstance(error, UserError) else _file_and_reason(error)
+        print(message_line(f"hiera-video {args.command}: {reason}"), file=sys.stderr)
         return error.exit_code if isinstance(error, UserError) else 1
+
+
+def _file_and_reason(error: OSError) -> str:
+    return f"{os.fsdecode(error.filename)}: {error.strerror}"
 
 
 def read_settings(args: argparse.Namespace, operands: Sequence[str]) -> Any:
@@ -258,8 +294,11 @@ def configuration(
     if (groups := card_groups(cls)) and isinstance(checkpoint, str):
         # Weights that are missing are an error of the command, after those of other settings.
         with contextlib.suppress(WeightsNotFoundError):
-            card = load_card(checkpoint, CHECKPOINT_KINDS.get(args.command))
-            stated = {key: getattr(card, key) for key in groups}
-            trained = {key: group.model_dump() for key, group in stated.items() if group}
-            return cls, [trained, *args.config], overrides
+            needed = CHECKPOINT_KINDS.get(args.command)
+            _, card = find(checkpoint, needed)
+            if isinstance(card, ModelCard):  # files have none
+                card.require(needed, checkpoint)
+                stated = {key: getattr(card, key) for key in groups}
+                trained = {key: group.model_dump() for key, group in stated.items() if group}
+                return cls, [trained, *args.config], overrides
     return cls, args.config, overrides

@@ -48,6 +48,11 @@ RESULTS = ("results.json", "results.md", "accuracy_speed.png")
 def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Measures models and prints the results; returns the exit code."""
     setup_logging(quiet=as_json)
+    folder = None if config.output_dir is None else Path(config.output_dir)
+    if folder is not None:
+        refuse_existing(config, (folder / name for name in RESULTS))
+        if importlib.util.find_spec("matplotlib") is None:
+            raise MissingLibrary("plots need matplotlib: pip install 'hiera-video[plot]'")
     names = config.models or ["hiera_base_16x224"]
     with configured(), process_group(config.device) as process:
         device = process.device.type
@@ -66,11 +71,6 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
         for choice in product(config.work, config.precisions, config.execution, config.batch_sizes)
     ]
     videos = [] if config.videos is None else read_videos(config.videos)
-    folder = None if config.output_dir is None else Path(config.output_dir)
-    if folder is not None:
-        refuse_existing((folder / name for name in RESULTS), overwrite=config.overwrite)
-        if importlib.util.find_spec("matplotlib") is None:
-            raise MissingLibrary("plots need matplotlib: pip install 'hiera-video[plot]'")
     if dry_run:
         models = [subject.name for subject in subjects]
         described = [vars(setting) for setting in settings]

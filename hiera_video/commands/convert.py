@@ -3,20 +3,20 @@
 from pathlib import Path
 
 from hiera_video.errors import WeightsError, configured
+from hiera_video.evaluation.prediction import with_class_names
 from hiera_video.models.checkpoint import not_finite, shorten
-from hiera_video.models.conversion import convert
+from hiera_video.models.conversion import check_absent, convert
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.pretrained import load_model
-from hiera_video.models.sources import check_source
 from hiera_video.runtime.results import print_lines, print_result
 from hiera_video.settings.tools import ConvertSettings
 
 
 def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the file or folder, and says what came back; returns the exit code."""
-    with configured():
-        check_source(config.checkpoint)
-    model, card = load_model(config.checkpoint, kind="backbone")
+    check_absent(Path(config.output))
+    model, card = load_model(config.checkpoint, kind="backbone", weights_key=config.weights_key)
+    card = with_class_names(card, config.data.class_names)
     if bad := not_finite(model.state_dict()):
         raise WeightsError(f"{config.checkpoint} holds values that are not finite: {shorten(bad)}")
     with configured():

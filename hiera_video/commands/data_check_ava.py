@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hiera_video.data.boxes.files import inspect_boxes, read_keyframes
 from hiera_video.data.boxes.keyframes import keyframe_records, num_boxes, num_reached
 from hiera_video.data.boxes.table import BoxTable, read_label_map
 from hiera_video.data.videos.files import locate_videos
-from hiera_video.errors import ConfigError, did_you_mean, listing
+from hiera_video.errors import ConfigError, counted, did_you_mean, listing
 from hiera_video.evaluation.ava_report import format_percent
+from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.results import print_result
 from hiera_video.settings.evaluation import CheckAvaSettings
 from hiera_video.video.open import opener
@@ -31,7 +31,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
     truth = inspect_boxes("ground truth", config.ground_truth, labels)
     problems = problems_of(truth)
     if not len(truth):
-        problems.append(f"{truth.source}: no rows that can be read; needed are boxes with actions")
+        problems.append(f"{truth.source}: no rows that can be read; expected boxes with actions")
     report: dict[str, Any] = {
         "ground_truth": {"file": truth.source, **describe(truth)},
         "excluded_keyframes": len(excluded),
@@ -59,7 +59,7 @@ def run(config: CheckAvaSettings, *, dry_run: bool = False, as_json: bool = Fals
     if config.videos is not None:
         found, missing = locate_videos(truth.videos, config.videos)
         problems += [f"{config.videos}: video {name!r} is missing" for name in missing]
-        for number, name in enumerate(tqdm(truth.videos, "videos", disable=None)):
+        for number, name in enumerate(Progress(truth.videos, unit="video")):
             if name in found:
                 problems += check_video(found[name], truth.second[truth.video == number], config)
         report["videos"] = {"expected": len(truth.videos), "found": len(found)}
@@ -103,7 +103,7 @@ def check_video(path: Path, seconds: np.ndarray, config: CheckAvaSettings) -> li
         ConfigError: the video is a folder of frames, and expected_fps is not set.
     """
     if path.is_dir() and config.expected_fps is None and config.data.frames_fps is None:
-        raise ConfigError(f"expected_fps is not set: needed is the rate of the frames in {path}")
+        raise ConfigError(f"expected_fps is not set: expected the rate of the frames in {path}")
     frames_fps = config.expected_fps or config.data.frames_fps
     decoding = config.data.model_copy(update={"frames_fps": frames_fps})
     try:
@@ -117,15 +117,16 @@ def check_video(path: Path, seconds: np.ndarray, config: CheckAvaSettings) -> li
     beyond = np.unique(seconds[(seconds < first) | (seconds >= last)])
     if len(beyond):
         found.append(
-            f"{path}: {len(beyond)} key frames lie outside, for example {beyond[0]:g} s; the video "
-            f"covers {first:g} to {last:.2f} s (start_sec is the second at which files begin)"
+            f"{path}: {counted(len(beyond), 'key frame')} outside, for example at {beyond[0]:g} s; "
+            f"the video covers {first:g} to {last:.2f} s (start_sec is the second at which files "
+            "begin)"
         )
     if config.expected_fps is not None and abs(fps / config.expected_fps - 1) > FPS_TOLERANCE:
-        found.append(f"{path}: {fps:.3f} frames per second; expected is {config.expected_fps:g}")
+        found.append(f"{path}: {fps:.3f} frames per second instead of {config.expected_fps:g}")
     if config.expected_duration_sec is not None:
         expected = config.expected_duration_sec * (config.expected_fps or fps)
         if abs(num_frames - expected) >= (config.expected_fps or fps):  # one second
-            found.append(f"{path}: {num_frames} frames; expected are {expected:.0f}")
+            found.append(f"{path}: {counted(num_frames, 'frame')} instead of {expected:.0f}")
     return found
 
 
@@ -138,8 +139,9 @@ def format_report(report: dict[str, Any]) -> list[str]:
             seconds = part["seconds"]
             span = "" if seconds is None else f" from {seconds[0]:g} to {seconds[1]:g} s"
             lines.append(
-                f"{name.replace('_', ' ')}: {part['rows']} rows, {part['videos']} videos, "
-                f"{part['keyframes']} key frames{span} ({part['file']})"
+                f"{name.replace('_', ' ')}: {counted(part['rows'], 'row')}, "
+                f"{counted(part['videos'], 'video')}, "
+                f"{counted(part['keyframes'], 'key frame')}{span} ({part['file']})"
             )
     if "proposals" in report:
         part = report["proposals"]
@@ -161,5 +163,5 @@ def format_report(report: dict[str, Any]) -> list[str]:
         lines += texts[:MAX_PRINTED]
         if len(texts) > MAX_PRINTED:
             lines.append(f"{source}: and {len(texts) - MAX_PRINTED} more; --json lists all")
-    lines.append(f"{len(problems)} problems" if problems else "no problems found")
+    lines.append(counted(len(problems), "problem") if problems else "no problems found")
     return lines

@@ -21,6 +21,7 @@ from hiera_video.demo import actions, motions
 from hiera_video.errors import UserError, message_line
 from hiera_video.evaluation.ava import frame_ap
 from hiera_video.files import write_json
+from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import print_json, print_lines
 from hiera_video.runtime.signals import handling_stops
 from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
@@ -47,7 +48,8 @@ def run(
     folder, seed = Path(config.output_dir), config.seed
     is_ava = isinstance(config, DemoAvaSettings)
     made = {"seed": seed, "kind": "ava" if is_ava else "classes"}
-    check_folder(folder, made)
+    with in_the_way(config, "output_dir"):
+        check_folder(folder, made)
     steps = detection_steps(folder, seed) if is_ava else class_steps(folder, seed)
     if dry_run:
         print_lines(as_typed(command) for command, _ in steps)

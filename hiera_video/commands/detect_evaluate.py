@@ -22,7 +22,7 @@ from hiera_video.data.boxes.table import (
 from hiera_video.data.checks import check_videos
 from hiera_video.data.datasets import KeyframeClips
 from hiera_video.data.loader import start_decoding
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, counted
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
@@ -44,11 +44,11 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
     with process_group(config.device) as process:
         if not dry_run:
             start_decoding(config.data)
-        model, card = load_model(config.checkpoint, kind="detector")
+        folder = evaluation_folder(config, RESULTS)
+        model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
         known, label_map = actions(config, card)
         val = read_evaluation(data, known)
         unreadable = on_main(lambda: check_videos("data.val", data.val, val.records, data))
-        folder = evaluation_folder(config, RESULTS)
         clips = keyframe_clips_of(val.records, model, config.clips, data)
         protocol = describe_protocol(config, val, clips)
         if dry_run:
@@ -108,7 +108,7 @@ def actions(config: DetectEvaluateSettings, card: ModelCard) -> tuple[LabelMap, 
         if known.names.get(id) != name:
             raise UserError(
                 f"{config.data.label_map}: action {id} is {name!r}, but "
-                f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; needed are some of "
+                f"{known.names.get(id, 'unknown')!r} to {config.checkpoint}; expected some of "
                 "its own"
             )
     return known, chosen
@@ -149,17 +149,17 @@ def format_report(report: dict[str, Any], folder: Path) -> list[str]:
         f"boxes: {report['boxes']}"
         + (f", score {report['proposal_score']:g} or more" if report["proposal_score"] else ""),
         f"{report['decoded']} of {report['expected']} key frames with boxes decoded, "
-        f"{len(report['failed'])} failed; {report['keyframes']} key frames count, "
-        f"{report['excluded_keyframes']} on the list of excluded ones do not",
+        f"{len(report['failed'])} failed; key frames that count: {report['keyframes']}, on the "
+        f"list of excluded ones: {report['excluded_keyframes']}",
         f"clips: {report['num_frames']}x{report['sampling_rate']} frames, centre crops of "
-        f"{height} x {width} px; {report['boxes_outside_of_the_crop']} boxes outside of them",
+        f"{height} x {width} px; boxes outside of them: {report['boxes_outside_of_the_crop']}",
         *ava_report.format_results(report["protocols"], num_excluded=0),
     ]
     if count := report["keyframes_without_ground_truth"]:
         lines.append(
-            f"in both protocols, detections at {count} key frames that the ground truth does not "
-            "name count as wrong; the official scorer of activitynet ignores them (detect score "
-            "without --keyframes)"
+            f"in both protocols, detections at {counted(count, 'key frame')} that the ground truth "
+            "does not name count as wrong; the official scorer of activitynet ignores them (detect "
+            "score without --keyframes)"
         )
     for protocol, result in report.get("protocols_without_failed", {}).items():
         mean = ava_report.format_percent(result["mean_ap"])

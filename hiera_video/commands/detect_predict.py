@@ -18,13 +18,13 @@ from hiera_video.data.boxes.keyframes import (
 )
 from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
 from hiera_video.data.transforms import MAX_ASPECT
-from hiera_video.errors import did_you_mean
+from hiera_video.errors import counted, did_you_mean
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
 from hiera_video.files import replacing_all, utf8_text, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
-from hiera_video.models.people import detect_people, load_person_detector
+from hiera_video.models.people import announce_weights, detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
 from hiera_video.runtime.results import exit_code, output_files, print_lines, print_result
@@ -43,11 +43,14 @@ class NoResult(Exception):
 
 def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
-    model, card = load_model(config.checkpoint, kind="detector")
-    label_map = LabelMap(card.actions, {})
-    table = None if config.boxes is None else read_boxes("proposals", config.boxes)
     outputs = output_files(config, OUTPUTS)
+    model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
+    label_map = LabelMap(card.actions, {})
+    # Which actions the boxes have, if any, does not matter here.
+    table = None if config.boxes is None else read_boxes("proposals", config.boxes, label_map)
     if dry_run:
+        if table is None and config.detector is None:
+            announce_weights()
         print_lines(str(file) for files in outputs for file in files.values())
         return 0
 
@@ -71,7 +74,10 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                     size = clip_size(model, height, width)
                     if size not in models:
                         models[size], _ = load_model(
-                            config.checkpoint, kind="detector", image_size=size
+                            config.checkpoint,
+                            kind="detector",
+                            weights_key=config.weights_key,
+                            image_size=size,
                         )
                     interval_sec = config.every_sec
                     if table is None:
@@ -97,7 +103,8 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                 print_result({"path": path, "error": str(error)}, [str(error)], as_json=as_json)
                 continue
             counts = {"keyframes": len(records), "boxes": num_boxes(records)}
-            line = f"{path}: {counts['boxes']} boxes of people in {len(records)} key frames"
+            people_found = f"{counted(counts['boxes'], 'box')} of people"
+            line = f"{path}: {people_found} in {counted(len(records), 'key frame')}"
             print_result(
                 {"path": path, **counts, **{kind: str(file) for kind, file in files.items()}},
                 [line, *(f"  {file}" for file in files.values())],

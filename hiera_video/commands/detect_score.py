@@ -6,7 +6,7 @@ from typing import Any
 
 from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, read_label_map
-from hiera_video.errors import UserError, did_you_mean
+from hiera_video.errors import UserError, counted, did_you_mean
 from hiera_video.evaluation import ava_report
 from hiera_video.evaluation.ava import PROTOCOLS, frame_aps
 from hiera_video.runtime.results import print_json, print_result
@@ -54,17 +54,18 @@ def format_report(report: dict[str, Any], truth: BoxTable) -> list[str]:
     lines = []
     for name in ("ground_truth", "detections"):
         part = report[name]
-        lines.append(f"{name.replace('_', ' ')}: {part['rows']} rows of {part['file']}")
+        lines.append(f"{name.replace('_', ' ')}: {counted(part['rows'], 'row')} of {part['file']}")
         for kind, text in (
-            ("box", "rows with a box outside 0..1 or without area"),
-            ("duplicate", "rows that repeat an earlier row; all rows count"),
+            ("box", "with a box outside 0..1 or without area"),
+            ("duplicate", "repeating an earlier row; all rows count"),
         ):
             if part.get(kind):
-                lines.append(f"  {part[kind]} {text}")
+                lines.append(f"  {counted(part[kind], 'row')} {text}")
     unknown = report["detections"]["videos_without_ground_truth"]
     if unknown:
         hint = did_you_mean(unknown[0], truth.videos)
-        lines.append(f"  {len(unknown)} videos without ground truth, such as {unknown[0]!r}{hint}")
+        videos = counted(len(unknown), "video")
+        lines.append(f"  {videos} without ground truth, such as {unknown[0]!r}{hint}")
     lines += ava_report.format_results(
         report["protocols"], num_excluded=report["excluded_keyframes"]
     )

@@ -18,6 +18,7 @@ from hiera_video.data.boxes.table import read_label_map
 from hiera_video.data.checks import warn_of_flips
 from hiera_video.data.datasets import TrainingKeyframes
 from hiera_video.data.transforms import DetectionTransform
+from hiera_video.errors import counted
 from hiera_video.evaluation.ava import frame_aps
 from hiera_video.evaluation.scoring import KeyframeScores, keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
@@ -47,14 +48,14 @@ class DetectTrainTask(Task):
         super().__init__(settings, read_training(data, self.label_map))
         boxes, actions = num_boxes(self.train.records), len(self.label_map.names)
         warn_of_flips(self.label_map.names.values(), settings.augment.flip)
-        self.contents = f" with {boxes} boxes of {actions} actions"
+        self.contents = f" with {counted(boxes, 'box')} of {counted(actions, 'action')}"
         if data.val is not None:
             self.val = read_evaluation(data, self.label_map)
             self.val_note = f"boxes: {self.val.boxes}"
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> ActionDetector:
-        arguments, number = self.settings.model.arguments(), max(self.label_map.names)
+        arguments, number = self.settings.model.arguments(checkpoint), max(self.label_map.names)
         return create_detector(checkpoint=checkpoint, num_classes=number, **arguments)
 
     def dataset(self, model: ActionDetector) -> TrainingKeyframes:

@@ -8,13 +8,15 @@ from typing import Any
 from hiera_video.data.checks import check_videos
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.loader import start_decoding
-from hiera_video.data.videos.records import read_video_list, require_labels
+from hiera_video.data.videos.records import VideoList, read_video_list, require_labels
+from hiera_video.errors import UnknownClassError, counted
 from hiera_video.evaluation.accuracy import summarize
-from hiera_video.evaluation.prediction import load_model, views_of
+from hiera_video.evaluation.prediction import load_model, views_of, with_class_names
 from hiera_video.evaluation.results import write_confusion, write_predictions, write_scores
 from hiera_video.evaluation.scoring import validate
 from hiera_video.evaluation.views import Scorer
 from hiera_video.files import make_writable_folder, replacing_all, write_json
+from hiera_video.models.card import ModelCard
 from hiera_video.runtime.distributed import any_process, on_main, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
@@ -28,17 +30,12 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
     with process_group(config.device) as process:
         if not dry_run:
             start_decoding(config.data)
-        model, card = load_model(config.checkpoint, kind="classifier")
-        val = read_video_list(
-            config.data.val,
-            root=config.data.root,
-            class_names=card.classes,
-            multi_label=card.multi_label,
-            split=config.data.split,
-            frames_fps=config.data.frames_fps,
-        )
-        require_labels(val)
         folder = evaluation_folder(config, RESULTS)
+        model, card = load_model(
+            config.checkpoint, kind="classifier", weights_key=config.weights_key
+        )
+        card = with_class_names(card, config.data.class_names)
+        val = read_list(config, card)
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         num_frames = views.sampler.num_frames
@@ -78,6 +75,29 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         return exit_code(done=any_process(bool(videos)), failed=any_process(bool(failures)))
 
 
+def read_list(config: EvaluateSettings, card: ModelCard) -> VideoList:
+    """The videos to evaluate on, with labels among the classes of the checkpoint."""
+    data = config.data
+    try:
+        val = read_video_list(
+            data.val,
+            root=data.root,
+            class_names=card.classes,
+            multi_label=card.multi_label,
+            split=data.split,
+            frames_fps=data.frames_fps,
+        )
+    except UnknownClassError as error:
+        if card.class_names:
+            raise
+        raise UnknownClassError(
+            f"{error} ({config.checkpoint} does not name its {card.num_classes} classes: "
+            "data.class_names=FILE does)"
+        ) from error
+    require_labels(val)
+    return val
+
+
 def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[str, Any]:
     """Everything that the figures depend on beside weights and data."""
     return {
@@ -95,7 +115,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
 
 def format_report(report: dict[str, Any], folder: Path) -> list[str]:
     """The report for a person."""
-    views = f"{report['views']['num_clips']} clips x {report['views']['num_crops']} crops"
+    views = " x ".join(counted(report["views"][f"num_{kind}s"], kind) for kind in ("clip", "crop"))
     lines = [
         f"{report['decoded']} of {report['expected']} videos decoded, "
         f"{len(report['failed'])} failed",

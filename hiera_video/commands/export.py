@@ -5,15 +5,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import ConfigError, UserError, configured
+from hiera_video.errors import ConfigError, UserError
 from hiera_video.files import replacing, write_json
-from hiera_video.models.card import ModelCard
+from hiera_video.models.card import Kind, ModelCard
+from hiera_video.models.checkpoint import read_checkpoint, with_card
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
-from hiera_video.models.sources import check_source, load_card
+from hiera_video.models.sources import find
+from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import print_json, print_lines
 from hiera_video.settings.tools import ExportSettings
 
@@ -29,19 +31,19 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
             check_installed(format)
     except ImportError as error:
         raise ConfigError(f"format is {config.format}: {error}, or format=pt2") from None
-    with configured():
-        check_source(config.checkpoint)
     folder = Path(config.output_dir)
-    if folder.exists() and not (config.overwrite and (folder / "export.json").is_file()):
-        raise UserError(
-            f"output_dir is {folder}, which exists: choose another"
-            + (", it is not of an earlier export" if config.overwrite else " or overwrite=true")
-        )
-    kind = load_card(config.checkpoint).kind
-    model, card = load_model(
-        config.checkpoint,
-        kind="classifier" if kind == "autoencoder" else kind,  # which refuses it, with advice
-    )
+    is_free = not folder.exists() or (config.overwrite and (folder / "export.json").is_file())
+    with in_the_way(config, "output_dir"):
+        if not is_free:
+            raise UserError(
+                f"output_dir is {folder}, which exists: choose another"
+                + (", it is not of an earlier export" if config.overwrite else " or overwrite=true")
+            )
+    _, stated = find(config.checkpoint)
+    needed = exported_kind(stated) if isinstance(stated, ModelCard) else None
+    weights = with_card(read_checkpoint(config.checkpoint, needed, config.weights_key))
+    assert weights.card is not None
+    model, card = load_model(weights, kind=exported_kind(weights.card))
     assert not isinstance(model, MaskedAutoencoderHiera)
     parts = parts_of(model)
     if dry_run:
@@ -67,6 +69,11 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
     else:
         print_lines(map(str, compared))
     return 0
+
+
+def exported_kind(card: ModelCard) -> Kind:
+    """The kind of the model itself; of an autoencoder one that refuses it, with advice."""
+    return "classifier" if card.kind == "autoencoder" else card.kind
 
 
 def description(

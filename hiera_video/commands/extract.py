@@ -12,18 +12,19 @@ from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, counted
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
 from hiera_video.extraction.store import FeatureStore, Format, output_names
 from hiera_video.extraction.windows import DenseWindows, ViewWindows, WindowSampler
 from hiera_video.models.card import ModelCard
+from hiera_video.models.checkpoint import read_checkpoint, with_card
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
-from hiera_video.models.sources import load_card
 from hiera_video.runtime.distributed import barrier, from_main, on_main, process_group
+from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import exit_code, print_json, print_result
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.settings.video import Reading
@@ -41,9 +42,10 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
         videos = find_videos(config.inputs, config.data)
-        is_autoencoder = load_card(config.checkpoint).kind == "autoencoder"
+        weights = with_card(read_checkpoint(config.checkpoint, weights_key=config.weights_key))
+        is_autoencoder = weights.card is not None and weights.card.kind == "autoencoder"
         model, card = load_model(
-            config.checkpoint,
+            weights,
             kind="backbone",
             num_frames=config.num_frames,
             image_size=config.image_size,
@@ -69,7 +71,8 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         format: Format = "npz" if config.format == "parquet" else config.format
         store = FeatureStore(Path(config.output_dir), format, settings)
         if not config.overwrite:
-            store.check()
+            with in_the_way(config, "output_dir"):
+                store.check()
         ours = videos[process.rank :: process.world_size]
         to_do = [
             video
@@ -158,10 +161,12 @@ def make_work(
         "crop_size": list(crop_size),
         "short_side": crops.short_side,
         "backend": config.data.backend,
-        **({} if config.data.frames_fps is None else {"frames_fps": config.data.frames_fps}),
         "mean": list(card.mean),
         "std": list(card.std),
     }
+    for key in ("frames_fps", "max_gap_sec"):
+        if (value := getattr(config.data, key)) is not None:
+            settings[key] = value
     open_video, deadline_sec = opener(config.data), config.data.deadline_sec
     return ReadWindows(windows, crops, open_video, deadline_sec), settings
 
@@ -190,7 +195,8 @@ def finish(
         report["parquet"] = str(store.write_parquet(rows))
     lines = [
         f"{report['done']} of {len(videos)} videos have features, {len(failed)} failed; "
-        f"{report['windows']} windows, {report['short']} videos shorter than a clip",
+        f"{counted(report['windows'], 'window')}, "
+        f"{counted(report['short'], 'video')} shorter than a clip",
         *str(summary).split("\n"),
     ]
     cut_short = [f"done as far as it goes: {row['path']}: {row['damage']}" for row in damaged]

@@ -11,6 +11,7 @@ from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.order import balanced_weights
 from hiera_video.data.transforms import Crops, FinetuneTransform
 from hiera_video.data.videos.records import VideoList, read_splits
+from hiera_video.errors import counted
 from hiera_video.evaluation.accuracy import VideoScores, summarize
 from hiera_video.evaluation.prediction import views_of
 from hiera_video.evaluation.scoring import validate
@@ -45,7 +46,7 @@ class FinetuneTask(Task):
         super().__init__(settings, train)
         self.class_names = list(train.class_names)
         self.data["classes"] = len(self.class_names)
-        self.contents = f" of {len(self.class_names)} classes"
+        self.contents = f" of {counted(len(self.class_names), 'class')}"
         self.labels = [record.labels for record in train.records]
         warn_of_flips(self.class_names, settings.augment.flip)
         if data.balanced:
@@ -54,7 +55,7 @@ class FinetuneTask(Task):
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> Hiera:
-        arguments = self.settings.model.arguments()
+        arguments = self.settings.model.arguments(checkpoint)
         return create_model(checkpoint=checkpoint, num_classes=len(self.class_names), **arguments)
 
     def prepare(self, model: Hiera, checkpoint: str | Path | None) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from hiera_video.analysis.complexity import PRODUCTS, Cost, by_stage, count_model
 from hiera_video.analysis.tables import format_table
-from hiera_video.errors import configured
+from hiera_video.errors import configured, counted
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking
@@ -109,7 +109,8 @@ def format_report(report: dict[str, Any]) -> list[str]:
     """The report as text."""
     channels, frames, height, width = report["input"]
     lines = [
-        f"{report['model']}, {report['task']}: {frames} x {height} x {width}, {channels} channels"
+        f"{report['model']}, {report['task']}: {frames} x {height} x {width}, "
+        f"{counted(channels, 'channel')}"
     ]
     if report["task"] == "pretraining":
         lines.append(f"{report['kept_units']} of {report['mask_units']} mask units are visible")
@@ -119,7 +120,8 @@ def format_report(report: dict[str, Any]) -> list[str]:
     macs, flops = report["video"]["macs"] / 1e9, report["video"]["flops"] / 1e9
     paper = report["view"]["paper_flops"] / 1e9
     lines += [
-        f"{num_clips} clips x {num_crops} crops: {macs:.1f} GMACs, {flops:.1f} GFLOPs",
+        f"{counted(num_clips, 'clip')} x {counted(num_crops, 'crop')}: {macs:.1f} GMACs, "
+        f"{flops:.1f} GFLOPs",
         f"as counted in Hiera's paper: {paper:.0f}x{num_crops}x{num_clips} G ({paper:.2f}: GMACs "
         "and 5 per element of LayerNorm)",
     ]

@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
-    model, card = load_model(config.checkpoint, kind="classifier")
     paths = files(config.inputs, has_frames=config.data.frames_fps is not None)
+    model, card = load_model(config.checkpoint, kind="classifier", weights_key=config.weights_key)
     records = [VideoRecord(path, (), path) for path in paths]
     views = views_of(records, model, config.clips, config.views, config.data)
     pictures = [path for path in paths if has_picture_name(path)]

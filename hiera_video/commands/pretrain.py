@@ -8,7 +8,7 @@ import torch
 from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.transforms import PretrainTransform
 from hiera_video.data.videos.records import VideoList, read_video_list
-from hiera_video.errors import configured
+from hiera_video.errors import configured, counted
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import card_of
 from hiera_video.models.mae import MaskedAutoencoderHiera
@@ -40,7 +40,7 @@ class PretrainTask(Task):
 
     def create(self, checkpoint: str | Path | None) -> MaskedAutoencoderHiera:
         model = self.settings.model
-        arguments = model.arguments()
+        arguments = model.arguments(checkpoint)
         if checkpoint is None and model.decoder_heads is None:
             arguments["decoder_heads"] = 1  # to check the sizes; `init` states the number
         return create_autoencoder(checkpoint=checkpoint, **arguments)
@@ -59,8 +59,8 @@ class PretrainTask(Task):
             *super().describe(model),
             f"{masking.num_visible} of {masking.num_units} mask units of {model.encoder.mask_unit} "
             f"tokens are visible ({masking.kind} masking); decoder of "
-            f"{decoder['decoder_depth']} blocks, width {decoder['decoder_dim']}, "
-            f"{decoder['decoder_heads']} heads",
+            f"{counted(decoder['decoder_depth'], 'block')}, width {decoder['decoder_dim']}, "
+            f"{counted(decoder['decoder_heads'], 'head')}",
         ]
 
     def dataset(self, model: MaskedAutoencoderHiera) -> TrainingClips:

@@ -29,8 +29,12 @@ from hiera_video.video.reader import VideoError
 
 def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
+    outputs = output_files(config, {end: f"{config.mode}.{end}" for end in ("png", "mp4")})
     model, card = load_model(
-        config.checkpoint, kind="autoencoder", decoder_heads=config.decoder_heads
+        config.checkpoint,
+        kind="autoencoder",
+        weights_key=config.weights_key,
+        decoder_heads=config.decoder_heads,
     )
     if model.target != "pixels":
         raise ModelError(
@@ -40,8 +44,8 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
     with configured():
         masking = UnitMasking.of(model.encoder, config.masking)
     sampler = ClipSampler.of(config.clips, model.encoder.input_size[0])
-    suffixes = ("png", "mp4") if model.encoder.tokens_shape[0] > 1 else ("png",)
-    outputs = output_files(config, {suffix: f"{config.mode}.{suffix}" for suffix in suffixes})
+    if model.encoder.tokens_shape[0] == 1:  # a picture does not move
+        outputs = [{"png": files["png"]} for files in outputs]
     if dry_run:
         print_lines(str(file) for files in outputs for file in files.values())
         return 0

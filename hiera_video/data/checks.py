@@ -11,14 +11,13 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-from tqdm import tqdm
-
 from hiera_video.data.batches import Failure
 from hiera_video.data.boxes.keyframes import KeyframeRecord
 from hiera_video.data.loader import num_workers
 from hiera_video.data.videos.records import VideoRecord
-from hiera_video.errors import ConfigError, listing
+from hiera_video.errors import ConfigError, counted, listing
 from hiera_video.files import similar_path
+from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Death, Report, Workers
 from hiera_video.settings.video import Listed, Reading
 from hiera_video.video.content import has_picture_name, is_frame_folder
@@ -80,7 +79,8 @@ def check_videos(
             found[failure.cause] += 1
             logger.warning("%s", failure.message)
         causes = ", ".join(f"{count} {cause}" for cause, count in found.most_common())
-        logger.info("%s: %d files checked: %s", key, len(modes), causes or "all can be read")
+        files = counted(len(modes), "file")
+        logger.info("%s: %s checked: %s", key, files, causes or "all can be read")
     return found
 
 
@@ -149,7 +149,7 @@ def decoding_failures(records: Records, data: Listed) -> list[Failure]:
     jobs = [[record] for record in distinct.values()]
     work = partial(_decode, opener(data))
     failures: dict[int, Failure | None] = {}
-    with tqdm(total=len(jobs), unit="file", disable=None) as bar:
+    with Progress(unit="file", total=len(jobs)) as bar:
         count = min(num_workers(data, 1), len(jobs))
         if count < 1:
             for number, job in enumerate(jobs):

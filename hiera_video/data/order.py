@@ -10,7 +10,7 @@ from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from hiera_video.errors import ConfigError
+from hiera_video.errors import ConfigError, counted
 from hiera_video.runtime.distributed import ALONE, Process
 
 
@@ -51,8 +51,9 @@ class TrainingOrder:
         parts = processes * self.accumulation_steps
         if size % parts:
             raise ConfigError(
-                f"train.global_batch_size={size} does not divide by {processes} processes x "
-                f"train.accumulation_steps={self.accumulation_steps}; the nearest that does is "
+                f"train.global_batch_size={size} does not divide by "
+                f"{counted(processes, 'process')} x train.accumulation_steps="
+                f"{self.accumulation_steps}; the nearest that does is "
                 f"{max(1, round(size / parts)) * parts}"
             )
 

@@ -155,7 +155,7 @@ class Crops:
             short_side = round(max(size) * (256 / 224 if num_crops == 1 else 1))
         if short_side < max(size):
             raise ConfigError(
-                f"{key} is {short_side}: needed is at least {max(size)}, the size of a crop"
+                f"{key} is {short_side}; it must be at least {max(size)}, the size of a crop"
             )
         self.size, self.num_crops, self.short_side = size, num_crops, short_side
 

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from tqdm import tqdm
 
 from hiera_video.demo import motions
 from hiera_video.demo.motions import Figure, Scene, write_lines
+from hiera_video.runtime.progress import Progress
 
 BLINKING = "blinking"
 ACTIONS = (*motions.CLASSES, BLINKING)  # action ids count from 1
@@ -68,9 +68,7 @@ def generate(
     rows: dict[str, list[str]] = {split: [] for split in motions.SPLITS}
     proposals: list[str] = []
     keyframes: list[str] = []  # of the validation videos
-    for split, number in tqdm(
-        motions.numbered(train_videos, val_videos), unit="video", disable=None
-    ):
+    for split, number in Progress(motions.numbered(train_videos, val_videos), unit="video"):
         scene, name = draw_scene(seed, split, number), _video_name(split, number)
         motions.write_missing_video(data.videos / f"{name}.mp4", scene)
         rng = np.random.default_rng([seed, motions.SPLITS.index(split), number, 1])

@@ -21,9 +21,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
-from tqdm import tqdm
 
 from hiera_video.files import write_text
+from hiera_video.runtime.progress import Progress
 from hiera_video.video.writer import write_video
 
 DIRECTIONS = {  # pixels grow to the right and down
@@ -104,8 +104,8 @@ def generate(data: DemoData, *, seed: int, train_scenes: int = 48, val_scenes: i
     """
     scenes = numbered(train_scenes, val_scenes)
     lines: dict[str, list[str]] = {split: [] for split in SPLITS}
-    for (split, number), (label, motion) in tqdm(
-        [*product(scenes, enumerate(CLASSES))], unit="video", disable=None
+    for (split, number), (label, motion) in Progress(
+        [*product(scenes, enumerate(CLASSES))], unit="video"
     ):
         name = _video_name(split, motion, number)
         write_missing_video(data.folder / name, draw_scene(seed, split, number, motion))

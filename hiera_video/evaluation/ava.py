@@ -95,7 +95,7 @@ def frame_ap(
     rules = PROTOCOLS[protocol]
     class_ids = np.unique(np.asarray(classes, dtype=np.int64))
     if not len(class_ids):
-        raise ValueError("classes: none given; needed are the ids to evaluate")
+        raise ValueError("classes: none given; expected the ids to evaluate")
     score = detections.score
     if score is None or not np.isfinite(score[detections.is_box]).all():
         raise ValueError("detections: every box needs a score that is a number, and finite")

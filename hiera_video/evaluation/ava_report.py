@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from hiera_video.errors import counted
 from hiera_video.evaluation.ava import MATCHING_IOU, PROTOCOLS, FrameAP
 from hiera_video.files import finite_or_none
 
@@ -74,7 +75,8 @@ def format_results(results: Mapping[str, Any], *, num_excluded: int) -> list[str
         wrong = counts["detections_beyond_counted_as_wrong"]
         if wrong:
             lines.append(
-                f"  counted as wrong: {wrong} detections at key frames without ground truth"
+                f"  counted as wrong: {counted(wrong, 'detection')} at key frames without ground "
+                "truth"
             )
         if result["without_ground_truth"]:
             names = ", ".join(result["without_ground_truth"])
@@ -87,7 +89,7 @@ def format_results(results: Mapping[str, Any], *, num_excluded: int) -> list[str
     for rows in zip(*(result["classes"] for result in results.values()), strict=True):
         values = " ".join(f"{format_percent(row['ap']):>8s}" for row in rows)
         truth = max(row["ground_truth"] for row in rows)
-        lines.append(f"{values}  {rows[0]['id']:3d} {rows[0]['name']} ({truth} boxes)")
+        lines.append(f"{values}  {rows[0]['id']:3d} {rows[0]['name']} ({counted(truth, 'box')})")
     return lines
 
 

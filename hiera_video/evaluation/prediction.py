@@ -12,14 +12,16 @@ from torch import Tensor
 from hiera_video.data.batches import Failure, ViewSample
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.transforms import Crops
-from hiera_video.data.videos.records import VideoRecord
-from hiera_video.errors import WeightsError
+from hiera_video.data.videos.records import VideoRecord, read_class_names
+from hiera_video.errors import ConfigError, ModelError, WeightsError
 from hiera_video.evaluation.results import top_classes
 from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.models import pretrained
 from hiera_video.models.card import Kind, ModelCard
+from hiera_video.models.checkpoint import Checkpoint
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.normalize import Normalize
+from hiera_video.models.sources import Source
 from hiera_video.settings.video import Clips, Decoding, FrameSampling, Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -60,16 +62,22 @@ class LoadedModel(NamedTuple):
 
 
 def load_model(
-    source: str | os.PathLike[str], *, kind: Kind | None = None, **changes: Any
+    source: Source | Checkpoint,
+    *,
+    kind: Kind | None = None,
+    weights_key: str | None = None,
+    **changes: Any,
 ) -> LoadedModel:
     """A trained model and its card.
 
     Args:
-        source: a run, checkpoint or weights folder, a file of weights, the tag of published
-            weights, or OWNER/NAME on the Hugging Face Hub.
+        source: a run, checkpoint or weights folder, a file of weights, published weights by name,
+            or hf://OWNER/NAME on the Hugging Face Hub.
         kind: "classifier", "backbone", "autoencoder" or "detector": what is needed. "backbone"
             takes weights of any kind: a classifier as it is, and the encoder of the others. None:
             whatever the weights are.
+        weights_key: of several states in a file, the one to take, such as `model_ema`. None: the
+            plain one, with a warning that names the others.
         changes: arguments of `create_model` (or `create_autoencoder`, `create_detector`), such as
             `num_frames`; `decoder_heads` must be given for published autoencoders.
 
@@ -78,7 +86,32 @@ def load_model(
         WeightsError: the weights cannot be read, or are of another kind.
         FetchError: they cannot be fetched.
     """
-    return LoadedModel(*pretrained.load_model(os.fspath(source), kind=kind, **changes))
+    loaded = pretrained.load_model(source, kind=kind, weights_key=weights_key, **changes)
+    return LoadedModel(*loaded)
+
+
+def with_class_names(card: ModelCard, source: str | None) -> ModelCard:
+    """The card with the class names of the file that `data.class_names` names, if any.
+
+    Raises:
+        AnnotationError: the file cannot be read.
+        ConfigError: it has another number of names, or others than the card.
+    """
+    if source is None:
+        return card
+    names = read_class_names(source)
+    if len(names) != card.num_classes:
+        raise ConfigError(
+            f"data.class_names is {source}, which has {len(names)} names: the checkpoint has "
+            f"{card.num_classes} classes"
+        )
+    for number, (theirs, stated) in enumerate(zip(names, card.class_names, strict=False)):
+        if theirs != stated:
+            raise ConfigError(
+                f"data.class_names is {source}, where class {number} is {theirs!r}: it is "
+                f"{stated!r} in the checkpoint; leave data.class_names out"
+            )
+    return card.model_copy(update={"class_names": names})
 
 
 def model_transform(
@@ -90,11 +123,22 @@ def model_transform(
         From decoded frames of any size to the input of the model, one clip for each crop of
         `card.views` (one centre crop where the card has no views).
     """
+    if not isinstance(card, ModelCard):
+        raise ModelError(f"the card is a {type(card).__name__}: model, card = load_model(...)")
     _, height, width = card.architecture["input_size"]
     views = card.views or Views(num_crops=1)
     crops = Crops((height, width), views.num_crops, views.short_side)
     normalize = Normalize(card.mean, card.std)
-    return lambda frames: normalize(torch.from_numpy(crops(frames)))
+
+    def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
+        if not isinstance(frames, np.ndarray):
+            raise ModelError(
+                f"the frames are a {type(frames).__name__}: expected a NumPy array, "
+                "uint8 [T, H, W, 3], as open_video gives them"
+            )
+        return normalize(torch.from_numpy(crops(frames)))
+
+    return transform
 
 
 def views_of(

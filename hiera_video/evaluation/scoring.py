@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from hiera_video.data.batches import Failure, KeyframeSample, ViewSample
 from hiera_video.data.boxes.keyframes import KeyframeRecord
@@ -17,6 +16,7 @@ from hiera_video.evaluation.accuracy import VideoScores
 from hiera_video.evaluation.views import Scorer, score_views
 from hiera_video.models.detector import ActionDetector
 from hiera_video.runtime.distributed import Process, gather_on_main
+from hiera_video.runtime.progress import Progress
 from hiera_video.settings.training import KeyframeData
 from hiera_video.settings.video import Decoding, FrameSampling
 from hiera_video.video.clips import ClipSampler
@@ -37,7 +37,7 @@ def validate(
 
     Args:
         decoding: how many processes decode, and how long they may take.
-        progress: show a bar, on a terminal.
+        progress: show how far it has come.
     """
 
     def scored(samples: Iterator[ViewSample]) -> Iterator[tuple[ViewSample, np.ndarray]]:
@@ -96,7 +96,7 @@ def score_keyframes(
     def kept(keyframe: KeyframeSample, scores: np.ndarray) -> KeyframeScores:
         return KeyframeScores(keyframe.index, scores, keyframe.num_outside, keyframe.backend)
 
-    return _shared_out(scorer, scored, kept, keyframes, decoding, process, "keyframe", progress)
+    return _shared_out(scorer, scored, kept, keyframes, decoding, process, "key frame", progress)
 
 
 def _shared_out(
@@ -117,7 +117,7 @@ def _shared_out(
     """
     failures: list[Failure] = []
     loader = evaluation_loader(dataset, decoding, process)
-    bar = tqdm(loader, unit=unit, disable=None if progress else True)
+    bar = Progress(loader, unit=unit, enabled=progress)
     finite = scorer.finite(scored(readable(bar, failures)), dataset.records, failures)
     own = list(starmap(kept, finite)), failures
     gathered = gather_on_main(own) or [own]

@@ -107,6 +107,7 @@ class ReadWindows:
                 "num_windows": len(windows.indices),
                 "is_short": windows.is_short,
                 "damage": reader.damage,
+                "note": reader.note,
                 "video_frames": len(reader),
                 "duration_sec": reader.end_sec - float(reader.frame_times_sec[0]),
                 "fps": reader.fps,

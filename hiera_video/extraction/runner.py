@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.errors import counted
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.reading import End, Failed, Read, ReadWindows, Window
 from hiera_video.extraction.store import FeatureStore, Rows
 from hiera_video.runtime.prefetch import prefetch
+from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Workers
 
 NUM_BATCHES_AHEAD = 2
@@ -56,9 +57,9 @@ class Summary:
         most = max(shares, key=lambda name: shares[name])
         limit = most if shares[most] >= BUSY else "neither: starting, or too few cores for both"
         return (
-            f"{self.clips} clips in {wall:.1f} s: {self.clips / wall:.2f} clips/s, the model alone "
-            f"{self.clips / max(self.model_sec, 1e-9):.2f} (utilisation {model:.2f})\n"
-            f"busy: {self.num_workers} decoding processes {decode:.0%} with decoding and "
+            f"{counted(self.clips, 'clip')} in {wall:.1f} s: {self.clips / wall:.2f} clips/s, the "
+            f"model alone {self.clips / max(self.model_sec, 1e-9):.2f} (utilisation {model:.2f})\n"
+            f"busy: {counted(self.num_workers, 'decoding process')} {decode:.0%} with decoding and "
             f"{transform:.0%} with transforms, the model {model:.0%}, writing "
             f"{self.store_sec / wall:.0%}; the limit is {limit}"
         )
@@ -72,14 +73,14 @@ class Assembly:
     Args:
         videos: by the index of their jobs.
         num_workers: decoding processes.
-        progress: show a bar, on a terminal.
+        progress: show how far it has come.
     """
 
     def __init__(
         self, videos: Sequence[VideoRecord], store: FeatureStore, num_workers: int, progress: bool
     ) -> None:
         self.videos, self.store, self.summary = videos, store, Summary(num_workers)
-        self._bar = tqdm(total=len(videos), unit="video", disable=None if progress else True)
+        self._bar = Progress(total=len(videos), unit="video", enabled=progress)
         self._rows: dict[int, Rows] = {}
         self._read: dict[int, Read] = {}  # that wait for features
         self._failed: set[int] = set()
@@ -117,7 +118,7 @@ class Assembly:
         self._failed.add(index)
         self._drop(index)
         self.store.fail(end.failure, end.seconds)
-        with tqdm.external_write_mode():
+        with Progress.external_write_mode():
             logger.warning("failed: %s", end.failure.message)
         self.summary.failed += 1
         self._show_progress()

@@ -24,7 +24,22 @@ HABITS = {
     "global_pool": "num_classes=0 leaves the pooled features, and "
     "model.forward_head(x, pre_logits=True) gives them of a classifier; "
     "model.forward_features(x) gives the tokens",
+    "freeze": "model.requires_grad_(False) freezes all, model.head.requires_grad_(True) then frees "
+    "the classifier; `hiera-video finetune` has train.train_only and train.freeze_stages",
+    "checkpoint_path": "checkpoint=... takes a file, a folder or published weights",
+    "weights": "checkpoint=... takes a file, a folder or published weights",
+    "img_size": "image_size=... and num_frames=... give the size of a clip",
+    "num_labels": "num_classes=... gives the outputs of the classifier",
+    "drop_rate": "head_dropout=... is the dropout before the classifier",
+    "drop_path_rate": "drop_path=... is the rate of stochastic depth",
+    "patch_size": "patch_kernel=..., patch_stride=... and patch_padding=... describe the patches",
+    "depths": "stages=... are the blocks of each stage",
+    "out_indices": "model.forward_intermediates(x, indices=...) gives the outputs of the stages",
+    "class_names": "save_model(folder, model, class_names=...) writes them",
+    "device": "model.to(device) moves the model",
+    "dtype": "model.to(dtype) converts the model",
 }
+OTHERS = ("num_frames", "image_size")  # in place of input_size, in create_model and its like
 
 
 def build(
@@ -38,8 +53,8 @@ def build(
     """
     for key in encoder:
         if key in HABITS:
-            raise ModelError(f"{key} is not an argument of Hiera: {HABITS[key]}")
-        check_known(key, inspect.signature(Hiera).parameters, "Arguments of Hiera")
+            raise ModelError(f"{key} is no argument: {HABITS[key]}")
+        check_known(key, [*inspect.signature(Hiera).parameters, *OTHERS], "Arguments")
     arguments = {key: as_tuple(value) for key, value in encoder.items()}
     if autoencoder is not None:
         return MaskedAutoencoderHiera(Hiera(**arguments), **autoencoder)

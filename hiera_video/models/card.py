@@ -31,7 +31,7 @@ from hiera_video.models.variants import (
     input_statistics,
     variant_name,
 )
-from hiera_video.settings.base import Settings, Size3
+from hiera_video.settings.base import Settings, Size3, shown
 from hiera_video.settings.model import Architecture, Bins, Decoder, Masking
 from hiera_video.settings.video import Clips, FrameSampling, Views
 
@@ -58,6 +58,23 @@ EXAMPLES: dict[Kind, str] = {
 }
 
 
+ALLOWED = {  # in words, by the beginning of pydantic's name of a mistake
+    "greater_than_equal": "{ge} or more",
+    "greater_than": "above {gt}",
+    "less_than_equal": "{le} or less",
+    "less_than": "below {lt}",
+    "too_long": "of at most {max_length} entries",
+    "too_short": "of at least {min_length} entries",
+    "literal_error": "{expected}",
+    "finite_number": "a finite number",
+    "int_": "a whole number",
+    "float_": "a number",
+    "string_": "text",
+    "bool_": "true or false",
+    "tuple_": "a list",
+    "dict_": "keys with values",
+    "model_": "keys with values",
+}
 MAX_CLASSES = 1_000_000
 Mean = Annotated[float, Ge(0), Le(1)]
 Deviation = Annotated[float, Ge(1e-6), Le(1e6)]
@@ -169,8 +186,15 @@ class ModelCard(BaseModel):
         if (self.num_classes is None) != bool(around):
             what = f"of an {around[0]}" if around else "without an autoencoder or detector"
             needed = "null" if around else "a whole number"
-            raise ValueError(f"num_classes is {self.num_classes}: {what}, needed is {needed}")
+            raise ValueError(f"num_classes is {self.num_classes}: {what}, expected {needed}")
         return self
+
+    @field_validator("notes")
+    @classmethod
+    def _check_notes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if own := sorted(value.keys() & ({*cls.model_fields, *DERIVED} - {"notes"})):
+            raise ValueError(f"it has {own[0]}, which config.json states itself: rename the entry")
+        return value
 
     @model_validator(mode="after")
     def _check_names(self) -> ModelCard:
@@ -230,7 +254,7 @@ class ModelCard(BaseModel):
         elif self.kind == "detector":
             advice = ". The commands `hiera-video detect ...` take it"
         raise WeightsError(
-            f"{source} is {A_KIND[self.kind]}; needed is {A_KIND[kind]}: {EXAMPLES[kind]}{advice}"
+            f"{source} is {A_KIND[self.kind]}; expected {A_KIND[kind]}: {EXAMPLES[kind]}{advice}"
         )
 
     def entries(self) -> dict[str, Any]:
@@ -268,7 +292,7 @@ class ModelCard(BaseModel):
             WeightsError: an entry is missing or wrong; names the file and the entry.
         """
         if content.get("format") != FORMAT:
-            raise WeightsError(f"{source}: format is missing or another one: needed is {FORMAT!r}")
+            raise WeightsError(f"{source}: format is missing or another one: expected {FORMAT!r}")
         if missing := [key for key in REQUIRED if key not in content]:
             raise WeightsError(f"{source} lacks {', '.join(missing)}")
         known = cls.model_fields.keys() - {"notes"}
@@ -302,7 +326,17 @@ def first_mistake(error: ValidationError) -> str:
     mistakes = error.errors()
     mistake = [m for m in mistakes if m["loc"][:1] == mistakes[0]["loc"][:1]][-1]
     key = ".".join(part for part in map(str, mistake["loc"]) if part == part.lower())
-    return f"{key + ': ' if key else ''}{mistake['msg'].removeprefix('Value error, ')}"
+    kind = mistake["type"]
+    if kind == "value_error":  # of this project
+        return f"{key + ': ' if key else ''}{mistake['msg'].removeprefix('Value error, ')}"
+    if kind in ("missing", "extra_forbidden"):
+        return f"{key} is {'missing' if kind == 'missing' else 'unknown'}"
+    allowed = next(
+        (text for start, text in ALLOWED.items() if kind.startswith(start)), "of its type"
+    )
+    bounds = mistake.get("ctx", {}).items()
+    allowed = allowed.format(**{k: v if isinstance(v, str) else shown(v) for k, v in bounds})
+    return f"{key} is {shown(mistake['input'])}; it must be {allowed}"
 
 
 def _as_tuples(value: Any) -> Any:

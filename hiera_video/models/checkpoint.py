@@ -3,7 +3,9 @@
 A key that no list here knows is an error. What a file does not state, `with_card` infers.
 """
 
+import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hiera_video.errors import ModelError, WeightsError, WeightsNotFoundError
+from hiera_video.errors import ModelError, NotFetched, WeightsError
 from hiera_video.models.build import described_tensors
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.download import fetch_file
@@ -25,11 +27,12 @@ from hiera_video.models.layouts import (
     to_official,
 )
 from hiera_video.models.sources import Source, find, load_card
+from hiera_video.models.tensors import read_metadata, read_state
 from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
 from hiera_video.settings.tools import Layout
 
-STATE_ENTRIES = ("model_state", "model", "module", "state_dict")  # where files keep the tensors
-WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel, torch.compile
+logger = logging.getLogger(__name__)
+
 HEAD = ("head.projection.weight", "head.projection.bias")
 ROI_HEAD = ("roi_head.projection.weight", "roi_head.projection.bias")  # of an action detector
 # What an official autoencoder has beside its encoder.
@@ -53,6 +56,7 @@ class Checkpoint:
     source: str
     layout: Layout  # hiera_video for a weights folder
     state: dict[str, Tensor]  # patch kernels [D, C, t, h, w]
+    taken: list[str] = field(default_factory=list)  # how the state was chosen in a file, in words
     dropped: list[str] = field(default_factory=list)  # keys that nobody reads
     renamed: list[str] = field(default_factory=list)  # an autoencoder's norm serves as the model's
     card: ModelCard | None = None  # None: of a file, or of a folder of another project
@@ -80,12 +84,15 @@ class Checkpoint:
         return {"input_size": (frames, 224, 224), "patch_stride": (stride, 4, 4), **shown}
 
 
-def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Checkpoint:
+def read_checkpoint(
+    source: Source | Checkpoint, kind: Kind | None = None, weights_key: str | None = None
+) -> Checkpoint:
     """Reads the weights of a source, see `hiera_video.models.sources`.
 
     Args:
         kind: what the weights are needed as; a card of another kind is refused before gigabytes
             are fetched and read.
+        weights_key: of several states in a file, the one to take; see `read_state`.
 
     Raises:
         WeightsError: not the weights of a Hiera, or of another kind; gives the keys or the reason.
@@ -94,24 +101,40 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
     """
     if isinstance(source, Checkpoint):
         return source
-    path, described = find(source)
+    if not isinstance(source, str | os.PathLike):
+        raise ModelError(
+            f"the checkpoint is a {type(source).__name__}: expected a path or a name; a state "
+            "dict goes into a model by model.load_state_dict"
+        )
+    path, described = find(source, kind)
     card, config = (described, {}) if isinstance(described, ModelCard) else (None, described)
     if card is not None:
         card.require(kind, source)
     if path is None:
-        file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+        try:
+            file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+        except NotFetched as what:
+            assert card is not None
+            return _stand_in(str(source), card, what)
     else:
         file = path / "model.safetensors" if path.is_dir() else path
-    layout, state = to_official(read_tensors(file))
+    found = read_state(file, weights_key)
+    layout, state = to_official(found.tensors)
     renamed = ["encoder_norm -> norm"] if "encoder_norm.weight" in state else []
     state = {
         rename(key, {"encoder_norm.": "norm."}): value.unsqueeze(2) if value.dim() == 4 else value
         for key, value in state.items()  # the kernels of images have two dimensions
     }
     dropped = [key for key in state if DROPPED.fullmatch(key)]
+    dropped += [key for key in found.beside if weights_key or DROPPED.fullmatch(key)]
+    if beside := [key for key in found.beside if key not in dropped]:
+        raise WeightsError(
+            f"{source} holds other tensors beside the weights in {found.name}: {shorten(beside)}. "
+            f"weights_key={found.name} leaves them out"
+        )
     read = {key: value for key, value in state.items() if READ.fullmatch(key)}
     if numbers := [key for key, value in read.items() if not value.is_floating_point()]:
-        raise WeightsError(f"{file}: {numbers[0]} is {read[numbers[0]].dtype}: needed are floats")
+        raise WeightsError(f"{file}: {numbers[0]} is {read[numbers[0]].dtype}: expected floats")
     if unknown := [key for key in state if key not in read and key not in dropped]:
         raise WeightsError(
             f"{source} is not a Hiera in a layout that is known: {len(unknown)} of its "
@@ -120,7 +143,25 @@ def read_checkpoint(source: Source | Checkpoint, kind: Kind | None = None) -> Ch
     if card is not None and path is not None:
         layout = "hiera_video"
         _check_described(read, card, path / "config.json")
-    return Checkpoint(str(source), layout, read, dropped, renamed, card, config)
+    return Checkpoint(
+        str(source),
+        layout,
+        read,
+        taken=found.taken,
+        dropped=dropped,
+        renamed=renamed,
+        card=card,
+        foreign_config=config,
+    )
+
+
+def _stand_in(source: str, card: ModelCard, what: NotFetched) -> Checkpoint:
+    """Zeros in place of published weights, in a dry run, which logs what it does not fetch."""
+    tensors = {k.removeprefix("encoder."): v for k, v in described_tensors(card).items()}
+    size_mb = sum(tensor.numel() for tensor in tensors.values()) * 4 / 1e6
+    logger.info("%s: about %.0f MB", what, size_mb)
+    zeros = {key: torch.zeros(()).expand(tensor.shape) for key, tensor in tensors.items()}
+    return Checkpoint(f"{source}, not downloaded", "official", zeros, card=card)
 
 
 def _check_described(state: Mapping[str, Tensor], card: ModelCard, source: object) -> None:
@@ -143,84 +184,6 @@ def _check_described(state: Mapping[str, Tensor], card: ModelCard, source: objec
         raise WeightsError(f"{source} does not describe the weights: {shorten(differs, 1)}")
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, without the prefixes of wrappers. Nothing in it is executed.
-
-    The file ends in .safetensors, or is what torch.save wrote: a state dict, bare or under
-    `model_state` (official files), `model`, `module` or `state_dict`.
-
-    Raises:
-        WeightsNotFoundError: there is no such file.
-        WeightsError: it is damaged, or holds something else.
-    """
-    _check_readable(path)
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file  # not needed to build a model
-
-            data: Any = load_file(path)
-        else:
-            data = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises any of six kinds on bytes that it did not write
-        code = re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", str(error))
-        if code:
-            raise WeightsError(
-                f"{path} is refused: it holds a pickled {code[1]}, and unpickling may run any "
-                "code. If you trust the file, save its state dict alone with torch.save"
-            ) from error
-        raise WeightsError(f"{path} is damaged or not a file of weights") from error
-
-    while isinstance(data, dict):
-        entry = next((e for e in STATE_ENTRIES if isinstance(data.get(e), dict)), None)
-        if entry is None:
-            break
-        data = data[entry]
-    found = data if isinstance(data, dict) else {type(data).__name__: data}
-    others = [str(key) for key, value in found.items() if not isinstance(value, Tensor)]
-    if others or not found:
-        raise WeightsError(
-            f"{path} holds no state dict, neither bare nor under {', '.join(STATE_ENTRIES)}; "
-            f"not tensors are: {shorten(others)}"
-        )
-    state = {}
-    for key, value in found.items():
-        while key.startswith(WRAPPER_PREFIXES):
-            key = key.partition(".")[2]
-        if key in state:
-            raise WeightsError(f"{path} holds {key} twice, with and without a wrapper's prefix")
-        state[key] = value
-    return state
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The texts in the header of a .safetensors file, which fits the size of the file.
-
-    Raises:
-        WeightsNotFoundError: there is no such file.
-        WeightsError: the header is damaged, or the file was cut.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    _check_readable(path)
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except SafetensorError as error:
-        raise WeightsError(f"{path} is damaged ({error})") from error
-
-
-def _check_readable(path: Path) -> None:
-    """Raises WeightsNotFoundError for a missing file, and an OSError that names it for others.
-
-    The errors of safetensors name none.
-    """
-    if not path.is_file():
-        if path.exists():
-            raise WeightsError(f"{path}: a folder, a pipe or a device; needed is a regular file")
-        raise WeightsNotFoundError(f"{path}: there is no such file")
-    path.open("rb").close()
-
-
 def check_weights_folder(folder: Path) -> None:
     """Raises WeightsError if a file of a weights folder is missing or damaged.
 
@@ -231,10 +194,10 @@ def check_weights_folder(folder: Path) -> None:
 
 
 def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> list[str]:
-    """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, needed is SHAPE."""
+    """What keeps `state` from being loaded into tensors `needed`: KEY is SHAPE, expected SHAPE."""
     own, other = ({k: list(v.shape) for k, v in tensors.items()} for tensors in (state, needed))
     return [
-        f"{key} is {own.get(key, 'missing')}, needed is {other.get(key, 'none')}"
+        f"{key} is {own.get(key, 'missing')}, expected {other.get(key, 'none')}"
         for key in sorted(own.keys() | other.keys())
         if own.get(key) != other.get(key)
     ]

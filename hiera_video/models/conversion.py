@@ -19,6 +19,12 @@ from hiera_video.settings.tools import Layout
 logger = logging.getLogger(__name__)
 
 
+def check_absent(output: Path) -> None:
+    """Raises OutputExistsError if something has the name of the output."""
+    if output.exists():
+        raise OutputExistsError(f"{output} exists: choose another name")
+
+
 def convert(model: Hiera, card: ModelCard, to: Layout, output: Path) -> int:
     """Writes `output` in another layout, reads it again, and compares all tensors.
 
@@ -37,8 +43,7 @@ def convert(model: Hiera, card: ModelCard, to: Layout, output: Path) -> int:
         RuntimeError: the tensors that were read differ from the model's; nothing is left behind.
     """
     check_writable(to, model.architecture)
-    if output.exists():
-        raise OutputExistsError(f"{output} exists: choose another name")
+    check_absent(output)
     card = card_of(model, card)
     if lost := [key for key in card.entries() if key not in CARRIED.get(to, card.entries())]:
         logger.info("the %s layout has no place for %s", to, ", ".join(lost))

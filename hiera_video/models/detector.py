@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from hiera_video.errors import ModelError
-from hiera_video.models.hiera import Head, Hiera, Trainable
+from hiera_video.models.hiera import Head, Hiera, Trainable, outputs_of
 
 
 class ActionDetector(Trainable):
@@ -39,7 +39,7 @@ class ActionDetector(Trainable):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ModelError(f"the encoder has {encoder.num_classes} classes: needed are 0")
+            raise ModelError(f"the encoder has {encoder.num_classes} classes: expected 0")
         if num_classes < 1 or roi_resolution < 1:
             raise ModelError(
                 f"num_classes is {num_classes}, roi_resolution {roi_resolution}: allowed is 1 or "
@@ -49,6 +49,11 @@ class ActionDetector(Trainable):
         self.roi_resolution = roi_resolution
         self.roi_head = Head(encoder.num_features, num_classes, head_dropout)
         self.reset_classifier(num_classes)
+
+    @property
+    def num_classes(self) -> int:
+        """Actions."""
+        return outputs_of(self.roi_head)
 
     @property
     def detector_architecture(self) -> dict[str, int]:
@@ -100,7 +105,6 @@ class ActionDetector(Trainable):
         From 0, training begins with unlearning 80 halves, in which an encoder with random weights
         collapsed: after 250 steps of the demo it was still at chance.
         """
-        self.num_classes = num_classes
         if self.card is not None:
             self.card = self.card.without_classes()
         weight = self.encoder.norm.weight

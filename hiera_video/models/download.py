@@ -10,8 +10,9 @@ import torch
 from filelock import FileLock
 from tqdm import tqdm
 
-from hiera_video.errors import FetchError
+from hiera_video.errors import FetchError, NotFetched
 from hiera_video.files import replacing
+from hiera_video.runtime.dry_run import is_dry_run
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +24,13 @@ def fetch_file(url: str, license: str) -> Path:
 
     Raises:
         FetchError: it cannot be fetched; says which file to put where by hand.
+        NotFetched: it is not there, and this is a dry run.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
         return path
+    if is_dry_run():
+        raise NotFetched(f"would download {url} (licence {license}) to {path}")
     logger.warning("fetching %s (licence %s) to %s", url, license, path)
     try:
         download(url, path)

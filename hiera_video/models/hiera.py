@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import ModelError
 from hiera_video.models.attention import attend
+from hiera_video.models.inputs import check_input
 from hiera_video.models.linear import Linear
 from hiera_video.models.patches import PatchEmbed
 from hiera_video.models.units import (
@@ -147,10 +148,22 @@ class Head(nn.Module):
         return self.projection(self.dropout(x))
 
 
+def outputs_of(head: nn.Module) -> int:
+    """Outputs of the projection of a `Head`, also of one that was assigned later; 0 for none."""
+    projection = getattr(head, "projection", None)
+    return projection.out_features if isinstance(projection, nn.Linear) else 0
+
+
 class Trainable(nn.Module):
     """What training asks of a Hiera, and of a model around one as its `encoder`."""
 
     card: ModelCard | None = None  # of the weights that were loaded into the model, if any
+
+    def __prepare_scriptable__(self) -> NoReturn:  # which torch.jit.script calls
+        raise ModelError(
+            "TorchScript is not supported: `hiera-video export` writes a model of a weights folder "
+            "as a torch.export program and as ONNX"
+        )
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute each block in the backward pass: less memory for about a third more time."""
@@ -236,6 +249,8 @@ class Hiera(Trainable):
             raise ModelError(
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
+        if not isinstance(num_classes, int) or num_classes < 0:
+            raise ModelError(f"num_classes is {num_classes!r}: expected a whole number, 0 for none")
         if embed_dim % num_heads:
             raise ModelError(f"embed_dim is {embed_dim}: num_heads={num_heads} does not divide it")
         check_sizes(input_size, patch_stride, mask_unit, q_stride, q_pool)
@@ -245,7 +260,7 @@ class Hiera(Trainable):
         others = ("self", "__class__", "num_classes", "drop_path", "head_dropout")
         self.architecture = {key: arguments[key] for key in arguments if key not in others}
         self.input_size = size3(input_size)
-        self.in_chans, self.num_classes, self.head_dropout = in_chans, num_classes, head_dropout
+        self.in_chans, self.head_dropout = in_chans, head_dropout
         self.mask_unit, self.patch_stride = size3(mask_unit), size3(patch_stride)
         self.tokens_shape = divided(input_size, patch_stride)
         self.units_shape = divided(self.tokens_shape, mask_unit)
@@ -285,6 +300,11 @@ class Hiera(Trainable):
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
         self.head = Head(self.num_features, num_classes, head_dropout)
         self.init_weights()
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the classifier, 0 for none."""
+        return outputs_of(self.head)
 
     @property
     def num_features(self) -> int:
@@ -419,20 +439,10 @@ class Hiera(Trainable):
         Raises:
             ModelError: another size, or values that are not normalised.
         """
-        if not x.is_floating_point():
-            raise ModelError(
-                f"the input is {x.dtype}: needed are normalised clips in floating point, which "
-                "hiera_video.models.normalize.Normalize makes of uint8 [B, T, H, W, C]"
-            )
-        if x.dim() == 4 and self.input_size[0] == 1:
-            x = x.unsqueeze(2)
-        if tuple(x.shape[1:]) != (self.in_chans, *self.input_size):
-            want = ", ".join(str(n) for n in (self.in_chans, *self.input_size))
-            raise ModelError(
-                f"the input is {list(x.shape)}, this model takes [B, {want}] ([B, C, T, H, W]): "
-                "resize or resample the clip, or build the model with another input_size"
-            )
-        return x
+        is_images = self.input_size[0] == 1 and x.shape[1:] == (self.in_chans, *self.input_size[1:])
+        clips = x.unsqueeze(2) if is_images else x
+        check_input(clips, self.in_chans, self.input_size)
+        return clips
 
     # What timm's users expect of a model.
 
@@ -441,7 +451,6 @@ class Hiera(Trainable):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh classifier for `num_classes` outputs; 0 removes it."""
-        self.num_classes = num_classes
         if self.card is not None:
             self.card = self.card.without_classes()
         weight = self.norm.weight

@@ -8,7 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import FetchError, MissingLibrary
+from hiera_video.errors import FetchError, MissingLibrary, NotFetched
+from hiera_video.runtime.dry_run import is_dry_run
 
 SCHEME = "hf://"
 FILES = ["config.json", "model.safetensors"]
@@ -19,15 +20,24 @@ def fetch_repository(source: str) -> Path:
 
     Raises:
         FetchError: it is not in the cache and cannot be fetched; says what to do.
+        NotFetched: it is not in the cache, and this is a dry run.
     """
     name, _, revision = source.removeprefix(SCHEME).partition("@")
     failure = (
         f"{source} cannot be fetched from the Hugging Face Hub: check the name, HF_HUB_OFFLINE "
         f"and, of a private one, HF_TOKEN; or give a folder with {' and '.join(FILES)}"
     )
-    with _hub(failure) as hub:
-        folder = hub.snapshot_download(name, revision=revision or None, allow_patterns=FILES)
-    return Path(folder)
+    how = {"revision": revision or None, "allow_patterns": FILES}
+    try:
+        with _hub(failure) as hub:
+            return Path(hub.snapshot_download(name, **how, local_files_only=is_dry_run()))
+    except FetchError:
+        if not is_dry_run():
+            raise
+        raise NotFetched(
+            f"would download https://huggingface.co/{name} (size unknown) to the cache of "
+            "huggingface_hub; what depends on it was not checked"
+        ) from None
 
 
 def write_repository(name: str, folder: Path) -> None:

@@ -54,7 +54,8 @@ def to_official(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]
         return "timm", {rename(key, TIMM): value for key, value in state.items()}
     if any("embeddings.patch_embeddings" in key for key in state):
         return "transformers", _from_transformers(state)
-    return "official", dict(state)
+    # Those of an autoencoder or detector here, which torch.save wrote.
+    return "official", {key.removeprefix("encoder."): value for key, value in state.items()}
 
 
 def from_official(
@@ -136,7 +137,7 @@ def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
     needed = stride ** (len(architecture["stages"]) - 1)
     if layout == "transformers" and unit % needed:
         raise WeightsError(
-            f"transformers refuses mask units of {unit} tokens: needed is a multiple of {needed}"
+            f"transformers refuses mask units of {unit} tokens: expected a multiple of {needed}"
         )
     name = variant_name(architecture)
     with torch.device("meta"):
@@ -251,7 +252,7 @@ def architecture_of(config: Mapping[str, Any], source: object) -> dict[str, Any]
     architecture["patch_padding"] = (0, *c["patch_padding"])
     architecture |= {"num_heads": c["num_heads"][0], "sep_pos_embed": False}
     needed = transformers_arguments(architecture)
-    if differs := [f"{k} is {c[k]}: needed is {needed[k]}" for k in c if c[k] != needed[k]]:
+    if differs := [f"{k} is {c[k]}: expected {needed[k]}" for k in c if c[k] != needed[k]]:
         raise WeightsError(f"{source} is of no Hiera here: {'; '.join(differs)}")
     return architecture
 

@@ -50,6 +50,7 @@ class LoadReport:
     source: str
     layout: str
     loaded: list[str] = field(default_factory=list)  # parameters that got the file's values
+    taken: list[str] = field(default_factory=list)  # which state of a file, without which prefix
     renamed: list[str] = field(default_factory=list)
     resized: list[str] = field(default_factory=list)  # "what: how", for values that were adapted
     reinitialised: list[str] = field(default_factory=list)  # of a fresh head or decoder
@@ -62,7 +63,7 @@ class LoadReport:
             f"{self.source} ({self.layout} layout): loaded {len(self.loaded)} of {total} tensors, "
             f"{self.loaded_frac:.1%} of the parameters"
         ]
-        for what in ("renamed", "resized", "reinitialised", "dropped"):
+        for what in ("taken", "renamed", "resized", "reinitialised", "dropped"):
             if entries := getattr(self, what):
                 lines.append(f"  {what} ({len(entries)}): {shorten(entries)}")
         return "\n".join(lines)
@@ -129,6 +130,7 @@ def load_weights(
         checkpoint.source,
         checkpoint.layout,
         loaded=list(state),
+        taken=checkpoint.taken,
         renamed=[] if isinstance(model, MaskedAutoencoderHiera) else checkpoint.renamed,
         resized=resized,
         reinitialised=absent,

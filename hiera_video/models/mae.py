@@ -54,7 +54,7 @@ class MaskedAutoencoderHiera(Trainable):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ModelError(f"the encoder has {encoder.num_classes} classes: needed are 0")
+            raise ModelError(f"the encoder has {encoder.num_classes} classes: expected 0")
         if decoder_heads < 1 or decoder_dim % decoder_heads:
             raise ModelError(
                 f"decoder_heads is {decoder_heads}: decoder_dim={decoder_dim} does not divide by it"

@@ -131,7 +131,7 @@ def kept_units(visible: Bool[Tensor, "B M"]) -> Int[Tensor, "B K"]:
     counts = visible.sum(dim=1)
     if int(counts.min()) != int(counts.max()) or not int(counts.min()):
         raise ValueError(
-            f"the clips of the batch keep {counts.tolist()} units: needed is one number above 0"
+            f"the clips of the batch keep {counts.tolist()} units: expected one number above 0"
         )
     return visible.nonzero()[:, 1].unflatten(0, (len(visible), -1))
 

@@ -1,6 +1,7 @@
 """Pixels to tokens: the convolution over a whole clip, or over the mask units that are kept."""
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,13 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.proj = nn.Conv3d(in_chans, dim, kernel, patch, padding)
         self.padding = padding
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+        """Of images, official files have kernels without an axis of time, [D, C, h, w]."""
+        key = f"{prefix}proj.weight"
+        if key in state_dict and state_dict[key].dim() == 4 and self.proj.kernel_size[0] == 1:
+            state_dict[key] = state_dict[key].unsqueeze(2)
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
         return self.proj(x)

@@ -1,5 +1,6 @@
 """People in single frames: torchvision's Faster R-CNN, trained on COCO."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +14,12 @@ from torchvision.models.detection import (
     fasterrcnn_resnet50_fpn_v2,
 )
 
-from hiera_video.errors import WeightsError
-from hiera_video.models.checkpoint import differences, not_finite, read_tensors, shorten
+from hiera_video.errors import NotFetched, WeightsError
+from hiera_video.models.checkpoint import differences, not_finite, shorten
 from hiera_video.models.download import fetch_file
+from hiera_video.models.tensors import read_state
+
+logger = logging.getLogger(__name__)
 
 PUBLISHED = FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1  # box AP 46.7 on COCO val2017
 CLASSES = PUBLISHED.meta["categories"]  # COCO's, and the background
@@ -37,11 +41,11 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
             those that torchvision publishes, fetched into torch.hub's cache at first use.
 
     Raises:
-        FetchError, WeightsNotFoundError: as `fetch_file` and `read_tensors`.
+        FetchError, WeightsNotFoundError: as `fetch_file` and `read_state`.
         WeightsError: the file holds something else, or values that are not finite.
     """
-    path = fetch_file(PUBLISHED.url, "BSD-3-Clause") if weights is None else Path(weights)
-    state = read_tensors(path)
+    path = fetch_weights() if weights is None else Path(weights)
+    state = read_state(path).tensors
     model = fasterrcnn_resnet50_fpn_v2(
         weights=None, weights_backbone=None, num_classes=len(CLASSES), box_score_thresh=0.0
     )
@@ -54,6 +58,19 @@ def load_person_detector(weights: str | Path | None = None) -> FasterRCNN:
         raise WeightsError(f"{path} holds values that are not finite: {shorten(bad)}; use another")
     model.load_state_dict(state)
     return model.eval()
+
+
+def fetch_weights() -> Path:
+    """The file that torchvision publishes; errors are those of `fetch_file`."""
+    return fetch_file(PUBLISHED.url, "BSD-3-Clause")
+
+
+def announce_weights() -> None:
+    """Logs what `fetch_weights` would fetch, in a dry run."""
+    try:
+        fetch_weights()
+    except NotFetched as what:
+        logger.info("%s: about %.0f MB", what, PUBLISHED.meta["_file_size"])
 
 
 @torch.inference_mode()

@@ -13,13 +13,19 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hiera_video.errors import ModelError, OutputExistsError, WeightsError
-from hiera_video.files import replacing, user_path, write_json
+from hiera_video.errors import (
+    ModelError,
+    OutputExistsError,
+    WeightsError,
+    WeightsNotFoundError,
+    did_you_mean,
+)
+from hiera_video.files import json_text, parse_json, replacing, user_path, write_json
 from hiera_video.models.build import build, described_tensors
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.checkpoint import (
@@ -30,6 +36,7 @@ from hiera_video.models.checkpoint import (
     with_card,
 )
 from hiera_video.models.hiera import Hiera as Hiera
+from hiera_video.models.hiera import Trainable
 from hiera_video.models.hub import SCHEME, write_repository
 from hiera_video.models.layouts import rename
 from hiera_video.models.loading import Model, card_of, load_weights
@@ -54,6 +61,7 @@ def create_model(
     name: str | None = None,
     *,
     checkpoint: str | Path | Checkpoint | None = None,
+    weights_key: str | None = None,
     num_classes: int | None = None,
     num_frames: int | None = None,
     image_size: int | Sequence[int] | None = None,
@@ -68,6 +76,8 @@ def create_model(
             that its shapes show.
         checkpoint: weights, see `hiera_video.models.sources`; beside a name, the tag of published
             weights alone (image weights are inflated into a video model).
+        weights_key: of several states in a file, the one to take, such as `model_ema`. None: the
+            plain one, with a warning that names the others.
         num_classes: outputs of the classifier, 0 for none; a count that differs from the
             checkpoint's gives a fresh classifier. None: the checkpoint's, else the variant's.
         num_frames: frames of a clip. None: the variant's.
@@ -82,7 +92,7 @@ def create_model(
         WeightsError: weights that do not fit, or are not there.
         FetchError: weights that cannot be fetched.
     """
-    overrides |= {"num_frames": num_frames, "image_size": image_size}
+    overrides |= {"num_frames": num_frames, "image_size": image_size, "weights_key": weights_key}
     encoder, _, source = _stated("classifier", name, checkpoint, **overrides)
     if num_classes is None and source is not None:
         num_classes = source.num_classes if name is not None else source.num_classes or 0
@@ -160,6 +170,7 @@ def _stated(
     name: str | None,
     checkpoint: str | Path | Checkpoint | None,
     *,
+    weights_key: str | None = None,
     num_frames: int | None = None,
     image_size: int | Sequence[int] | None = None,
     **overrides: Any,
@@ -170,17 +181,25 @@ def _stated(
         Keyword arguments of `Hiera`; of the autoencoder or detector around it, those on the card of
         the checkpoint; the checkpoint, read.
     """
+    if name is not None and (os.sep in name or user_path(name).exists()):
+        raise ModelError(
+            f"name is {name!r}: expected a variant; a file, a folder or hf://OWNER/NAME with "
+            "weights is given as checkpoint=..."
+        )
     if name is not None and "." in name:
         if checkpoint is not None:
             raise ModelError(f"name is {name!r}, which names weights: give no checkpoint beside it")
-        check_known(name, PUBLISHED, "Published weights")
+        if name not in PUBLISHED:
+            hint = did_you_mean(name, PUBLISHED) or "; list_models(pretrained=True) has all"
+            raise ModelError(f"no published weights are called {name!r}{hint}")
         name, checkpoint = name.split(".")[0], name
     if name is not None:
         check_known(name, VARIANTS, "The variants")
     source = None
     if checkpoint is not None:
-        tagged = f"{name}.{checkpoint}"
-        source = read_checkpoint(tagged if tagged in PUBLISHED else checkpoint)
+        source = read_checkpoint(_with_variant(name, checkpoint), weights_key=weights_key)
+    elif weights_key is not None:
+        raise ModelError(f"weights_key is {weights_key!r}: give a checkpoint beside it")
 
     pools_less = False  # as autoencoders do: once less than the models that start from them
     if name is not None:
@@ -202,10 +221,27 @@ def _stated(
             "video variants are " + ", ".join(list_models("*_16x224"))
         )
     if image_size is not None:
-        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+        sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
+        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+            raise ModelError(
+                f"image_size is {image_size!r}: expected a whole number, or (height, width)"
+            )
+        height, width = sides
     arguments["input_size"] = (frames if num_frames is None else num_frames, height, width)
     around = getattr(source.card, kind, None) if source is not None else None
     return arguments | _given(**overrides), dict(around or {}), source
+
+
+def _with_variant(name: str | None, checkpoint: str | Path | Checkpoint) -> str | Path | Checkpoint:
+    """The checkpoint; of a tag of published weights alone, their whole name."""
+    if not isinstance(checkpoint, str) or "." in checkpoint or user_path(checkpoint).exists():
+        return checkpoint
+    tags = [known.split(".")[1] for known in PUBLISHED if known.split(".")[0] == name]
+    if checkpoint not in tags and (near := did_you_mean(checkpoint, tags)):
+        raise WeightsNotFoundError(
+            f"{checkpoint}: there is no such file or folder, and {name} has no such tag{near}"
+        )
+    return f"{name}.{checkpoint}" if checkpoint in tags else checkpoint
 
 
 def _given(**arguments: Any) -> dict[str, Any]:
@@ -238,22 +274,26 @@ def _create(
 
 @overload
 def load_model(
-    source: Source, *, kind: Literal["classifier", "backbone"], **changes: Any
+    source: Source | Checkpoint, *, kind: Literal["classifier", "backbone"], **changes: Any
 ) -> tuple[Hiera, ModelCard]: ...
 @overload
 def load_model(
-    source: Source, *, kind: Literal["autoencoder"], **changes: Any
+    source: Source | Checkpoint, *, kind: Literal["autoencoder"], **changes: Any
 ) -> tuple[MaskedAutoencoderHiera, ModelCard]: ...
 @overload
 def load_model(
-    source: Source, *, kind: Literal["detector"], **changes: Any
+    source: Source | Checkpoint, *, kind: Literal["detector"], **changes: Any
 ) -> tuple[ActionDetector, ModelCard]: ...
 @overload
 def load_model(
-    source: Source, *, kind: Kind | None = None, **changes: Any
+    source: Source | Checkpoint, *, kind: Kind | None = None, **changes: Any
 ) -> tuple[Model, ModelCard]: ...
 def load_model(
-    source: Source, *, kind: Kind | None = None, **changes: Any
+    source: Source | Checkpoint,
+    *,
+    kind: Kind | None = None,
+    weights_key: str | None = None,
+    **changes: Any,
 ) -> tuple[Model, ModelCard]:
     """A trained model in evaluation mode, and its card, which is `model.card` too.
 
@@ -261,9 +301,9 @@ def load_model(
 
     Arguments and errors are those of `hiera_video.load_model`.
     """
-    checkpoint = with_card(read_checkpoint(source, kind))
+    checkpoint = with_card(read_checkpoint(source, kind, weights_key))
     assert checkpoint.card is not None
-    checkpoint.card.require(kind, source)
+    checkpoint.card.require(kind, checkpoint.source)
     creators: dict[Kind, Callable[..., Model]] = {
         "autoencoder": create_autoencoder,
         "detector": create_detector,
@@ -276,7 +316,7 @@ def load_model(
 
 def save_model(
     folder: str | Path,
-    model: Model,
+    model: nn.Module,
     card: ModelCard | None = None,
     *,
     repository: str | None = None,
@@ -289,6 +329,10 @@ def save_model(
 
     Args:
         folder: replaced if it is a weights folder already.
+        model: a `Hiera`, `MaskedAutoencoderHiera` or action detector, also in the wrapper of
+            DataParallel, DistributedDataParallel or torch.compile. A linear layer that was assigned
+            as its classifier is written; the class names before are left out, with a warning, if
+            its outputs are others.
         card: what config.json says beside what the model itself shows. None: the card that the
             model has from its weights, if it comes from any.
         repository: OWNER/NAME on the Hugging Face Hub to upload the folder to.
@@ -300,8 +344,8 @@ def save_model(
         OutputExistsError: `folder` is something else than a weights folder.
         FetchError: the folder is written, but cannot be uploaded.
     """
-    folder = user_path(folder)
-    card = card_of(model, model.card if card is None else card, **entries)
+    folder, model = user_path(folder), _unwrapped(model)
+    card = card_of(model, _own_card(model, entries) if card is None else card, **entries)
     _check_described(model, card)
     replaces = (folder / "config.json").is_file()
     if folder.exists() and not replaces:
@@ -345,8 +389,41 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     path.chmod(mode)
 
 
+def _unwrapped(model: nn.Module) -> Model:
+    """The model in the wrappers of DataParallel, DistributedDataParallel and torch.compile."""
+    found: object = model
+    while not isinstance(found, Trainable):
+        found = getattr(found, "module", getattr(found, "_orig_mod", None))
+        if not isinstance(found, nn.Module):
+            raise ModelError(
+                f"the model is a {type(model).__name__}: expected a Hiera, or an autoencoder or "
+                "action detector around one; save another's state dict with torch.save"
+            )
+    return cast("Model", found)
+
+
+def _own_card(model: Model, entries: Mapping[str, Any]) -> ModelCard | None:
+    """The card that a model has, without its classes if another classifier was assigned."""
+    card = model.card
+    if card is None or isinstance(model, MaskedAutoencoderHiera):
+        return card
+    classes = (card.detector or {"num_classes": card.num_classes})["num_classes"]
+    if classes == model.num_classes:
+        return card
+    if (card.class_names or card.label_map) and not {"class_names", "label_map"} & entries.keys():
+        logger.warning(
+            "the classifier was replaced by one of %d outputs: the names of the %d classes before "
+            "are left out; class_names=... gives others",
+            model.num_classes,
+            classes,
+        )
+    return card.without_classes()
+
+
 def _check_described(model: Model, card: ModelCard) -> None:
     """Raises WeightsError for a model that cannot be loaded into what its card describes."""
+    if ModelCard.from_json(parse_json(json_text(card.to_json())), "config.json") != card:
+        raise WeightsError("an entry of the card changes when it is written as JSON and read again")
     if differs := differences(model.state_dict(), described_tensors(card)):
         advice = "save its state dict with torch.save"
         if all("head." in difference.split(" ")[0] for difference in differs):

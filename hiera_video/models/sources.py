@@ -2,19 +2,23 @@
 
 A source is one of:
 
-* a folder with config.json and model.safetensors: a weights folder, a run folder or a checkpoint
-  folder of this project, which hold one in weights/, or a folder of timm or transformers;
-* a file of weights;
+* a folder with config.json and model.safetensors, or this file in it: a weights folder, a run
+  folder or a checkpoint folder of this project, which hold one in weights/, or a folder of timm or
+  transformers;
+* another file of weights;
 * published weights by name, ARCHITECTURE.TAG;
 * a repository of the Hugging Face Hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 """
 
+import os
+from contextlib import suppress
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import WeightsError, WeightsNotFoundError, did_you_mean
-from hiera_video.files import parse_json, shipped_folder, user_path
-from hiera_video.models.card import Kind, ModelCard
+from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.files import parse_json, shipped_folder, similar_path, user_path
+from hiera_video.models.card import EXAMPLES, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
     PUBLISHED,
@@ -26,7 +30,7 @@ from hiera_video.models.variants import (
 from hiera_video.settings.model import Masking
 from hiera_video.settings.video import Clips, Views
 
-Source = str | Path
+Source = str | os.PathLike[str]
 
 
 def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
@@ -40,11 +44,11 @@ def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
         WeightsNotFoundError: there is nothing of that name.
         FetchError: a repository that cannot be fetched.
     """
-    path, card = find(source)
+    path, card = find(source, kind)
     if not isinstance(card, ModelCard):
         what = "a folder of another project" if path and path.is_dir() else "a file"
         raise WeightsError(
-            f"{source} is {what}, which does not say what its weights are: needed is a run folder, "
+            f"{source} is {what}, which does not say what its weights are: expected a run folder, "
             "a weights folder (`hiera-video convert` writes one), or published weights such as "
             "hiera_base_16x224.mae_k400_ft_k400"
         )
@@ -52,8 +56,13 @@ def load_card(source: Source, kind: Kind | None = None) -> ModelCard:
     return card
 
 
-def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
+def find(
+    source: Source, kind: Kind | None = None
+) -> tuple[Path | None, ModelCard | dict[str, Any]]:
     """Where weights are, and what describes them.
+
+    Args:
+        kind: what the weights are needed as, for advice where there are none.
 
     Returns:
         A file, or the folder that holds config.json; None for published weights. Their card; of a
@@ -62,11 +71,13 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
     Raises:
         WeightsError, WeightsNotFoundError, FetchError: as for `load_card`.
     """
-    name = str(source)
+    name = os.fspath(source)
     if name in PUBLISHED:
         return None, published_card(name)
-    check_source(source)
+    check_source(source, kind)
     found = fetch_repository(name) if name.startswith(SCHEME) else user_path(source)
+    if found.name == "model.safetensors" and found.with_name("config.json").is_file():
+        found = found.parent
     if not found.is_dir():
         return found, {}
     found = found / "weights" if (found / "weights" / "config.json").is_file() else found
@@ -83,23 +94,56 @@ def find(source: Source) -> tuple[Path | None, ModelCard | dict[str, Any]]:
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise WeightsError(f"{path} holds a {type(config).__name__}: needed are keys with values")
+        raise WeightsError(f"{path} holds a {type(config).__name__}: expected keys with values")
     is_own = "format" in config or isinstance(config.get("architecture"), dict)
     return found, ModelCard.from_json(config, path) if is_own else config
 
 
-def check_source(source: Source) -> None:
+def check_source(source: Source, kind: Kind | None = None) -> None:
     """Raises WeightsNotFoundError, with the nearest names, for a source that is not there.
 
     Repositories are not asked.
+
+    Args:
+        kind: what the weights are needed as.
     """
-    name = str(source)
-    if name in PUBLISHED or name.startswith(SCHEME) or user_path(source).exists():
+    name, path = os.fspath(source), user_path(source)
+    if name in PUBLISHED or name.startswith(SCHEME) or path.exists():
         return
-    raise WeightsNotFoundError(
-        f"{source}: there is no such file or folder, and no published weights are called so"
-        + (did_you_mean(name, PUBLISHED) or f"; there are {', '.join(PUBLISHED)}")
-    )
+    what = f"{name}: there is no such file or folder"
+    suited = [p for p in PUBLISHED if kind in (None, "backbone", _published_kind(p))]
+    if of_name := [p for p in suited if name in p.split(".")]:
+        raise WeightsNotFoundError(f"{what}; published weights are {', '.join(of_name)}")
+    if name in VARIANTS:
+        alike = [p for p in suited if ("16x" in p) == ("16x" in name)]
+        others = (
+            f"there are {', '.join(alike)}" if alike else f"expected {EXAMPLES[kind or 'detector']}"
+        )
+        raise WeightsNotFoundError(f"{what}, and no such weights of it are published; {others}")
+    called = {p.split(".")[0]: p for p in suited} | {p: p for p in suited}
+    if os.sep not in name and (near := get_close_matches(name, called, n=1)):
+        raise WeightsNotFoundError(
+            f"{what}, and no published weights are called so; did you mean {called[near[0]]!r}?"
+        )
+    if hint := similar_path(str(path)):
+        raise WeightsNotFoundError(f"{what}{hint}")
+    missing = path  # the first that is, of the folders on the way
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    beside = []
+    with suppress(OSError):  # a folder that cannot be listed
+        beside = [entry.name for entry in missing.parent.iterdir()]
+    if near := get_close_matches(missing.name, beside, n=1):
+        raise WeightsNotFoundError(f"{what}; did you mean {str(missing.parent / near[0])!r}?")
+    if missing != path:
+        what += f", nor {missing}"
+        if name.count("/") == 1:
+            what += f"; a repository of the Hugging Face Hub would be {SCHEME}{name}"
+    raise WeightsNotFoundError(what)
+
+
+def _published_kind(name: str) -> Kind:
+    return "classifier" if "_ft_" in name else "autoencoder"
 
 
 # Published weights.
@@ -110,7 +154,7 @@ def published_card(name: str) -> ModelCard:
 
     The settings are those of the recipes in configs/, which state their sources.
     """
-    variant, tag = name.split(".")
+    variant, _ = name.split(".")
     architecture = dict(VARIANTS[variant])
     num_classes = architecture.pop("num_classes")
     image = is_image(architecture)
@@ -119,7 +163,7 @@ def published_card(name: str) -> ModelCard:
         "url": PUBLISHED[name],
         "license": PUBLISHED_LICENSE,
     }
-    if "_ft_" not in tag:
+    if _published_kind(name) == "autoencoder":
         num_classes, architecture["q_pool"] = None, 2
         # Nothing says how many heads the decoder has.
         entries["autoencoder"] = {"decoder_dim": 512, "decoder_depth": 8, "target": "pixels"}

@@ -114,7 +114,7 @@ def check_patches(input_size: Size3, kernel: Size3, stride: Size3, padding: Size
     if found != (needed := divided(input_size, stride)):
         raise ModelError(
             f"patch_padding is {tuple(padding)}: with patch_kernel={tuple(kernel)} and "
-            f"patch_stride={tuple(stride)} there are {found} patches, needed are {needed}"
+            f"patch_stride={tuple(stride)} there are {found} patches, expected {needed}"
         )
 
 

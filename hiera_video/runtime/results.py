@@ -6,22 +6,33 @@ from typing import Any
 
 from hiera_video.errors import UserError, printable
 from hiera_video.files import json_text, utf8_text
+from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.settings.evaluation import (
     DetectEvaluateSettings,
     DetectPredictSettings,
     EvaluateSettings,
     VisualizeSettings,
 )
+from hiera_video.settings.tools import BenchmarkSettings
+
+Writing = (
+    EvaluateSettings
+    | DetectEvaluateSettings
+    | DetectPredictSettings
+    | VisualizeSettings
+    | BenchmarkSettings
+)
 
 
-def refuse_existing(paths: Iterable[Path], *, overwrite: bool) -> None:
+def refuse_existing(config: Writing, paths: Iterable[Path]) -> None:
     """Raises UserError if results would be replaced that must not be."""
     existing = [str(path) for path in paths if path.exists()]
-    if existing and not overwrite:
-        raise UserError(
-            f"{', '.join(existing)} would be replaced: choose another output_dir, or set "
-            "overwrite=true"
-        )
+    with in_the_way(config, "output_dir"):
+        if existing and not config.overwrite:
+            raise UserError(
+                f"{', '.join(existing)} would be replaced: choose another output_dir, or set "
+                "overwrite=true"
+            )
 
 
 def evaluation_folder(
@@ -31,7 +42,7 @@ def evaluation_folder(
     path = Path(config.checkpoint)
     beside = path.parent if path.name == "weights" else path
     folder = Path(config.output_dir or beside / "eval")
-    refuse_existing((folder / name for name in results), overwrite=config.overwrite)
+    refuse_existing(config, (folder / name for name in results))
     return folder
 
 
@@ -53,7 +64,7 @@ def output_files(
             number += 1
         taken.add(name.casefold())
         outputs.append({k: Path(config.output_dir, f"{name}_{end}") for k, end in ends.items()})
-    refuse_existing((p for files in outputs for p in files.values()), overwrite=config.overwrite)
+    refuse_existing(config, (p for files in outputs for p in files.values()))
     return outputs
 
 

@@ -58,7 +58,7 @@ class RuleError(ValueError):
     """A value that is not allowed beside the others."""
 
     def __init__(self, key: str, value: Any, allowed: str) -> None:
-        super().__init__(f"{key} is {shown(value)}: needed is {allowed}")
+        super().__init__(f"{key} is {shown(value)}; it must be {allowed}")
         self.key, self.value, self.allowed = key, value, allowed
 
 
@@ -67,6 +67,17 @@ class Allowed:
     """Words for what a field allows, where its type does not say enough."""
 
     words: str
+
+
+@dataclass(frozen=True)
+class Existing:
+    """A path that must be there when a command starts.
+
+    Args:
+        or_published: it may also name published weights, or a repository.
+    """
+
+    or_published: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,9 +118,11 @@ Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 Probability = Annotated[float, Ge(0), Le(1)]
 Rate = Annotated[float, Ge(0), Lt(1)]
 Share = Annotated[float, Gt(0), Le(1)]
-Path = Annotated[str, PlainValidator(_possible_path), Allowed("a path")]
+PossiblePath = Annotated[str, PlainValidator(_possible_path)]
+Path = Annotated[PossiblePath, Existing(), Allowed("a path")]
 # Of what is written, because some libraries write no other.
-Output = Annotated[Path, AfterValidator(_utf8), Allowed("a path in UTF-8")]
+Output = Annotated[PossiblePath, AfterValidator(_utf8), Allowed("a path in UTF-8")]
+Weights = Annotated[Path, Existing(or_published=True), Allowed("weights")]
 Ascending = AfterValidator(_ascending)
 Length = Annotated[int, Ge(1), Le(16_384)]  # along an axis of a clip: frames, pixels or tokens
 Size2 = tuple[Length, Length]
@@ -234,6 +247,37 @@ def leaves(
                 yield f"{name}.{key}", inner, value
         else:
             yield name, field, values.get(name)
+
+
+def existing_paths(settings: Settings) -> Iterator[tuple[str, list[str], Existing]]:
+    """The settings that name what must be there: dotted key, paths, and what they may be else."""
+    for key, field, value in leaves(type(settings), settings.model_dump()):
+        marks = [
+            m for m in metadata_of(field.annotation, field.metadata) if isinstance(m, Existing)
+        ]
+        if marks and value is not None:
+            yield key, [value] if isinstance(value, str) else list(value), marks[-1]
+
+
+def metadata_of(annotation: Any, metadata: Sequence[Any] = ()) -> Iterator[Any]:
+    """What `Annotated` adds to a type or to the types inside it, from the inside outwards."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from metadata_of(arguments[0], arguments[1:])
+    else:
+        for inner in () if origin is Literal else arguments:
+            yield from metadata_of(inner)
+    yield from metadata
+
+
+def types_of(annotation: Any) -> Iterator[Any]:
+    """The types that a value may have: the members of a union, without what `Annotated` adds."""
+    if get_origin(annotation) in (Union, types.UnionType, Annotated):
+        arguments = get_args(annotation)
+        for inner in arguments[:1] if get_origin(annotation) is Annotated else arguments:
+            yield from types_of(inner)
+    else:
+        yield annotation
 
 
 def operand_of(cls: type[Settings]) -> tuple[str, Operand] | None:

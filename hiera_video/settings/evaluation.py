@@ -16,6 +16,7 @@ from hiera_video.settings.base import (
     Probability,
     Seed,
     Settings,
+    Weights,
 )
 from hiera_video.settings.model import Masking
 from hiera_video.settings.training import BoxList, KeyframeData, Precision, VideoList
@@ -29,7 +30,10 @@ from hiera_video.settings.video import (
     check_segments,
 )
 
-Checkpoint = Annotated[Path, Allowed("a run, checkpoint or weights folder, or published weights")]
+Checkpoint = Annotated[
+    Weights,
+    Allowed("a run, checkpoint or weights folder, published weights, or a file of weights"),
+]
 Files = Annotated[list[Path], MinLen(1), Operand("FILE"), Allowed("at least one file or folder")]
 Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]
 Pooling = Literal["mean", "spatial", "temporal", "none"]
@@ -37,11 +41,18 @@ DType = Literal["float32", "float16", "bfloat16"]
 Mode = Literal["normalised", "visible_statistics", "ground_truth_statistics"]
 
 
-class Inference(Settings):
-    """Settings that all commands with a trained model and data have."""
+class Trained(Settings):
+    """Settings that all commands with a trained model have."""
 
     checkpoint: Checkpoint
-    """A run, checkpoint or weights folder, or published weights."""
+    """A run, checkpoint or weights folder, published weights, or a file of weights."""
+    weights_key: str | None = None
+    """Of several states in a file, the one to take, such as model_ema. Null: the plain one."""
+
+
+class Inference(Trained):
+    """Settings that all commands with a trained model and data have."""
+
     device: Device = "auto"
     precision: Precision = "fp32"
     """Precision of the forward pass."""
@@ -55,6 +66,9 @@ class WritingInference(Inference):
 class EvaluationData(Reading):
     val: VideoList
     """Videos to evaluate on: a list file or a folder, as for training."""
+    class_names: Path | None = None
+    """Classes of a checkpoint that does not name them: a file with one name a line, in id order, or
+    JSON. Null: as the checkpoint states them."""
 
 
 class EvaluateSettings(MultiView, WritingInference):
@@ -205,13 +219,14 @@ class DetectScoreSettings(Settings):
     without ground truth, or SlowFast's, which leaves out excluded key frames."""
 
 
-class VisualizeSettings(Settings):
+class VisualizeSettings(Trained):
     """Show what a masked autoencoder sees and predicts, as pictures."""
 
     inputs: Files
     """Files; the centre clip of each is shown."""
     checkpoint: Checkpoint
-    """A run, checkpoint or weights folder, or published weights, of a masked autoencoder."""
+    """A run, checkpoint or weights folder, published weights, or a file of weights, of a masked
+    autoencoder."""
     mode: Mode = "normalised"
     """Source of the brightness and contrast of predicted patches: none, all patches being shown in
     normalised units; the average of the visible patches; or the hidden patches themselves, which

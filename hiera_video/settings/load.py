@@ -4,7 +4,7 @@ Every scalar stays text until the field that it is for is known: 1e-3 is a numbe
 and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from hiera_video.errors import ConfigError, did_you_mean
 from hiera_video.files import read_text, shipped_folder, user_path
+from hiera_video.settings.advice import advice
 from hiera_video.settings.base import (
     MAX_WHOLE,
     RuleError,
@@ -169,9 +170,17 @@ def _parsed(text: str, source: object) -> Any:
     try:
         return yaml.load(text, _TextLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{source}: not valid YAML: {_problem(error)}") from None
     except RecursionError:
         raise ConfigError(f"{source}: groups or lists are nested too deeply") from None
+
+
+def _problem(error: yaml.YAMLError) -> str:
+    """What is wrong, and where; PyYAML's own sentences also name its objects."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
+        mark = error.problem_mark
+        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+    return str(error).partition("\n")[0]
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -228,10 +237,10 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
             break
         group = inner
     if error["type"] == "extra_forbidden":
-        key = ".".join(names)
+        key, inside = ".".join(names), error["input"]
+        whole = ".".join((key, *_only_keys(inside)))  # as it was written
         known = f"; known here are {', '.join(group.model_fields)}"
-        near = did_you_mean(names[-1], group.model_fields)
-        return False, key, f"{key} is unknown{near or known}"
+        return False, key, f"{whole} is unknown{advice(cls, whole) or known}"
     rule = error.get("ctx", {}).get("error")
     if isinstance(rule, RuleError):
         key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
@@ -244,8 +253,15 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
         if error["type"] == "less_than_equal" and error["ctx"]["le"] >= MAX_WHOLE:
             allowed += f" and of at most {error['ctx']['le']:,}"
         is_required = field.is_required()
-    sentence = f"{shown_key(cls, key)} is {shown(value)}: needed is {allowed}"
+    sentence = f"{shown_key(cls, key)} is {shown(value)}; it must be {allowed}"
     return value is None and is_required, key, sentence
+
+
+def _only_keys(value: Any) -> Iterator[str]:
+    """The keys that lead into groups of one entry."""
+    while isinstance(value, dict) and len(value) == 1:
+        ((key, value),) = value.items()
+        yield str(key)
 
 
 def to_yaml(values: Settings | dict[str, Any]) -> str:
@@ -269,6 +285,12 @@ def find_config(name: str) -> Path:
     for path in (user_path(name), shipped / relative):
         if path.exists() and not path.is_dir():
             return path
-    known = sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml"))
+    known = shipped_recipes()
     hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
     raise ConfigError(f"{name}: there is no such configuration file{hint}")
+
+
+def shipped_recipes() -> list[str]:
+    """The names of the recipes that come with the package."""
+    folder = shipped_folder("configs")
+    return sorted(str(p.relative_to(folder).with_suffix("")) for p in folder.rglob("*.yaml"))

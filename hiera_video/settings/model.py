@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import model_serializer
 
-from hiera_video.settings.base import ImageSize, Length, Path, Rate, Settings, Size3
+from hiera_video.settings.base import ImageSize, Length, Rate, Settings, Size3, Weights
 
 Width = Annotated[int, Ge(1), Le(16_384)]
 Heads = Annotated[int, Ge(1), Le(1024)]
@@ -58,9 +58,12 @@ class Architecture(Settings):
 class Backbone(Settings):
     name: str = "hiera_base_16x224"
     """A variant of `hiera_video.list_models()`."""
-    init: Path | None = None
+    init: Weights | None = None
     """Weights to start from: a file, a weights, run or checkpoint folder, or a published tag.
     Null: random weights."""
+    weights_key: str | None = None
+    """Of several states in the file `init`, the one to take, such as model_ema. Null: the plain
+    one."""
     num_frames: Length | None = None
     """Frames of a clip. Null: as the variant."""
     image_size: ImageSize | None = None
@@ -74,10 +77,22 @@ class Backbone(Settings):
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
 
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments of the builders in `hiera_video.models`, weights left out."""
-        own = self.model_dump(exclude={"init", "overrides", "grad_checkpointing"})
-        return own | self.overrides.arguments()
+    def check_rules(self) -> None:
+        super().check_rules()
+        self.require(
+            self.weights_key is None or self.init is not None, "weights_key", "null without init"
+        )
+
+    def arguments(self, checkpoint: object) -> dict[str, Any]:
+        """Keyword arguments of the builders in `hiera_video.models`, weights left out.
+
+        Args:
+            checkpoint: beside which they are given; `weights_key` is of `init` alone.
+        """
+        others = {"init", "overrides", "grad_checkpointing"}
+        if checkpoint is None or checkpoint != self.init:
+            others.add("weights_key")
+        return self.model_dump(exclude=others) | self.overrides.arguments()
 
 
 class Classifier(Backbone):
@@ -105,6 +120,7 @@ class Decoder(Settings):
     """What is predicted in hidden units: normalised pixels, or histograms of oriented gradients."""
 
     def check_rules(self) -> None:
+        super().check_rules()
         self.require(
             self.decoder_heads is None or self.decoder_dim % self.decoder_heads == 0,
             "decoder_heads",

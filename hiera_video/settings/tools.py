@@ -15,7 +15,7 @@ from hiera_video.settings.base import (
     Seed,
     Settings,
 )
-from hiera_video.settings.evaluation import Checkpoint
+from hiera_video.settings.evaluation import Checkpoint, Trained
 from hiera_video.settings.model import Architecture, Masking, Target
 from hiera_video.settings.video import Decoding
 
@@ -118,7 +118,7 @@ class BenchmarkSettings(Settings):
         self.require(self.peers or not self.only, "only", "empty without --peers")
 
 
-class ExportSettings(Settings):
+class ExportSettings(Trained):
     """Export a model as torch.export and ONNX files, each compared with it.
 
     A classifier becomes model.pt2 and model.onnx, an action detector backbone and head, and
@@ -126,8 +126,8 @@ class ExportSettings(Settings):
     """
 
     checkpoint: Checkpoint
-    """A run, checkpoint or weights folder, or published weights, of a classifier or an action
-    detector."""
+    """A run, checkpoint or weights folder, published weights, or a file of weights, of a classifier
+    or an action detector."""
     format: Literal["pt2", "onnx", "both"] = "both"
     """Kind of files: torch.export, ONNX."""
     output_dir: Output = "exported"
@@ -136,19 +136,26 @@ class ExportSettings(Settings):
     """Replace the folder if an earlier export wrote it."""
 
 
-class ConvertSettings(Settings):
+class ClassNames(Settings):
+    class_names: Path | None = None
+    """Classes of a checkpoint that does not name them: a file with one name a line, in id order, or
+    JSON. Null: as the checkpoint states them."""
+
+
+class ConvertSettings(Trained):
     """Write weights of a classifier or backbone in the layout of another project.
 
     What was written is read again, and all tensors must come back the same.
     """
 
-    checkpoint: Annotated[Path, Allowed("a file, a folder or published weights")]
+    checkpoint: Checkpoint
     """A file or folder in any of the layouts, or published weights."""
     layout: Layout = "hiera_video"
     """Layout to write: a weights folder of this project; a .pth file; or, of image models, a
     folder for timm or transformers."""
     output: Annotated[Output, Allowed("the name of a file or folder that does not exist")]
     """Folder, or file with layout=official; must not exist."""
+    data: ClassNames = ClassNames()
 
 
 class DemoSettings(Settings):

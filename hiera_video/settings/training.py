@@ -190,7 +190,12 @@ class Loop(Settings):
 
     def check_rules(self) -> None:
         is_shorter = self.warmup_epochs < self.epochs
-        self.require(is_shorter, "warmup_epochs", f"less than epochs={self.epochs:g}")
+        self.require(
+            is_shorter,
+            "warmup_epochs",
+            f"less than train.epochs={self.epochs:g}: write train.warmup_epochs="
+            f"{self.epochs / 10:g} beside it, a tenth",
+        )
 
 
 class DetectionLoop(Loop):

@@ -36,6 +36,9 @@ class Decoding(Settings):
     frames_fps: Positive | None = None
     """Frames per second of folders of numbered frames, each of which is a video, and of pages of
     TIFF files. Null: folders are refused, and 25 pages are a second."""
+    max_gap_sec: Positive | None = None
+    """Longest time between two frames that counts, seconds: longer gaps, in which a camera was off,
+    are shortened to it. Null: gaps count as long as the file states."""
     num_workers: Natural | None = None
     """Decoding processes for each process. Null: as many as its share of the CPU cores."""
 

@@ -16,13 +16,9 @@ from torch import Tensor, nn
 
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.files import json_text, parse_json, remove_unfinished, replacing
-from hiera_video.models.checkpoint import (
-    check_weights_folder,
-    differences,
-    read_metadata,
-    read_tensors,
-)
+from hiera_video.models.checkpoint import check_weights_folder, differences
 from hiera_video.models.pretrained import write_tensors
+from hiera_video.models.tensors import read_content, read_metadata
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +75,7 @@ def load_checkpoint(
     Raises:
         UserError: a checkpoint of another model or optimizer, or without an average that is wanted.
     """
-    stored = read_tensors(path / STATE)
+    stored = read_content(path / STATE)
     needed = _prefixed("model", model)
     if average is not None:
         needed |= _prefixed("average", average)

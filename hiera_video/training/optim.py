@@ -22,7 +22,7 @@ def freeze(model: Hiera, train: Train) -> None:
     num_stages = len(model.stage_ends)
     if train.freeze_stages > num_stages:
         raise ConfigError(
-            f"train.freeze_stages is {train.freeze_stages}: needed is from 0 to {num_stages}, as "
+            f"train.freeze_stages is {train.freeze_stages}; it must be from 0 to {num_stages}, as "
             "many stages as the model has"
         )
     last_frozen = -1

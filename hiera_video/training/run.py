@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
-from hiera_video.errors import UserError, WeightsError, configured
+from hiera_video.errors import UserError, WeightsError, configured, counted
 from hiera_video.files import locked
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import check_weights_folder, not_finite, shorten
@@ -35,7 +35,8 @@ from hiera_video.runtime.distributed import (
     on_main,
     process_group,
 )
-from hiera_video.runtime.results import print_json, print_lines
+from hiera_video.runtime.dry_run import in_the_way
+from hiera_video.runtime.results import exit_code, print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
 from hiera_video.settings.training import Loop, Optim, RunSettings
 from hiera_video.training.checkpoint import (
@@ -85,7 +86,9 @@ def train(
         folder = Path(settings.run_dir)
         if not dry_run:
             on_main(lambda: stack.enter_context(locked(folder, "run_dir")))
-        latest = find_run(folder, settings, task.data)
+        latest = None
+        with in_the_way(settings, "run_dir"):
+            latest = find_run(folder, settings, task.data)
         with configured(), torch.device("meta"):
             size = encoder_of(task.create(None)).input_size  # checks the settings
         unreadable = check_lists(task, size[0])
@@ -98,8 +101,10 @@ def train(
         if task.ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
         schedule = Schedule(task.num_records, settings.train, settings.optim)
-        for line in (*task.describe(model), schedule.describe(process, task.unit)):
+        unit = task.unit.removesuffix("s")
+        for line in (*task.describe(model), schedule.describe(process, unit)):
             print_lines([line]) if dry_run else logger.info(line)
+        schedule.check_batch(unit)
 
         start_step, facts = 0, dict[str, Any]()
         if latest:
@@ -135,7 +140,7 @@ def train(
         report = RunReport(folder, process, start_step, facts.get("failed", ()))
         if not run.take_steps(batches, loss, report, start_step, stops):
             return STOPPED
-        return run.finish(as_json)
+        return run.finish(report, as_json)
 
 
 def find_run(folder: Path, settings: RunSettings, data: dict[str, Any]) -> Path | None:
@@ -198,7 +203,7 @@ class Schedule:
     """
 
     def __init__(self, num_videos: int, loop: Loop, optim: Optim) -> None:
-        self.loop, self.optim = loop, optim
+        self.loop, self.optim, self.num_videos = loop, optim, num_videos
         self.pass_steps = steps_per_epoch(num_videos, loop.global_batch_size)
         self.end_step = math.ceil(loop.epochs / loop.num_repeats * self.pass_steps)
         self.lr_at = partial(
@@ -215,14 +220,38 @@ class Schedule:
         return max(1, round(passes * self.pass_steps))
 
     def describe(self, process: Process, unit: str) -> str:
-        loop, processes = self.loop, process.world_size
-        size, parts = loop.global_batch_size, loop.accumulation_steps
+        """What a step has.
+
+        Args:
+            unit: what a record is, in the singular.
+        """
+        loop, processes, parts = self.loop, process.world_size, self.loop.accumulation_steps
+        size = min(loop.global_batch_size, self.num_videos)
+        clips, last = counted(loop.num_repeats, "clip"), self.num_videos % size
         return (
-            f"{self.end_step} steps of {size} {unit} x {loop.num_repeats} clips = "
-            f"{size * loop.num_repeats} clips: {processes} processes x {parts} parts x "
-            f"{size // (processes * parts)} {unit}; peak lr {self.optim.lr:g} "
+            f"{counted(self.end_step, 'step')} of {counted(size, unit)} x {clips} = "
+            f"{counted(size * loop.num_repeats, 'clip')}"
+            + (f" (the last of each pass: {counted(last, unit)})" if last else "")
+            + f": {counted(processes, 'process')} x {counted(parts, 'part')} x "
+            f"{counted(-(-size // (processes * parts)), unit)}; peak lr {self.optim.lr:g} "
             f"({self.optim.optimizer}, {loop.precision}, {process.device})"
         )
+
+    def check_batch(self, unit: str) -> None:
+        """Warns if no step has as many records as the learning rate is for."""
+        size, present = self.loop.global_batch_size, self.num_videos
+        if size > present:
+            logger.warning(
+                "train.global_batch_size=%d is larger than the training list of %s: each step has "
+                "the whole list, and optim.lr=%g is for batches of %d; write "
+                "train.global_batch_size=%d and optim.lr=%.1e, or choose both yourself",
+                size,
+                counted(present, unit),
+                self.optim.lr,
+                size,
+                present,
+                self.optim.lr * present / size,
+            )
 
 
 @dataclass(frozen=True)
@@ -311,8 +340,8 @@ class Run:
             num_nonfinite = num_nonfinite + 1 if done.not_finite else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
                 raise UserError(
-                    f"{num_nonfinite} steps in a row had a non-finite gradient: lower optim.lr, or "
-                    "train with train.precision=fp32"
+                    f"{counted(num_nonfinite, 'step')} in a row had a non-finite gradient: lower "
+                    "optim.lr, or train with train.precision=fp32"
                 )
             if is_last or step % loop.log_every == 0 or step == start_step + 1:
                 logger.info(console_line(recent, end_step, self.process.device))
@@ -374,14 +403,27 @@ class Run:
             logger.info("step %d  val (%s)  %s  %s", step, task.val_note, text, decoded)
         barrier()  # who is ready must not wait in the next step, where waiting has a limit
 
-    def finish(self, as_json: bool) -> int:
-        """Writes the weights; returns the exit code."""
+    def finish(self, report: RunReport, as_json: bool) -> int:
+        """Writes the weights; returns the exit code: 3 if a record could not be used.
+
+        The weights are whole then, and yet others than those of all data, as a figure of
+        `evaluate` is without some videos: the code says the same in all commands.
+        """
+        num_failed = report.num_failed()
         if self.process.is_main:
             weights, steps = self.folder / "weights", self.schedule.end_step
             save_model(weights, self.trained, self.card)
             logger.info("trained %d steps; weights are in %s", steps, weights)
+            lists = (self.task.train, self.task.val)
+            num_records = sum(len(part.records) for part in lists if part is not None)
+            if num_failed:
+                logger.warning(
+                    "%d of %d records could not be used, see %s: the exit code is 3",
+                    num_failed,
+                    num_records,
+                    self.folder / "failures.jsonl",
+                )
             if as_json:
-                print_json({"steps": steps, "weights": str(weights)})
-        failures = self.folder / "failures.jsonl"  # empty if all were dropped when the run resumed
-        has_failures = failures.exists() and failures.stat().st_size > 0
-        return 3 if any_process(has_failures) else 0
+                counts = {"read": num_records - num_failed, "failed": num_failed}
+                print_json({"steps": steps, "weights": str(weights), **counts})
+        return exit_code(done=1, failed=num_failed)

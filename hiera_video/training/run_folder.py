@@ -74,14 +74,15 @@ class RunReport:
         self, folder: Path, process: Process, start_step: int = 0, failed: Iterable[str] = ()
     ) -> None:
         self.folder, self.process, self.failed = folder, process, set(failed)
-        self._named: set[str] = set(failed)  # in a warning
+        self._named: set[str] = set(failed)  # in a warning, those of validation too
         self._events: EventFile | None = None
         self._num_steps = self._num_skipped = self._num_taken = 0  # on the main process
         if not process.is_main:
             return
         self._metrics_path = folder / "metrics.jsonl"
         self._earlier = _drop_beyond(self._metrics_path, start_step)
-        _drop_beyond(folder / "failures.jsonl", start_step)
+        failures = _drop_beyond(folder / "failures.jsonl", start_step)
+        self._named |= {str(line.get("name")) for line in failures}
         for line in self._earlier:
             if line.get("kind") == "train":
                 self._num_steps += 1
@@ -130,6 +131,13 @@ class RunReport:
                 logger.warning("skipped %s", failure.message)
             self._named.add(failure.name)
             append_jsonl(self.folder / "failures.jsonl", {"step": step, **asdict(failure)})
+
+    def num_failed(self) -> int:
+        """Records, of training and of validation, that could not be used; every process calls it.
+
+        Each counts once in the run, however often it was tried.
+        """
+        return len(union_over_processes(self._named))
 
     def has(self, step: int, kind: str) -> bool:
         """Whether an earlier start reported such metrics; asked on the main process."""

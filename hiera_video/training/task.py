@@ -12,6 +12,7 @@ from hiera_video.data.batches import Failure
 from hiera_video.data.boxes.keyframes import KeyframeEvaluation, TrainingKeyframeList
 from hiera_video.data.datasets import TrainingClips, TrainingKeyframes
 from hiera_video.data.videos.records import VideoList
+from hiera_video.errors import counted
 from hiera_video.models.card import ModelCard
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.normalize import Normalize
@@ -72,10 +73,13 @@ class Task(ABC):
         """What is about to be trained, in a few lines."""
         sampler, settings = self.sampler(model), self.settings
         num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-        val = f"{len(self.val.records)} validation {self.unit}" if self.val else "no validation"
+        unit = self.unit.removesuffix("s")
+        val = "no validation"
+        if self.val is not None:
+            val = counted(len(self.val.records), f"validation {unit}")
+        train = counted(self.num_records, f"training {unit}")
         return [
-            f"{self.num_records} training {self.unit}{self.contents} from {self.train.source}, "
-            f"{val}",
+            f"{train}{self.contents} from {self.train.source}, {val}",
             f"{settings.model.name}, input {encoder_of(model).input_size}, "
             f"{num_trained / 1e6:.2f} M trained parameters; {sampler.sampling} sampling "
             f"{sampler.num_frames}x{sampler.sampling_rate}, "

@@ -18,6 +18,7 @@ import numpy as np
 from av.video.stream import VideoStream
 
 from hiera_video.settings.video import Decoding
+from hiera_video.video.clock import WITHOUT_DTS, Fall, Stamps, find_falls, placed, rises, unwrapped
 from hiera_video.video.container import (
     choose_stream,
     damaged_offsets,
@@ -27,10 +28,13 @@ from hiera_video.video.container import (
     video_streams,
 )
 from hiera_video.video.decoder import Decoder
+from hiera_video.video.fields import FieldPairs
 from hiera_video.video.reader import Deadline, VideoError, warn_once
 
 MAX_NOT_CODED_BYTES = 16
 FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
+NO_STAMP = np.iinfo(np.int64).min
+GAP_SEC = 10.0  # between two frames; longer ones are reported. FFmpeg's dts_delta_threshold
 # Formats whose frames are put together by parsers, with other offsets after a seek.
 PARSED_FORMATS = frozenset({"mpegts", "mpeg"})
 # Long videos are opened once for each of hundreds of clips; short ones are indexed quickly.
@@ -47,15 +51,20 @@ class VideoIndex:
     num_streams: int  # real video streams in the file
     # The time stamp that identifies a packet after a seek: "pts" if these order the frames too.
     stamp_name: Literal["pts", "dts"] | None
-    stamps: np.ndarray  # int64, packet number -> that time stamp, in the stream's time base
+    # int64, packet number -> that time stamp as the file has it, in the stream's time base. They
+    # repeat in joined recordings. NO_STAMP: second fields may have none.
+    stamps: np.ndarray
     places: np.ndarray  # int64 [P, 2], bytes: offset in the file, -1 if it may differ, and size
-    packet_of: np.ndarray  # int64 [F], the packet of each frame
+    packet_of: np.ndarray  # int64 [F], the packet of each frame, or of its first field
+    last_of: np.ndarray  # int64 [F], the same packet, or that of its second field
     position_of: np.ndarray  # int64 [P], the frame of each packet, or -1
     start_of: np.ndarray  # int64 [F], the key frame's packet at which decoding the frame begins
+    has_single_fields: bool  # which change how decoders pair others, unless all are decoded
     frame_times_sec: np.ndarray  # float64 [F]
     end_sec: float
     damaged: frozenset[int]  # packets that the scan found damaged; reading may find more
-    damage: str | None  # description of what is damaged or missing
+    damage: str | None  # description of what is damaged, missing or joined
+    note: str | None  # description of long gaps between frames
 
     def is_packet(self, number: int, packet: av.Packet) -> bool:
         """Whether it is that packet; in damaged files, time stamps may differ after a seek."""
@@ -91,7 +100,7 @@ class VideoIndex:
         latest_first = reversed(decoder.keys)
         keys = (k for k in latest_first if k <= number and position[k] <= position[number])
         key = next(keys, first)
-        relied_on = range(key, number + 1)
+        relied_on = range(key, int(self.last_of[position[number]]) + 1)
         flagged = decoder.flagged
         if key == first:
             flagged = {n for n in flagged if not 0 <= position[n] < position[key]}
@@ -105,19 +114,23 @@ class VideoIndex:
         return bool(np.any(start < own))  # a key frame lies between the start and the frame
 
 
-_cache: dict[tuple[str, int, int], VideoIndex] = {}  # the most recently used last
+_cache: dict[tuple[str, int, int, float | None], VideoIndex] = {}  # the most recently used last
 
 
 @dataclass(frozen=True)
 class _Packets:
     """One entry per packet, in decoding order."""
 
-    pts: list[int | None]
-    dts: list[int | None]
+    pts: Stamps  # on one rising clock, as `dts`
+    dts: Stamps
+    in_file: dict[str, Stamps]  # the same, as the file has them
+    falls: list[Fall]  # of the clock of the file
     duration: list[int]  # 0 = unknown
     places: np.ndarray  # int64 [P, 2]
     is_key: np.ndarray  # bool
-    is_shown: np.ndarray  # bool: not marked as decoded but never displayed
+    is_shown: np.ndarray  # bool: neither marked as never displayed nor a second field
+    is_second: np.ndarray  # bool: the second field of the frame of the packet before
+    num_single: int  # fields without a second one
     damaged: frozenset[int]
     problems: list[str]  # descriptions of damage
 
@@ -125,7 +138,7 @@ class _Packets:
 def cached_scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     """`scan`, whose results for long videos are cached: it takes 4 times as long as a clip."""
     status = os.stat(path)
-    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns)
+    key = (os.path.abspath(path), status.st_size, status.st_mtime_ns, limits.max_gap_sec)
     index = _cache.pop(key, None) or scan(path, stream, limits)
     if len(index.packet_of) >= MIN_CACHED_FRAMES:
         _cache[key] = index  # at the end
@@ -146,15 +159,16 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         if packets.damaged:
             raise VideoError(path, "truncated", "no frame of it is whole; fetch it again")
         raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
-    stamps: list[int | None] = []
     stamp_name: Literal["pts", "dts"] | None = None
     if _has_ordered_timestamps(packets, stream):
-        stamp_name, stamps = "pts", packets.pts
-        by_time = np.argsort(np.array(packets.pts, np.int64))
+        stamp_name = "pts"
+        firsts = np.flatnonzero(~packets.is_second)
+        by_time = firsts[np.argsort(_stamps(packets.pts)[firsts])]
     else:
-        if _all_differ(packets.dts):
-            stamp_name, stamps = "dts", packets.dts
+        if _all_differ(packets.dts, packets.is_second):
+            stamp_name = "dts"
         by_time, packets = _decoded_order(path, packets, limits, deadline)
+    stamps: Stamps = packets.in_file[stamp_name] if stamp_name else []
 
     # Decoding begins at the latest key frame that is presented no later than the frame itself.
     starts = np.maximum.accumulate(np.where(packets.is_key[by_time], by_time, 0))
@@ -166,74 +180,144 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
 
     position_of = np.full(len(packets.pts), -1, np.int64)
     position_of[order] = np.arange(len(order))
+    seconds = np.flatnonzero(packets.is_second & (position_of < 0))
+    position_of[seconds] = position_of[seconds - 1]
+    is_pair = np.zeros(len(position_of) + 1, bool)
+    is_pair[seconds] = True
 
-    times, end_sec = _presentation_times(packets, order, stream)
-    problems = [*packets.problems]
-    if problem := _missing_end(packets, stream, deadline):
+    times, end_sec, falls = _presentation_times(packets, order, position_of, stream)
+    note = _long_gaps(times)
+    if limits.max_gap_sec is not None:
+        excess = np.maximum(np.diff(times, prepend=times[0]) - limits.max_gap_sec, 0).cumsum()
+        times, end_sec = times - excess, end_sec - float(excess[-1])
+    problems = [*packets.problems, *falls]
+    if not packets.falls and (problem := _missing_end(packets, stream, deadline)):
         problems.append(problem)
     damage = f"is damaged: {'; '.join(problems)}" if problems else None
-    if damage is not None:
-        warn_once(f"{path}: {damage}")
+    for sentence in (damage, note):
+        if sentence is not None:
+            warn_once(f"{path}: {sentence}")
     return VideoIndex(
         container=stream.container.format.name,
         stream_index=stream.index,
         num_streams=len(video_streams(stream.container)),
         stamp_name=stamp_name,
-        stamps=np.array(stamps, np.int64),
+        stamps=_stamps(stamps),
         places=packets.places,
         packet_of=order,
+        last_of=order + is_pair[order + 1],
         position_of=position_of,
         start_of=starts,
+        has_single_fields=packets.num_single > 0,
         frame_times_sec=times,
         end_sec=end_sec,
         damaged=packets.damaged,
         damage=damage,
+        note=note,
     )
 
 
 def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
-    pts, dts, duration, places, is_key, is_shown = [], [], [], [], [], []
+    pts, dts, duration, places, is_key, is_shown, is_second = [], [], [], [], [], [], []
     damaged: set[int] = set()
+    pairs = FieldPairs(stream)
     is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
-    is_parsed = stream.container.format.name in PARSED_FORMATS
+    name = stream.container.format.name
+    is_parsed = name in PARSED_FORMATS
     problems: list[str] = []
     for number, packet in enumerate(filled_packets(deadline, stream, problems=problems)):
         pts.append(packet.pts)
         dts.append(packet.dts)
         duration.append(packet.duration or 0)
         places.append((-1 if packet.pos is None else packet.pos, packet.size))
-        is_key.append(packet.is_keyframe)
+        key = packet.is_keyframe
+        second = (key or pairs.may_follow) and pairs.completes(packet)
+        if second:  # of a frame that lasts as long as both fields, whatever is stated
+            duration[-2] = 0 if None in pts[-2:] else max(0, 2 * (pts[-1] - pts[-2]))
+        is_second.append(second)
+        is_key.append(key and not second)
         if packet.is_corrupt:
             damaged.add(number)
         # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
         is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
-        is_shown.append(not (packet.is_discard or is_hidden))
+        is_shown.append(not (packet.is_discard or is_hidden or second))
+    pairs.end()
+    begins = [offset for offset, _ in places]
+    on_clock: tuple[Stamps, Stamps] = pts, dts
+    falls = list[Fall]()
+    if not rises(dts):
+        on_clock = unwrapped(name, pts, dts)
+        is_stated = [not is_parsed or begin >= 0 for begin in begins]
+        is_guessed = name in WITHOUT_DTS and bool(stream.codec_context.has_b_frames)
+        shown = [time if is_in else None for time, is_in in zip(on_clock[0], is_shown, strict=True)]
+        falls = find_falls(
+            on_clock[1], is_stated, shown=shown, is_key=is_key, is_guessed=is_guessed
+        )
     if is_parsed and places:
-        begins = [offset for offset, _ in places]
         # The flags of the first packet are lost, as no packet comes before it.
         end = None if damaged else begins[0]
         lost = damaged_offsets(stream, end, deadline)
         damaged = {n for n, begin in enumerate(begins) if begin in lost}
         # A packet of the container may also be the end of a frame that begins in an earlier one.
         damaged |= {bisect.bisect(begins[1:], offset) for offset in lost.difference(begins)}
+        if damaged:
+            damaged -= _before_recordings(on_clock[1], is_key, begins, stream)
     # The file was cut off in the last packets that are not whole: they count as missing.
     last = len(pts) - 1
-    while last in damaged:
+    while last in damaged or (last > 0 and is_second[last] and last - 1 in damaged):
         is_shown[last] = False
         last -= 1
     if damaged:
         num_whole = len(pts) - len(damaged)
         problems.append(f"{len(damaged)} packets are not whole, {num_whole} are")
+    placed_pts, placed_dts = placed(falls, *on_clock, duration)
     return _Packets(
-        pts,
-        dts,
+        placed_pts,
+        placed_dts,
+        {"pts": pts, "dts": dts},
+        falls,
         duration,
         np.array([(-1 if is_parsed else begin, size) for begin, size in places], np.int64),
         np.array(is_key, bool),
         np.array(is_shown, bool),
+        np.array(is_second, bool),
+        pairs.num_single,
         frozenset(damaged),
         problems,
     )
+
+
+def _before_recordings(
+    dts: Stamps, is_key: list[bool], begins: list[int], stream: VideoStream
+) -> set[int]:
+    """The last packets before a key frame with which another recording begins.
+
+    The container calls them damaged, as its next packet does not continue them.
+    """
+    known = [n for n, begin in enumerate(begins) if begin >= 0 and dts[n] is not None]
+    longest, last = GAP_SEC / float(stream.time_base or 1), set[int]()
+    for before, after in itertools.pairwise(known):
+        if is_key[after] and not 0 <= dts[after] - dts[before] <= longest:  # type: ignore[operator]
+            last.update(range(before, after))
+    return last
+
+
+def _some(places: list[str]) -> str:
+    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+    return ", ".join(places[:5]) + more
+
+
+def _long_gaps(times_sec: np.ndarray) -> str | None:
+    """Describes long times without a frame."""
+    steps = np.diff(times_sec)
+    if steps.max(initial=0) <= GAP_SEC:
+        return None
+    gaps = [
+        f"for {steps[n]:.3f} s after frame {n} (at {times_sec[n]:.3f} s)"
+        for n in np.flatnonzero(steps > max(GAP_SEC, 10 * np.median(steps)))
+    ]
+    advice = "max_gap_sec limits how much of a gap counts as time"
+    return f"has no frame {_some(gaps)}; {advice}" if gaps else None
 
 
 def _missing_end(packets: _Packets, stream: VideoStream, deadline: Deadline) -> str | None:
@@ -245,21 +329,32 @@ def _missing_end(packets: _Packets, stream: VideoStream, deadline: Deadline) -> 
     return missing_end(stream, stamps, max(ends, default=0), deadline)
 
 
-def _all_differ(stamps: list[int | None]) -> bool:
+def _stamps(stamps: Stamps) -> np.ndarray:
+    return np.array([NO_STAMP if time is None else time for time in stamps], np.int64)
+
+
+def _all_differ(stamps: Stamps, is_second: np.ndarray) -> bool:
+    if is_second.any():
+        stamps = [stamps[number] for number in np.flatnonzero(~is_second).tolist()]
     return None not in stamps and len(set(stamps)) == len(stamps)
 
 
 def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:
     """Whether presentation times determine the order of frames."""
-    if not _all_differ(packets.pts) or not packets.is_key.any():
+    if packets.num_single or not _all_differ(packets.pts, packets.is_second):
         return False
     if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
         return False  # libavformat guesses the presentation times, often wrongly
-    # Frames before the first key frame, in either order, may or may not decode.
-    first_key = int(np.argmax(packets.is_key))
-    shown = np.flatnonzero(packets.is_shown)
-    first_pts = min(packets.pts[number] for number in shown)  # type: ignore[type-var]
-    return first_key <= shown[0] and packets.pts[first_key] <= first_pts  # type: ignore[operator]
+    # Frames before the first key frame of a recording, in either order, may or may not decode.
+    pts = _stamps(packets.pts)
+    bounds = [0, *(fall.number for fall in packets.falls), len(pts)]
+    for begin, stop in itertools.pairwise(bounds):
+        shown = begin + np.flatnonzero(packets.is_shown[begin:stop])
+        first_key = begin + int(np.argmax(packets.is_key[begin:stop]))
+        is_first = packets.is_key[first_key] and first_key <= shown.min(initial=stop)
+        if len(shown) and not (is_first and pts[first_key] <= pts[shown].min()):
+            return False
+    return True
 
 
 def _decoded_order(
@@ -270,19 +365,18 @@ def _decoded_order(
     A packet that fails keeps a place in the order, so that later frames keep theirs.
     """
     found: dict[int, None] = {}  # numbers, in order
-    second_fields = set()
     is_key = packets.is_key.copy()
     with open_container(path, limits.deadline_sec) as container:
         stream = choose_stream(path, container)
-        is_timed = None not in packets.pts and container.format.name != "avi"
+        is_complete = NO_STAMP not in _stamps(packets.pts)[packets.is_shown]
+        is_timed = is_complete and container.format.name != "avi"
         decoder = Decoder(stream, limits.max_frame_pixels)
         decoder.begin(packets.damaged)
         for number, packet in enumerate(itertools.chain(filled_packets(deadline, stream), [None])):
             for frame in decoder.decode(number, packet):
-                found[frame.pts] = None
-                is_key[frame.pts] &= bool(frame.key_frame)
-                if frame.interlaced_frame and decoder.context.name == "h264":
-                    second_fields.add(frame.pts + 1)  # if that packet has no frame of its own
+                first_field = frame.pts - int(packets.is_second[frame.pts])
+                found[first_field] = None
+                is_key[first_field] &= bool(frame.key_frame)
     order = list(found)
     damaged = decoder.damaged | decoder.flagged
     if damaged.issuperset(order):
@@ -290,7 +384,7 @@ def _decoded_order(
 
     # A recording may begin in the middle of a group of pictures, whose frames do not count.
     first = order[0]
-    pts: list[Any] = packets.pts
+    pts: Any = packets.pts
     missing = [
         number
         for number in np.flatnonzero(packets.is_shown).tolist()
@@ -309,7 +403,7 @@ def _decoded_order(
         problems.append(f"{len(failed)} of {len(order)} frames do not decode")
     # A packet of few bytes repeats the picture before it: an MPEG-4 VOP that is not coded.
     filled = np.flatnonzero(packets.places[:, 1] > MAX_NOT_CODED_BYTES).tolist()
-    if silent := set(missing).intersection(filled) - damaged - second_fields:
+    if silent := set(missing).intersection(filled) - damaged:
         problems.append(f"{len(silent)} packets hold no frame")
     return np.array(order, np.int64), replace(
         packets, is_key=is_key, damaged=frozenset(damaged), problems=problems
@@ -317,21 +411,45 @@ def _decoded_order(
 
 
 def _presentation_times(
-    packets: _Packets, order: np.ndarray, stream: VideoStream
-) -> tuple[np.ndarray, float]:
-    """Times of frames in presentation order, float64 [F], and the end of the last; seconds."""
-    unit = float(stream.time_base or 0)
+    packets: _Packets, order: np.ndarray, position_of: np.ndarray, stream: VideoStream
+) -> tuple[np.ndarray, float, list[str]]:
+    """Times of frames in presentation order, float64 [F], and the end of the last; seconds. And a
+    description of the falls of the clock."""
+    unit, name = float(stream.time_base or 0), stream.container.format.name
     rate = stream.average_rate or stream.guessed_rate
     usual = 1.0 / float(rate) if rate else 1.0 / FALLBACK_FPS
-    pts = np.array([packets.pts[number] for number in order], np.float64)  # None -> nan
-    dts = np.array([packets.dts[number] for number in order], np.float64)
-    if stream.container.format.name != "avi" and np.all(np.diff(pts, prepend=-np.inf) > 0):
-        times = pts * unit
-    elif not np.isnan(dts).any():
-        times = np.sort(dts) * unit
+    numbers = order.tolist()
+    falls = [
+        Fall(int(frames.min()), ticks)
+        for number, ticks in packets.falls
+        if len(frames := position_of[number:][position_of[number:] >= 0])
+    ]
+    pts = _seconds([packets.pts[n] for n in numbers], unit)
+    is_ordered = name != "avi" and _ascend(pts)
+    if name in WITHOUT_DTS and not is_ordered:
+        # Each time is in the file, and the decoder has shown in which order they should ascend.
+        in_file = [packets.in_file["pts"][n] for n in numbers]
+        falls = find_falls(in_file, [True] * len(numbers))
+        shown, _ = placed(falls, in_file, in_file, [packets.duration[n] for n in numbers])
+        pts = _seconds(shown, unit)
+        is_ordered = _ascend(pts)
+    if is_ordered:
+        times = pts
     else:
-        times = np.arange(len(order), dtype=np.float64) * usual
-    last = packets.duration[order[-1]] * unit
+        dts = _seconds([packets.dts[n] for n in numbers], unit)
+        times = np.arange(len(order)) * usual if np.isnan(dts).any() else np.sort(dts)
+    last = packets.duration[numbers[-1]] * unit
     if last <= 0:
         last = float(np.median(np.diff(times))) if len(times) > 1 else usual
-    return times, float(times[-1]) + (last if last > 0 else usual)
+    places = [f"by {fall.ticks * unit:.3f} s before frame {fall.number}" for fall in falls]
+    sentence = f"its clock falls back {_some(places)} (another recording may begin there)"
+    end_sec = float(times[-1]) + (last if last > 0 else usual)
+    return times, end_sec, [sentence] if places else []
+
+
+def _seconds(stamps: Stamps, unit: float) -> np.ndarray:
+    return np.array(stamps, np.float64) * unit  # None -> nan
+
+
+def _ascend(times: np.ndarray) -> bool:
+    return bool(times[0] > -np.inf and np.all(times[1:] > times[:-1]))

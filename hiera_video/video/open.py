@@ -32,6 +32,7 @@ def open_video(
     frames_fps: float | None = None,
     max_frame_pixels: int = DEFAULTS.max_frame_pixels,
     max_read_gib: float = DEFAULTS.max_read_gib,
+    max_gap_sec: float | None = DEFAULTS.max_gap_sec,
 ) -> VideoReader:
     """Opens a video, a picture as a video of one frame, or a folder of numbered frames.
 
@@ -53,6 +54,7 @@ def open_video(
             None: folders are refused, and pages count as 25 frames per second.
         max_frame_pixels: larger frames are refused, before they are decoded.
         max_read_gib: larger calls of `frames` are refused, before the memory is allocated.
+        max_gap_sec: longer times between two frames are shortened to it. None: they are kept.
 
     Raises:
         VideoError: the file cannot be read; `.cause` is one of `hiera_video.video.reader.Cause`.
@@ -69,9 +71,10 @@ def open_video(
         "deadline_sec": deadline_sec,
         "max_frame_pixels": max_frame_pixels,
         "max_read_gib": max_read_gib,
+        "max_gap_sec": max_gap_sec,
     }
     for name, limit in limits.items():
-        if not limit > 0:
+        if limit is not None and not limit > 0:
             raise ValueError(f"{name}={limit} must be positive")
     decoding = Decoding(backend=backend, frames_fps=frames_fps, **limits)
     if not isinstance(source, str | os.PathLike):  # decoders open a file more than once

@@ -110,16 +110,19 @@ class VideoReader(ABC):
     Attributes:
         path: the file.
         backend: the library that decodes, which may differ from the requested one.
-        frame_times_sec: float64 [F], ascending presentation times as the file states them.
+        frame_times_sec: float64 [F], ascending presentation times as the file states them, without
+            falls of its clock, and without what `max_gap_sec` cuts from gaps.
         end_sec: presentation time at which the last frame ends.
-        damage: description of what is damaged or missing in a file whose other frames can be read.
-            None if no damage is known before frames are decoded.
+        damage: description of what is damaged, missing or joined in a file whose other frames can
+            be read. None if no damage is known before frames are decoded.
+        note: description of long gaps between frames, or None.
     """
 
     backend: str
     frame_times_sec: np.ndarray
     end_sec: float
     damage: str | None = None
+    note: str | None = None
     _shape: tuple[int, ...] | None = None  # (height, width), once a frame has been decoded
 
     def __init__(self, path: str, limits: Decoding) -> None:

@@ -1,19 +1,41 @@
 """The command line: what it accepts, what it says, and its exit codes. Nothing is trained here."""
 
 import os
+import re
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
 import hiera_video
 from hiera_video.cli import main as cli
-from hiera_video.cli.help import summary
+from hiera_video.cli.help import EXIT_CODES, summary
 from hiera_video.cli.main import COMMANDS, main
+from hiera_video.cli.paths import check_paths
 from hiera_video.errors import ConfigError, UserError
-from hiera_video.settings.base import leaves
+from hiera_video.files import write_json
+from hiera_video.models.card import ModelCard
+from hiera_video.models.variants import VARIANTS
+from hiera_video.settings.base import Existing, leaves, metadata_of, shown_key
 from hiera_video.settings.load import load_for_print, load_settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def save_card(folder, *, kind):
+    """A weights folder without the weights, which a command would load after it has started."""
+    architecture = {k: v for k, v in VARIANTS["hiera_tiny_16x224"].items() if k != "num_classes"}
+    entries = {
+        "classifier": {"num_classes": 2},
+        "autoencoder": {"num_classes": None, "autoencoder": {"decoder_heads": 2}},
+        "detector": {"num_classes": None, "detector": {"num_classes": 2}},
+    }[kind]
+    folder.mkdir()
+    card = ModelCard(architecture=architecture, **entries)
+    write_json(folder / "config.json", card.to_json())
 
 
 @pytest.fixture
@@ -28,6 +50,7 @@ def seen(monkeypatch):
             return 0
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: Command)
+    monkeypatch.setattr(cli, "check_paths", lambda settings: None)
     return calls
 
 
@@ -35,6 +58,7 @@ def raising(monkeypatch, error):
     def run(config, **_):
         raise error
 
+    monkeypatch.setattr(cli, "check_paths", lambda settings: None)
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: type("C", (), {"run": run}))
 
 
@@ -123,8 +147,8 @@ def test_print_config_of_a_shipped_recipe(capsys):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["finetune", "optim.lrr=1"], ["optim.lrr", "'lr'"]),
-        (["finetune", "lr=1"], ["lr"]),
+        (["finetune", "optim.lrr=1"], ["optim.lrr", "'optim.lr'"]),
+        (["finetune", "lr=1"], ["did you mean 'optim.lr'?"]),
         (["finetune", "data.train"], ["'data.train' is not of the form key.path=value"]),
         (["finetune"], ["data.train is not set"]),
         (
@@ -161,17 +185,150 @@ def test_usage_and_configuration_exit_with_2(capsys, arguments, parts):
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        ([], "COMMAND"),
-        (["finetun"], "finetun"),
-        (["finetune", "--lr", "0.1"], "unknown option --lr"),
+        (["finetun"], "there is no command 'finetun'; did you mean 'finetune'?"),
+        (["visualise", "mae", "x.mp4"], "did you mean 'visualize mae'?"),
+        (["help", "predct"], "did you mean 'predict'?"),
+        (["detect", "trian"], "'trian'; did you mean 'train'?"),
+        (["xyz"], "there is no command 'xyz'; there are finetune, evaluate, "),
+        (["--json", "predict"], "'--json' stands before the command"),
+        (["optim.lr=1", "finetune"], "'optim.lr=1' stands before the command"),
+        (["finetune", "--lr", "0.1"], "unknown option --lr; write optim.lr=0.1"),
+        (["finetune", "--epochs=3", "--json"], "unknown option --epochs; write train.epochs=3"),
+        (["finetune", "--optim.lr", "data.train=x"], "write optim.lr=VALUE"),
+        (["finetune", "--num-classes", "4"], "the number of classes comes from the data"),
+        (["predict", "--zzz"], "settings are given as key.path=VALUE: see --help"),
         (["finetune", "--config"], "expected one argument"),
     ],
 )
-def test_what_argparse_refuses_exits_with_2(capsys, arguments, part):
+def test_a_wrong_command_or_option_exits_with_2(capsys, arguments, part):
     with pytest.raises(SystemExit) as left:
         main(arguments)
     assert left.value.code == 2
-    assert part in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_the_option_that_is_suggested_works(seen):
+    assert main(["finetune", "data.train=x", "train.warmup_epochs=0.3", "train.epochs=3"]) == 0
+    assert seen[0][0].train.epochs == 3
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"]])
+def test_the_overview_names_every_command_and_what_exit_codes_mean(capsys, arguments):
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    for command, cls in COMMANDS.items():
+        assert f"  {command}  " in text
+        assert summary(cls).split()[0] in text
+    assert " ".join(EXIT_CODES.split()) in " ".join(text.split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_two_examples_that_work_a_page_and_exit_codes(command, capsys, seen):
+    """The settings of an example are right; its files need not be there to see that."""
+    text = help_of(*command.split(), capsys=capsys)
+    with pytest.raises(SystemExit):
+        main(["help", *command.split()])
+    assert capsys.readouterr().out == text
+    lines = text[text.index("\nexamples:\n") :].splitlines()[2:4]
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "hiera-video"
+        assert " ".join(arguments).startswith(command)
+        assert main(arguments) == 0
+        assert isinstance(seen.pop()[0], COMMANDS[command])
+    page = re.search(r"^documentation: (\S+)$", text, re.MULTILINE)[1]
+    assert (ROOT / page).is_file()
+    assert " ".join(EXIT_CODES.split()) in " ".join(text.split())
+
+
+# Paths.
+
+
+def named_paths():
+    """Each command with each of its settings that names what must be there."""
+    return [
+        (command, key)
+        for command, cls in COMMANDS.items()
+        for key, field, _ in leaves(cls)
+        if any(isinstance(m, Existing) for m in metadata_of(field.annotation, field.metadata))
+    ]
+
+
+def test_what_is_read_is_marked_and_what_is_written_is_not():
+    named = named_paths()
+    assert len(named) > 40
+    keys = {key for _, key in named}
+    assert {"data.train", "inputs", "checkpoint", "model.init", "boxes", "videos"} <= keys
+    assert not keys & {"run_dir", "output_dir", "output"}
+
+
+@pytest.mark.parametrize(("command", "key"), named_paths())
+def test_a_path_that_does_not_exist_exits_with_2_before_anything_is_loaded(
+    command, key, tmp_path, capsys, monkeypatch
+):
+    def no_module(name):
+        raise AssertionError(f"{name} was imported")
+
+    monkeypatch.setattr(cli.importlib, "import_module", no_module)
+    cls = COMMANDS[command]
+    for name in ("list.csv", "a.mp4"):
+        (tmp_path / name).touch()
+    save_card(tmp_path / "run", kind=cli.CHECKPOINT_KINDS.get(command, "classifier"))
+    right = {"data.train": "list.csv", "inputs": "a.mp4", "checkpoint": "run"}
+    settings = {
+        k: str(tmp_path / right.get(k, "list.csv")) for c, k in named_paths() if c == command
+    }
+    needed = {k for k, field, _ in leaves(cls) if field.is_required()} | {key}
+    if command == "pretrain":
+        settings["model.decoder_heads"] = "1"
+        needed.add("model.decoder_heads")
+    if command == "convert":
+        settings["output"] = str(tmp_path / "out")
+    if command == "benchmark":
+        needed.discard("models")
+    wrong = str(tmp_path / "list.cvs")
+    settings[key] = wrong
+    arguments = [v if k == "inputs" else f"{k}={v}" for k, v in settings.items() if k in needed]
+    for options in ([], ["--dry-run"]):
+        assert main([*command.split(), *arguments, *options]) == 2
+        error = capsys.readouterr().err
+        assert f"{shown_key(cls, key)} is '{wrong}': there is no such file or folder" in error
+        assert error.count("\n") == 1
+        if key not in ("checkpoint", "model.init"):
+            assert f"did you mean '{tmp_path / 'list.csv'}'?" in error
+
+
+def test_files_that_do_not_exist_are_counted(tmp_path, capsys):
+    (tmp_path / "a.mp4").touch()
+    gone = [str(tmp_path / "b c.mp4"), str(tmp_path / "x" / "y.mp4")]
+    weights = "checkpoint=hiera_base_16x224.mae_k400_ft_k400"
+    assert main(["predict", str(tmp_path / "a.mp4"), *gone, weights]) == 2
+    assert f"FILE is {gone[0]!r}: there is no such file or folder" in (e := capsys.readouterr().err)
+    assert "(2 of 3 are missing)" in e
+    assert main(["predict", gone[1], weights]) == 2
+    assert f"nor {tmp_path / 'x'}" in capsys.readouterr().err
+
+
+def test_weights_that_a_resumed_run_no_longer_needs_may_be_gone(seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "check_paths", check_paths)
+    (tmp_path / "list.csv").touch()
+    line = [f"data.train={tmp_path}/list.csv", f"run_dir={tmp_path}/run", "model.init=gone.pth"]
+    assert main(["finetune", *line]) == 2
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert main(["finetune", *line]) == 0
+
+
+def test_the_tag_of_published_weights_and_files_of_the_package_exist(seen, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "check_paths", check_paths)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "list.csv").touch()
+    line = ["data.train=list.csv", "model.name=hiera_base_16x224", "model.init=mae_k400"]
+    assert main(["finetune", *line, "data.class_names=datasets/kinetics400/class_names.txt"]) == 0
+    assert main(["finetune", *line, "model.name=hiera_tiny_16x224"]) == 2
 
 
 @pytest.mark.parametrize(
@@ -191,9 +348,7 @@ def test_exit_codes(monkeypatch, capsys, error, code, reported):
 def test_errors_that_name_a_file_are_one_line(monkeypatch, capsys):
     raising(monkeypatch, FileNotFoundError(2, "No such file or directory", "/x/y"))
     assert main(["finetune", "data.train=x"]) == 1
-    assert capsys.readouterr().err == (
-        "hiera-video finetune: [Errno 2] No such file or directory: '/x/y'\n"
-    )
+    assert capsys.readouterr().err == ("hiera-video finetune: /x/y: No such file or directory\n")
 
 
 @pytest.mark.parametrize("error", [UserError("the disk is full"), OSError(28, "no space", "/x")])
@@ -213,6 +368,7 @@ def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
         return load_settings(1, 2, 3, 4, 5)
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: type("C", (), {"run": run}))
+    monkeypatch.setattr(cli, "check_paths", lambda settings: None)
     with pytest.raises(TypeError):
         main(["finetune", "data.train=x"])
 
@@ -233,17 +389,18 @@ def test_help_names_commands_and_options(capsys):
         assert all(word in text for word in wanted)
 
 
-def help_of(command, capsys):
+def help_of(*command, capsys):
     with pytest.raises(SystemExit):
-        main([command, "--help"])
+        main([*command, "--help"])
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_describes_every_setting(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "72")
-    text = help_of(command, capsys)
-    assert max(map(len, text.splitlines())) <= 79
+    text = help_of(command, capsys=capsys)
+    lines = [line for line in text.splitlines() if not line.startswith("  hiera-video ")]
+    assert max(map(len, lines)) <= 79  # but for examples, which are to be copied
     for key, field, default in leaves(COMMANDS[command]):
         words = " ".join(field.description.split()).split()[:4]
         assert " ".join(words) in " ".join(text.split()), key
@@ -252,13 +409,13 @@ def test_help_describes_every_setting(command, capsys, monkeypatch):
 
 
 def test_help_shows_required_settings_first_then_sections_and_choices(capsys):
-    text = help_of("finetune", capsys)
+    text = help_of("finetune", capsys=capsys)
     order = [text.index(f"\n{name}:\n") for name in ("required", "settings", "data", "optim")]
     assert order == sorted(order)
     assert text.index("data.train\n") < text.index("\nsettings:\n")
     assert "[adamw or sgd]" in text
     assert "  optim.lr=0.0008\n" in text
-    assert "FILE\n" in help_of("predict", capsys)
+    assert "FILE\n" in help_of("predict", capsys=capsys)
 
 
 def test_help_is_fast():
@@ -300,8 +457,18 @@ def test_an_interrupt_while_arguments_are_read(monkeypatch, capsys):
     assert capsys.readouterr().err == "interrupted\n"
 
 
+def test_an_interrupt_while_libraries_are_imported(tmp_path):
+    """The first one that is imported is replaced by one that Ctrl-C interrupts."""
+    (tmp_path / "pydantic.py").write_text("raise KeyboardInterrupt")
+    paths = {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    command = [sys.executable, "-m", "hiera_video", "--help"]
+    done = subprocess.run(command, env=os.environ | paths, capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"interrupted\n")
+
+
 @pytest.mark.parametrize(
-    "arguments", [["finetune", "data.train=x", "--print-config"], ["demo", "--dry-run"]]
+    "arguments",
+    [["finetune", "data.train=x", "--print-config"], ["demo", "--dry-run"], ["finetune", "--help"]],
 )
 def test_a_reader_that_leaves_ends_the_command_quietly(arguments):
     reading, writing = os.pipe()

@@ -121,7 +121,7 @@ def test_every_line_of_a_long_file_is_numbered(tmp_path):
     expected = [*range(1, 20_002), *range(20_003, 40_001), *range(40_002, 50_003)]
     assert table.lines.tolist() == expected
     (problem,) = (problem for problem in table.problems if problem.kind == "row")
-    assert (problem.line, problem.text) == (40_001, "second is 'late'; needed is a finite number")
+    assert (problem.line, problem.text) == (40_001, "second is 'late'; expected a finite number")
 
 
 def test_slowfast_proposals(tmp_path):
@@ -221,19 +221,19 @@ GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a,0902,0.1,0.2,0.3,0.4,1,0.5,7", "9 columns, needed are 8"),
+        ("a,0902,0.1,0.2,0.3,0.4,1,0.5,7", "9 columns, expected 8"),
         ("a,0902,0.1,0.2,0.3", "5 columns"),
-        ("a,late,0.1,0.2,0.3,0.4,1,0.5", "second is 'late'; needed is a finite number"),
+        ("a,late,0.1,0.2,0.3,0.4,1,0.5", "second is 'late'; expected a finite number"),
         ("a,-1,0.1,0.2,0.3,0.4,1,0.5", "second is -1"),
         ("a,,0.1,0.2,0.3,0.4,1,0.5", "second is empty"),
         (",0902,0.1,0.2,0.3,0.4,1,0.5", "no video named"),
-        ("a,0902,nan,0.2,0.3,0.4,1,0.5", "x1 is 'nan'; needed is a finite number"),
+        ("a,0902,nan,0.2,0.3,0.4,1,0.5", "x1 is 'nan'; expected a finite number"),
         ("a,0902,0.1,0.2,,0.4,1,0.5", "x2 is empty"),
-        ("a,0902,0.1,0.2,0.3,0.4,1,nan", "score is 'nan'; needed is a finite number"),
+        ("a,0902,0.1,0.2,0.3,0.4,1,nan", "score is 'nan'; expected a finite number"),
         ("a,0902,0.1,0.2,0.3,0.5,1,", "no score; each detection needs one"),
         ("a,0902,0.1,0.2,0.3,0.4,jump,0.5", "action is 'jump'"),
-        ("a,0902,0.1,0.2,0.3,0.4,1.5,0.5", "needed is a whole number"),
-        ("a,0902,0.1,0.2,0.3,0.4,0,0.5", "action is '0'; needed is a whole number from 1"),
+        ("a,0902,0.1,0.2,0.3,0.4,1.5,0.5", "expected a whole number"),
+        ("a,0902,0.1,0.2,0.3,0.4,0,0.5", "action is '0'; expected a whole number from 1"),
     ],
 )
 def test_unreadable_rows_of_detections(tmp_path, line, message):
@@ -252,7 +252,7 @@ def test_unreadable_rows_of_detections(tmp_path, line, message):
     [
         ("a,0902,-0.1,0.2,0.3,0.4,1,0", "leaves the picture"),
         ("a,0902,0.1,0.2,30,40,1,0", "corners are fractions 0..1"),
-        ("a,0902,0.3,0.2,0.1,0.4,1,0", "needed are x1 < x2"),
+        ("a,0902,0.3,0.2,0.1,0.4,1,0", "expected x1 < x2"),
         ("a,0902,0.1,0.2,0.3,0.2,1,0", "has no area"),
         ("a,0902,0.1,0.2,0.3,0.4,81,0", "action 81 is not in the label map, which has 3 ids"),
         ("a,0902,0.1,0.2,0.3,0.4,2,0", "action 2 is not in the label map"),
@@ -270,7 +270,7 @@ def test_ids_count_from_1_in_every_file(tmp_path):
     path = write(tmp_path, "x.csv", TRUTH + "a,0902,0.1,0.2,0.3,0.4,0,0\n")
     for labels in (LABELS, None):
         with pytest.raises(
-            AnnotationError, match=r"x\.csv:3: action is '0'; needed is a whole number from 1"
+            AnnotationError, match=r"x\.csv:3: action is '0'; expected a whole number from 1"
         ):
             read_boxes("ground truth", path, labels, strict=False)
     with pytest.raises(AnnotationError, match=r"x\.csv:1: action is '0'"):

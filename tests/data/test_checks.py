@@ -127,7 +127,7 @@ def test_the_list_may_state_the_rate_of_each_folder(frames):
         check_videos("data.val", "", videos.records, Reading(), 4)
     assert not check_videos("data.val", "", videos.records, Reading(frames_fps=25), 4)
     (frames / "list.csv").write_text("path,fps\na/v1,0\n")
-    with pytest.raises(AnnotationError, match=r"list\.csv:2: fps is 0; needed are frames per sec"):
+    with pytest.raises(AnnotationError, match=r"list\.csv:2: fps is 0; expected frames per sec"):
         read_video_list(frames / "list.csv")
 
 

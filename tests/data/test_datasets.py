@@ -284,7 +284,7 @@ def test_test_clips_of_segments():
 
 
 def test_crops_larger_than_the_frames_are_refused():
-    with pytest.raises(ValueError, match=r"views.short_side is 15: needed is at least 16"):
+    with pytest.raises(ValueError, match=r"views.short_side is 15; it must be at least 16"):
         views_of(Opener(), short_side=15)
 
 

@@ -309,7 +309,7 @@ def test_two_crops_are_refused():
 
 
 def test_crops_larger_than_the_frames_are_refused():
-    with pytest.raises(ValueError, match="short_side is 32: needed is at least 64"):
+    with pytest.raises(ValueError, match="short_side is 32; it must be at least 64"):
         EvaluationView(PytorchvideoSampler(ClipSampler(num_frames=8), 25), (64, 64), short_side=32)
 
 

@@ -111,7 +111,7 @@ def test_a_label_map_names_the_actions_of_a_bare_detector(
     [
         ("evaluate", "autoencoder", ("is a masked autoencoder", "model.init=")),
         ("predict", "detector", ("is an action detector", "hiera-video detect ...")),
-        ("detect predict", "classifier", ("is a classifier; needed is an action detector",)),
+        ("detect predict", "classifier", ("is a classifier; expected an action detector",)),
         ("detect evaluate", "autoencoder", ("is a masked autoencoder", "detect train")),
         ("visualize mae", "classifier", ("is a classifier", "hiera-video pretrain")),
         ("export", "autoencoder", ("is a masked autoencoder", "model.init=")),

@@ -58,7 +58,7 @@ def test_mistakes(commands, weights, tmp_path):
     assert commands.run("convert", f"checkpoint={weights}").code == 2
     result = commands.run("convert", "checkpoint=nowhere", f"output={tmp_path / 'x'}")
     assert result.code == 2
-    result.reports("nowhere: there is no such file or folder")
+    result.reports("checkpoint is 'nowhere': there is no such file or folder")
     convert = ("convert", f"checkpoint={weights}", f"output={tmp_path / 'x'}", "--json")
     result = commands.run(*convert, "layout=timm")
     assert result.code == 2

@@ -220,7 +220,7 @@ def test_start_from_a_detector_keeps_its_classifier_if_it_knows_the_actions(
         ("data.label_map=null", 2, ["data.label_map is not set"]),
         ("augment.zoom=[0.5,1]", 2, ["augment.zoom is [0.5, 1]"]),
         ("data.proposal_iou=0", 2, ["data.proposal_iou is 0"]),
-        ("data.train=/nowhere.csv", 1, ["/nowhere.csv"]),
+        ("data.train=/nowhere.csv", 2, ["data.train is '/nowhere.csv'"]),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(commands, ava, tmp_path, override, code, parts):

@@ -90,6 +90,21 @@ def test_boxes_of_a_csv(commands, detector, files, tmp_path):
         assert min(overlay.height, overlay.width) >= 360
 
 
+def test_boxes_may_have_actions_by_name(commands, detector, files, tmp_path):
+    """As annotations have them, by the names of the checkpoint's label map, or by any id."""
+    rows = ["video,second,x1,y1,x2,y2,action", 'a,0.2,0.5,0.1,0.9,0.9,"über (etwas) sprechen"']
+    rows += ["a,0.2,0.5,0.1,0.9,0.9,sit", "a,0.4,0.1,0.2,0.4,0.8,77"]
+    boxes = tmp_path / "annotated.csv"
+    boxes.write_text("\n".join(rows), encoding="utf-8")
+    result = predict(commands, detector, tmp_path, files / "a.mp4", f"boxes={boxes}")
+    assert result.code == 0, result.err
+    assert "2 boxes of people in 2 key frames" in result.out
+    boxes.write_text("\n".join([*rows, "a,0.2,0.1,0.1,0.4,0.9,stand"]), encoding="utf-8")
+    result = predict(commands, detector, tmp_path / "x", files / "a.mp4", f"boxes={boxes}")
+    assert result.code == 1
+    result.reports(f"{boxes}:5: action is 'stand'; expected", "a name of the label map")
+
+
 def test_people_are_detected_at_key_frames(commands, detector, files, tmp_path, monkeypatch):
     seen = []
 
@@ -209,8 +224,8 @@ def test_settings_that_cannot_be(commands, detector, files, tmp_path):
     assert result.code == 2
     result.reports("detector", "null beside boxes")
     result = predict(commands, detector, tmp_path, files / "a.mp4", "detector=nowhere.pth")
-    assert result.code == 1
-    result.reports("nowhere.pth", "no such file")
+    assert result.code == 2
+    result.reports("detector is 'nowhere.pth'", "no such file")
 
 
 def test_people_beside_the_centre_are_seen(commands, detector, tmp_path):

@@ -43,8 +43,8 @@ def test_score_of_both_protocols(commands, files):
     text = commands.run(*score(files)).out
     assert "protocol activitynet: frame mAP at IoU 0.5" in text
     assert "mAP 25.00 %" in text
-    assert "counted as wrong: 1 detections at key frames without ground truth" in text
-    assert "1 videos without ground truth, such as 'c'" in text
+    assert "counted as wrong: 1 detection at key frames without ground truth" in text
+    assert "1 video without ground truth, such as 'c'" in text
 
 
 def test_score_of_the_golden_files(commands):
@@ -85,7 +85,7 @@ def test_rows_of_other_classes_are_reported_once(commands, files):
     (files / "truth.csv").write_text(TRUTH + "a,0002,0.1,0.1,0.5,0.5,9,0\n" * 2)
     text = commands.run(*score(files, "--protocol", "slowfast")).out
     assert "left out: 2 ground-truth rows of classes that are not evaluated" in text
-    assert "1 rows that repeat an earlier row" in text
+    assert "1 row repeating an earlier row" in text
     assert "label map" not in text
 
 
@@ -103,7 +103,7 @@ def test_mistakes_are_one_line(commands, files):
         (files / "detections.csv").write_text(DETECTIONS + f"a,0002,0.1,0.1,0.5,0.5,1,{value}\n")
         result = commands.run(*score(files))
         assert result.code == 1
-        result.reports(f"detections.csv:3: score is '{value}'; needed is a finite number")
+        result.reports(f"detections.csv:3: score is '{value}'; expected a finite number")
     assert commands.run("detect", "score").code == 2
     assert commands.run(*score(files, "--protocol", "coco")).code == 2
 
@@ -158,8 +158,8 @@ def test_check_ava_lists_all_problems(commands, files):
         "truth.csv:6: second is 'x'",
         "truth.csv:7: repeats an earlier row",
         "video 'b' is missing",
-        "key frames lie outside",
-        "frames per second; expected is 50",
+        "outside, for example at",
+        "frames per second instead of 50",
     ):
         assert text in problems
     assert commands.run("data", "check-ava").code == 2
@@ -170,7 +170,7 @@ def test_check_ava_finds_proposals_of_other_files(commands, files):
     result = commands.run(*check(files, "--proposals", str(files / "proposals.csv")))
     assert result.code == 3
     first, second = json.loads(result.out)["problems"]
-    assert "proposals.csv:1: score is 7; needed is 0..1" in first
+    assert "proposals.csv:1: score is 7; expected 0..1" in first
     assert "proposals.csv: 1 of 2 videos are not in the ground truth: 'abc'" in second
     assert commands.run(*check(files, "--proposal-score", "2")).code == 2
 

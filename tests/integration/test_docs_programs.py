@@ -47,6 +47,8 @@ def test_api(commands, tmp_path, monkeypatch):
         for i in range(3):
             make_striped_video(folder / f"{i}.mp4", num_frames=30)
     found = run("docs/api.md", tmp_path, monkeypatch)
+    assert found["card"].class_names == ("sit", "run")
+    assert found["scores_of_clip"].sum().item() == pytest.approx(1)
     assert found["tokens"].shape == (1, 8, 7, 7, 768)
     assert found["features"].shape == (1, 768)
     shapes = [tuple(stage.shape[1:4]) for stage in found["stages"]]

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hiera_video.models import programs as export_module
 from hiera_video.models.detector import ActionDetector
@@ -85,8 +86,11 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "format=pt2")
     assert result.code == 2
     result.reports("no such file or folder", "did you mean 'hiera_base_224.mae_in1k_ft_in1k'?")
-    result = commands.run("export", f"checkpoint={weights / 'model.safetensors'}", "format=pt2")
-    result.reports("model.safetensors is a file", "`hiera-video convert` writes one")
+    file = f"checkpoint={weights / 'model.safetensors'}"
+    assert commands.run("export", file, "format=pt2", "--dry-run").out == "exported/model.pt2\n"
+    torch.save(load_file(weights / "model.safetensors"), tmp_path / "x.pth")
+    result = commands.run("export", "checkpoint=x.pth", "format=pt2")
+    result.reports("x.pth is of no variant", "does not state its architecture")
 
     monkeypatch.setitem(export_module.NEEDED, "onnx", ("onnx", "a_library_that_is_not_there"))
     result = commands.run("export", f"checkpoint={weights}")

@@ -235,6 +235,23 @@ def test_videos_added_and_mended_later(commands, videos, trained, tmp_path):
     assert rows(tmp_path / "out", "failures.jsonl") == {}
 
 
+def test_a_clock_that_jumps_is_in_the_index(commands, trained, tmp_path):
+    pts = [40 * number + 3_600_000 * (number >= 10) for number in range(20)]
+    path = make_striped_video(tmp_path / "a.mp4", 20, (40, 64), pts=pts)
+    arguments = ("extract", path, f"checkpoint={trained}", "device=cpu")
+    lengths = {}
+    for gap in ("null", "1"):
+        out = tmp_path / gap
+        assert commands.run(*arguments, f"output_dir={out}", f"data.max_gap_sec={gap}").code == 0
+        (row,) = rows(out).values()
+        assert "has no frame for 3600.040 s after frame 9" in row["note"]
+        assert row["damage"] is None
+        lengths[gap] = row["duration_sec"]
+    assert lengths["null"] - lengths["1"] == pytest.approx(3599.04, abs=2e-3)
+    result = commands.run(*arguments, f"output_dir={out}", "data.max_gap_sec=2")
+    result.reports("max_gap_sec was 1.0, is 2.0")
+
+
 def test_other_settings_need_a_word(commands, videos, trained, tmp_path):
     arguments = ("extract", videos / "a.mp4", f"checkpoint={trained}", f"output_dir={tmp_path}")
     assert commands.run(*arguments, "device=cpu").code == 0

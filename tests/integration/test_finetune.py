@@ -56,7 +56,8 @@ def test_the_run_folder(commands, tmp_path, lines_of):
     assert [line["step"] for line in lines if line["kind"] == "val"] == [3, 6, 9]
     assert all(line["decoded"] == 7 for line in lines if line["kind"] == "val")
     log = (tmp_path / "train.log").read_text()
-    assert "9 steps of 4 videos x 1 clips = 4 clips: 1 processes x 1 parts x 4 videos" in log
+    last = "(the last of each pass: 2 videos)"  # 10 = 4 + 4 + 2
+    assert f"9 steps of 4 videos x 1 clip = 4 clips {last}: 1 process x 1 part x 4 videos" in log
     config = json.loads((tmp_path / "weights" / "config.json").read_text())
     assert config["class_names"] == ["left", "right"]
     assert config["clips"]["sampling_rate"] == 2
@@ -88,7 +89,8 @@ def test_it_learns_which_way_the_square_moves(commands, tmp_path, lines_of):
 
 def test_json_says_where_the_weights_are(commands, tmp_path):
     result = commands.train(tmp_path, "train.epochs=1", "--json")
-    assert json.loads(result.out) == {"steps": 3, "weights": str(tmp_path / "weights")}
+    counts = {"read": 10, "failed": 0}
+    assert json.loads(result.out) == {"steps": 3, "weights": str(tmp_path / "weights"), **counts}
 
 
 def test_dry_run_does_nothing(commands, tmp_path):

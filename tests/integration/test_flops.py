@@ -123,7 +123,10 @@ def test_each_recipe_of_training_is_understood(name):
         (["hiera_tiny_16x224", "num_frames=15"], ["nearest that works is (16, 224, 224)"]),
         (["hiera_tiny_16x224", "image_size=225"], ["nearest that works is (16, 224, 224)"]),
         (["hiera_tiny_224", "num_frames=4"], ["is an image model"]),
-        (["hiera_tiny_16x224", "overrides.q_pol=2"], ["overrides.q_pol is unknown", "'q_pool'"]),
+        (
+            ["hiera_tiny_16x224", "overrides.q_pol=2"],
+            ["overrides.q_pol is unknown", "'overrides.q_pool'"],
+        ),
         (
             ["hiera_tiny_16x224", "task=pretraining", "masking.mask_ratio=0.999"],
             ["keeps nothing of 392 units"],

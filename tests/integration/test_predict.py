@@ -44,11 +44,13 @@ def test_an_answer_for_every_file_of_a_folder(commands, trained, files):
 
 
 def test_a_named_file_is_tried_whatever_it_is_called(commands, trained, files):
-    result = predict(commands, trained, files / "notes.txt", files / "nowhere.mp4")
+    result = predict(commands, trained, files / "notes.txt")
     assert result.code == 1  # nothing could be read
-    first, second = result.out.splitlines()
-    assert first.startswith(f"{files / 'notes.txt'}: ")
-    assert second == f"{files / 'nowhere.mp4'}: no such file; check its path"
+    assert result.out.startswith(f"{files / 'notes.txt'}: ")
+    result = predict(commands, trained, files / "a.mp4", files / "nowhere.mp4")
+    assert result.code == 2
+    result.reports(f"FILE is '{files / 'nowhere.mp4'}': there is no such file", "1 of 2")
+    assert result.out == ""
 
 
 def test_json_lines(commands, trained, files):
@@ -136,5 +138,5 @@ def test_no_files_and_no_checkpoint(commands, trained, files):
     assert result.code == 2
     result.reports("checkpoint", "a run, checkpoint or weights folder")
     result = predict(commands, files / "nowhere", files / "a.mp4")
-    assert result.code == 1
+    assert result.code == 2
     result.reports(str(files / "nowhere"))

@@ -54,5 +54,5 @@ def test_only_classifiers_predict(tmp_path):
     hiera_video.save_model(tmp_path / "weights", backbone)
     loaded = hiera_video.load_model(tmp_path / "weights")
     assert loaded.card.kind == "backbone"
-    with pytest.raises(WeightsError, match="needed is a classifier"):
+    with pytest.raises(WeightsError, match="expected a classifier"):
         loaded.predict("a.mp4")

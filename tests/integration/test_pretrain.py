@@ -99,7 +99,7 @@ def test_an_autoencoder_is_no_classifier(commands, pretrained, tmp_path):
         result = commands.run(*command, f"checkpoint={pretrained}")
         assert result.code == 1
         result.reports(
-            "is a masked autoencoder; needed is a classifier", "fine-tune it with model.init="
+            "is a masked autoencoder; expected a classifier", "fine-tune it with model.init="
         )
 
 
@@ -231,9 +231,7 @@ def test_weights_of_an_autoencoder_and_back(tmp_path):
     with pytest.raises(ValueError, match="decoder_heads"):
         load_model(tmp_path / "w", decoder_heads=4, kind="autoencoder")
     save_model(tmp_path / "c", encoder)
-    with pytest.raises(
-        ValueError, match="needed is a masked autoencoder: a run of `hiera-video pr"
-    ):
+    with pytest.raises(ValueError, match="expected a masked autoencoder: a run of `hiera-video pr"):
         load_model(tmp_path / "c", kind="autoencoder")
 
 

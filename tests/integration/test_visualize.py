@@ -48,13 +48,14 @@ def test_pictures_of_every_file(commands, pretrained, tmp_path):
     Image.new("RGB", (90, 80), "red").save(tmp_path / "picture.png")
     files = [commands.toy / "val_0.mp4", tmp_path / "other" / "val_0.mp4", tmp_path / "picture.png"]
     out = tmp_path / "out"
-    bad = tmp_path / "nowhere.mp4"
+    bad = tmp_path / "empty.mp4"
+    bad.touch()
     result = visualize(commands, pretrained, out, "--json", files[0], bad, *files[1:])
     assert result.code == 3, result.err
     records = [json.loads(line) for line in result.out.splitlines()]
     assert [record["path"] for record in records] == [str(f) for f in (files[0], bad, *files[1:])]
     assert records[1] == {
-        "path": str(bad), "cause": "missing", "error": f"{bad}: no such file; check its path"
+        "path": str(bad), "cause": "empty", "error": f"{bad}: is empty (0 bytes); fetch it again"
     }  # fmt: skip
     names = ["val_0_normalised", "val_0_2_normalised", "picture_normalised"]
     for name, record in zip(names, [records[0], *records[2:]], strict=True):
@@ -128,8 +129,8 @@ def test_nothing_is_replaced_silently(commands, pretrained, tmp_path):
 def test_what_is_refused(commands, pretrained, tmp_path):
     video, out = commands.toy / "val_0.mp4", tmp_path / "out"
     result = visualize(commands, pretrained, out, tmp_path / "nowhere.mp4")
-    assert result.code == 1
-    assert result.out == f"{tmp_path / 'nowhere.mp4'}: no such file; check its path\n"
+    assert result.code == 2
+    result.reports(f"FILE is '{tmp_path / 'nowhere.mp4'}': there is no such file or folder")
     hog = save(tmp_path / "hog", target="hog")
     result = visualize(commands, hog, out, video)
     assert result.code == 1

@@ -169,7 +169,7 @@ def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="timm builds its models by name"):
         convert(image, described(image), "timm", tmp_path / "x")
     small = Hiera(**IMAGE, mask_unit=(1, 4, 4), q_pool=2)
-    with pytest.raises(ValueError, match="refuses mask units of 4 tokens: needed is a multiple of"):
+    with pytest.raises(ValueError, match="refuses mask units of 4 tokens: expected a multiple of"):
         convert(small, described(small), "transformers", tmp_path / "x")
     (tmp_path / "there").touch()
     with pytest.raises(FileExistsError, match="exists: choose another name"):
@@ -193,7 +193,7 @@ def test_transformers_states_the_architecture(tmp_path: Path) -> None:
 
     path = tmp_path / "x" / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_heads": [2, 4, 4, 4]}))
-    with pytest.raises(ValueError, match=r"num_heads is \[2, 4, 4, 4\]: needed is \[2, 4, 8, 16\]"):
+    with pytest.raises(ValueError, match=r"num_heads is \[2, 4, 4, 4\]: expected \[2, 4, 8, 16\]"):
         load_model(tmp_path / "x", kind="backbone")
 
 

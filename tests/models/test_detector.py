@@ -140,7 +140,7 @@ def test_saved_and_loaded_whole(tmp_path):
 
 def test_refuses_what_cannot_be():
     classifier = create_model("hiera_tiny_224", **SMALL)
-    with pytest.raises(ValueError, match="needed are 0"):
+    with pytest.raises(ValueError, match="expected 0"):
         ActionDetector(classifier, num_classes=3)
     with pytest.raises(ValueError, match="num_classes is 0"):
         detector(num_classes=0)

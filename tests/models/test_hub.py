@@ -36,8 +36,9 @@ def test_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     upload = {"repo_id": "me/mine", "folder_path": Path("mine"), "allow_patterns": files}
     assert calls == ["me/mine", upload]
 
-    def download(name: str, revision: str | None, allow_patterns: list[str]) -> str:
-        assert (name, revision, allow_patterns) == ("me/mine", "v1", files)
+    def download(name: str, **how: Any) -> str:
+        expected = {"revision": "v1", "allow_patterns": files, "local_files_only": False}
+        assert (name, how) == ("me/mine", expected)
         return str(tmp_path / "mine")
 
     monkeypatch.setattr(hub, "snapshot_download", download)

@@ -348,11 +348,11 @@ def test_unknown_and_missing_keys(tmp_path: Path) -> None:
     state = official(hiera(VIDEO))
     path = saved(tmp_path / "x.pth", {**state, "blocks.0.attn.rel_pos_h": torch.ones(2)})
     refused(path, r"1 of its \d+ keys are not, blocks\.0\.attn\.rel_pos_h")
-    path = saved(tmp_path / "x.pth", {f"encoder.{key}": value for key, value in state.items()})
-    refused(path, "not a Hiera in a layout that is known: .*encoder.pos_embed_spatial")
+    path = saved(tmp_path / "x.pth", {f"_{key}": value for key, value in state.items()})
+    refused(path, "not a Hiera in a layout that is known: .*_pos_embed_spatial")
     del state["blocks.3.mlp.fc1.bias"]
     path = saved(tmp_path / "x.pth", state)
-    refused(path, r"not fit the model: blocks\.3\.mlp\.fc1\.bias is missing, needed is \[\d+\]$")
+    refused(path, r"not fit the model: blocks\.3\.mlp\.fc1\.bias is missing, expected \[\d+\]$")
 
 
 @pytest.mark.parametrize(

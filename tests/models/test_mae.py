@@ -392,7 +392,7 @@ def test_the_decoder_heads_must_be_given_and_divide_the_width() -> None:
 
 
 def test_an_encoder_with_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match="the encoder has 5 classes: needed are 0"):
+    with pytest.raises(ValueError, match="the encoder has 5 classes: expected 0"):
         small(num_classes=5)
 
 

@@ -137,7 +137,7 @@ def test_weights_that_cannot_be_written(tmp_path: Path, files_up_to: Any) -> Non
         ({"class_names": ["a"]}, "the card: there are 1 class_names for 5 classes"),
         ({"num_classes": 5, "class_names": []}, "num_classes: the model decides, give none"),
         ({"class_name": ["a"]}, "'class_name' is unknown.*; did you mean 'class_names'"),
-        ({"mean": 3}, "the card: mean: "),
+        ({"mean": 3}, "the card: mean is 3; it must be a list"),
         ({"notes": {"scores": object()}}, r"config\.json cannot hold the card"),
     ],
 )
@@ -150,14 +150,48 @@ def test_refused_entries(entries: dict[str, Any], message: str, tmp_path: Path) 
 # Models that their card does not describe.
 
 
-def test_a_classifier_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
-    model = hiera(VIDEO)
+def test_a_linear_classifier_assigned_by_hand_is_described(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("WARNING")
+    save_model(tmp_path / "first", hiera(VIDEO), class_names=[*"abcde"], mean=(0.5, 0.5, 0.5))
+    model, card = load_model(tmp_path / "first", kind="classifier")
+    model.head.projection = nn.Linear(128, 5)  # which may be for the same classes
+    save_model(tmp_path / "same", model)
+    assert load_model(tmp_path / "same")[1] == card
     model.head.projection = nn.Linear(128, 9)
-    message = r"head\.projection\.bias is \[9\], needed is \[5\].*model\.reset_classifier"
-    with pytest.raises(WeightsError, match=message):
-        save_model(tmp_path / "w", model)
+    assert model.num_classes == 9
+    assert not caplog.messages
+    save_model(tmp_path / "w", model)
+    (warning,) = caplog.messages
+    assert "replaced by one of 9 outputs: the names of the 5 classes before are left" in warning
+    again, card = load_model(tmp_path / "w", kind="classifier")
+    assert torch.equal(logits(again), logits(model))
+    assert (card.num_classes, card.class_names, card.mean) == (9, (), (0.5, 0.5, 0.5))
+    caplog.clear()
+    save_model(tmp_path / "w", model, class_names=[*"123456789"])
+    assert not caplog.messages
+    assert load_model(tmp_path / "w")[1].class_names == tuple("123456789")
+    with pytest.raises(WeightsError, match="there are 5 class_names for 9 classes"):
+        save_model(tmp_path / "w", model, class_names=[*"abcde"])
     model.head.projection = nn.Identity()
-    with pytest.raises(WeightsError, match=r"is missing, needed is .* and 1 more.*by hand"):
+    save_model(tmp_path / "features", model)
+    assert load_model(tmp_path / "features")[1].kind == "backbone"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: setattr(model, "head", nn.Linear(128, 9)),
+        lambda model: setattr(model.head, "projection", nn.Linear(128, 9, bias=False)),
+        lambda model: setattr(model.head, "projection", nn.Linear(64, 9)),
+        lambda model: setattr(model.head, "projection", nn.Sequential(nn.Linear(128, 9))),
+    ],
+)
+def test_other_classifiers_assigned_by_hand_are_not_saved(change: Any, tmp_path: Path) -> None:
+    model = hiera(VIDEO)
+    change(model)
+    with pytest.raises(WeightsError, match=r"head\..* expected .*model\.reset_classifier\("):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
     model.reset_classifier(9)
@@ -165,10 +199,43 @@ def test_a_classifier_replaced_by_hand_is_not_saved(tmp_path: Path) -> None:
     assert load_model(tmp_path / "w", kind="classifier")[0].num_classes == 9
 
 
+def test_a_replaced_classifier_of_a_detector(tmp_path: Path) -> None:
+    tiny: dict[str, Any] = {"embed_dim": 8, "stages": [1, 1, 1, 1], "num_frames": 4}
+    detector = create_detector("hiera_tiny_16x224", num_classes=2, image_size=64, **tiny)
+    save_model(tmp_path / "first", detector, label_map={1: "sit", 2: "run"})
+    detector, _ = load_model(tmp_path / "first", kind="detector")
+    detector.roi_head.projection = nn.Linear(64, 3)
+    save_model(tmp_path / "w", detector)
+    again, card = load_model(tmp_path / "w", kind="detector")
+    assert (again.num_classes, card.label_map) == (3, {})
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_wrapped_models(wrap: Any, tmp_path: Path) -> None:
+    model = hiera(VIDEO)
+    save_model(tmp_path / "w", wrap(model))
+    assert torch.equal(logits(load_model(tmp_path / "w")[0]), logits(model))
+
+
+def test_models_of_others_are_not_saved(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="the model is a Sequential: expected a Hiera"):
+        save_model(tmp_path / "w", nn.Sequential(hiera(VIDEO)))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("notes", [{"format": "pt"}, {"name": "mine"}, {"mean": 3}])
+def test_notes_that_the_folder_could_not_be_read_with(notes: Any, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"notes: it has {next(iter(notes))}, which config.json"):
+        save_model(tmp_path / "w", hiera(VIDEO), notes=notes)
+    with pytest.raises(WeightsError, match="changes when it is written as JSON"):
+        save_model(tmp_path / "w", hiera(VIDEO), notes={"a": float("inf")})
+    assert not any(tmp_path.iterdir())
+
+
 def test_other_changes_by_hand_are_not_saved(tmp_path: Path) -> None:
     model = hiera(VIDEO)
     model.adapter = nn.Linear(2, 2)
-    with pytest.raises(WeightsError, match=r"adapter\.bias is \[2\], needed is none.*torch.save"):
+    with pytest.raises(WeightsError, match=r"adapter\.bias is \[2\], expected none.*torch.save"):
         save_model(tmp_path / "w", model)
     assert not any(tmp_path.iterdir())
 
@@ -274,7 +341,7 @@ def test_other_kinds_are_refused_before_the_weights_are_read(kinds: dict[str, Pa
         (folder / "model.safetensors").unlink()
         for asked in ("classifier", "autoencoder", "detector"):
             if asked != kind:
-                with pytest.raises(WeightsError, match=f"^{folder} is an? .*; needed is an? "):
+                with pytest.raises(WeightsError, match=f"^{folder} is an? .*; expected an? "):
                     load_model(folder, kind=asked)
     message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400$"
     with pytest.raises(WeightsError, match=message):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +39,11 @@ def test_weights_run_and_checkpoint_folders(tmp_path: Path) -> None:
     ):
         load_card(tmp_path / "run")
     end = weights(tmp_path / "run" / "weights")
+    (end / "model.safetensors").touch()
     for source, folder in (
         (end, end),
         (tmp_path / "run", end),
+        (end / "model.safetensors", end),
         (step, step),
         (step.parent, step),
     ):
@@ -57,9 +60,7 @@ def test_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kind(tmp_path: Path) -> None:
     folder = weights(tmp_path / "w", "autoencoder")
     assert load_card(folder, "autoencoder").masking == Masking(kind="tube", mask_ratio=0.75)
-    with pytest.raises(
-        WeightsError, match=rf"^{folder} is a masked autoencoder; needed is a class"
-    ):
+    with pytest.raises(WeightsError, match=rf"^{folder} is a masked autoencoder; expected a class"):
         load_card(folder, "classifier")
 
 
@@ -80,6 +81,56 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         load_card(tmp_path / "nowhere")
     with pytest.raises(WeightsNotFoundError, match=r"did you mean 'hiera_base_16x224\.mae_k400"):
         load_card("hiera_bse_16x224.mae_k400")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("runs/mien", None, r"; did you mean '.*runs/mine'\?$"),
+        ("runz/mine", None, r"; did you mean '.*runs'\?$"),
+        ("runs/mine/weihgts", None, r"; did you mean '.*runs/mine/weights'\?$"),
+        ("runs/quite-another", None, "folder$"),
+        ("no/run", None, "folder, nor .*no$"),
+        ("runs\\mine", None, "; write / between folders"),
+    ],
+)
+def test_a_mistyped_folder(name: str, kind: Any, words: str, tmp_path: Path) -> None:
+    weights(tmp_path / "runs" / "mine" / "weights")
+    message = f"^{re.escape(str(tmp_path / name))}: there is no such file or folder"
+    with pytest.raises(WeightsNotFoundError, match=message) as error:
+        load_card(tmp_path / name, kind)
+    assert re.search(words, str(error.value))
+    assert not any(published in str(error.value) for published in PUBLISHED)
+
+
+def test_a_mistyped_folder_below_the_current_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights(tmp_path / "runs" / "mine" / "weights")
+    monkeypatch.chdir(tmp_path)
+    for name, near in (("rums", "runs"), ("runs/mime", "runs/mine")):
+        with pytest.raises(WeightsNotFoundError, match=f"{name}: .*; did you mean '{near}'"):
+            load_card(name)
+    with pytest.raises(WeightsNotFoundError, match=r"nor me; a repository .* be hf://me/mine$"):
+        load_card("me/mine")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("hiera_base_224", "classifier", r"weights are hiera_base_224\.mae_in1k_ft_in1k$"),
+        ("hiera_base_224", "autoencoder", r"weights are hiera_base_224\.mae_in1k$"),
+        ("hiera_base_224", "backbone", r"hiera_base_224\.mae_in1k, hiera_base_224\.mae_in1k_ft"),
+        ("mae_k400", "autoencoder", r"are hiera_base_16x224\.mae_k400, hiera_base_plus_16x224\."),
+        ("hiera_tiny_16x224", "classifier", r"; there are hiera_base_16x224\.mae_k400_ft_k400, "),
+        ("hiera_base_224", "detector", "expected a run of `hiera-video detect train`$"),
+        ("hiera_bas_224", "classifier", r"; did you mean 'hiera_base_224\.mae_in1k_ft_in1k'"),
+    ],
+)
+def test_a_name_without_a_tag(name: str, kind: Any, words: str) -> None:
+    """The tags that can do what is asked for."""
+    with pytest.raises(WeightsNotFoundError, match=f"^{name}: .*{words}"):
+        load_card(name, kind)
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "is not JSON"), ("[1]", "holds a list")])

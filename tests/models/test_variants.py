@@ -98,8 +98,20 @@ def test_images_without_a_time_axis() -> None:
         ("hiera_tiny_16x224", {"pretrained": True}, r"name the weights, .*checkpoint=\.\.\."),
         ("hiera_tiny_16x224", {"features_only": True}, "forward_intermediates"),
         ("hiera_tiny_16x224", {"global_pool": ""}, r"forward_head\(x, pre_logits=True\)"),
-        ("hiera_tiny_16x224", {"zzz": 1}, r"^'zzz' is unknown\. Arguments of Hiera are: "),
+        (
+            "hiera_tiny_16x224",
+            {"zzz": 1},
+            r"^'zzz' is unknown\. Arguments are: [^?]*, num_frames, image_size$",
+        ),
         (None, {}, "name is None"),
+        ("hiera_base_224.mae_in1k_ft", {}, r"^no published weights are called [^,]* did you mean"),
+        ("hiera_base_224.z" + 30 * "z", {}, r"list_models\(pretrained=True\) has all$"),
+        ("facebook/hiera-base-224-hf", {}, "expected a variant; .* hf://OWNER/NAME"),
+        ("hiera_tiny_16x224", {"freeze": True}, r"model\.requires_grad_\(False\)"),
+        ("hiera_tiny_16x224", {"img_size": 64}, r"image_size=\.\.\. and num_frames="),
+        ("hiera_tiny_16x224", {"drop_rate": 0.1}, "head_dropout"),
+        ("hiera_tiny_16x224", {"frames": 8}, "did you mean 'num_frames'"),
+        ("hiera_tiny_16x224", {"embed_dim": 97, "num_heads": 2}, "num_heads=2 does not divide it"),
     ],
 )
 def test_refusals(name: str | None, arguments: dict[str, Any], message: str) -> None:
@@ -110,5 +122,11 @@ def test_refusals(name: str | None, arguments: dict[str, Any], message: str) -> 
 def test_missing_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file or folder"):
         create_model("hiera_tiny_224", checkpoint=tmp_path / "weights.pth")
-    with pytest.raises(FileNotFoundError, match=r"there are hiera_tiny_224\.mae_in1k"):
+    with pytest.raises(
+        FileNotFoundError, match=r"published weights are hiera_base_16x224\.mae_k400,"
+    ):
         create_model("hiera_tiny_16x224", checkpoint="mae_k400")  # nobody has published it
+    with pytest.raises(
+        FileNotFoundError, match="hiera_large_224 has no such tag; did you mean 'mae_in1k_ft_in1k"
+    ):
+        create_model("hiera_large_224", checkpoint="mae_in1k_ft_in")

@@ -80,7 +80,7 @@ def test_a_value_outside_is_refused_by_its_key(command: str) -> None:
             with pytest.raises(ConfigError) as error:
                 load_for_print(COMMANDS[command], overrides=[f"{key}={value}"])
             assert f"{key} is " in str(error.value) or "FILE is" in str(error.value)
-            assert ": needed is " in str(error.value)
+            assert "; it must be " in str(error.value)
 
 
 def test_each_setting_is_stated_once() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ from pydantic import ValidationError
 
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.files import shipped_folder
+from hiera_video.settings.advice import SYNONYMS
 from hiera_video.settings.base import RuleError, defaults, leaves
+from hiera_video.settings.commands import COMMANDS
 from hiera_video.settings.evaluation import (
     DetectEvaluateSettings,
     EvaluateSettings,
@@ -231,37 +234,40 @@ def test_what_is_written_reads_back(tmp_path_factory, lr, path, area, clip_grad)
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("optim.lrr=1", "optim.lrr is unknown; did you mean 'lr'?"),
-        ("optm.lr=1", "optm is unknown; did you mean 'optim'?"),
-        ("clips.samplingrate=2", "clips.samplingrate is unknown; did you mean 'sampling_rate'?"),
+        ("optim.lrr=1", "optim.lrr is unknown; did you mean 'optim.lr'?"),
+        ("optm.lr=1", "optm.lr is unknown; did you mean 'optim.lr'?"),
+        (
+            "clips.samplingrate=2",
+            "clips.samplingrate is unknown; did you mean 'clips.sampling_rate'?",
+        ),
         ("train.zzz=4", "train.zzz is unknown; known here are epochs, "),
-        ("optim.lr=fast", "optim.lr is 'fast': needed is a number above 0"),
-        ("optim.lr=nan", "optim.lr is nan: needed is a number above 0"),
-        ("optim.lr=[1,2]", "optim.lr is [1, 2]: needed is a number"),
-        ("augment.crop_area=[0.5,a]", "augment.crop_area is [0.5, 'a']: needed is [low, high]"),
+        ("optim.lr=fast", "optim.lr is 'fast'; it must be a number above 0"),
+        ("optim.lr=nan", "optim.lr is nan; it must be a number above 0"),
+        ("optim.lr=[1,2]", "optim.lr is [1, 2]; it must be a number"),
+        ("augment.crop_area=[0.5,a]", "augment.crop_area is [0.5, 'a']; it must be [low, high]"),
         ("augment.crop_area=[0.5", "augment.crop_area=[0.5: not valid YAML"),
-        ("train.num_repeats=2.5", "train.num_repeats is 2.5: needed is a whole number"),
-        ("train.compile=maybe", "train.compile is 'maybe': needed is true or false"),
-        ("train.global_batch_size=null", "train.global_batch_size is not set: needed is a whole"),
-        ("augment.crop_area=[0.5]", "augment.crop_area is [0.5]: needed is [low, high]"),
-        ("augment.crop_area=0.5", "augment.crop_area is 0.5: needed is [low, high]"),
-        ("optim=sgd", "optim is 'sgd': needed is a group with optimizer, lr"),
-        ("optim.optimizer=adam", "optim.optimizer is 'adam': needed is adamw or sgd"),
-        ("clips.sampling=segment", "clips.sampling is 'segment': needed is clip or segments"),
-        ("data.backend=opencv", "data.backend is 'opencv': needed is pyav, decord or torchcodec"),
+        ("train.num_repeats=2.5", "train.num_repeats is 2.5; it must be a whole number"),
+        ("train.compile=maybe", "train.compile is 'maybe'; it must be true or false"),
+        ("train.global_batch_size=null", "train.global_batch_size is not set; it must be a whole"),
+        ("augment.crop_area=[0.5]", "augment.crop_area is [0.5]; it must be [low, high]"),
+        ("augment.crop_area=0.5", "augment.crop_area is 0.5; it must be [low, high]"),
+        ("optim=sgd", "optim is 'sgd'; it must be a group with optimizer, lr"),
+        ("optim.optimizer=adam", "optim.optimizer is 'adam'; it must be adamw or sgd"),
+        ("clips.sampling=segment", "clips.sampling is 'segment'; it must be clip or segments"),
+        ("data.backend=opencv", "data.backend is 'opencv'; it must be pyav, decord or torchcodec"),
         ("model.overrides.widths=3", "model.overrides.widths is unknown"),
         (
             "model.overrides.mask_unit=[2,8]",
-            "model.overrides.mask_unit is [2, 8]: needed is a list",
+            "model.overrides.mask_unit is [2, 8]; it must be a list",
         ),
         (
             "model.image_size=[1,2,3]",
-            "model.image_size is [1, 2, 3]: needed is a whole number of p",
+            "model.image_size is [1, 2, 3]; it must be a whole number of p",
         ),
         ("train.num_repeats=" + "9" * 5000, "train.num_repeats is 999"),
         (
             "train.num_repeats=2147483648",
-            "train.num_repeats is 2147483648: needed is a whole number of at least 1 and of at "
+            "train.num_repeats is 2147483648; it must be a whole number of at least 1 and of at "
             "most 2,147,483,647",
         ),
         ("train.seed=" + "9" * 4000, "train.seed is 999"),
@@ -279,15 +285,92 @@ def test_a_wrong_override_is_one_line(override, message):
 
 
 @pytest.mark.parametrize(
+    ("cls", "key", "advice"),
+    [
+        # The last part of a key, and what others call a setting.
+        (FinetuneSettings, "lr", "did you mean 'optim.lr'?"),
+        (FinetuneSettings, "train.lr", "did you mean 'optim.lr'?"),
+        (FinetuneSettings, "optim.learning_rate", "did you mean 'optim.lr'?"),
+        (FinetuneSettings, "learning-rate", "did you mean 'optim.lr'?"),
+        (FinetuneSettings, "epochs", "did you mean 'train.epochs'?"),
+        (FinetuneSettings, "num_epochs", "did you mean 'train.epochs'?"),
+        (
+            FinetuneSettings,
+            "batch_size",
+            "did you mean 'train.global_batch_size' or 'views.batch_size'?",
+        ),
+        (PredictSettings, "batch_size", "did you mean 'views.batch_size'?"),
+        (PretrainSettings, "batch_size", "did you mean 'train.global_batch_size'?"),
+        (FinetuneSettings, "model.checkpoint", "did you mean 'model.init'?"),
+        (EvaluateSettings, "weights", "did you mean 'checkpoint'?"),
+        (FinetuneSettings, "output_dir", "did you mean 'run_dir'?"),
+        (EvaluateSettings, "out_dir", "did you mean 'output_dir'?"),
+        (FinetuneSettings, "model.embed_dim", "did you mean 'model.overrides.embed_dim'?"),
+        # Settings of other commands, and what no setting decides.
+        (FinetuneSettings, "model.num_classes", "the number of classes comes from the data"),
+        (PretrainSettings, "augment.mixup", "it is a setting of finetune"),
+        (EvaluateSettings, "data.train", "it is a setting of finetune, pretrain, detect train"),
+        (FinetuneSettings, "masking.mask_ratio", "it is a setting of pretrain, visualize mae, "),
+        # Nothing is similar.
+        (FinetuneSettings, "model.overrides.widths", "known here are in_chans, "),
+        (FinetuneSettings, "hello.a", "known here are data, model, "),
+    ],
+)
+def test_an_unknown_key_names_the_right_one(cls, key, advice):
+    nested = functools.reduce(lambda value, name: {name: value}, key.split(".")[::-1], "1")
+    for override in (f"{key}=1", nested):
+        with pytest.raises(ConfigError) as error:
+            load_settings(cls, overrides=[override])
+        assert str(error.value).startswith(f"{key} is unknown; {advice}")
+
+
+def test_the_table_of_synonyms_names_settings_that_there_are():
+    names = {key.rpartition(".")[2] for cls in COMMANDS.values() for key, _, _ in leaves(cls)}
+    assert {name for meant in SYNONYMS.values() for name in meant} <= names
+
+
+def test_a_short_run_says_what_to_write_beside_its_epochs():
+    """The command that the message gives is right."""
+    fix = re.search(r"write (train\.warmup_epochs=\S+) beside", mistake("train.epochs=3"))[1]
+    assert finetune("train.epochs=3", fix).train.warmup_epochs == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.lr=fast",
+        "optim.lr=nan",
+        "optim=3",
+        "optim.betas=[0.9]",
+        "optim.betas={a: 1}",
+        "train.compile=maybe",
+        "augment.crop_area=[0.5",
+        "augment.crop_area={a",
+        "model.overrides={widths: 3}",
+        "model.overrides.stages=[]",
+        "model.image_size={}",
+        {"run_dir": [1, 2]},
+        "clips=null",
+        {"run_dir": "\ud800"},
+        {"data": {"train": "a\0b"}},
+    ],
+)
+def test_a_message_has_no_name_of_the_code_and_no_sentence_of_a_library(override):
+    classes = "|".join({cls.__name__ for cls in COMMANDS.values()} | {"Optim", "RunSettings"})
+    phrases = "pydantic|[Vv]alidation|Input should|valid (string|number|dict)|unicode string|Error"
+    assert not re.search(rf"\b({classes})\b|{phrases}|errors\.", mistake(override))
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("optim: {lrr: 1}", "optim.lrr is unknown; did you mean 'lr'?"),
-        ("optimizer: {lr: 1}", "optimizer is unknown"),
-        ("optim: {optimizer: adam}", "optim.optimizer is 'adam': needed is adamw or sgd"),
+        ("optim: {lrr: 1}", "optim.lrr is unknown; did you mean 'optim.lr'?"),
+        ("optimizer: {lr: 1}", "optimizer.lr is unknown; did you mean 'optim.lr'?"),
+        ("optim: {optimizer: adam}", "optim.optimizer is 'adam'; it must be adamw or sgd"),
         ("optim: {lr: fast}", "optim.lr is 'fast'"),
         ("augment: {crop_area: [0.5]}", "augment.crop_area is [0.5]"),
-        ("train: {epochs: 30}\noptim: 3", "optim is 3: needed is a group with optimizer, lr"),
-        ("optim:", "optim is not set: needed is a group with optimizer, lr"),
+        ("train: {epochs: 30}\noptim: 3", "optim is 3; it must be a group with optimizer, lr"),
+        ("optim:", "optim is not set; it must be a group with optimizer, lr"),
         ("- a\n- b", "holds a list, not keys with values"),
         ("only words", "holds the text 'only words', not keys with values"),
         ("optim: [lr", "not valid YAML: "),
@@ -296,8 +379,8 @@ def test_a_wrong_override_is_one_line(override, message):
         ("optim: {lr: !!python/object/apply:os.getcwd []}", "not valid YAML: "),
         ("optim: &a {lr: 1}\nmodel: *a", "not valid YAML: an alias; write the value itself"),
         ("optim: " + "[" * 3000, "groups or lists are nested too deeply"),
-        ('run_dir: "a\\0b"', "run_dir is 'a\\x00b': needed is a path"),
-        ('run_dir: "\\ud800"', "run_dir is '\\ud800': needed is a path"),
+        ('run_dir: "a\\0b"', "run_dir is 'a\\x00b'; it must be a path"),
+        ('run_dir: "\\ud800"', "run_dir is '\\ud800'; it must be a path"),
         ("#" * 1_000_001, "larger than 1,000,000 bytes"),
     ],
     ids=lambda value: repr(value)[:60],
@@ -335,7 +418,7 @@ def test_a_folder_or_a_pipe_is_not_a_file(tmp_path):
     with pytest.raises(ConfigError, match="there is no such configuration file"):
         finetune(files=[str(tmp_path)])
     os.mkfifo(tmp_path / "a.yaml")
-    with pytest.raises(ConfigError, match=r"a\.yaml: a folder, a pipe or a device; needed"):
+    with pytest.raises(ConfigError, match=r"a\.yaml: a folder, a pipe or a device; expected"):
         finetune(files=[str(tmp_path / "a.yaml")])
 
 
@@ -344,7 +427,7 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
     config = finetune(f"data.val={path}")
     assert config.data.val == path
     assert finetune(files=[write(tmp_path, to_yaml(config))]).data.val == path
-    with pytest.raises(ConfigError, match=r"run_dir is .*needed is a path in UTF-8"):
+    with pytest.raises(ConfigError, match=r"run_dir is .*must be a path in UTF-8"):
         finetune({"run_dir": path})
 
 
@@ -352,7 +435,7 @@ def test_names_of_files_that_are_not_utf8(tmp_path):
 
 
 def test_training_needs_data():
-    with pytest.raises(ConfigError, match=r"^data\.train is not set: .*list file or a folder"):
+    with pytest.raises(ConfigError, match=r"^data\.train is not set; .*list file or a folder"):
         load_settings(FinetuneSettings)
 
 
@@ -378,7 +461,7 @@ def test_training_needs_data():
         ("augment.erasing_prob=1.5", "a number of at least 0 and of at most 1"),
         ("train.global_batch_size=0", "a whole number of at least 1"),
         ("train.num_repeats=-1", "a whole number of at least 1"),
-        ("train.warmup_epochs=100", "less than epochs=100"),
+        ("train.warmup_epochs=100", "less than train.epochs=100"),
         ("optim.lr=0", "a number above 0"),
         ("optim.betas=[0.9, 1]", "a list of 2, each a number of at least 0 and below 1"),
         ("optim.layer_decay=1.1", "a number above 0 and of at most 1"),
@@ -400,7 +483,7 @@ def test_training_needs_data():
 )
 def test_a_value_out_of_range_names_key_value_and_range(override, allowed):
     key, _, value = override.partition("=")
-    assert mistake(override).startswith(f"{key} is {value}: needed is {allowed}")
+    assert mistake(override).startswith(f"{key} is {value}; it must be {allowed}")
 
 
 def test_segments_have_one_or_two_test_clips():
@@ -450,7 +533,7 @@ def test_python_takes_and_checks_the_same_values():
     assert Optim(betas=(0.9, 0.95)).betas == (0.9, 0.95)
     with pytest.raises(ValidationError, match="lr"):
         Optim(lr=0)
-    with pytest.raises(ValidationError, match="needed is less than epochs=3") as error:
+    with pytest.raises(ValidationError, match=r"must be less than train\.epochs=3") as error:
         Train(epochs=3)
     assert isinstance(error.value.errors()[0]["ctx"]["error"], RuleError)
 

@@ -177,8 +177,8 @@ def test_an_average_that_is_not_wanted_is_left(tmp_path, save):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (dict(width=5), r"model\.0\.bias is \[4\], needed is \[5\]$"),
-        (dict(optimizer="sgd"), r"momentum_buffer is missing, needed is \[4, 3\]$"),
+        (dict(width=5), r"model\.0\.bias is \[4\], expected \[5\]$"),
+        (dict(optimizer="sgd"), r"momentum_buffer is missing, expected \[4, 3\]$"),
     ],
 )
 def test_the_first_difference_is_named(tmp_path, save, other, message):

@@ -135,5 +135,5 @@ def test_freezing(train_only, freeze_stages, learning):
 
 
 def test_more_stages_than_there_are():
-    with pytest.raises(ConfigError, match=r"train.freeze_stages is 5: needed is from 0 to 4"):
+    with pytest.raises(ConfigError, match=r"train.freeze_stages is 5; it must be from 0 to 4"):
         freeze(tiny(), Train(freeze_stages=5))

@@ -10,7 +10,9 @@ import pytest
 
 from hiera_video.files import temporary_folder
 from hiera_video.video import index
-from hiera_video.video.open import open_video
+from hiera_video.video.backends.checked import CheckedReader
+from hiera_video.video.backends.pyav import PyavReader
+from hiera_video.video.open import DEFAULTS, open_video
 from hiera_video.video.reader import VideoError, warn_once
 from tests.video.striped_video import decode_linearly, make_striped_video, read_number
 
@@ -129,6 +131,51 @@ def test_decord_reads_whatever_arrays_another_library_asks_it_for(tmp_path):
         assert reader.backend == "decord"
     assert isinstance(clip, np.ndarray)
     assert [read_number(frame) for frame in clip] == [3, 9]
+
+
+class _Faulty(CheckedReader):
+    """A library that gives the frame before some, which its time stamps do not show."""
+
+    backend = "faulty"
+    errors = (RuntimeError,)
+    wrong: frozenset[int]
+
+    def _import_decoder(self):
+        return None
+
+    def _open(self, decoder, exact):
+        return decode_linearly(Path(exact.path))
+
+    def _decode(self, positions):
+        return np.stack([self._video[n - (n in self.wrong)] for n in positions])
+
+
+@pytest.mark.parametrize("wrong", [1, 7, 19, 33, 59])
+def test_a_backend_that_is_wrong_within_a_group_of_pictures_is_caught(
+    folder, monkeypatch, caplog, wrong
+):
+    """Right at the key frames 0, 20 and 40, and wrong at one other position, or at the end."""
+    path = make_striped_video(folder / "faulty.mp4", options=B_FRAMES)
+    expected = decode_linearly(path)
+    monkeypatch.setattr(_Faulty, "wrong", frozenset([wrong]), raising=False)
+    others = [n for n in range(60) if n != wrong]
+
+    def opened():
+        warn_once.cache_clear()
+        return _Faulty(PyavReader(str(path), DEFAULTS))
+
+    with opened() as reader:
+        assert np.array_equal(reader.frames(others), [expected[n] for n in others])
+        assert reader.backend == "faulty"
+    for read in ([wrong], [wrong, 20, 0], range(60)):  # alone, among key frames, among all
+        with caplog.at_level(logging.WARNING), opened() as reader:
+            assert np.array_equal(reader.frames(read), [expected[n] for n in read])
+            assert reader.backend == "pyav"
+            assert f"frame {wrong} is decoded differently" in caplog.text
+        caplog.clear()
+    with opened() as reader:
+        assert all(np.array_equal(frame, expected[n]) for n, frame in enumerate(reader))
+        assert reader.backend == "pyav"
 
 
 def test_wrong_indices_are_refused(folder, backend):

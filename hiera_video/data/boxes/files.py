@@ -69,7 +69,8 @@ def read_boxes(
             or given for some boxes only; that a pickle would run code.
     """
     strict = strict and role != "detections"
-    table = inspect_boxes(role, path, label_map, check_actions=strict)
+    check_actions = strict and role == "ground truth"  # of proposals, only boxes are used
+    table = inspect_boxes(role, path, label_map, check_actions=check_actions)
     fatal = ("row", "box", "action") if strict else ("row",)
     mistakes = [problem for problem in table.problems if problem.kind in fatal]
     if mistakes:
@@ -107,7 +108,7 @@ def read_keyframes(path: str | os.PathLike[str]) -> list[tuple[str, float]]:
                 raise ValueError
         except (IndexError, ValueError):
             raise AnnotationError(
-                f"{source}:{line}: {','.join(row)!r}; needed is video,second"
+                f"{source}:{line}: {','.join(row)!r}; expected video,second"
             ) from None
         result.append((video, second))
     return result
@@ -174,8 +175,8 @@ def _problems(table: BoxTable, role: Role, names: Mapping[int, str]) -> list[Pro
     is_wrong_time = (table.second < 0) | (table.second >= 1e6)
     checks: list[tuple[Kind, np.ndarray, str]] = [
         ("box", is_outside, "box {box} leaves the picture; corners are fractions 0..1"),
-        ("box", (x1 >= x2) | (y1 >= y2), "box {box} has no area; needed are x1 < x2 and y1 < y2"),
-        ("row", is_wrong_time, "second is {second:g}; needed is 0 up to 1,000,000"),
+        ("box", (x1 >= x2) | (y1 >= y2), "box {box} has no area; expected x1 < x2 and y1 < y2"),
+        ("row", is_wrong_time, "second is {second:g}; expected 0 up to 1,000,000"),
         ("duplicate", _repeated(table), "repeats an earlier row; remove it"),
     ]
     if names:
@@ -189,8 +190,8 @@ def _problems(table: BoxTable, role: Role, names: Mapping[int, str]) -> list[Pro
         checks.append(("row", unnamed, "no action; each detection needs one"))
     if role == "proposals" and score is not None:
         unscored = is_box & np.isnan(score)
-        checks.append(("row", unscored, "no score, but other rows have one; needed is 0..1"))
-        text = "score is {score:g}; needed is 0..1; is this the person id of a ground-truth file?"
+        checks.append(("row", unscored, "no score, but other rows have one; expected 0..1"))
+        text = "score is {score:g}; expected 0..1; is this the person id of a ground-truth file?"
         checks.append(("row", is_box & ((score < 0) | (score > 1)), text))
     return [
         Problem(
@@ -260,7 +261,7 @@ def _mistakes(fields: Any, values: Mapping[str, np.ndarray]) -> dict[int, str]:
     import pyarrow.compute
 
     unnamed = np.asarray(pyarrow.compute.equal(fields["video"], ""))
-    mistakes = dict.fromkeys(np.flatnonzero(unnamed).tolist(), "no video named; needed is its name")
+    mistakes = dict.fromkeys(np.flatnonzero(unnamed).tolist(), "no video named; expected its name")
     only_keyframe = np.all([np.isnan(values[name]) for name in COLUMNS[2:]], axis=0)
     for name, numbers in values.items():
         is_wrong = np.isinf(numbers)
@@ -270,7 +271,7 @@ def _mistakes(fields: Any, values: Mapping[str, np.ndarray]) -> dict[int, str]:
             field = fields[name][row].as_py()
             stated = "empty" if field is None else repr(field)
             needed = NEEDED.get(name, "a finite number")
-            mistakes.setdefault(row, f"{name} is {stated}; needed is {needed}")
+            mistakes.setdefault(row, f"{name} is {stated}; expected {needed}")
     return mistakes
 
 
@@ -328,7 +329,7 @@ def _read_csv(path: Path, last: str) -> Columns:
         if len(fields) == len(columns) or (len(fields) == 2 and columns[:2] == [*COLUMNS[:2]]):
             rows[line] = dict(zip(columns, fields, strict=False))
         elif any(field.strip() for field in fields):
-            needed = f"needed are {len(columns)} as in the rows before: {','.join(columns)}"
+            needed = f"expected {len(columns)} as in the rows before: {','.join(columns)}"
             problems.append(Problem(line, "row", f"{len(fields)} columns, {needed}"))
     lines = np.concatenate([lines[~is_blank], np.fromiter(rows, np.int64)])
     order = np.argsort(lines)
@@ -354,7 +355,7 @@ def _header(path: Path, text: str, last: str) -> tuple[list[str], int]:
         return without_header[: 7 if width == 7 else 8], 0
     if missing := [name for name in REQUIRED if name not in names]:
         raise AnnotationError(
-            f"{path}:1: no column {', '.join(missing)}; needed are {', '.join(REQUIRED)}, and "
+            f"{path}:1: no column {', '.join(missing)}; expected {', '.join(REQUIRED)}, and "
             "possible action, person, score"
         )
     return names, 1
@@ -387,7 +388,7 @@ def _read_pickle(path: Path) -> Columns:
         name, _, second = key.rpartition(",")
         part = _as_boxes(boxes)
         if not name or part is None:
-            text = f"{key!r}: needed is 'video,second' and an array [N, 5] of finite numbers"
+            text = f"{key!r}: expected 'video,second' and an array [N, 5] of finite numbers"
             problems.append(Problem(line, "row", text))
             continue
         num_boxes += len(part)

@@ -102,7 +102,7 @@ def _label_map_of_pbtxt(path: Path, text: str) -> LabelMap:
         name = re.search(r"\bname\s*:\s*(\"[^\"]*\"|'[^']*')", block[1])
         class_id = re.search(r"\b(?:label_id|id)\s*:\s*(\d+)", block[1])
         if name is None or class_id is None:
-            raise AnnotationError(f"{where}: needed are a name in quotes and an id")
+            raise AnnotationError(f"{where}: expected a name in quotes and an id")
         pairs.append((where, name[1][1:-1], _id_of(class_id[1])))
         kind = re.search(r"\blabel_type\s*:\s*(\w+)", block[1])
         if kind and kind[1] in LABEL_TYPES:
@@ -124,7 +124,7 @@ def _names_by_id(pairs: Iterable[tuple[str, str, object]]) -> dict[int, str]:
         check_class_name(name, where)
         if type(value) is not int or not 1 <= value <= MAX_CLASS_ID:
             raise AnnotationError(
-                f"{where}: id of {name!r} is {value!r}; needed is a whole number from 1 to "
+                f"{where}: id of {name!r} is {value!r}; expected a whole number from 1 to "
                 f"{MAX_CLASS_ID}"
             )
         if value in names or name in names.values():

@@ -120,7 +120,7 @@ class Columns:
         what, needed = f"{where}: {self.rate}", "frames per second, such as 29.97"
         rate = _number(fields.get(self.rate), what, needed)
         if rate == 0:
-            raise AnnotationError(f"{what} is 0; needed are {needed}")
+            raise AnnotationError(f"{what} is 0; expected {needed}")
         return rate
 
 
@@ -186,5 +186,5 @@ def _number(value: Any, what: str, needed: str, is_whole: bool = False) -> float
         if not (math.isfinite(number) and number >= 0) or (is_whole and not number.is_integer()):
             raise ValueError
     except ValueError:
-        raise AnnotationError(f"{what} is {value!r}; needed is {needed}") from None
+        raise AnnotationError(f"{what} is {value!r}; expected {needed}") from None
     return number

@@ -175,7 +175,7 @@ def locate_videos(
     """
     base, names = user_path(folder), list(names)
     if not base.is_dir():
-        raise AnnotationError(f"{base}: no such folder; needed is the folder of the videos")
+        raise AnnotationError(f"{base}: no such folder; expected the folder of the videos")
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for parent in {(base / name).parent for name in names}:
         if os.path.isdir(parent):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.videos.files import NUM_FILES_CHECKED, Row, read_folder, read_list
-from hiera_video.errors import AnnotationError, did_you_mean, listing
+from hiera_video.errors import AnnotationError, UnknownClassError, did_you_mean, listing
 from hiera_video.files import (
     json_text,
     load_json,
@@ -370,7 +370,7 @@ def _class_id(label: str | int, ids: dict[str, int], is_name: bool, where: str) 
         return by_name
     if by_id is None:
         hint = _misspelt(str(label), ids) + _leading_zeros(label)
-        raise AnnotationError(f"{where}: unknown class {label!r}{hint}")
+        raise UnknownClassError(f"{where}: unknown class {label!r}{hint}")
     if by_name not in (None, by_id):
         raise AnnotationError(
             f"{where}: label {label!r} may be class id {by_id} or the name of class {by_name}; "

@@ -58,7 +58,7 @@ class CheckedReader(VideoReader):
         self._exact = exact
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
-        self.damage = exact.damage
+        self.note = exact.note
 
     @abstractmethod
     def _import_decoder(self) -> Any:

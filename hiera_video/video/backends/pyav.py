@@ -26,7 +26,7 @@ from hiera_video.video.container import (
     open_container,
 )
 from hiera_video.video.decoder import Decoder, listening
-from hiera_video.video.index import PARSED_FORMATS, cached_scan
+from hiera_video.video.index import NO_STAMP, PARSED_FORMATS, cached_scan
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 # Codecs in which no other frame refers to a "non-reference" frame. Not HEVC, where a "sub-layer
@@ -61,10 +61,12 @@ class PyavReader(VideoReader):
         self._may_skip = (
             stream.codec_context.name in SKIPPING_CODECS
             and self.index.container not in PARSED_FORMATS
+            and not self.index.has_single_fields
         )
         self.frame_times_sec = self.index.frame_times_sec
         self.end_sec = self.index.end_sec
         self.damage = self.index.damage
+        self.note = self.index.note
 
     def close(self) -> None:
         if self._container is not None:
@@ -148,13 +150,10 @@ class PyavReader(VideoReader):
         than a decoder holds.
         """
         index, last_shown = self.index, self.index.last_shown
-        wanted = set(index.packet_of[positions].tolist())
+        wanted = {*index.packet_of[positions].tolist(), *index.last_of[positions].tolist()}
         first = 0 if from_start else start
         last = max(wanted)
         is_whole = index.container in PARSED_FORMATS  # no frame is skipped
-        # Parsers make packets of fields, and the second field of a frame has no position.
-        if is_whole and (index.position_of[last + 1 : last + 2] < 0).any():
-            last += 1
         packets = self._packets(first, last, from_start, deadline)
         self._current_read = packets
         decoder = self._decoder  # of this read, which may have opened the file again
@@ -230,17 +229,21 @@ class PyavReader(VideoReader):
         stamps, number = self.index.stamps, None
         for packet in packets:
             stamp = getattr(packet, self.index.stamp_name or "pts")
+            stamp = NO_STAMP if stamp is None else stamp
             if number is None:
-                found = np.flatnonzero(stamps == stamp)
-                if not len(found):
+                found = np.flatnonzero(stamps == stamp).tolist()
+                if not found or stamp == NO_STAMP:
                     continue  # the rest of a packet in whose middle a transport stream was entered
-                number = int(found[0])
+                alike = [n for n in found if self.index.is_packet(n, packet)]
+                if len(alike) != 1:  # there may be several in joined recordings
+                    return
+                number = alike[0]
             else:
                 number += 1
                 if number == len(stamps) or stamps[number] != stamp:
                     return
-            if not self.index.is_packet(number, packet):
-                return
+                if not self.index.is_packet(number, packet):
+                    return
             yield number, packet
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:

@@ -1,0 +1,24 @@
+"""The commands, and the settings of each."""
+
+from hiera_video.settings import evaluation, tools, training
+from hiera_video.settings.base import Settings
+
+COMMANDS: dict[str, type[Settings]] = {
+    "finetune": training.FinetuneSettings,
+    "evaluate": evaluation.EvaluateSettings,
+    "predict": evaluation.PredictSettings,
+    "pretrain": training.PretrainSettings,
+    "visualize mae": evaluation.VisualizeSettings,
+    "detect train": training.DetectTrainSettings,
+    "detect evaluate": evaluation.DetectEvaluateSettings,
+    "detect predict": evaluation.DetectPredictSettings,
+    "detect score": evaluation.DetectScoreSettings,
+    "data check-ava": evaluation.CheckAvaSettings,
+    "extract": evaluation.ExtractSettings,
+    "export": tools.ExportSettings,
+    "convert": tools.ConvertSettings,
+    "flops": tools.FlopsSettings,
+    "benchmark": tools.BenchmarkSettings,
+    "demo": tools.DemoSettings,
+    "demo ava": tools.DemoAvaSettings,
+}
