@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import posixpath
+import re
 import subprocess
 import sys
 import sysconfig
@@ -19,6 +21,7 @@ import hiera_video
 
 ROOT = Path(__file__).parents[1]
 Run = Callable[..., str]
+LINK = re.compile(r"\]\(([^)]+)\)")
 
 
 def call(*command: str | Path, cwd: Path) -> str:
@@ -68,7 +71,7 @@ def run(
 def test_all_files_are_in_both(distributions: dict[str, Path]) -> None:
     expected = {
         path.relative_to(ROOT).as_posix()
-        for folder in ("hiera_video", "configs", "datasets")
+        for folder in ("hiera_video", "configs", "datasets", "docs")
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
@@ -78,9 +81,29 @@ def test_all_files_are_in_both(distributions: dict[str, Path]) -> None:
     assert {"LICENSE", "README.md", "CHANGELOG.md", "docs/design.md", "tests/conftest.py"} <= names
     with zipfile.ZipFile(distributions["wheel"]) as wheel:
         names = {name for name in wheel.namelist() if not name.endswith("/")}
+    expected.add("README.md")
     inside = {p if p.startswith("hiera_video/") else f"hiera_video/{p}" for p in expected}
     assert inside == {name for name in names if ".dist-info/" not in name}
     assert "hiera_video/py.typed" in names
+
+
+def test_links_lead_somewhere_in_the_wheel(distributions: dict[str, Path]) -> None:
+    """Those of the package page to the web alone, those of other pages also to files beside."""
+    with zipfile.ZipFile(distributions["wheel"]) as wheel:
+        names = wheel.namelist()
+        pages = {name: wheel.read(name).decode() for name in names if name.endswith(".md")}
+        (metadata,) = (wheel.read(name).decode() for name in names if name.endswith("METADATA"))
+    headers, _, shown = metadata.partition("\n\n")
+    assert "Description-Content-Type: text/markdown" in headers
+    assert "(docs/complexity.md)" in shown
+    assert all(target.startswith("https://") for target in LINK.findall(shown))
+    for page, text in pages.items():
+        for target in LINK.findall(text):
+            path = posixpath.normpath(f"{posixpath.dirname(page)}/{target.partition('#')[0]}")
+            is_source = path.startswith(("hiera_video/tests/", "hiera_video/tools/"))
+            is_there = any(name == path or name.startswith(f"{path}/") for name in names)
+            is_elsewhere = is_source or path == "hiera_video/LICENSE" or "://" in target
+            assert is_there or is_elsewhere or target.startswith("#"), f"{page}: {target}"
 
 
 def test_the_commands(run: Run, tmp_path: Path) -> None:
@@ -118,6 +141,6 @@ def test_lists_of_kinetics_are_built(run: Run, tmp_path: Path) -> None:
     (tmp_path / "a_000001_000011.mp4").write_bytes(b"x")
     annotations = tmp_path / "val.csv"
     annotations.write_text("label,youtube_id,time_start,time_end,split\nsurf,a,1,11,val\n")
-    build = "hiera_video.datasets.kinetics.build_lists"
-    run("python", "-m", build, annotations, tmp_path / "list.csv", tmp_path)
+    files = (f"annotations={annotations}", f"output={tmp_path / 'list.csv'}")
+    run("hiera-video", "data", "build-lists", tmp_path, *files)
     assert (tmp_path / "list.csv").read_text() == "path,label\na_000001_000011.mp4,surf\n"

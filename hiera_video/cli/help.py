@@ -63,6 +63,11 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
         "ground_truth=val.csv detections=detections.csv label_map=actions.txt",
         "ground_truth=val.csv detections=detections.csv label_map=actions.txt protocol=slowfast",
     ),
+    "data build-lists": (
+        "datasets/kinetics/README.md",
+        "videos/train annotations=train.csv output=train_list.csv",
+        "replacement/ videos/ annotations=train.csv output=train_list.csv --json",
+    ),
     "data check-ava": (
         "datasets/ava/README.md",
         "ground_truth=train.csv label_map=actions.txt",

@@ -7,6 +7,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
@@ -76,7 +78,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         ours = videos[process.rank :: process.world_size]
         to_do = [
             video
-            for video in ours
+            for video in tqdm(ours, "comparing", disable=None if process.is_main else True)
             if store.is_pending(
                 video.name, video.path, retry_failed=config.retry_failed, overwrite=config.overwrite
             )
@@ -179,7 +181,7 @@ def finish(
     as_json: bool,
 ) -> int:
     """Writes the tables of all videos of the list and prints a summary; returns the exit code."""
-    rows = store.write_tables(video.name for video in videos)
+    rows = store.write_tables({video.name: video.path for video in videos})
     failed = [row for row in rows if row["status"] == "failed"]
     damaged = [row for row in rows if row["status"] == "done" and row.get("damage") is not None]
     report: dict[str, Any] = {
@@ -205,6 +207,11 @@ def finish(
         lines += messages[:MAX_PRINTED]
         if len(messages) > MAX_PRINTED:
             lines.append(f"and {len(messages) - MAX_PRINTED} more, see {store.folder / file}")
+    if failed:
+        lines.append(
+            "failed videos are read again once their files have changed; --retry-failed reads all "
+            "of them again"
+        )
     lines.append(f"results are in {config.output_dir}")
     record = {**report, "this_process": asdict(summary)}
     print_result(record, lines, as_json=as_json)

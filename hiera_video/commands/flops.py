@@ -152,4 +152,4 @@ def format_paper_table(rows: list[dict[str, Any]]) -> str:
         ]
         for row in rows
     ]
-    return format_table(["model", "input", "FLOPs (G)", "parameters"], cells, "plain")
+    return format_table(["model", "input", "GMACs", "parameters"], cells, "plain")

@@ -1,7 +1,6 @@
 """Windows of a video, read in a decoding process."""
 
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from jaxtyping import Float, UInt8
 from hiera_video.data.batches import Failure
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.records import VideoRecord
+from hiera_video.extraction.identity import content_hash, file_state
 from hiera_video.extraction.windows import WindowSampler, stream_windows
 from hiera_video.runtime.workers import Death, Report
 from hiera_video.video.open import OpenVideo
@@ -103,7 +103,8 @@ class ReadWindows:
                 sent_sec += time.perf_counter() - start
             seconds = time.perf_counter() - begin - sent_sec
             facts = {
-                "size_bytes": os.path.getsize(video.path),
+                **file_state(video.path),
+                "sha256": content_hash(video.path, lambda: report.working(0)),
                 "num_windows": len(windows.indices),
                 "is_short": windows.is_short,
                 "damage": reader.damage,
@@ -116,6 +117,7 @@ class ReadWindows:
                 "backend": reader.backend,
                 "seconds": round(seconds, 3),
             }
+            reader.check_unchanged()
         return Read(
             windows.start_sec, windows.end_sec, facts, seconds - transform_sec, transform_sec
         )

@@ -25,6 +25,7 @@ from torch import Tensor
 import hiera_video
 from hiera_video.data.batches import Failure
 from hiera_video.errors import UserError
+from hiera_video.extraction.identity import content_hash, file_state
 from hiera_video.files import (
     json_text,
     locked,
@@ -217,26 +218,45 @@ class FeatureStore:
     def is_pending(self, name: str, path: str, *, retry_failed: bool, overwrite: bool) -> bool:
         """Whether a video is still to be read.
 
+        A failure holds for the file as it was, features for a file of the same content.
+
         Raises:
             StoreError: unless `overwrite`, its features have other settings or are of another file.
         """
         try:
             row = self.row(name)
-            with contextlib.suppress(OSError, ValueError):  # reported when the video is read
-                size = os.path.getsize(path)
-                if row is not None and row.get("size_bytes", size) != size:
-                    raise StoreError(
-                        f"{path} has {size} bytes, but {self.folder / row['output']} was made of "
-                        f"{row['path']} with {row['size_bytes']}: choose another output_dir, or "
-                        "set overwrite=true to replace it"
-                    )
+            if row is not None and row["status"] == "done":
+                self._check_source(row, path)
+                return False
         except StoreError:
             if not overwrite:
                 raise
             return True
-        if row is not None and row["status"] == "failed":  # this or another video of the name
-            return retry_failed or row["path"] != path
-        return row is None
+        if row is None or retry_failed or row["path"] != path:  # of another video of the name
+            return True
+        failed = {key: row[key] for key in ("size_bytes", "modified_ns") if key in row}
+        return failed != _state_if_there(path)
+
+    def _check_source(self, row: Mapping[str, Any], path: str) -> None:
+        """Raises a StoreError unless the features of `row` are of the file at `path`."""
+        is_path, before = row["path"] == path, "with other content"
+        try:
+            now = file_state(path)
+            if is_path and all(row.get(key, value) == value for key, value in now.items()):
+                return
+            if "sha256" not in row:
+                before = f"of {row.get('size_bytes')} bytes; version 0.1 did not record its content"
+            elif row["size_bytes"] == now["size_bytes"] and row["sha256"] == content_hash(path):
+                return  # moved, copied or touched
+        except (OSError, ValueError) as error:
+            if is_path:  # features may outlive their video
+                return
+            before = f"and cannot be compared: {error}"
+        output = self.folder / row["output"]
+        raise StoreError(
+            f"{path} is not known to be the file of which {output} was made ({row['path']}, "
+            f"{before}): choose another output_dir, or set overwrite=true to replace it"
+        )
 
     def check(self) -> None:
         """Raises a StoreError if the folder holds features of another configuration."""
@@ -316,12 +336,13 @@ class FeatureStore:
         self.failure(video.name).unlink(missing_ok=True)
 
     def _remove_others(self, name: str, keep: Format | None = None) -> None:
-        """Removes outputs in other formats than `keep`, except for those of these settings."""
+        """Removes outputs in other formats than `keep`; of these settings, only in this format."""
         for format in get_args(Format):
             if format != keep:
                 output = self.folder / "features" / f"{name}.{format}"
                 with contextlib.suppress(StoreError):
-                    if output.exists() and read_metadata(output)["hash"] == self.hash:
+                    is_another = format != self.format and output.exists()
+                    if is_another and read_metadata(output)["hash"] == self.hash:
                         continue
                 output.unlink(missing_ok=True)
                 if format == "npy":
@@ -330,20 +351,28 @@ class FeatureStore:
     def fail(self, failure: Failure, seconds: float) -> None:
         """Records that a video has no features, and why, and after how long."""
         self._remove_others(failure.name)
+        # A file that was changed while it was read is another one already.
+        state = {} if failure.cause == "changed" else _state_if_there(failure.path)
         row = {
             "video": failure.name,
             "path": failure.path,
             "status": "failed",
             "cause": failure.cause,
             "error": failure.message,
+            **state,
             "seconds": round(seconds, 3),
             "hash": self.hash,
         }
         _write_lines(self.failure(failure.name), [row])
 
-    def write_tables(self, names: Iterable[str]) -> list[dict[str, Any]]:
-        """Writes index.jsonl and failures.jsonl of these videos, and returns the rows."""
-        rows = [row for row in map(self.row, names) if row is not None]
+    def write_tables(self, paths: Mapping[str, str]) -> list[dict[str, Any]]:
+        """Writes index.jsonl and failures.jsonl of these videos, and returns the rows.
+
+        Args:
+            paths: of the videos, by their names.
+        """
+        found = ((self.row(name), path) for name, path in paths.items())
+        rows = [{**row, "path": path} for row, path in found if row is not None]
         _write_lines(self.folder / "index.jsonl", rows)
         failed = [row for row in rows if row["status"] == "failed"]
         _write_lines(self.folder / "failures.jsonl", failed)
@@ -415,6 +444,12 @@ class Rows:
         # On a full disk, `put` has raised the error; closing tries to write the rest again.
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _state_if_there(path: str) -> dict[str, int]:
+    with contextlib.suppress(OSError, ValueError):
+        return file_state(path)
+    return {}
 
 
 def _read_json(path: Path, types: Mapping[str, type]) -> dict[str, Any]:

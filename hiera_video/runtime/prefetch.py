@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from hiera_video.runtime.workers import UnguardedError
+
 T = TypeVar("T")
 
 
@@ -49,6 +51,8 @@ def prefetch(values: Generator[T | None, None, None], number: int) -> Generator[
     thread.start()
     try:
         while (item := ready.get()) is not None:
+            if isinstance(item, UnguardedError):
+                raise item.with_traceback(None)  # what matters is where the program came here
             if isinstance(item, BaseException):
                 raise item
             yield item

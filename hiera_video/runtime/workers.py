@@ -35,6 +35,7 @@ import cv2
 import numpy as np
 import torch
 
+from hiera_video.errors import UserError
 from hiera_video.files import temporary_folder
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.messages import receive, send
@@ -48,6 +49,11 @@ GRACE_SEC = 10.0  # beyond the time that reading an item may take by itself
 
 IDLE = -1.0  # in place of an item
 UNKNOWN = 255  # exit code of a process whose fork server was killed
+UNGUARDED = 64  # exit code of a process in which the program wanted to start processes again
+
+
+class UnguardedError(UserError, RuntimeError):
+    """A program that starts decoding processes does so without `if __name__ == "__main__":`."""
 
 
 @dataclass(frozen=True)
@@ -96,8 +102,13 @@ class _Worker:
 
 def start_fork_server(module: str) -> None:
     """Lets the fork server import a module, which takes seconds, while the caller does more."""
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        # A decoding process imports the program's main module, and that came here: it would start
+        # processes without end. The process that started this one knows what to say.
+        os._exit(UNGUARDED)
     temporary_folder()  # for its socket
-    multiprocessing.get_context("forkserver").set_forkserver_preload(["__main__", module])
+    # Not `__main__`, which the server imports in some releases of Python only: processes do so.
+    multiprocessing.get_context("forkserver").set_forkserver_preload([module])
     forkserver.ensure_running()
 
 
@@ -149,6 +160,7 @@ class Workers:
                 another job has sent a value.
 
         Raises:
+            UnguardedError: the program is not guarded by `if __name__ == "__main__":`.
             RuntimeError: processes cannot be started, or die again and again without an item.
             Exception: what `work` raised, with the trace of its process in a note.
         """
@@ -266,13 +278,16 @@ class Workers:
             self._workers.remove(worker)
             ours.close()
             end = _end_of(process)
+            if process.exitcode == UNGUARDED:
+                raise UnguardedError(
+                    "each decoding process runs this program once more, up to this point: put what "
+                    'it does below `if __name__ == "__main__":`, or take num_workers=0'
+                )
             if not self._has_started and process.exitcode in range(UNKNOWN):
                 break  # an error of the program itself, which would be repeated
         raise RuntimeError(
-            f"decoding processes cannot start ({end}); see their messages above. A "
-            'program that decodes in other processes needs `if __name__ == "__main__":` around '
-            "what it does, and its data sets and transforms must be defined in a module; or take "
-            "num_workers=0"
+            f"decoding processes cannot start ({end}); see their messages above. Data sets and "
+            "transforms must be defined in a module; or take num_workers=0"
         )
 
 

@@ -121,7 +121,7 @@ class ExtractSettings(WritingInference):
     engine: Literal["local", "ray"] = "local"
     """local: this machine, or torchrun's processes. ray: Ray Data, on a cluster."""
     retry_failed: bool = False
-    """Read the videos again that failed before."""
+    """Read all videos again that failed before, not only those whose files have changed."""
 
     def check_rules(self) -> None:
         self.require(
@@ -243,6 +243,23 @@ class VisualizeSettings(Trained):
     """Decides, with the position of a file among the inputs, which units are visible."""
     data: Decoding = Decoding()
     device: Device = "auto"
+
+
+class BuildListsSettings(Settings):
+    """Write a list of the videos of Kinetics that are there, from an official annotation file.
+
+    The folders are searched at any depth for videos named YOUTUBE-ID_START_END (seconds, six
+    digits) or YOUTUBE-ID. Of several files, that of the folder which stands first is taken, so a
+    folder of replacements goes first. Labels are class names; paths are relative to the list.
+    Missing and empty videos are left out, and named in a file beside the list.
+    """
+
+    inputs: Annotated[list[Path], MinLen(1), Operand("FOLDER"), Allowed("at least one folder")]
+    """Folders of videos."""
+    annotations: Path
+    """Official csv: label,youtube_id,time_start,time_end,split."""
+    output: Annotated[Output, Allowed("the name of a file that does not exist")]
+    """The list: csv with path,label."""
 
 
 class CheckAvaSettings(Settings):

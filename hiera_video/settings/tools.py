@@ -59,7 +59,7 @@ class FlopsSettings(Settings):
     modules: bool = False
     """Also list each module, not only stages."""
     table: bool = False
-    """Instead, the sizes and FLOPs of all variants as in the paper's tables."""
+    """Instead, the parameters of all variants, and their GMACs as the paper counts them."""
 
     def check_rules(self) -> None:
         self.require(

@@ -11,8 +11,8 @@ SIZES = {
     "large": (144, (2, 6, 36, 4)),
     "huge": (256, (2, 6, 36, 4)),
 }
-# GFLOPs and millions of parameters as printed there: tables 4 to 6 and 8. Tiny and small were not
-# published for video.
+# GMACs (there: FLOPs) and millions of parameters as printed there: tables 4 to 6 and 8. Tiny and
+# small were not published for video.
 PAPER = {
     ("base", 16): (102, 51),
     ("base_plus", 16): (133, 69),

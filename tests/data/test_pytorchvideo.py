@@ -1,11 +1,9 @@
 """Our samplers and transforms in pytorchvideo's own datasets, on frames that state their number."""
 
 import pickle
-import re
 import subprocess
 import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -364,22 +362,6 @@ def test_pixels_that_were_changed_are_refused(value):
 def test_other_shapes_are_refused(changes):
     with pytest.raises(ValueError, match=r"needed: video .B, C, T, H, W., label .B."):
         clip_batch(batch_of(**changes))
-
-
-def test_the_programs_of_the_documentation_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for split, fps in (("train", 25), ("val", 25), ("val", NTSC)):
-        for label in ("a", "b"):
-            folder = tmp_path / "my_videos" / split / label
-            folder.mkdir(parents=True, exist_ok=True)
-            make_striped_video(folder / f"{float(fps):.0f}.mp4", 40, fps=fps)
-    page = (Path(__file__).parents[2] / "docs" / "pytorchvideo.md").read_text(encoding="utf-8")
-    found = {}
-    for program in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL):
-        exec(compile(program, "docs/pytorchvideo.md", "exec"), found)
-    assert found["loss"].isfinite()
-    assert [p.shape for p in found["predictions"].values()] == [(2,)] * 4
-    assert found["unread"] == set()
 
 
 def test_the_broken_transforms_are_not_imported():

@@ -1,8 +1,6 @@
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -438,37 +436,6 @@ def test_official_kinetics_test_list_has_no_labels(tmp_path):
 
 
 DATASETS = Path(__file__).parents[2] / "datasets"
-
-
-def build_lists(*arguments):
-    script = DATASETS / "kinetics/build_lists.py"
-    command = [sys.executable, str(script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
-
-
-def test_build_lists_reports_what_is_missing(tmp_path):
-    source = write(tmp_path, "train.csv", KINETICS + "swim,gone,1,11,train\nrun,half,0,10,train\n")
-    for file in ("train/deep/-abc_1_000007_000017.mp4", "train/xyz.mkv", "fixed/xyz.mp4"):
-        touch(tmp_path / file)
-        (tmp_path / file).write_bytes(b"video")
-    touch(tmp_path / "train/half_000000_000010.mp4")
-    target = tmp_path / "train_list.csv"
-    result = build_lists(source, target, tmp_path / "fixed", tmp_path / "train")
-    assert result.returncode == 0, result.stderr
-    assert "2 of 4 videos, 2 missing or empty" in result.stdout
-    assert "2 classes, none left of: swim" in result.stdout
-    missing = (tmp_path / "train_list.missing.txt").read_text()
-    assert "gone_000001_000011 missing" in missing
-    assert "half_000000_000010 empty" in missing
-    videos = read_video_list(target)
-    assert videos.class_names == ("air drum", "run")
-    assert pairs(videos) == [
-        ("train/deep/-abc_1_000007_000017.mp4", (1,)),
-        ("fixed/xyz.mp4", (0,)),
-    ]
-    again = build_lists(source, target, tmp_path / "train")
-    assert again.returncode == 2
-    assert "exists; remove it" in again.stderr
 
 
 @pytest.mark.parametrize(

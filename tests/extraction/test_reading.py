@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 
 import pytest
@@ -63,7 +64,10 @@ def test_windows_of_several_videos(folder, num_workers):
         starts = [n[0] for n in numbers]
         assert starts == list(range(0, 3 * len(starts), 3))
         assert end.facts["video_frames"] == 20 + 5 * i
-        assert end.facts["size_bytes"] == os.path.getsize(folder / f"good{i}.mp4")
+        film = folder / f"good{i}.mp4"
+        assert end.facts["size_bytes"] == os.path.getsize(film)
+        assert end.facts["modified_ns"] == film.stat().st_mtime_ns
+        assert end.facts["sha256"] == hashlib.sha256(film.read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize(

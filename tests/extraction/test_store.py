@@ -15,6 +15,7 @@ from hiera_video.data.batches import Failure
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import OutputError, UserError
 from hiera_video.extraction import store as store_module
+from hiera_video.extraction.identity import content_hash, file_state
 from hiera_video.extraction.reading import Read
 from hiera_video.extraction.store import (
     FeatureStore,
@@ -109,33 +110,105 @@ def test_failures_and_what_is_pending(tmp_path):
     assert not store.is_pending("a", "/v/a", **pending)
     assert store.is_pending("a", "/v/a", retry_failed=True, overwrite=False)
     assert store.is_pending("a", "/w/a", **pending)  # another video of that name
-    assert store.write_tables(["a"])[0]["cause"] == "missing"
+    assert store.write_tables({"a": "/v/a"})[0]["cause"] == "missing"
     assert (tmp_path / "failures.jsonl").read_text().count("\n") == 1
     write(store, "a", torch.zeros(3, 1))
     assert store.row("a")["status"] == "done"
     assert not store.failure("a").exists()
-    store.write_tables(["a", "not yet"])
+    store.write_tables({"a": "/v/a", "not yet": "/v/b"})
     assert (tmp_path / "failures.jsonl").read_text() == ""
     assert (tmp_path / "index.jsonl").read_text().count("\n") == 1
 
 
-def test_another_file_under_the_same_name(tmp_path):
-    folder, film = tmp_path / "features", tmp_path / "a"
+def write_of(store, path):
+    """Writes features that say which file they were made of."""
+    rows = Rows(store.folder)
+    rows.put(0, torch.zeros(1))
+    facts = FACTS | file_state(path) | {"sha256": content_hash(path)}
+    read = Read(np.array([0.0]), np.array([1.0]), facts, 0.0, 0.0)
+    store.write(VideoRecord(path, (), "a"), rows, read)
+    rows.close()
+
+
+PENDING = {"retry_failed": False, "overwrite": False}
+
+
+@pytest.mark.parametrize("content", [b"123", b"54321"], ids=["another size", "the same size"])
+@pytest.mark.parametrize("place", ["a", "b"], ids=["in its place", "elsewhere"])
+def test_another_file_under_the_same_name(tmp_path, content, place):
+    store, film = FeatureStore(tmp_path, "npz", {}), tmp_path / "a"
     film.write_bytes(b"12345")
+    write_of(store, str(film))
+    assert not store.is_pending("a", str(film), **PENDING)
+    other = tmp_path / place
+    other.write_bytes(content)
+    os.utime(other, (2, 2))
+    with pytest.raises(StoreError, match=rf"^{other} is not known .*{film}.*another output_dir"):
+        store.is_pending("a", str(other), **PENDING)
+    assert store.is_pending("a", str(other), retry_failed=False, overwrite=True)
+    store.fail(Failure("a", str(other), "truncated", "is cut off"), 0.0)
+    assert store.write_tables({"a": str(other)})[0]["status"] == "failed"
+    assert not store.output("a").exists()
+
+
+def test_the_same_file_elsewhere(tmp_path):
+    store, film, moved = FeatureStore(tmp_path, "npz", {}), tmp_path / "a", tmp_path / "b"
+    film.write_bytes(b"12345")
+    write_of(store, str(film))
+    os.utime(film, (2, 2))
+    assert not store.is_pending("a", str(film), **PENDING)
+    film.rename(moved)
+    assert not store.is_pending("a", str(moved), **PENDING)
+    assert store.write_tables({"a": str(moved)})[0]["path"] == str(moved)
+    assert not store.is_pending("a", str(film), **PENDING)  # features outlive their video
+    with pytest.raises(StoreError, match=r"cannot be compared: .*No such file"):
+        store.is_pending("a", str(tmp_path / "c"), **PENDING)
+    os.mkfifo(tmp_path / "d")
+    with pytest.raises(StoreError, match=r"cannot be compared: .*regular file"):
+        store.is_pending("a", str(tmp_path / "d"), **PENDING)
+
+
+def test_frames_in_another_order_are_another_video(tmp_path):
+    hashes = set()
+    for names in (("1.png", "2.png"), ("2.png", "1.png"), ("1.png", "3.png")):
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for name, content in zip(names, (b"x", b"y"), strict=True):
+            (folder / name).write_bytes(content)
+        assert file_state(str(folder))["size_bytes"] == 2
+        hashes.add(content_hash(str(folder)))
+    assert len(hashes) == 3
+
+
+def test_features_of_version_0_1_are_known_by_path_and_size(tmp_path):
+    folder, film, copy = tmp_path / "features", tmp_path / "a", tmp_path / "b"
+    for path in (film, copy):
+        path.write_bytes(b"12345")
     folder.mkdir()
     store = FeatureStore(folder, "npz", {})
     rows = Rows(folder)
     rows.put(0, torch.zeros(1))
-    facts = FACTS | {"size_bytes": 5}
-    read = Read(np.array([0.0]), np.array([1.0]), facts, 0.0, 0.0)
+    read = Read(np.array([0.0]), np.array([1.0]), FACTS | {"size_bytes": 5}, 0.0, 0.0)
     store.write(VideoRecord(str(film), (), "a"), rows, read)
     rows.close()
-    pending = {"retry_failed": False, "overwrite": False}
-    assert not store.is_pending("a", str(film), **pending)
-    film.write_bytes(b"123")
-    with pytest.raises(StoreError, match=r"has 3 bytes, but .* with 5: choose another output_dir"):
-        store.is_pending("a", str(film), **pending)
-    assert store.is_pending("a", str(film), retry_failed=False, overwrite=True)
+    assert not store.is_pending("a", str(film), **PENDING)
+    with pytest.raises(StoreError, match=r"of 5 bytes; version 0\.1 did not record its content"):
+        store.is_pending("a", str(copy), **PENDING)
+
+
+def test_a_failure_is_of_the_file_as_it_was(tmp_path):
+    store, film = FeatureStore(tmp_path, "npz", {}), tmp_path / "a"
+    store.fail(Failure("a", str(film), "missing", "no such file"), 0.0)
+    assert not store.is_pending("a", str(film), **PENDING)
+    film.write_bytes(b"cut")
+    assert store.is_pending("a", str(film), **PENDING)
+    store.fail(Failure("a", str(film), "truncated", "is cut off"), 0.0)
+    assert not store.is_pending("a", str(film), **PENDING)
+    film.write_bytes(b"who")
+    os.utime(film, (2, 2))
+    assert store.is_pending("a", str(film), **PENDING)
+    store.fail(Failure("a", str(film), "changed", "was changed while it was read"), 0.0)
+    assert store.is_pending("a", str(film), **PENDING)
 
 
 def test_other_formats_of_a_video_go(tmp_path):

@@ -221,18 +221,44 @@ def test_videos_added_and_mended_later(commands, videos, trained, tmp_path):
     folder.mkdir()
     shutil.copy(videos / "a.mp4", folder / "a.mp4")
     (folder / "b.mp4").write_bytes(b"")
+    (folder / "d.mp4").write_bytes(b"")
     arguments = ("extract", folder, f"checkpoint={trained}", f"output_dir={tmp_path / 'out'}")
-    assert commands.run(*arguments, "device=cpu").code == 3
+    result = commands.run(*arguments, "device=cpu")
+    assert result.code == 3
+    assert "have changed; --retry-failed reads all" in result.out
     shutil.copy(videos / "a.mkv", folder / "c.mkv")
     shutil.copy(videos / "a.mp4", folder / "b.mp4")
-    assert commands.run(*arguments, "device=cpu").code == 3
+    result = commands.run(*arguments, "device=cpu", "--json")
+    assert result.code == 3
+    assert json.loads(result.out)["this_process"]["done"] == 2
     index = rows(tmp_path / "out")
     assert {name: row["status"] for name, row in index.items()} == {
-        **{"a.mp4": "done", "b.mp4": "failed", "c.mkv": "done"}
+        **{"a.mp4": "done", "b.mp4": "done", "c.mkv": "done", "d.mp4": "failed"}
     }
-    assert commands.run(*arguments, "device=cpu", "--retry-failed").code == 0
-    assert rows(tmp_path / "out")["b.mp4"]["status"] == "done"
-    assert rows(tmp_path / "out", "failures.jsonl") == {}
+    again = commands.run(*arguments, "device=cpu", "--json")
+    assert json.loads(again.out)["this_process"]["failed"] == 0
+    again = commands.run(*arguments, "device=cpu", "--retry-failed", "--json")
+    assert json.loads(again.out)["this_process"]["failed"] == 1
+
+
+def test_features_of_another_data_set(commands, trained, tmp_path):
+    """Uncompressed videos of the same name and size, in two folders."""
+    for name, first in (("one", 0), ("two", 7)):
+        (tmp_path / name).mkdir()
+        make_striped_video(
+            tmp_path / name / "a.avi", 20, (40, 64), codec="rawvideo", streams=[first]
+        )
+    assert (tmp_path / "one/a.avi").stat().st_size == (tmp_path / "two/a.avi").stat().st_size
+    arguments = (f"checkpoint={trained}", f"output_dir={tmp_path / 'out'}", "device=cpu")
+    assert commands.run("extract", tmp_path / "one", *arguments).code == 0
+    result = commands.run("extract", tmp_path / "two", *arguments)
+    assert result.code == 1
+    result.reports(str(tmp_path / "two/a.avi"), str(tmp_path / "one/a.avi"), "overwrite=true")
+    (tmp_path / "one").rename(tmp_path / "moved")
+    result = commands.run("extract", tmp_path / "moved", *arguments, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["this_process"]["clips"] == 0
+    assert rows(tmp_path / "out")["a.avi"]["path"] == str(tmp_path / "moved" / "a.avi")
 
 
 def test_a_clock_that_jumps_is_in_the_index(commands, trained, tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hiera_video import list_models
 from hiera_video.cli.main import COMMANDS, configuration, parse, read_settings
 from hiera_video.settings.base import leaves
 from hiera_video.settings.load import load_for_print
+from tests.analysis.paper_costs import PAPER
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -21,20 +23,53 @@ README = PAGES["README.md"]
 FILES = (".py", ".csv", ".json", ".pt2", ".onnx", ".data", ".safetensors")  # not settings
 
 
-def blocks(language, page):
-    """The fenced blocks of a page, also those indented below a list item."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```", page, flags=re.DOTALL | re.MULTILINE)
-    return [re.sub(rf"^{indent}", "", block, flags=re.MULTILINE) for indent, block in found]
+BLOCK = re.compile(
+    r"^(?: *<!-- not run: (?P<reason>[^>]+) -->\n)?"
+    r"(?P<indent> *)```(?P<language>\w*)\n(?P<text>.*?)^(?P=indent)```$",
+    flags=re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    line: int
+    language: str
+    text: str
+    reason: str | None  # why it is not run
+
+    @property
+    def commands(self):
+        """The words of each line of a shell block."""
+        lines = self.text.replace("\\\n", " ").splitlines()
+        return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def blocks_of(page):
+    """The blocks of a text, also those indented below a list item."""
+    return [
+        Block(
+            page.count("\n", 0, match.start()) + 1,
+            match["language"],
+            re.sub(rf"^{match['indent']}", "", match["text"], flags=re.MULTILINE),
+            match["reason"],
+        )
+        for match in BLOCK.finditer(page)
+    ]
+
+
+BLOCKS = {page: blocks_of(text) for page, text in PAGES.items()}
 
 
 def commands():
-    """(page, command) of all commands of this project in the shell blocks."""
+    """(page, words) of all commands of this project in the shell blocks."""
     return [
-        (page, line)
-        for page, text in PAGES.items()
-        for block in blocks("sh", text)
-        for line in block.replace("\\\n", " ").splitlines()
-        if "hiera-video " in line or "-m hiera_video" in line
+        (page, words)
+        for page, blocks in BLOCKS.items()
+        for block in blocks
+        for words in (block.commands if block.language == "sh" else ())
+        if "hiera-video" in words or "hiera_video" in words
     ]
 
 
@@ -76,7 +111,8 @@ def test_the_readme_opens_with_status_and_demo():
 
 
 def test_the_test_command_follows_the_tasks_and_is_what_ci_calls():
-    lines = [line for block in blocks("sh", README) for line in block.splitlines()]
+    shell = [block for block in BLOCKS["README.md"] if block.language == "sh"]
+    lines = [line for block in shell for line in block.text.splitlines()]
     assert lines[0] == "pip install -e . && hiera-video demo"
     assert lines[-1] == "pip install -e '.[dev]' && pytest"
     called = re.search(
@@ -100,6 +136,16 @@ def test_the_model_table_names_all_models_and_weights():
     assert tags == set(list_models(pretrained=True))
 
 
+def test_the_model_table_has_the_gmacs_of_the_paper():
+    """FLOPs are twice as many, in everything that the package prints."""
+    (header,) = rows(README, r"^model$")
+    costs = {cells[0]: int(cells[2]) for cells in rows(README, r"^`hiera_\w+224`$")}
+    assert header[2] == "GMACs"
+    for (size, frames), (gmacs, _) in PAPER.items():
+        if frames != 32:
+            assert costs[f"`hiera_{size}_{'16x' if frames == 16 else ''}224`"] == gmacs
+
+
 def test_the_model_table_has_the_published_accuracies():
     published = {}  # "kinetics400/hiera_base": "84.0"
     for cells in rows(PAGES["docs/reproducing.md"], r"^\[(kinetics|ssv2|imagenet1k)"):
@@ -114,10 +160,9 @@ def test_the_model_table_has_the_published_accuracies():
             assert published[f"{folders[data]}/{recipe}"] == accuracy
 
 
-@pytest.mark.parametrize(("page", "command"), commands())
-def test_settings_of_each_command_are_right(page, command, monkeypatch):
+@pytest.mark.parametrize(("page", "words"), commands())
+def test_settings_of_each_command_are_right(page, words, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words = shlex.split(command.split("&&")[-1])
     start = words.index("hiera_video") if "hiera_video" in words else words.index("hiera-video")
     args, operands = parse(words[start + 1 :])
     if args.print_config:  # which needs no data

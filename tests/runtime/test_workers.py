@@ -245,20 +245,34 @@ def test_the_fork_server_may_be_killed_while_a_process_starts(monkeypatch):
     assert killed
 
 
-def test_a_program_may_leave_workers_half_used(tmp_path):
-    program = tmp_path / "program.py"
-    program.write_text(
+def run_program(path, guard):
+    """Runs a program that uses some of the results of workers and ends."""
+    path.write_text(
         "from tests.runtime.test_workers import Double, Workers\n"
         "from hiera_video.runtime.prefetch import prefetch\n"
-        "if __name__ == '__main__':\n"
+        f"if {guard}:\n"
         "    pool = Workers(Double(), 2, limit_sec=60)\n"
         "    results = prefetch(pool.results([[i] for i in range(100)]), 1)\n"
         "    print(next(results) is not None)\n"
     )
-    done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
+    return subprocess.run(
+        [sys.executable, str(path)], capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def test_a_program_may_leave_workers_half_used(tmp_path):
+    done = run_program(tmp_path / "program.py", "__name__ == '__main__'")
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
+
+
+def test_a_program_without_a_guard_is_told_so(tmp_path):
+    done = run_program(tmp_path / "program.py", "True")
+    assert (done.returncode, done.stdout) == (1, "")
+    *trace, last = done.stderr.splitlines()
+    assert len(trace) < 10
+    assert 'program.py", line 6, in <module>' in "".join(trace)
+    assert "UnguardedError: " in last
+    assert 'below `if __name__ == "__main__":`, or take num_workers=0' in last
 
 
 def test_the_fork_server_leaves_nothing_that_is_not_marked():

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from hiera_video.cli.main import COMMANDS
 from hiera_video.errors import ConfigError
-from hiera_video.settings.base import Ascending, leaves
+from hiera_video.settings.base import Ascending, leaves, shown_key
 from hiera_video.settings.load import load_for_print
 
 
@@ -79,7 +79,7 @@ def test_a_value_outside_is_refused_by_its_key(command: str) -> None:
         if name == command:
             with pytest.raises(ConfigError) as error:
                 load_for_print(COMMANDS[command], overrides=[f"{key}={value}"])
-            assert f"{key} is " in str(error.value) or "FILE is" in str(error.value)
+            assert f"{shown_key(COMMANDS[command], key)} is " in str(error.value)
             assert "; it must be " in str(error.value)
 
 

@@ -1,0 +1,57 @@
+"""`hiera-video data build-lists FOLDER ...`: a list of the videos of Kinetics that are there."""
+
+import os
+from typing import Any
+
+from hiera_video.data.videos.kinetics import find_kinetics
+from hiera_video.errors import ConfigError, OutputExistsError, UserError, listing
+from hiera_video.files import user_path, write_csv, write_text
+from hiera_video.runtime.results import exit_code, print_result
+from hiera_video.settings.evaluation import BuildListsSettings
+
+
+def run(config: BuildListsSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
+    """Writes the list and the names of what is missing; returns 3 if something is."""
+    folders, output = [user_path(name) for name in config.inputs], user_path(config.output)
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"FOLDER is {folder}: expected a folder of videos")
+    report = output.with_suffix(".missing.txt")
+    for path in (output, report):
+        if path.exists():
+            raise OutputExistsError(f"{path} exists: remove it, or choose another output")
+    annotations = user_path(config.annotations)
+    found = find_kinetics(annotations, folders)
+    total = len(found.listed) + len(found.missing) + len(found.empty)
+    if not found.listed:
+        raise UserError(
+            f"none of the {total} videos of {annotations} is in {listing(config.inputs)}"
+        )
+    left_out = [f"{row.name} missing" for row in found.missing]
+    left_out += [f"{row.name} empty: {path}" for path, row in found.empty]
+    classes = {label for _, row in found.listed for label in row.labels}
+    rows = [*found.missing, *(row for _, row in found.empty)]
+    absent = sorted({str(label) for row in rows for label in row.labels if label not in classes})
+    if not dry_run:
+        table: list[tuple[Any, ...]] = [("path", "label") if classes else ("path",)]
+        table += [(os.path.relpath(p, output.parent), *row.labels) for p, row in found.listed]
+        write_csv(output, table)
+        if left_out:
+            write_text(report, "".join(f"{line}\n" for line in left_out))
+    lines = [f"{output}: {len(found.listed)} of {total} videos, {len(left_out)} missing or empty"]
+    if classes:
+        none = f"; no video is left of {', '.join(absent)}" if absent else ""
+        lines.append(f"classes: {len(classes)}{none}")
+    if left_out:
+        lines.append(f"{report}: what is missing")
+    record = {
+        "output": str(output),
+        "videos": total,
+        "listed": len(found.listed),
+        "missing": [row.name for row in found.missing],
+        "empty": [path for path, _ in found.empty],
+        "classes": len(classes),
+        "classes_without_videos": absent,
+    }
+    print_result(record, lines, as_json=as_json)
+    return exit_code(done=len(found.listed), failed=len(left_out))
