@@ -6,6 +6,7 @@ others remove it if that was killed.
 """
 
 import csv
+import difflib
 import glob
 import json
 import logging
@@ -27,7 +28,7 @@ from multiprocessing import util
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from hiera_video.errors import OutputError, UserError, did_you_mean
+from hiera_video.errors import OutputError, UserError
 
 logger = logging.getLogger(__name__)
 
@@ -359,7 +360,8 @@ def missing_path(path: str | os.PathLike[str]) -> str:
     names: list[str] = []
     with suppress(OSError):  # a file, or a folder that cannot be listed
         names = [entry.name for entry in islice(os.scandir(parent), MAX_COMPARED)]
-    near = did_you_mean(str(missing), (str(parent / name) for name in names))
+    alike = difflib.get_close_matches(missing.name, names, n=1)  # by the name, not the whole path
+    near = f"; did you mean {str(parent / alike[0])!r}?" if alike else ""
     nor = "" if missing == user_path(path) else f", nor {missing}"
     return f"there is no such file or folder{nor}{similar_path(os.fspath(path)) or near}"
 

@@ -52,9 +52,7 @@ def ours(path: str) -> int:
     """Number of windows."""
     with open_video(path) as video:
         indices = WINDOWS(video).indices
-        frames = (
-            (i, CROPS(frame[None], is_image=False)) for i, frame in video.stream(np.unique(indices))
-        )
+        frames = ((i, CROPS(frame[None])) for i, frame in video.stream(np.unique(indices)))
         windows = [np.concatenate(window, axis=1) for window in stream_windows(frames, indices)]
     return len(windows)
 
@@ -66,7 +64,7 @@ def window_by_window(path: str) -> int:
         indices = WINDOWS(video).indices
     for clip in indices:
         frames = decord.VideoReader(path, num_threads=1).get_batch(clip).asnumpy()
-        CROPS(frames, is_image=False)
+        CROPS(frames)
     return len(indices)
 
 

@@ -81,7 +81,14 @@ def our_data(videos: list[str], num_repeats: int) -> TrainingClips:
     records = [VideoRecord(path, (0,), path) for path in videos]
     transform = FinetuneTransform(SIZE, Augment(), mean=MEAN, std=STD)
     sampler = ClipSampler(num_frames=NUM_FRAMES, sampling_rate=SAMPLING_RATE)
-    return TrainingClips(records, sampler, transform, num_repeats=num_repeats, seed=0)
+    return TrainingClips(
+        records,
+        sampler,
+        transform,
+        num_repeats=num_repeats,
+        seed=0,
+        short_side=transform.short_side,
+    )
 
 
 def one_thread(_: int) -> None:

@@ -1,7 +1,7 @@
 """Drawing the boxes and actions of people onto a video.
 
-Small frames are enlarged, so that labels fit. Labels avoid one another if there is space, and never
-leave the picture.
+Small frames are enlarged, so that labels fit. Labels avoid one another if there is space, and do
+not leave a picture that is large enough for them.
 """
 
 import math
@@ -23,7 +23,9 @@ from hiera_video.video.writer import write_video
 Picture = UInt8[np.ndarray, "H W 3"]
 Rectangle = tuple[float, float, float, float]  # x1 y1 x2 y2
 
-LEGIBLE_PX = 360  # frames are enlarged by a whole factor to a short side of at least this
+LEGIBLE_PX = 360  # frames are enlarged by a whole factor to a short side of at least this,
+PLAYABLE_PX = 4096  # and to a long side of at most this, up to which most players decode H.264
+LARGEST_PX = 16384  # sides that x264 encodes
 BACKGROUND = (0, 0, 0, 170)  # of labels, RGBA
 TEXT_COLOUR = (255, 255, 255)
 COLOURS = (  # of people, visible on light and dark frames
@@ -97,11 +99,18 @@ def nearest_keyframes(
 def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
     """Draws boxes and labels onto a frame, which is enlarged if it is small.
 
-    An odd last row or column is cut off, because video needs even sides.
+    An odd last row or column is cut off, or a single one is doubled, because video needs even
+    sides.
     """
-    factor = math.ceil(LEGIBLE_PX / min(frame.shape[:2]))
-    if factor > 1:
-        frame = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
+    short, long = sorted(frame.shape[:2])
+    factor: float = min(math.ceil(LEGIBLE_PX / short), PLAYABLE_PX // long)
+    if factor < 2:
+        factor = min(1, LARGEST_PX / long)
+    if factor != 1:
+        kind = cv2.INTER_LINEAR if factor > 1 else cv2.INTER_AREA
+        frame = cv2.resize(frame, None, fx=factor, fy=factor, interpolation=kind)
+    frame = np.repeat(frame, 2, axis=0) if len(frame) == 1 else frame
+    frame = np.repeat(frame, 2, axis=1) if frame.shape[1] == 1 else frame
     full_height, full_width = frame.shape[:2]
     picture = Image.fromarray(frame[: full_height // 2 * 2, : full_width // 2 * 2])
     if not people:

@@ -239,7 +239,7 @@ def run(arguments: Sequence[str]) -> int:
         name = MODULES.get(args.command, args.command.replace(" ", "_").replace("-", "_"))
         with running_dry(args.dry_run), handling_stops(raise_stopped):
             settings = read_settings(args, operands)
-            check_paths(settings)
+            check_paths(settings, CHECKPOINT_KINDS.get(args.command))
             command = importlib.import_module(f"hiera_video.commands.{name}")
             setup_logging()
             return command.run(settings, dry_run=args.dry_run, as_json=args.json)

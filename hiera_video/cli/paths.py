@@ -5,20 +5,25 @@ from pathlib import Path
 
 from hiera_video.errors import ConfigError, WeightsNotFoundError
 from hiera_video.files import missing_path, own_or_shipped
+from hiera_video.models.card import Kind
 from hiera_video.models.sources import check_source
 from hiera_video.models.variants import PUBLISHED
 from hiera_video.settings.base import Settings, existing_paths, shown_key
 from hiera_video.settings.training import RunSettings
 
 
-def check_paths(settings: Settings) -> None:
-    """Raises ConfigError, which names the key, for the first setting whose path does not exist."""
+def check_paths(settings: Settings, kind: Kind | None = None) -> None:
+    """Raises ConfigError, which names the key, for the first setting whose path does not exist.
+
+    Args:
+        kind: of the weights that the command needs, for advice where there are none.
+    """
     for key, paths, mark in existing_paths(settings):
         where = f"{shown_key(type(settings), key)} is {paths[0]!r}"
         if mark.or_published:
             if not (isinstance(settings, RunSettings) and _starts_without(settings)):
                 try:
-                    check_source(paths[0])
+                    check_source(paths[0], kind)
                 except WeightsNotFoundError as error:
                     reason = str(error).removeprefix(f"{paths[0]}: ")
                     raise ConfigError(f"{where}: {reason}") from None

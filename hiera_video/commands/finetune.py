@@ -74,12 +74,15 @@ class FinetuneTask(Task):
 
     def dataset(self, model: Hiera) -> TrainingClips:
         mean, std = input_statistics(model.architecture)
+        size, augment = model.input_size[1:], self.settings.augment
+        transform = FinetuneTransform(size, augment, mean=mean, std=std)
         return TrainingClips(
             self.train.records,
             self.sampler(model),
-            FinetuneTransform(model.input_size[1:], self.settings.augment, mean=mean, std=std),
+            transform,
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
+            short_side=transform.short_side,
             open_video=opener(self.settings.data),
         )
 

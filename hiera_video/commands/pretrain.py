@@ -64,12 +64,14 @@ class PretrainTask(Task):
         ]
 
     def dataset(self, model: MaskedAutoencoderHiera) -> TrainingClips:
+        transform = PretrainTransform(model.encoder.input_size[1:], self.settings.augment)
         return TrainingClips(
             self.train.records,
             self.sampler(model),
-            PretrainTransform(model.encoder.input_size[1:], self.settings.augment),
+            transform,
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
+            short_side=transform.short_side,
             masking=self.masking(model),
             open_video=opener(self.settings.data),
         )

@@ -21,7 +21,7 @@ from hiera_video.data.batches import (
     ViewSample,
 )
 from hiera_video.data.boxes.keyframes import KeyframeRecord
-from hiera_video.data.transforms import Boxes, Crops, Frames, centre_crop
+from hiera_video.data.transforms import Boxes, Crops, Frames, centre_crop, shrink_to
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.settings.video import Views
 from hiera_video.video.clips import ClipSampler, read_frames
@@ -72,6 +72,8 @@ class TrainingClips(RecordDataset):
     """Random clips of videos: a `ClipSample` for each key.
 
     Args:
+        short_side: of the transform, which shrinks larger frames of clips to it. Given here, too, a
+            frame is shrunk once for all clips of a video.
         masking: draws the visible mask units of a clip, bool [M], for pretraining.
     """
 
@@ -81,6 +83,7 @@ class TrainingClips(RecordDataset):
     _: KW_ONLY
     num_repeats: int  # clips of each video
     seed: int
+    short_side: int | None = None
     masking: Masking | None = None
     open_video: OpenVideo = open_video
 
@@ -90,6 +93,8 @@ class TrainingClips(RecordDataset):
         rng = np.random.default_rng([self.seed, *key])
         indices = self.sampler.random_clips(video, self.num_repeats, rng)
         frames, positions = read_frames(video, indices)
+        if self.short_side is not None and self.sampler.num_frames > 1:
+            frames = shrink_to(frames, self.short_side)
         clips = np.stack([self.transform(frames[clip], rng) for clip in positions])
         visible = None
         if self.masking is not None:

@@ -8,22 +8,32 @@ random resized crop, horizontal flip, RandAugment, random erasing. One order dif
 augments whole frames and crops afterwards; cropping first is much faster, and makes translations
 and shears relative to the crop.
 
+Videos are shrunk to a short side by averaging areas, as the decoder of SlowFast's loader does. What
+comes after that, and everything in detection, is bilinear without antialiasing there, and here.
+
 The kernels are OpenCV's because torchvision's, also on uint8, are several times slower
-(docs/benchmarks.md). OpenCV starts its own threads; workers of loaders therefore call
-`cv2.setNumThreads`.
+(docs/benchmarks.md), but for areas, which swscale averages four times as fast. OpenCV starts its
+own threads; workers of loaders therefore call `cv2.setNumThreads`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import av
 import cv2
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from hiera_video.data.randaugment import RandAugment
 from hiera_video.errors import ConfigError
 from hiera_video.settings.training import Augment, Crop, DetectionAugment
-from hiera_video.video.sampling import covering_short_side, crop_offsets, resized_shape
+from hiera_video.video.sampling import (
+    covering_short_side,
+    crop_offsets,
+    resized_shape,
+    scaled_shape,
+)
 
 Frames = UInt8[np.ndarray, "T H W 3"]
 Clip = UInt8[np.ndarray, "T height width 3"]
@@ -32,6 +42,8 @@ Range = tuple[float, float]
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 MAX_ASPECT = 8  # long to short side of frames that are resized whole
+SHORT_SIDE = 256 / 224  # of frames, relative to a crop in training, or to a single one in testing
+MIN_SCALED, MAX_SCALE = 8, 64  # swscale errs in smaller pictures, and has filters of 256 pixels
 CROP_TRIES = 10
 ERASING_AREA = (0.02, 1 / 3)  # fraction of the frame
 ERASING_ASPECT = (0.3, 1 / 0.3)  # height / width
@@ -44,17 +56,23 @@ class PretrainTransform:
     Args:
         size: size of the output in pixels: a side or (height, width).
         crop: area and aspect ratio of the crop, and whether half of the clips are mirrored.
+
+    Attributes:
+        short_side: to which larger videos are shrunk before they are cropped, 256 for 224 pixels.
     """
 
     def __init__(self, size: int | tuple[int, int], crop: Crop) -> None:
         self.size = (size, size) if isinstance(size, int) else size
+        self.short_side = round(max(self.size) * SHORT_SIDE)
         self.crop = crop
         if min(self.size) < 1:
             raise ValueError(f"size is {size}; allowed: 1 or more pixels")
 
     def __call__(self, frames: Frames, rng: np.random.Generator) -> Clip:
-        """A new, contiguous array."""
+        """A new, contiguous array. Large videos are first shrunk, for which see `shrink_to`."""
         check_frames(frames)
+        if len(frames) > 1:  # a crop of an image is taken from all of its pixels
+            frames = shrink_to(frames, self.short_side)
         area, aspect = self.crop.crop_area, self.crop.crop_aspect
         box = random_crop_box(frames.shape[1], frames.shape[2], area, aspect, rng)
         clip = resized_crop(frames, box, *self.size)
@@ -83,6 +101,7 @@ class FinetuneTransform:
         std: Sequence[float],
     ) -> None:
         self.crop_and_flip = PretrainTransform(size, augment)
+        self.short_side = self.crop_and_flip.short_side
         self.rand_augment = None
         if augment.rand_augment_magnitude is not None:
             self.rand_augment = RandAugment(
@@ -152,32 +171,27 @@ class Crops:
         key: str = "views.short_side",
     ) -> None:
         if short_side is None:
-            short_side = round(max(size) * (256 / 224 if num_crops == 1 else 1))
+            short_side = round(max(size) * (SHORT_SIDE if num_crops == 1 else 1))
         if short_side < max(size):
             raise ConfigError(
                 f"{key} is {short_side}; it must be at least {max(size)}, the size of a crop"
             )
         self.size, self.num_crops, self.short_side = size, num_crops, short_side
 
-    def __call__(
-        self, frames: Frames, *, is_image: bool | None = None
-    ) -> UInt8[np.ndarray, "S T h w 3"]:
-        """For `is_image` see `resized_crop`."""
-        frames, offsets = self.resized(frames, is_image=is_image)
+    def __call__(self, frames: Frames) -> UInt8[np.ndarray, "S T h w 3"]:
+        frames, offsets = self.resized(frames)
         height, width = self.size
         return np.stack([frames[:, y : y + height, x : x + width] for y, x in offsets])
 
-    def resized(
-        self, frames: Frames, *, is_image: bool | None = None
-    ) -> tuple[Clip, list[tuple[int, int]]]:
+    def resized(self, frames: Frames) -> tuple[Clip, list[tuple[int, int]]]:
         """The resized frames, and (top, left) of each crop in them.
 
         Of frames more than `MAX_ASPECT` times as long as wide the crops alone, side by side.
         """
         check_frames(frames)
-        shape = resized_shape(frames.shape[1], frames.shape[2], self.short_side)
+        shape = scaled_shape(frames.shape[1], frames.shape[2], self.short_side)
         offsets = crop_offsets(*shape, self.size, self.num_crops)
-        return _resized(frames, self.short_side, offsets, self.size, is_image=is_image)
+        return _resized(frames, self.short_side, offsets, self.size, resize_short_side)
 
 
 def centre_crop(frames: Frames, boxes: Boxes, size: tuple[int, int]) -> tuple[Clip, Boxes]:
@@ -201,7 +215,7 @@ def _crop(
     rows, columns = resized_shape(frames.shape[1], frames.shape[2], short_side)
     scale = np.array([columns / width, rows / height] * 2)
     boxes = boxes * scale - np.array([left / width, top / height] * 2)
-    frames, ((top, left),) = _resized(frames, short_side, [offset], size)
+    frames, ((top, left),) = _resized(frames, short_side, [offset], size, _resize_for_boxes)
     return frames[:, top : top + height, left : left + width], boxes
 
 
@@ -210,8 +224,7 @@ def _resized(
     short_side: int,
     offsets: list[tuple[int, int]],
     size: tuple[int, int],
-    *,
-    is_image: bool | None = None,
+    resize: Callable[[Frames, int], Clip],
 ) -> tuple[Clip, list[tuple[int, int]]]:
     """Frames resized to `short_side`, and (top, left) of crops of `size`, at `offsets`, in them.
 
@@ -221,7 +234,7 @@ def _resized(
     height, width = size
     rows, columns = frames.shape[1:3]
     if max(rows, columns) <= MAX_ASPECT * min(rows, columns):
-        return resize_short_side(frames, short_side, is_image=is_image), offsets
+        return resize(frames, short_side), offsets
     crops = []
     for top, left in offsets:
         # Along the longer side, from squares of the frame that become squares of `short_side`:
@@ -231,7 +244,7 @@ def _resized(
         end = (place + length) // short_side + 2
         taken = slice(first * min(rows, columns), end * min(rows, columns))
         part = frames[:, taken] if rows > columns else frames[:, :, taken]
-        part = resize_short_side(part, short_side, is_image=is_image)
+        part = resize(part, short_side)
         place -= first * short_side
         top, left = (place, left) if rows > columns else (top, place)
         top, left = min(top, part.shape[1] - height), min(left, part.shape[2] - width)
@@ -280,39 +293,81 @@ def _random_shape(
     return round(math.sqrt(target / width_to_height)), round(math.sqrt(target * width_to_height))
 
 
-def resized_crop(
-    frames: Frames, box: Box, height: int, width: int, *, is_image: bool | None = None
-) -> Clip:
+def resized_crop(frames: Frames, box: Box, height: int, width: int) -> Clip:
     """Crops a box from all frames and resizes it as SlowFast does: bilinear, not antialiased.
 
-    Images are shrunk by averaging, because photographs are many times as large as the crop.
-
-    Args:
-        is_image: whether the frames come from an image. None: whether there is one frame.
+    A single frame, an image, is shrunk by averaging, because photographs are many times as large
+    as the crop.
     """
     top, left, box_height, box_width = box
-    is_image = len(frames) == 1 if is_image is None else is_image
-    shrunk = box_height > height and box_width > width
-    interpolation = cv2.INTER_AREA if is_image and shrunk else cv2.INTER_LINEAR
-    out = np.empty((len(frames), height, width, 3), np.uint8)
-    for frame, resized in zip(frames, out, strict=True):
-        cropped = frame[top : top + box_height, left : left + box_width]
-        cv2.resize(cropped, (width, height), dst=resized, interpolation=interpolation)
-    return out
+    cropped = frames[:, top : top + box_height, left : left + box_width]
+    if len(frames) == 1 and box_height > height and box_width > width:
+        return _averaged(cropped, height, width)
+    return _resize(cropped, height, width, cv2.INTER_LINEAR)
 
 
-def resize_short_side(frames: Frames, short_side: int, *, is_image: bool | None = None) -> Clip:
-    """Resizes frames to a short side of `short_side` pixels for evaluation.
+def resize_short_side(frames: Frames, short_side: int) -> Clip:
+    """Resizes frames to a short side of `short_side` pixels, as SlowFast's decoder does.
 
-    Bilinear and not antialiased: SlowFast's resizing, rounded to grey levels. Frames that already
-    have the size are returned unchanged. For `is_image` see `resized_crop`.
+    Frames are shrunk by averaging areas and enlarged bilinearly, rounded to grey levels. Those that
+    already have the size are returned unchanged.
     """
     check_frames(frames)
+    height, width = frames.shape[1:3]
+    if min(height, width) >= short_side:
+        return shrink_to(frames, short_side)
+    return _resize(frames, *scaled_shape(height, width, short_side), cv2.INTER_LINEAR)
+
+
+def shrink_to(frames: Frames, short_side: int) -> Clip:
+    """Shrinks frames of a longer short side, as `resize_short_side`; others are unchanged."""
+    height, width = frames.shape[1:3]
+    if min(height, width) <= short_side:
+        return frames
+    return _averaged(frames, *scaled_shape(height, width, short_side))
+
+
+def _resize_for_boxes(frames: Frames, short_side: int) -> Clip:
+    """Resizes frames to a short side as SlowFast does for AVA, see `resized_crop`."""
     height, width = frames.shape[1:3]
     new_height, new_width = resized_shape(height, width, short_side)
     if (new_height, new_width) == (height, width):
         return frames
-    return resized_crop(frames, (0, 0, height, width), new_height, new_width, is_image=is_image)
+    return resized_crop(frames, (0, 0, height, width), new_height, new_width)
+
+
+def _averaged(frames: Frames, height: int, width: int) -> Clip:
+    """Shrinks frames: each pixel is the mean of the area that it covers, rounded to a grey level.
+
+    By swscale, as in SlowFast's decoder, but each colour by itself: of RGB, swscale may take the
+    colour of pairs of pixels. OpenCV is more exact and takes four times as long, but if areas are
+    whole pixels.
+    """
+    rows, columns = frames.shape[1:3]
+    is_whole = rows % height == columns % width == 0
+    is_extreme = min(height, width) < MIN_SCALED or max(rows / height, columns / width) > MAX_SCALE
+    if is_whole or is_extreme:
+        return _resize(frames, height, width, cv2.INTER_AREA)
+    # swscale may read some bytes past the end of a plane.
+    planes = np.empty(3 * rows * columns + 64, np.uint8)[:-64].reshape(3, rows, columns)
+    pictures = [av.VideoFrame.from_numpy_buffer(plane, "gray") for plane in planes]
+    scaler = VideoReformatter()
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for frame, shrunk in zip(frames, out, strict=True):
+        cv2.split(frame, list(planes))  # much slower into planes with gaps between rows
+        scaled = (
+            scaler.reformat(picture, width, height, interpolation="AREA", threads=1)
+            for picture in pictures
+        )
+        cv2.merge([picture.to_ndarray() for picture in scaled], shrunk)
+    return out
+
+
+def _resize(frames: Frames, height: int, width: int, interpolation: int) -> Clip:
+    out = np.empty((len(frames), height, width, 3), np.uint8)
+    for frame, resized in zip(frames, out, strict=True):
+        cv2.resize(frame, (width, height), dst=resized, interpolation=interpolation)
+    return out
 
 
 def erase_random_box(

@@ -92,7 +92,7 @@ class ReadWindows:
                 for index, frame in reader.stream(unique):
                     report.working(0)
                     start = time.perf_counter()
-                    crops = self.crops(frame[None], is_image=len(unique) == 1)
+                    crops = self.crops(frame[None])
                     transform_sec += time.perf_counter() - start
                     yield index, crops
 
@@ -114,6 +114,7 @@ class ReadWindows:
                 "fps": reader.fps,
                 "height": reader.height,
                 "width": reader.width,
+                "pixel_aspect": float(reader.pixel_aspect),
                 "backend": reader.backend,
                 "seconds": round(seconds, 3),
             }

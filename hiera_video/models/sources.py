@@ -11,13 +11,12 @@ A source is one of:
 """
 
 import os
-from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import WeightsError, WeightsNotFoundError
-from hiera_video.files import parse_json, shipped_folder, similar_path, user_path
+from hiera_video.files import missing_path, parse_json, shipped_folder, user_path
 from hiera_video.models.card import EXAMPLES, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
@@ -125,21 +124,10 @@ def check_source(source: Source, kind: Kind | None = None) -> None:
         raise WeightsNotFoundError(
             f"{what}, and no published weights are called so; did you mean {called[near[0]]!r}?"
         )
-    if hint := similar_path(str(path)):
-        raise WeightsNotFoundError(f"{what}{hint}")
-    missing = path  # the first that is, of the folders on the way
-    while not missing.parent.is_dir():
-        missing = missing.parent
-    beside = []
-    with suppress(OSError):  # a folder that cannot be listed
-        beside = [entry.name for entry in missing.parent.iterdir()]
-    if near := get_close_matches(missing.name, beside, n=1):
-        raise WeightsNotFoundError(f"{what}; did you mean {str(missing.parent / near[0])!r}?")
-    if missing != path:
-        what += f", nor {missing}"
-        if name.count("/") == 1:
-            what += f"; a repository of the Hugging Face Hub would be {SCHEME}{name}"
-    raise WeightsNotFoundError(what)
+    hub = ""
+    if name.count("/") == 1 and not path.parent.is_dir():
+        hub = f"; a repository of the Hugging Face Hub would be {SCHEME}{name}"
+    raise WeightsNotFoundError(f"{name}: {missing_path(name)}{hub}")
 
 
 def _published_kind(name: str) -> Kind:

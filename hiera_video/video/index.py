@@ -10,6 +10,7 @@ import bisect
 import itertools
 import os
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal
 
@@ -62,6 +63,7 @@ class VideoIndex:
     has_single_fields: bool  # which change how decoders pair others, unless all are decoded
     frame_times_sec: np.ndarray  # float64 [F]
     end_sec: float
+    pixel_aspect: Fraction  # width / height of a stored pixel, 1 if the file states none
     damaged: frozenset[int]  # packets that the scan found damaged; reading may find more
     damage: str | None  # description of what is damaged, missing or joined
     note: str | None  # description of long gaps between frames
@@ -211,6 +213,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         has_single_fields=packets.num_single > 0,
         frame_times_sec=times,
         end_sec=end_sec,
+        pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
         damaged=packets.damaged,
         damage=damage,
         note=note,

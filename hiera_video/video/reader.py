@@ -7,6 +7,7 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from functools import cache
 from typing import Literal
 
@@ -116,6 +117,8 @@ class VideoReader(ABC):
         damage: description of what is damaged, missing or joined in a file whose other frames can
             be read. None if no damage is known before frames are decoded.
         note: description of long gaps between frames, or None.
+        pixel_aspect: width over height of a pixel, before rotation, as the file states it. Frames
+            have the stored pixels, which are not scaled by it. 1 if it is not stated.
     """
 
     backend: str
@@ -123,6 +126,7 @@ class VideoReader(ABC):
     end_sec: float
     damage: str | None = None
     note: str | None = None
+    pixel_aspect: Fraction = Fraction(1)
     _shape: tuple[int, ...] | None = None  # (height, width), once a frame has been decoded
 
     def __init__(self, path: str, limits: Decoding) -> None:

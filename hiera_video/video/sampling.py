@@ -231,9 +231,9 @@ def keyframe_indices(
 
 
 def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
-    """(height, width) after resizing the shorter side to `short_side`, as in SlowFast.
+    """(height, width) after resizing the shorter side to `short_side`, as SlowFast does for AVA.
 
-    The longer side is rounded down: (340, 256) at 224 becomes (297, 224).
+    The longer side is rounded down: (340, 256) at 224 becomes (297, 224). See `scaled_shape`.
     """
     _check_counts(height=height, width=width, short_side=short_side)
     if min(height, width) == short_side:
@@ -243,6 +243,17 @@ def resized_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
     if width < height:
         return math.floor(height / width * short_side), short_side
     return short_side, math.floor(width / height * short_side)
+
+
+def scaled_shape(height: int, width: int, short_side: int) -> tuple[int, int]:
+    """(height, width) after resizing the shorter side to `short_side`, as SlowFast's decoder does.
+
+    The longer side is rounded: (340, 256) at 224 becomes (298, 224).
+    """
+    _check_counts(height=height, width=width, short_side=short_side)
+    short, long = sorted((height, width))
+    long_side = (2 * long * short_side + short) // (2 * short)
+    return (long_side, short_side) if width < height else (short_side, long_side)
 
 
 def covering_short_side(height: int, width: int, size: tuple[int, int]) -> int:

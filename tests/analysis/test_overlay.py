@@ -40,6 +40,27 @@ def test_sides_are_even_and_large_enough_to_read(size):
         assert abs(picture.shape[0] - size[0]) <= 1
 
 
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [
+        ((8, 400), (80, 4000)),  # ten times as large, not 45 times, which x264 does not encode
+        ((400, 8), (4000, 80)),
+        ((9, 13), (360, 520)),
+        ((15, 2048), (30, 4096)),
+        ((1, 5000), (2, 5000)),
+        ((1, 1), (360, 360)),
+        ((3, 20000), (2, 16384)),
+    ],
+)
+def test_narrow_and_tiny_frames_are_encoded(size, shown, tmp_path):
+    people = [Person((0.2, 0.3, 0.6, 0.9), (("talk to (e.g., self, a person)", 0.91),))]
+    picture = draw_people(ground(*size), people)
+    assert picture.shape == (*shown, 3)
+    write_video(tmp_path / "a.mp4", [picture] * 2, 25)
+    with open_video(tmp_path / "a.mp4") as video:
+        assert (video.height, video.width) == shown
+
+
 def test_a_box_is_drawn_where_it_is_in_the_colour_of_its_person():
     people = [Person((0.1, 0.2, 0.4, 0.8), ()), Person((0.5, 0.25, 0.75, 0.5), ())]
     picture = draw_people(ground(400, 800), people)

@@ -50,7 +50,7 @@ def seen(monkeypatch):
             return 0
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: Command)
-    monkeypatch.setattr(cli, "check_paths", lambda settings: None)
+    monkeypatch.setattr(cli, "check_paths", lambda settings, kind: None)
     return calls
 
 
@@ -58,7 +58,7 @@ def raising(monkeypatch, error):
     def run(config, **_):
         raise error
 
-    monkeypatch.setattr(cli, "check_paths", lambda settings: None)
+    monkeypatch.setattr(cli, "check_paths", lambda settings, kind: None)
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: type("C", (), {"run": run}))
 
 
@@ -368,7 +368,7 @@ def test_a_defect_of_ours_keeps_its_trace(monkeypatch):
         return load_settings(1, 2, 3, 4, 5)
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: type("C", (), {"run": run}))
-    monkeypatch.setattr(cli, "check_paths", lambda settings: None)
+    monkeypatch.setattr(cli, "check_paths", lambda settings, kind: None)
     with pytest.raises(TypeError):
         main(["finetune", "data.train=x"])
 

@@ -12,9 +12,14 @@ from hiera_video.data.datasets import (
     TrainingClips,
     TrainingKeyframes,
 )
-from hiera_video.data.transforms import DetectionTransform, FinetuneTransform, resize_short_side
+from hiera_video.data.transforms import (
+    DetectionTransform,
+    FinetuneTransform,
+    PretrainTransform,
+    resize_short_side,
+)
 from hiera_video.data.videos.records import VideoRecord
-from hiera_video.settings.training import Augment, DetectionAugment
+from hiera_video.settings.training import Augment, Crop, DetectionAugment
 from hiera_video.settings.video import Views
 from hiera_video.video.clips import ClipSampler, read_frames
 from hiera_video.video.open import open_video
@@ -79,6 +84,25 @@ def clips_of(opener, sampler=None, *, transform=keep, num_repeats=1, seed=0):
         seed=seed,
         open_video=opener,
     )
+
+
+def test_frames_are_shrunk_once_for_all_clips_of_a_video():
+    """To what the transform would shrink them to, so that clips are the same."""
+    seen = []
+
+    def transform(frames, rng):
+        seen.append(frames.shape)
+        return pretrain(frames, rng)
+
+    pretrain = PretrainTransform(14, Crop())
+    clips = clips_of(Opener(), transform=transform, num_repeats=2)
+    expected = clips[0, 0, 0].clips
+    clips.short_side = pretrain.short_side
+    assert np.array_equal(clips[0, 0, 0].clips, expected)
+    assert seen == [(4, 40, 60, 3)] * 2 + [(4, 16, 24, 3)] * 2
+    clips.sampler = ClipSampler(num_frames=1)  # of images, crops are taken from all pixels
+    clips[0, 0, 0]
+    assert seen[4:] == [(1, 40, 60, 3)] * 2
 
 
 def numbers(clips):

@@ -3,8 +3,10 @@
 import gc
 import io
 import logging
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
@@ -14,7 +16,12 @@ from hiera_video.video.backends.checked import CheckedReader
 from hiera_video.video.backends.pyav import PyavReader
 from hiera_video.video.open import DEFAULTS, open_video
 from hiera_video.video.reader import VideoError, warn_once
-from tests.video.striped_video import decode_linearly, make_striped_video, read_number
+from tests.video.striped_video import (
+    decode_linearly,
+    make_striped_video,
+    read_number,
+    striped_frame,
+)
 
 B_FRAMES = {"bf": "3", "g": "20"}
 UNEVEN_PTS = np.cumsum(np.random.default_rng(0).integers(10, 90, 60)).tolist()
@@ -285,3 +292,21 @@ def test_content_is_read_as_the_file(tmp_path, backend):
             assert not copy.exists()
     with pytest.raises(VideoError):
         open_video(b"not a video")
+
+
+def test_pixels_that_are_not_square_are_returned_as_stored(tmp_path, backend):
+    path = tmp_path / "narrow.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for number in range(5):
+            picture = av.VideoFrame.from_ndarray(striped_frame(number, 64, 96), "rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    with open_video(path, backend) as reader:
+        assert reader.pixel_aspect == Fraction(4, 3)
+        assert np.array_equal(reader.frames(range(5)), decode_linearly(path))
+        assert (reader.height, reader.width) == (64, 96)
+    with open_video(make_striped_video(tmp_path / "square.mp4", 2), backend) as reader:
+        assert reader.pixel_aspect == 1

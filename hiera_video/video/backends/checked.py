@@ -30,8 +30,8 @@ def warn_about_refusal(path: str, backend: str, reason: BackendRefusal) -> None:
 class CheckedReader(VideoReader):
     """A backend that reads a file only as long as its frames equal those of PyAV.
 
-    Frame times, stream and rotation are PyAV's. All frames are compared; at the first difference or
-    error of the library, PyAV reads the rest of the file, with a warning.
+    Frame times, stream and orientation are PyAV's. All frames are compared; at the first difference
+    or error of the library, PyAV reads the rest of the file, with a warning.
 
     Args:
         exact: PyAV's reader of the file.
@@ -59,6 +59,7 @@ class CheckedReader(VideoReader):
         self.frame_times_sec = exact.frame_times_sec
         self.end_sec = exact.end_sec
         self.note = exact.note
+        self.pixel_aspect = exact.pixel_aspect
 
     @abstractmethod
     def _import_decoder(self) -> Any:

@@ -1,15 +1,12 @@
 """A folder of numbered pictures as a video of constant frame rate."""
 
-import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
-import cv2
 import numpy as np
 
 from hiera_video.settings.video import Decoding
-from hiera_video.video.backends.image import opened_image
+from hiera_video.video.backends.image import read_picture
 from hiera_video.video.content import frame_number
 from hiera_video.video.reader import Deadline, VideoError, VideoReader, check_file
 
@@ -58,13 +55,8 @@ class FrameFolderReader(VideoReader):
             deadline.check()
             file = self._files[position]
             check_file(file)
-            content = Path(file).read_bytes()  # cv2.imread dies of a name that is not UTF-8
-            with opened_image(file, io.BytesIO(content)) as image:
-                self.check_size(image.height, image.width)
-            picture = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
-            if picture is None:
-                raise VideoError(file, "truncated", "does not decode as a picture; replace it")
+            picture = read_picture(file, self.check_size)
             if self._shape is not None and picture.shape[:2] != self._shape:
                 size, others = (f"{h} x {w}" for h, w in (picture.shape[:2], self._shape))
                 raise VideoError(file, "truncated", f"is {size}, others are {others}; replace it")
-            yield position, cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+            yield position, picture

@@ -14,6 +14,7 @@ import av
 import av.logging
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import Type
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
@@ -27,6 +28,7 @@ from hiera_video.video.container import (
 )
 from hiera_video.video.decoder import Decoder, listening
 from hiera_video.video.index import NO_STAMP, PARSED_FORMATS, cached_scan
+from hiera_video.video.orientation import Orientation, orientation_of, upright
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 # Codecs in which no other frame refers to a "non-reference" frame. Not HEVC, where a "sub-layer
@@ -47,7 +49,7 @@ class PyavReader(VideoReader):
         self._current_read: Iterator[tuple[int, av.Packet | None]] | None = None
         self._reformatter = VideoReformatter()
         self._stored_size: tuple[int, int] | None = None  # (width, height) before rotation
-        self._quarter_turns = 0  # counter-clockwise
+        self._orientation = Orientation()
         self._decoder: Decoder
         try:
             with listening():
@@ -67,6 +69,7 @@ class PyavReader(VideoReader):
         self.end_sec = self.index.end_sec
         self.damage = self.index.damage
         self.note = self.index.note
+        self.pixel_aspect = self.index.pixel_aspect
 
     def close(self) -> None:
         if self._container is not None:
@@ -247,10 +250,10 @@ class PyavReader(VideoReader):
             yield number, packet
 
     def _to_rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """The rotated frame, uint8 [H, W, 3], scaled to the size of the first frame."""
+        """The upright frame, uint8 [H, W, 3], scaled to the size of the first frame."""
         if self._stored_size is None:  # only a decoded frame has the display matrix
             self._stored_size = frame.width, frame.height
-            self._quarter_turns = round(frame.rotation / 90)
+            self._orientation = orientation_of(frame.side_data.get(Type.DISPLAYMATRIX))
         width, height = self._stored_size
         take_known_matrix(self.path, frame)
         try:
@@ -263,7 +266,7 @@ class PyavReader(VideoReader):
                 "convert it to H.264"
             )
             raise VideoError(self.path, "backend", sentence) from error
-        return np.ascontiguousarray(np.rot90(rgb, self._quarter_turns))
+        return upright(rgb, self._orientation)
 
 
 def _between(
