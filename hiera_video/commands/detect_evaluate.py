@@ -19,6 +19,7 @@ from hiera_video.data.boxes.table import (
     write_detections,
     write_keyframes,
 )
+from hiera_video.data.checks import check_videos
 from hiera_video.data.datasets import KeyframeClips
 from hiera_video.data.loader import start_decoding
 from hiera_video.errors import UserError, counted
@@ -29,7 +30,7 @@ from hiera_video.evaluation.views import Scorer
 from hiera_video.files import make_writable_folder, replacing_all, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.pretrained import load_model
-from hiera_video.runtime.distributed import any_process, process_group
+from hiera_video.runtime.distributed import any_process, on_main, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
 from hiera_video.settings.evaluation import DetectEvaluateSettings
@@ -47,11 +48,14 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
         known, label_map = actions(config, card)
         val = read_evaluation(data, known)
+        unreadable = on_main(lambda: check_videos("data.val", data.val, val.records, data))
         clips = keyframe_clips_of(val.records, model, config.clips, data)
         protocol = describe_protocol(config, val, clips)
         if dry_run:
-            print_json({"keyframes_to_score": len(val.records), **protocol}, indent=2)
-            return 0
+            found = {"keyframes_to_score": len(val.records), "unreadable": unreadable}
+            print_json({**found, **protocol}, indent=2)
+            num_failed = unreadable.total()
+            return exit_code(done=len(val.records) - num_failed, failed=num_failed)
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
         scorer = Scorer.of(model, card, process.device, config.batch_size, config.precision)

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from hiera_video.data.checks import check_videos
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.loader import start_decoding
 from hiera_video.data.videos.records import VideoList, read_video_list, require_labels
@@ -16,7 +17,7 @@ from hiera_video.evaluation.scoring import validate
 from hiera_video.evaluation.views import Scorer
 from hiera_video.files import make_writable_folder, replacing_all, write_json
 from hiera_video.models.card import ModelCard
-from hiera_video.runtime.distributed import any_process, process_group
+from hiera_video.runtime.distributed import any_process, on_main, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
 from hiera_video.settings.evaluation import EvaluateSettings
@@ -37,9 +38,15 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         val = read_list(config, card)
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
+        num_frames = views.sampler.num_frames
+        unreadable = on_main(
+            lambda: check_videos("data.val", val.source, val.records, config.data, num_frames)
+        )
         if dry_run:
-            print_json({"videos": len(val.records), **protocol}, indent=2)
-            return 0
+            found = {"videos": len(val.records), "unreadable": unreadable}
+            print_json({**found, **protocol}, indent=2)
+            num_failed = unreadable.total()
+            return exit_code(done=len(val.records) - num_failed, failed=num_failed)
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
         scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)
@@ -78,6 +85,7 @@ def read_list(config: EvaluateSettings, card: ModelCard) -> VideoList:
             class_names=card.classes,
             multi_label=card.multi_label,
             split=data.split,
+            frames_fps=data.frames_fps,
         )
     except UnknownClassError as error:
         if card.class_names:

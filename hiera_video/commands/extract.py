@@ -9,6 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
@@ -28,6 +29,7 @@ from hiera_video.runtime.distributed import barrier, from_main, on_main, process
 from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import exit_code, print_json, print_result
 from hiera_video.settings.evaluation import ExtractSettings
+from hiera_video.settings.video import Reading
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 
@@ -41,7 +43,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
     with process_group(config.device) as process, ExitStack() as stack:
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
-        videos = find_videos(config.inputs, config.data.root, config.data.split)
+        videos = find_videos(config.inputs, config.data)
         weights = with_card(read_checkpoint(config.checkpoint, weights_key=config.weights_key))
         is_autoencoder = weights.card is not None and weights.card.kind == "autoencoder"
         model, card = load_model(
@@ -50,6 +52,8 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             num_frames=config.num_frames,
             image_size=config.image_size,
         )
+        source, num_frames = config.inputs[0], model.input_size[0]
+        unreadable = on_main(lambda: check_videos("FILE", source, videos, config.data, num_frames))
         if is_autoencoder and process.is_main:
             logger.warning(
                 "%s is a masked autoencoder that was not fine-tuned: as they are, such features "
@@ -81,8 +85,10 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         ]
         logger.info("%d of %d videos are to be read", len(to_do), len(ours))
         if dry_run:
-            print_json({"videos": len(ours), "to_do": len(to_do), **settings}, indent=2)
-            return 0
+            found = {"videos": len(ours), "to_do": len(to_do), "unreadable": unreadable}
+            print_json({**found, **settings}, indent=2)
+            num_failed = unreadable.total()
+            return exit_code(done=len(videos) - num_failed, failed=num_failed)
         barrier()  # nobody writes before all have looked
         # And not before the folder is there.
         on_main(lambda: stack.enter_context(store.writing(overwrite=config.overwrite)))
@@ -100,7 +106,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         return from_main(code) or 0
 
 
-def find_videos(inputs: list[str], root: str | None, split: str | None = None) -> list[VideoRecord]:
+def find_videos(inputs: list[str], data: Reading) -> list[VideoRecord]:
     """The videos of a folder or a list, or those named one by one; their names are of outputs.
 
     The name of a part of a video is that of the video and the part, `a.mp4#t=2,4.5`.
@@ -114,9 +120,17 @@ def find_videos(inputs: list[str], root: str | None, split: str | None = None) -
         base = os.getcwd()
     elif len(inputs) == 1:
         source = Path(inputs[0])
-        found = read_video_list(source, root=root, labelled=False, split=split)
+        found = read_video_list(
+            source,
+            root=data.root,
+            labelled=False,
+            split=data.split,
+            frames_fps=data.frames_fps,
+        )
         records = list(found.records)
-        base = str(source) if source.is_dir() else root or str(source.parent)
+        base = str(source) if source.is_dir() else data.root or str(source.parent)
+        if records[0].path == os.path.abspath(source):  # a folder of frames
+            base = os.path.dirname(records[0].path)
     else:
         raise UserError(f"{' '.join(inputs)}: give one folder, one list, or nothing but videos")
     outputs = (f"{record.path}{record.part or ''}" for record in records)

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hiera_video.data.batches import Failure
+from hiera_video.data.checks import warn_of_flips
 from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.order import balanced_weights
 from hiera_video.data.transforms import Crops, FinetuneTransform
@@ -29,6 +30,8 @@ from hiera_video.training.run import train
 from hiera_video.training.task import Task
 from hiera_video.video.open import opener
 
+MAX_COUNTED = 20  # classes whose videos are counted on the console
+
 
 class FinetuneTask(Task):
     """Fine-tuning of a classifier."""
@@ -45,6 +48,7 @@ class FinetuneTask(Task):
         self.data["classes"] = len(self.class_names)
         self.contents = f" of {counted(len(self.class_names), 'class')}"
         self.labels = [record.labels for record in train.records]
+        warn_of_flips(self.class_names, settings.augment.flip)
         if data.balanced:
             self.record_weights = balanced_weights(self.labels, len(self.class_names))
         self.ema_decay = settings.train.ema_decay
@@ -59,6 +63,14 @@ class FinetuneTask(Task):
         freeze(model, self.settings.train)
         views = self.settings.views  # checked now, for `evaluate` later:
         Crops(model.input_size[1:], views.num_crops, views.short_side)
+
+    def describe(self, model: Hiera) -> list[str]:
+        data, *others = super().describe(model)
+        if len(self.class_names) > MAX_COUNTED:
+            return [data, *others]
+        counts = self.train.class_counts
+        named = (f"{name!r} {counts[i]}" for i, name in enumerate(self.class_names))
+        return [data, f"training {self.unit} of each class: {', '.join(named)}", *others]
 
     def dataset(self, model: Hiera) -> TrainingClips:
         mean, std = input_statistics(model.architecture)

@@ -1,5 +1,6 @@
 """`hiera-video predict FILE...`: the most likely classes of videos or images."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -12,14 +13,28 @@ from hiera_video.evaluation.views import Scorer
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.results import exit_code, print_lines, print_result
 from hiera_video.settings.evaluation import PredictSettings
+from hiera_video.video.content import has_picture_name
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
-    paths = files(config.inputs)
+    paths = files(config.inputs, has_frames=config.data.frames_fps is not None)
     model, card = load_model(config.checkpoint, kind="classifier", weights_key=config.weights_key)
     records = [VideoRecord(path, (), path) for path in paths]
     views = views_of(records, model, config.clips, config.views, config.data)
+    pictures = [path for path in paths if has_picture_name(path)]
+    if pictures and views.sampler.num_frames > 1:
+        logger.warning(
+            "%d of %d files are pictures, such as %s; %s sees each as a clip in which nothing "
+            "moves, unless it is animated; where folders hold the frames of videos, set "
+            "data.frames_fps to their frames per second",
+            len(pictures),
+            len(paths),
+            pictures[0],
+            config.checkpoint,
+        )
     if dry_run:
         print_lines(paths)
         return 0
@@ -39,13 +54,18 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
     return exit_code(done=len(paths) - len(failures), failed=len(failures))
 
 
-def files(inputs: list[str]) -> list[str]:
-    """The files among the inputs, and the videos and images below the folders among them."""
+def files(inputs: list[str], *, has_frames: bool) -> list[str]:
+    """The files among the inputs, and the videos and images below the folders among them.
+
+    Args:
+        has_frames: folders of numbered pictures are videos.
+    """
     found: list[str] = []
     for name in inputs:
         if os.path.isdir(name):
-            rows, _ = read_folder(Path(name), labelled=False)
-            found += [os.path.join(name, row.name) for row in rows]
+            rows, _ = read_folder(Path(name), labelled=False, has_frames=has_frames)
+            is_video = rows[0].path == os.path.abspath(name)
+            found += [name if is_video else os.path.join(name, row.name) for row in rows]
         else:
             found.append(name)
     return found

@@ -29,7 +29,13 @@ class PretrainTask(Task):
 
     def __init__(self, settings: PretrainSettings) -> None:
         data = settings.data
-        train = read_video_list(data.train, root=data.root, labelled=False, split=data.split)
+        train = read_video_list(
+            data.train,
+            root=data.root,
+            labelled=False,
+            split=data.split,
+            frames_fps=data.frames_fps,
+        )
         super().__init__(settings, train)
 
     def create(self, checkpoint: str | Path | None) -> MaskedAutoencoderHiera:

@@ -77,6 +77,9 @@ def load_weights(
 ) -> LoadReport:
     """Loads weights into a model, whole or not at all, and logs the report that it returns.
 
+    The report is a warning where values were resized, start afresh, or were dropped: Python shows
+    warnings of a program that has not set up logging, and no other messages.
+
     The model then has the card of the weights, as far as it still describes it: `model.card`.
     Patch kernels and position embeddings of another clip size are adapted, so that image weights
     fit a video model too. These parts start with random values: a classifier for another number of
@@ -138,8 +141,9 @@ def load_weights(
         loaded_frac=sum(value.numel() for value in state.values())
         / sum(value.numel() for value in parameters.values()),
     )
+    is_changed = report.resized or report.reinitialised or report.dropped
     for line in str(report).split("\n"):
-        logger.info("%s", line)
+        logger.log(logging.WARNING if is_changed else logging.INFO, "%s", line)
     return report
 
 

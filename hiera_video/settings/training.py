@@ -21,7 +21,7 @@ from hiera_video.settings.base import (
     Share,
 )
 from hiera_video.settings.model import Autoencoder, Backbone, Classifier, Detector, Masking
-from hiera_video.settings.video import Clips, Decoding, FrameSampling, MultiView, Reading
+from hiera_video.settings.video import Clips, Decoding, FrameSampling, Listed, MultiView, Reading
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
 BoxList = Annotated[Path, Allowed("a list of boxes")]
@@ -57,7 +57,7 @@ class ClassificationData(Reading, TrainingData):
     """Draw training videos so that every class is equally likely."""
 
 
-class KeyframeData(Decoding):
+class KeyframeData(Listed):
     """Lists of boxes at key frames, and where their videos are."""
 
     root: Path | None = None

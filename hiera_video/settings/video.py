@@ -34,8 +34,8 @@ class Decoding(Settings):
     max_read_gib: Positive = 4.0
     """Most memory that the frames of one read may take, GiB. A read is of all clips of a video."""
     frames_fps: Positive | None = None
-    """Frames per second of folders of numbered frames, and of pages of TIFF files. Null: folders
-    are refused, and 25 pages are a second."""
+    """Frames per second of folders of numbered frames, each of which is a video, and of pages of
+    TIFF files. Null: folders are refused, and 25 pages are a second."""
     max_gap_sec: Positive | None = None
     """Longest time between two frames that counts, seconds: longer gaps, in which a camera was off,
     are shortened to it. Null: gaps count as long as the file states."""
@@ -43,12 +43,22 @@ class Decoding(Settings):
     """Decoding processes for each process. Null: as many as its share of the CPU cores."""
 
 
-class Reading(Decoding):
+class Listed(Decoding):
+    """Decoding of the files of lists and folders."""
+
+    check: Literal["exists", "decode"] = "exists"
+    """At the start, and in a dry run: see whether each listed file is there, or decode all of it,
+    which takes as long as reading every frame once."""
+
+
+class Reading(Listed):
     root: Path | None = None
     """Folder that relative paths in lists start from. Null: the folder of the list."""
     split: str | None = None
     """Rows of a list to use, by its column `split`, e.g. train. Null: it has one split or no such
     column."""
+    stills: bool = False
+    """Let a model of several frames take pictures, as clips in which nothing moves."""
 
 
 class FrameSampling(Settings):

@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
 from hiera_video.errors import UserError, WeightsError, configured, counted
@@ -49,6 +51,7 @@ from hiera_video.training.optim import build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
     DIVERGED,
     RunReport,
+    allowed_failures,
     check_failures,
     check_same_run,
     console_line,
@@ -86,6 +89,9 @@ def train(
         latest = None
         with in_the_way(settings, "run_dir"):
             latest = find_run(folder, settings, task.data)
+        with configured(), torch.device("meta"):
+            size = encoder_of(task.create(None)).input_size  # checks the settings
+        unreadable = check_lists(task, size[0])
         if not dry_run:
             start_run(folder, process, settings, task.data, resumes=latest is not None)
 
@@ -126,8 +132,9 @@ def train(
         if dry_run:
             for batch in islice(batches, 1):
                 for failure in batch.failures:
+                    unreadable[failure.cause] += 1
                     print_lines([f"cannot be read: {failure.message}"])
-            return 0
+            return 3 if any_process(bool(unreadable)) else 0
         if latest:
             logger.info("resumed from %s", latest)
         report = RunReport(folder, process, start_step, facts.get("failed", ()))
@@ -148,14 +155,36 @@ def find_run(folder: Path, settings: RunSettings, data: dict[str, Any]) -> Path 
     return latest
 
 
+def check_lists(task: Task, num_frames: int) -> Counter[str]:
+    """The numbers of unreadable records by cause, see `check_videos`, which the main process calls.
+
+    Raises:
+        UserError: more of the training list than a run allows.
+    """
+    data = task.settings.data
+    lists = {"data.train": task.train.records}
+    if task.val is not None:
+        lists["data.val"] = task.val.records
+    found = Counter[str]()
+    for key, records in lists.items():
+        source = getattr(data, key.removeprefix("data."))
+        causes = on_main(partial(check_videos, key, source, records, data, num_frames))
+        if key == "data.train" and causes.total() > allowed_failures(len(records), data):
+            raise UserError(
+                f"{key}: {causes.total()} of {len(records)} records cannot be read, more than "
+                f"data.max_failed_frac={data.max_failed_frac:g} allows: correct the list or "
+                "data.root, or raise data.max_failed_frac"
+            )
+        found += causes
+    return found
+
+
 def build_model(task: Task, process: Process, latest: Path | None) -> Model:
     """The model with the weights it starts from, on the device.
 
     A checkpoint to resume from replaces `model.init`, which may have been deleted since the run
     began.
     """
-    with configured(), torch.device("meta"):
-        task.create(None)  # checks the settings without the weights
     torch.manual_seed(task.settings.train.seed)
     source = latest or task.settings.model.init
     with first_process_first(process):

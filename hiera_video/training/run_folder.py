@@ -45,6 +45,8 @@ FREE_TO_CHANGE = {
     "overwrite_config",
     "model.grad_checkpointing",
     "data.num_workers",
+    "data.check",
+    "data.stills",
     "data.deadline_sec",
     "data.max_frame_pixels",
     "data.max_read_gib",
@@ -185,13 +187,18 @@ def check_failures(failed: int, read: int, records: int, settings: TrainingData)
         records: records of the training list.
     """
     tried = min(read, records)
-    limit = max(MIN_FAILED, settings.max_failed_frac * tried)
-    if failed == records or (failed > limit and tried >= min(MIN_TRIED, records)):
+    is_many = failed > allowed_failures(tried, settings)
+    if failed == records or (is_many and tried >= min(MIN_TRIED, records)):
         raise UserError(
             f"{failed} of the first {tried} records of {records} cannot be read, more than "
             f"data.max_failed_frac={settings.max_failed_frac:g} allows: drop those that "
             "failures.jsonl lists from the training list, or raise data.max_failed_frac"
         )
+
+
+def allowed_failures(tried: int, settings: TrainingData) -> float:
+    """How many of so many records may be unreadable."""
+    return max(MIN_FAILED, settings.max_failed_frac * tried)
 
 
 def facts_of(settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:

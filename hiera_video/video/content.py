@@ -18,6 +18,21 @@ def has_picture_name(path: str) -> bool:
     return os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES
 
 
+def frame_number(name: str) -> int | None:
+    """The number at the end of the name of a picture, which makes it a frame; None without one."""
+    stem, suffix = os.path.splitext(name)
+    number = re.search(r"\d+$", stem)
+    return int(number[0]) if number and suffix.lower() in IMAGE_SUFFIXES else None
+
+
+def is_frame_folder(path: str) -> bool:
+    """Whether a path is that of a folder with numbered pictures."""
+    try:
+        return any(frame_number(entry.name) is not None for entry in os.scandir(path))
+    except OSError:
+        return False
+
+
 def picture_format(path: str) -> str | None:
     """The format of a picture that Pillow reads: bmp, jpeg, png, ppm, tiff or webp.
 

@@ -20,8 +20,8 @@ from hiera_video.video.reader import VideoReader, check_file
 
 DEFAULTS = Decoding()
 
-OpenVideo = Callable[[str], VideoReader]
-"""`open_video` with the backend and the deadline set."""
+OpenVideo = Callable[..., VideoReader]
+"""`open_video` with all settings: from a path, and `frames_fps` where a list states it."""
 
 
 def open_video(
@@ -93,17 +93,17 @@ def opener(decoding: Decoding) -> OpenVideo:
     return partial(_open, limits=decoding)
 
 
-def _open(path: str, limits: Decoding) -> VideoReader:
-    backend = limits.backend
-    if limits.frames_fps is not None and os.path.isdir(path):
+def _open(path: str, limits: Decoding, frames_fps: float | None = None) -> VideoReader:
+    backend, frames_fps = limits.backend, frames_fps or limits.frames_fps
+    if frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
 
-        return FrameFolderReader(path, limits, limits.frames_fps)
+        return FrameFolderReader(path, limits, frames_fps)
     check_file(path)
     if (kind := picture_format(path)) is not None:
         from hiera_video.video.backends.moving_picture import open_picture
 
-        return open_picture(path, kind, limits, limits.frames_fps)
+        return open_picture(path, kind, limits, frames_fps)
 
     from hiera_video.video.backends.pyav import PyavReader
 

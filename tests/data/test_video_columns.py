@@ -123,11 +123,11 @@ def test_a_column_that_changes_the_meaning_is_never_dropped(root, columns, row, 
 
 
 def test_columns_that_are_not_used_are_named_once(root, caplog):
-    source = write(root, "l.csv", "path,label,fps,Frame Count\na.mp4,x,25,9\nb.mp4,y,25,9\n")
+    source = write(root, "l.csv", "path,label,Size,Frame Count\na.mp4,x,25,9\nb.mp4,y,25,9\n")
     for _ in range(2):
         read_video_list(source)
     (message,) = caplog.messages
-    assert message == f"{source}: columns that are not used: 'fps', 'frame_count'"
+    assert message == f"{source}: columns that are not used: 'size', 'frame_count'"
     caplog.clear()
     read_video_list(write(root, "l.csv", "path;label;;\na.mp4;x;;\n"))  # as a spreadsheet saves it
     read_video_list(source, labelled=False)
@@ -195,7 +195,7 @@ def test_training_and_validation_from_one_list(root, caplog):
 
 
 def test_parts_of_one_video_in_both_lists_are_not_the_same(root, caplog):
-    train = write(root, "t.csv", "path,start,end,label\na.mp4,0,1,x\na.mp4,1,2,x\n")
+    train = write(root, "t.csv", "path,start,end,label\na.mp4,0,1,y\na.mp4,1,2,x\n")
     val = write(root, "v.csv", "path,start,end,label\na.mp4,1,2,x\na.mp4,2,3,x\n")
     read_splits(ClassificationData(train=str(train), val=str(val)))
     (message,) = caplog.messages

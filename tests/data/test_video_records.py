@@ -606,7 +606,7 @@ def test_what_two_lists_share_and_lack_is_logged(root, caplog):
     names = write(root, "names.txt", "run\njump\nswim\nsurf\n")
     trained, validated = splits(train, val, class_names=str(names))
     assert trained.class_names == validated.class_names == ("run", "jump", "swim", "surf")
-    shared, unseen = [record.getMessage() for record in caplog.records]
+    unseen, shared = [record.getMessage() for record in caplog.records]
     assert shared == f"1 of 2 videos of {val} are also in {train}: 'b.mp4'"
     assert unseen == f"2 of 4 classes have no video in {train}: 'swim', 'surf'"
 
@@ -616,7 +616,7 @@ def test_a_validation_list_has_the_classes_of_its_training_list(root):
     assert splits(train, None)[1] is None
     with pytest.raises(AnnotationError, match=r"val\.csv:1: unknown class 'swim'"):
         splits(train, write(root, "val.csv", "c.webm,swim\n"))
-    for lists in (("a.mp4\n", "b.mp4,run\n"), ("a.mp4,run\n", "b.mp4\n")):
+    for lists in (("a.mp4\n", "b.mp4,run\n"), ("a.mp4,run\nc.webm,jump\n", "b.mp4\n")):
         paths = [write(root, name, text) for name, text in zip("tv", lists, strict=True)]
         with pytest.raises(AnnotationError, match="1 videos have no label, for example"):
             splits(*paths)

@@ -118,7 +118,8 @@ def make_videos(folder: Path, toy: Path) -> None:
         ("my_videos/dog.mp4", "some_video.mp4", "my.mp4", "a.mp4", "b.mp4"), False
     )
     names |= dict.fromkeys(
-        (f"k400/{split}/x_000001_000011.mp4" for split in ("train", "val")), False
+        (f"k400/{split}/{id}_000001_000011.mp4" for split in ("train", "val") for id in "xy"),
+        False,
     )
     names |= dict.fromkeys((f"ssv2/20bn-something-something-v2/{i}.mp4" for i in (1, 2)), False)
     for name, is_right in names.items():
@@ -141,9 +142,9 @@ def make_lists(folder: Path) -> None:
             videos = sorted((folder / "my_videos" / split).rglob("*.mp4"))
             lines = [f"{path},{name}" for path, name in zip(videos, names[:2] * 3, strict=False)]
             (folder / data / f"{split}.csv").write_text("\n".join(["path,class_name", *lines]))
-            (folder / data / f"annotations/{split}.csv").write_text(
-                f"label,youtube_id,time_start,time_end,split\n{names[0]},x,1,11,{split}\n"
-            )
+            rows = [f"{name},{id},1,11,{split}" for name, id in zip(names[:2], "xy", strict=True)]
+            header = "label,youtube_id,time_start,time_end,split"
+            (folder / data / f"annotations/{split}.csv").write_text("\n".join([header, *rows]))
     (folder / "k400/replacement").mkdir()
     shutil.copy(folder / "my.mp4", folder / "k400/replacement/other_000001_000011.mp4")
     templates = ("Closing [something]", "Opening [something]")

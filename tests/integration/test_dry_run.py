@@ -54,7 +54,7 @@ def test_the_first_batch_is_read(commands, list_of, tmp_path):
     videos = [(commands.toy / "text.mp4", "left"), (commands.toy / "train_1.mp4", "right")]
     data = f"data.train={list_of(tmp_path / 'train.csv', videos)}"
     result = commands.run(*commands.finetune(tmp_path / "run", data, "--dry-run"))
-    assert result.code == 0
+    assert result.code == 3
     assert "cannot be read: " in result.out
     assert "text.mp4" in result.out
     assert not (tmp_path / "run").exists()

@@ -390,8 +390,9 @@ def test_on_ray_with_a_worker_killed(commands, arguments, whole, tmp_path):
 
 def test_dry_run_writes_nothing(commands, arguments, tmp_path):
     result = commands.run(*arguments, f"output_dir={tmp_path / 'out'}", "--dry-run")
-    assert result.code == 0
+    assert result.code == 3  # one of them is not there
     assert json.loads(result.out)["to_do"] == 10
+    assert json.loads(result.out)["unreadable"] == {"missing": 1}
     assert not (tmp_path / "out").exists()
 
 

@@ -29,6 +29,7 @@ def test_an_answer_for_every_file_of_a_folder(commands, trained, files):
     result = predict(commands, trained, files)
     assert result.code == 3
     assert "Traceback" not in result.err
+    result.reports("1 of 4 files are pictures", "clip in which nothing moves", "data.frames_fps")
     lines = result.out.splitlines()
     for name in ("a.mp4", "ein Vídeo, 日本語 = 1.mp4", "picture.png"):
         at = lines.index(str(files / name))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,34 @@ def test_create_model_from_a_folder(tmp_path: Path) -> None:
     assert longer.input_size == (16, 64, 96)
     with pytest.raises(ValueError, match="the model is hiera_tiny_16x224"):
         create_model("hiera_tiny_16x224", checkpoint=folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({}, None),
+        ({"num_frames": 16}, "resized (1): pos_embed_temporal"),
+        ({"num_classes": 3}, "reinitialised (2): head.projection"),
+        ({"num_classes": 0}, "dropped (2): head.projection"),
+    ],
+)
+def test_what_a_checkpoint_does_not_give_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, changes: dict[str, int], what: str | None
+) -> None:
+    """Without changes, nothing is lost: what is saved again has the class names."""
+    names = ("a", "b", "c", "d", "ü")
+    save_model(tmp_path / "run", hiera(VIDEO), class_names=names)
+    caplog.set_level(logging.INFO, "hiera_video")
+    model = create_model(checkpoint=tmp_path / "run", **changes)
+    warnings = [m for _, level, m in caplog.record_tuples if level == logging.WARNING]
+    if what is None:
+        assert not warnings
+        assert f"{tmp_path / 'run'} (" in caplog.text
+        save_model(tmp_path / "again", model)
+        assert load_model(tmp_path / "again").card.class_names == names
+    else:
+        assert warnings[0].startswith(f"{tmp_path / 'run'} (")
+        assert any(what in line for line in warnings)
 
 
 def test_saving_replaces_weights_and_nothing_else(

@@ -40,6 +40,13 @@ def test_bad_folders(folder, tmp_path_factory):
     with pytest.raises(VideoError, match="has frames 1 to 12, but not 7") as caught:
         open_video(folder, frames_fps=25)
     assert caught.value.cause == "truncated"
+    cv2.imwrite(str(folder / "film_7.png"), picture(7))
+    cv2.imwrite(str(folder / "flow_x_08.jpg"), picture(8))
+    with pytest.raises(VideoError, match=r"both film_8\.png and flow_x_08\.jpg have the number 8"):
+        open_video(folder, frames_fps=25)
+    (folder / "flow_x_08.jpg").rename(folder / "._film_8.jpg")  # hidden, as macOS leaves them
+    with open_video(folder, frames_fps=25) as video:
+        assert len(video) == 12
     with pytest.raises(VideoError, match="without numbered pictures"):
         open_video(tmp_path_factory.mktemp("empty"), frames_fps=25)
 

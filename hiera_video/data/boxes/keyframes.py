@@ -227,7 +227,7 @@ def read_evaluation(data: KeyframeData, label_map: LabelMap) -> KeyframeEvaluati
 def video_paths(videos: Iterable[str], source: str, root: str | None) -> dict[str, str]:
     """Paths of videos in `root`, or in the folder of the list `source`.
 
-    Missing videos are logged and keep the path at which they are expected.
+    Missing videos keep the path at which they are expected.
 
     Raises:
         AnnotationError: all videos are missing.
@@ -240,9 +240,6 @@ def video_paths(videos: Iterable[str], source: str, root: str | None) -> dict[st
             f"{source}: none of its {len(names)} videos is in {folder}, for example {names[0]}; "
             "set data.root to the folder of the videos, or of folders of frames"
         )
-    if missing:
-        number = f"{len(missing)} of {len(names)} videos"
-        logger.warning("%s are not in %s: %s", number, folder, listing(missing))
     return {name: str(found.get(name, folder / name)) for name in names}
 
 

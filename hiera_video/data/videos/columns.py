@@ -16,6 +16,7 @@ PATH_COLUMNS = ("path", "video_path", "video", "filename", "file_name")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name")
 START_COLUMNS = ("start", "start_time", "time_start", "start_sec", "start_frame")
 END_COLUMNS = ("end", "end_time", "time_end", "end_sec", "end_frame")
+RATE_COLUMNS = ("fps", "frame_rate", "frames_fps")
 KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
 # Other names of columns that probably decide which videos, or which parts, are meant.
 MEANINGFUL = re.compile(
@@ -49,6 +50,7 @@ class Columns:
     label: str
     start: str
     end: str
+    rate: str
 
     @classmethod
     def of(cls, columns: Iterable[str], where: str) -> "Columns":
@@ -58,9 +60,9 @@ class Columns:
             AnnotationError: there is no column of paths, or it is not clear which part is meant.
         """
         names = list(columns)
-        path, label = (
+        path, label, rate = (
             next((name for name in known if name in names), "")
-            for known in (PATH_COLUMNS, LABEL_COLUMNS)
+            for known in (PATH_COLUMNS, LABEL_COLUMNS, RATE_COLUMNS)
         )
         starts, ends = (
             [name for name in names if name in known] for known in (START_COLUMNS, END_COLUMNS)
@@ -92,25 +94,34 @@ class Columns:
                 f"{where}: the column duration may be that of the part or of the video; state the "
                 "column end instead, or remove duration"
             )
-        return cls(path, label, start, end)
+        return cls(path, label, start, end, rate)
 
     @property
     def used(self) -> set[str]:
-        return {self.path, self.label, self.start, self.end, "split"}
+        return {self.path, self.label, self.start, self.end, self.rate, "split"}
 
     def part(self, fields: dict[str, Any], where: str) -> Part | None:
         """The part of the video that a row stands for; None: all of it."""
         if not self.start:
             return None
         in_frames = self.start == "start_frame"
-        start = _limit(fields.get(self.start), f"{where}: {self.start}", in_frames) or 0
-        end = _limit(fields.get(self.end), f"{where}: {self.end}", in_frames)
+        needed = "the number of a frame, from 0" if in_frames else "seconds, such as 12.5"
+        start = _number(fields.get(self.start), f"{where}: {self.start}", needed, in_frames) or 0
+        end = _number(fields.get(self.end), f"{where}: {self.end}", needed, in_frames)
         if end is not None and start >= end:
             raise AnnotationError(
                 f"{where}: {self.start} is {start:g} and {self.end} is {end:g}; the end must come "
                 "after the start"
             )
         return Part(start, end, in_frames) if start or end is not None else None
+
+    def frames_fps(self, fields: dict[str, Any], where: str) -> float | None:
+        """The rate of a folder of frames; None: the list does not state it."""
+        what, needed = f"{where}: {self.rate}", "frames per second, such as 29.97"
+        rate = _number(fields.get(self.rate), what, needed)
+        if rate == 0:
+            raise AnnotationError(f"{what} is 0; expected {needed}")
+        return rate
 
 
 def report_unused(columns: Iterable[str], used: Iterable[str], source: str, hint: str = "") -> None:
@@ -163,8 +174,8 @@ def selected(table: list[Entry], split: str | None, source: str) -> list[Entry]:
     ]
 
 
-def _limit(value: Any, what: str, in_frames: bool) -> float | None:
-    """A time or a frame number in a field; None where nothing is given."""
+def _number(value: Any, what: str, needed: str, is_whole: bool = False) -> float | None:
+    """A number in a field that is not negative; None where nothing is given."""
     text = "" if value is None else str(value).strip()
     if not text:
         return None
@@ -172,9 +183,8 @@ def _limit(value: Any, what: str, in_frames: bool) -> float | None:
         text = text.replace(",", ".")
     try:
         number = float(text)
-        if not (math.isfinite(number) and number >= 0) or (in_frames and not number.is_integer()):
+        if not (math.isfinite(number) and number >= 0) or (is_whole and not number.is_integer()):
             raise ValueError
     except ValueError:
-        needed = "the number of a frame, from 0" if in_frames else "seconds, such as 12.5"
         raise AnnotationError(f"{what} is {value!r}; expected {needed}") from None
     return number

@@ -30,6 +30,7 @@ from hiera_video.data.videos.columns import (
 )
 from hiera_video.errors import AnnotationError, listing
 from hiera_video.files import MAX_LINE, load_json, read_text, user_path
+from hiera_video.video.content import frame_number, is_frame_folder
 from hiera_video.video.parts import Part
 from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
@@ -59,31 +60,38 @@ class Row:
     path: str
     labels: tuple[str | int, ...]
     part: Part | None = None
+    frames_fps: float | None = None  # of a folder of frames, if the list states it
 
 
 # ---- folders
 
 
-def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, ...] | None]:
+def read_folder(
+    folder: Path, *, labelled: bool, has_frames: bool = False
+) -> tuple[list[Row], tuple[str, ...] | None]:
     """Reads a folder with one folder per class, or with videos and images only.
 
     Args:
         labelled: False: all videos and images at any depth, without labels.
+        has_frames: a folder of numbered pictures is one video, unless it is that of a class.
 
     Returns:
         The rows, sorted, and the names of the class folders, or None if there are none.
     """
     base = os.path.abspath(folder)
     skipped: Counter[str] = Counter()
+    if has_frames and not labelled and is_frame_folder(base):
+        return [Row(str(folder), os.path.basename(base), base, ())], None
     entries = {entry.name: _is_folder(entry) for entry in os.scandir(base)} if labelled else {}
     classes = sorted(name for name in entries if entries[name] and not name.startswith("."))
     found: list[tuple[str, tuple[str, ...]]]
     if classes:
         beside = entries.keys() - classes
         skipped["beside the class folders"] += sum(_is_usable(name, skipped) for name in beside)
-        found = [(name, (label,)) for label in classes for name in _walk(base, label, skipped)]
+        walked = ((label, _walk(base, label, skipped, has_frames)) for label in classes)
+        found = [(name, (label,)) for label, names in walked for name in names]
     else:
-        found = [(name, ()) for name in sorted(_walk(base, "", skipped))]
+        found = [(name, ()) for name in sorted(_walk(base, "", skipped, has_frames))]
     if reasons := [f"{count} {reason}" for reason, count in sorted(skipped.items()) if count]:
         logger.warning("%s: files left out: %s", folder, ", ".join(reasons))
     if not found:
@@ -93,7 +101,9 @@ def read_folder(folder: Path, *, labelled: bool) -> tuple[list[Row], tuple[str, 
     return rows, tuple(classes) or None
 
 
-def _walk(base: str, class_name: str, skipped: Counter[str]) -> Iterator[str]:
+def _walk(
+    base: str, class_name: str, skipped: Counter[str], has_frames: bool = False
+) -> Iterator[str]:
     """Videos and images at any depth of a class folder, relative to `base`.
 
     A folder that several links point to is visited once.
@@ -111,6 +121,12 @@ def _walk(base: str, class_name: str, skipped: Counter[str]) -> Iterator[str]:
         if (status.st_dev, status.st_ino) in visited:
             continue
         visited.add((status.st_dev, status.st_ino))
+        if has_frames and inside != class_name and is_frame_folder(folder):
+            skipped["in folders of frames, without a number"] += sum(
+                frame_number(entry.name) is None for entry in entries
+            )
+            yield inside
+            continue
         folders = []
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
@@ -238,7 +254,8 @@ def read_list(
             )
         labels = _split_labels(fields.get(columns.label), where, known)
         part = columns.part(fields, where)
-        rows.append(Row(where, f"{name}{part or ''}", _below(root, name), labels, part))
+        fps = None if is_media(name) else columns.frames_fps(fields, where)
+        rows.append(Row(where, f"{name}{part or ''}", _below(root, name), labels, part, fps))
     return rows, columns.label == "class_name"
 
 

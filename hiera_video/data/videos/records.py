@@ -8,8 +8,9 @@
     videos and splits;
   * the official lists of Kinetics (label,youtube_id,time_start,time_end,split) and SSv2 (json).
 
-datasets/README.md has them in a table. An image counts as a video of one frame. Files are not
-opened: a list is refused only if none of its first files exists.
+datasets/README.md has them in a table. An image counts as a video of one frame, and a folder of
+numbered images as a video where the rate of its frames is known. Files are not opened: a list is
+refused only if none of its first files exists.
 """
 
 import functools
@@ -41,6 +42,8 @@ from hiera_video.video.reader import VideoReader
 
 logger = logging.getLogger(__name__)
 
+TRAINING_FOLDERS = {"train", "training"}
+HELD_OUT_FOLDERS = {"val", "valid", "validation", "test", "testing", "eval", "dev"}
 MAX_DERIVED_CLASSES = 100_000  # higher ids probably come from another column than the labels
 
 
@@ -52,6 +55,7 @@ class VideoRecord:
     labels: tuple[int, ...]  # class ids, ascending; () if the video has no label
     name: str  # as in the list, and the part, `#t=2,4.5`; identifies the record in outputs
     part: Part | None = None  # None: the whole video
+    frames_fps: float | None = None  # of a folder of frames. None: the list does not state it
 
     def open(self, open_video: OpenVideo) -> VideoReader:
         """The reader of the video or of the part.
@@ -59,6 +63,8 @@ class VideoRecord:
         Raises:
             VideoError: the file cannot be read, or the part lies outside of it.
         """
+        if self.frames_fps is not None:
+            open_video = functools.partial(open_video, frames_fps=self.frames_fps)
         return open_part(open_video, self.path, self.part)
 
 
@@ -72,9 +78,15 @@ class VideoList:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the videos in order, their labels and the class names."""
-        content = [self.class_names, [(record.name, record.labels) for record in self.records]]
+        """Hash of the videos in order, their labels and rates, and the class names."""
+        videos = [(r.name, r.labels, *filter(None, [r.frames_fps])) for r in self.records]
+        content = [self.class_names, videos]
         return hashlib.sha256(json_text(content, ensure_ascii=True).encode()).hexdigest()
+
+    @property
+    def class_counts(self) -> Counter[int]:
+        """The number of videos of each class that has any, by id."""
+        return Counter(label for record in self.records for label in record.labels)
 
 
 def read_video_list(
@@ -85,6 +97,7 @@ def read_video_list(
     multi_label: bool = False,
     labelled: bool = True,
     split: str | None = None,
+    frames_fps: float | None = None,
 ) -> VideoList:
     """Reads the videos of a folder or of a list, with class ids.
 
@@ -99,6 +112,8 @@ def read_video_list(
         labelled: False: all videos of a folder, at any depth, or of a list, without labels.
         split: the rows with this value in the column `split`. None: the list must have one value
             there, or no such column.
+        frames_fps: frames per second of folders of frames, where the list does not state it. None:
+            pictures in folders are pictures.
 
     Raises:
         AnnotationError: the source cannot be used; the message names file and line.
@@ -113,7 +128,9 @@ def read_video_list(
                 f"{source}: a folder, which has no column split; split={split} is given"
             )
         labels_are_names, folder = True, str(source)
-        rows, folder_names = read_folder(source, labelled=labelled)
+        has_frames = frames_fps is not None
+        rows, folder_names = read_folder(source, labelled=labelled, has_frames=has_frames)
+        _refuse_splits(source, folder_names or (), names or ())
         names = folder_names if names is None else names
     else:
         folder = _root_folder(source, root)
@@ -200,30 +217,57 @@ def read_splits(data: ClassificationData) -> tuple[VideoList, VideoList | None]:
     Logs a warning for videos that are in both lists and classes without training videos.
 
     Raises:
-        AnnotationError: a list cannot be used, or videos have no labels.
+        AnnotationError: a list cannot be used, videos have no labels, or all have the same ones.
     """
     train, val = data.train, data.val
     if data.val_split is not None and val is None:
         raise AnnotationError(
             f"data.val_split={data.val_split} is given without data.val; set it to the list"
         )
-    read = functools.partial(read_video_list, root=data.root, multi_label=data.multi_label)
+    read = functools.partial(
+        read_video_list,
+        root=data.root,
+        multi_label=data.multi_label,
+        frames_fps=data.frames_fps,
+    )
     train_list = read(train, class_names=data.class_names, split=data.split)
     require_labels(train_list)
+    _check_classes(train_list, are_given=data.class_names is not None)
     if val is None:
         return train_list, None
-    names = train_list.class_names
-    val_list = read(val, class_names=names, split=data.val_split)
+    val_list = read(val, class_names=train_list.class_names, split=data.val_split)
     require_labels(val_list)
     trained = {(record.path, record.part) for record in train_list.records}
     if shared := [r.name for r in val_list.records if (r.path, r.part) in trained]:
         num_shared = f"{len(shared)} of {len(val_list.records)} videos"
         logger.warning("%s of %s are also in %s: %s", num_shared, val, train, listing(shared))
-    seen = {label for record in train_list.records for label in record.labels}
-    if unseen := [name for i, name in enumerate(names) if i not in seen]:
-        num_unseen = f"{len(unseen)} of {len(names)} classes"
-        logger.warning("%s have no video in %s: %s", num_unseen, train, listing(unseen))
     return train_list, val_list
+
+
+def _check_classes(train: VideoList, *, are_given: bool) -> None:
+    """Logs a warning for classes without a video.
+
+    Args:
+        are_given: the names of the classes come from a file.
+
+    Raises:
+        AnnotationError: there is nothing to tell apart.
+    """
+    names, counts = train.class_names, train.class_counts
+    if len(counts) == 1:
+        raise AnnotationError(
+            f"{train.source}: all videos are of the class {names[next(iter(counts))]!r}; a "
+            "classifier needs videos of two classes or more, in one folder for each class or with "
+            "labels in a list"
+        )
+    if unseen := [name for i, name in enumerate(names) if i not in counts]:
+        hint = ""
+        if not are_given and unseen[0] == "0":
+            hint = "; ids count from 0: if these count from 1, subtract 1 from each"
+        num_unseen = f"{len(unseen)} of {len(names)} classes"
+        logger.warning(
+            "%s have no video in %s: %s%s", num_unseen, train.source, listing(unseen), hint
+        )
 
 
 def require_labels(videos: VideoList) -> None:
@@ -232,13 +276,26 @@ def require_labels(videos: VideoList) -> None:
     if unlabelled:
         raise AnnotationError(
             f"{videos.source}: {len(unlabelled)} videos have no label, for example "
-            f"{unlabelled[0]}; each needs a class (`hiera-video predict` needs no labels)"
+            f"{unlabelled[0]}; each needs a class: one folder for each class, or a list with "
+            "labels (`hiera-video predict` needs none)"
+        )
+
+
+def _refuse_splits(folder: Path, found: Sequence[str], names: Sequence[str]) -> None:
+    """Raises AnnotationError if the folders are those of splits, and not of classes `names`."""
+    trained = [name for name in found if name.lower() in TRAINING_FOLDERS and name not in names]
+    held_out = [name for name in found if name.lower() in HELD_OUT_FOLDERS and name not in names]
+    if trained and held_out:
+        raise AnnotationError(
+            f"{folder}: its folders {listing([*trained, *held_out])} are splits, not classes; give "
+            f"them one by one, as data.train={folder / trained[0]} and "
+            f"data.val={folder / held_out[0]} (if they are classes, name them in data.class_names)"
         )
 
 
 def _root_folder(source: Path, root: str | os.PathLike[str] | None) -> str:
     if not source.exists():
-        raise AnnotationError(f"{source}: no such file or folder")
+        raise AnnotationError(f"{source}: no such file or folder{similar_path(str(source))}")
     folder = os.path.abspath(source.parent if root is None else user_path(root))
     if not os.path.isdir(folder):
         raise AnnotationError(
@@ -292,7 +349,8 @@ def _to_records(
     kept: dict[tuple[str, Part | None], tuple[VideoRecord, str]] = {}
     for row in rows:
         found = {_class_id(label, ids, labels_are_names, row.where) for label in row.labels}
-        record = VideoRecord(row.path, tuple(sorted(found)), row.name, row.part)
+        labels = tuple(sorted(found))
+        record = VideoRecord(row.path, labels, row.name, row.part, row.frames_fps)
         earlier, where = kept.setdefault((row.path, row.part), (record, row.where))
         if earlier.labels != record.labels:
             here, there = ([names[i] for i in video.labels] for video in (record, earlier))

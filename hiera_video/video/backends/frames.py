@@ -1,33 +1,37 @@
 """A folder of numbered pictures as a video of constant frame rate."""
 
 import os
-import re
 from collections.abc import Iterator
 
 import numpy as np
 
 from hiera_video.settings.video import Decoding
 from hiera_video.video.backends.image import read_picture
-from hiera_video.video.reader import IMAGE_SUFFIXES, Deadline, VideoError, VideoReader, check_file
+from hiera_video.video.content import frame_number
+from hiera_video.video.reader import Deadline, VideoError, VideoReader, check_file
 
 
 class FrameFolderReader(VideoReader):
     """See `VideoReader`. Frames are ordered by the number at the end of the file name.
 
     Raises:
-        VideoError: there are no numbered pictures, or a number between the first and last is
-            missing.
+        VideoError: there are no numbered pictures, two have one number, or a number between the
+            first and last is missing.
     """
 
     backend = "frames"
 
     def __init__(self, path: str, limits: Decoding, fps: float) -> None:
         super().__init__(path, limits)
-        numbered = {}
+        numbered: dict[int, str] = {}
         for entry in os.scandir(path):
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in IMAGE_SUFFIXES and (number := re.search(r"\d+$", stem)):
-                numbered[int(number[0])] = entry.path
+            if entry.name.startswith(".") or (number := frame_number(entry.name)) is None:
+                continue
+            if other := numbered.get(number):
+                pair = " and ".join(sorted((os.path.basename(other), entry.name)))
+                sentence = f"both {pair} have the number {number}; keep one picture for each frame"
+                raise VideoError(path, "timestamps", sentence)
+            numbered[number] = entry.path
         if not numbered:
             raise VideoError(path, "no_frames", "a folder without numbered pictures; check it")
         first, last = min(numbered), max(numbered)
