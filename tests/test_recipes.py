@@ -258,7 +258,7 @@ def test_model_has_the_published_size(name):
     config = load_recipe(name).model
     num_classes = NUM_CLASSES[name.split("/")[0]]
     with torch.device("meta"):
-        model = create_model(num_classes=num_classes, **config.arguments())
+        model = create_model(num_classes=num_classes, **config.arguments(None))
     is_image = config.name.endswith("_224")
     other_classes = num_classes - (1000 if is_image else 400)
     other_frames = (config.num_frames or 16) - 16
@@ -272,7 +272,7 @@ def test_model_has_the_published_size(name):
 def test_detector_has_the_published_encoder(name):
     config = load_recipe(name).model
     with torch.device("meta"):
-        model = create_detector(num_classes=80, **config.arguments())
+        model = create_detector(num_classes=80, **config.arguments(None))
     width = model.encoder.num_features
     classifier = 400 * (width + 1)  # that the encoder's size was counted with
     encoder = sum(p.numel() for p in model.encoder.parameters())
@@ -287,7 +287,7 @@ def test_autoencoder_has_the_published_size(name):
     config = load_recipe(name).model
     assert config.init is None
     with torch.device("meta"):
-        model = create_autoencoder(**config.arguments())
+        model = create_autoencoder(**config.arguments(None))
     other_frames = (config.num_frames or 16) - 16
     expected = AUTOENCODER_PARAMETERS[config.name]
     # of the temporal position embedding, and of the decoder's for 14x14 tokens

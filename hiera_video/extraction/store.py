@@ -38,6 +38,7 @@ from hiera_video.files import (
     utf8_text,
     write_json,
 )
+from hiera_video.video.reader import warn_once
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
@@ -242,11 +243,20 @@ class FeatureStore:
         is_path, before = row["path"] == path, "with other content"
         try:
             now = file_state(path)
-            if is_path and all(row.get(key, value) == value for key, value in now.items()):
+            if is_path and all(row.get(key) == value for key, value in now.items()):
                 return
-            if "sha256" not in row:
-                before = f"of {row.get('size_bytes')} bytes; version 0.1 did not record its content"
-            elif row["size_bytes"] == now["size_bytes"] and row["sha256"] == content_hash(path):
+            if "sha256" not in row and row["size_bytes"] == now["size_bytes"]:
+                warn_once(
+                    f"{self.folder}: features of version 0.1 are kept. They were made with another "
+                    "resizing of videos, and are known to be of the same files by name and size "
+                    "alone; --overwrite replaces them"
+                )
+                return
+            if (
+                "sha256" in row
+                and row["size_bytes"] == now["size_bytes"]
+                and row["sha256"] == content_hash(path)
+            ):
                 return  # moved, copied or touched
         except (OSError, ValueError) as error:
             if is_path:  # features may outlive their video

@@ -192,10 +192,9 @@ def test_a_film_of_many_parts_is_read_once(tmp_path):
     assert content_hash(str(film)) == hashlib.sha256(b"54321").hexdigest()
 
 
-def test_features_of_version_0_1_are_known_by_path_and_size(tmp_path):
-    folder, film, copy = tmp_path / "features", tmp_path / "a", tmp_path / "b"
-    for path in (film, copy):
-        path.write_bytes(b"12345")
+def test_features_of_version_0_1_are_known_by_name_and_size(tmp_path, caplog):
+    folder, film, moved = tmp_path / "features", tmp_path / "a", tmp_path / "b"
+    film.write_bytes(b"12345")
     folder.mkdir()
     store = FeatureStore(folder, "npz", {})
     rows = Rows(folder)
@@ -204,8 +203,12 @@ def test_features_of_version_0_1_are_known_by_path_and_size(tmp_path):
     store.write(VideoRecord(str(film), (), "a"), rows, read)
     rows.close()
     assert not store.is_pending("a", str(film), **PENDING)
-    with pytest.raises(StoreError, match=r"of 5 bytes; version 0\.1 did not record its content"):
-        store.is_pending("a", str(copy), **PENDING)
+    moved.write_bytes(b"54321")
+    assert not store.is_pending("a", str(moved), **PENDING)
+    assert "features of version 0.1 are kept" in caplog.text
+    moved.write_bytes(b"654321")
+    with pytest.raises(StoreError, match="with other content"):
+        store.is_pending("a", str(moved), **PENDING)
 
 
 def test_a_failure_is_of_the_file_as_it_was(tmp_path):

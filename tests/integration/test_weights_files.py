@@ -105,7 +105,7 @@ def test_the_other_commands_take_a_file(commands: Any, official: Path, tmp_path:
     assert result.code == 0, result.err
     export = ("export", checkpoint, key, "format=pt2", f"output_dir={tmp_path}/e", "--dry-run")
     assert commands.run(*export).code == 0
-    result = commands.run("detect", "predict", video, checkpoint, "boxes=none.csv")
+    result = commands.run("detect", "predict", video, checkpoint, f"boxes={official}")
     assert result.code == 1
     result.reports(f"{official} is a classifier; expected an action detector")
 
@@ -127,7 +127,7 @@ def test_training_starts_from_one_of_several_states(
         assert f"taken (1): {taken}, of model_state, model_ema" in result.err
     result = commands.run(*commands.finetune(tmp_path / "run", "model.weights_key=ema"))
     assert result.code == 2
-    result.reports("model.weights_key is 'ema': expected null without init")
+    result.reports("model.weights_key is 'ema'; it must be null without init")
 
 
 def test_class_names_that_do_not_fit(
