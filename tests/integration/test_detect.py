@@ -303,6 +303,15 @@ def test_dry_run_of_evaluation(commands, ava, trained, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_each_video_of_key_frames_is_decoded_once_on_request(commands, ava, trained, tmp_path):
+    names = {line.split(",")[0] for line in ava.val.read_text().splitlines()}
+    how = ("--dry-run", "data.check=decode")
+    result = commands.run(*evaluation(ava, trained, tmp_path / "out", *how))
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["unreadable"] == {}
+    result.reports(f"data.val: {len(names)} files checked: all can be read")
+
+
 @pytest.fixture
 def broken(ava, tmp_path):
     """The folder of the videos, with one that cannot be read, and its name."""
