@@ -7,14 +7,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
-from hiera_video.errors import UserError, counted
+from hiera_video.errors import ConfigError, UserError, counted
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.extraction.reading import ReadWindows
 from hiera_video.extraction.runner import Assembly, Summary, extract
@@ -27,6 +25,7 @@ from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import barrier, from_main, on_main, process_group
 from hiera_video.runtime.dry_run import in_the_way
+from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.results import exit_code, print_json, print_result
 from hiera_video.settings.evaluation import ExtractSettings
 from hiera_video.settings.video import Reading
@@ -78,9 +77,13 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         ours = videos[process.rank :: process.world_size]
         to_do = [
             video
-            for video in tqdm(ours, "comparing", disable=None if process.is_main else True)
+            for video in Progress(ours, unit="video", enabled=process.is_main)
             if store.is_pending(
-                video.name, video.path, retry_failed=config.retry_failed, overwrite=config.overwrite
+                video.name,
+                video.path,
+                retry_failed=config.retry_failed,
+                overwrite=config.overwrite,
+                frames_fps=video.frames_fps,
             )
         ]
         logger.info("%d of %d videos are to be read", len(to_do), len(ours))
@@ -115,6 +118,9 @@ def find_videos(inputs: list[str], data: Reading) -> list[VideoRecord]:
         UserError: none, several folders or lists, or two videos with the same output.
     """
     if all(is_media(name) and not os.path.isdir(name) for name in inputs):
+        for key in ("root", "split"):
+            if getattr(data, key) is not None:
+                raise ConfigError(f"data.{key} is for lists: leave it out beside named videos")
         paths = dict.fromkeys(map(os.path.abspath, inputs))
         records = [VideoRecord(path, (), path) for path in paths]
         base = os.getcwd()

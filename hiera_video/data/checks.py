@@ -107,9 +107,11 @@ def _check_rates(key: str, records: Sequence[Any], modes: Mapping[str, int], dat
     folders = [
         record.path
         for record in records
-        if stat.S_ISDIR(modes[record.path]) and (record.frames_fps or data.frames_fps) is None
+        if stat.S_ISDIR(modes[record.path])
+        and (record.frames_fps or data.frames_fps) is None
+        and is_frame_folder(record.path)
     ]
-    if folders and is_frame_folder(folders[0]):
+    if folders:
         raise ConfigError(
             f"{key}: {len(folders)} of {len(modes)} videos are folders of frames, such as "
             f"{folders[0]}; set data.frames_fps to their frames per second, or state them in a "
@@ -134,8 +136,8 @@ def _check_moving(key: str, records: Sequence[Any], num_frames: int, data: Readi
                 f"{key}: {len(pictures)} of {len(records)} files are pictures, such as "
                 f"{record.path}, and clips of the model have {num_frames} frames; if they are "
                 f"frames of videos, in one folder for each video, {frames}; to take pictures as "
-                "clips in which nothing moves, set data.stills=true; for a model of pictures, set "
-                "model.name to one such as hiera_tiny_224"
+                "clips in which nothing moves, set data.stills=true; a model of pictures, such as "
+                "hiera_tiny_224, takes them as they are"
             )
 
 

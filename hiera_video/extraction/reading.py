@@ -118,6 +118,8 @@ class ReadWindows:
                 "backend": reader.backend,
                 "seconds": round(seconds, 3),
             }
+            if video.frames_fps is not None:  # the list states it, and not the settings
+                facts["frames_fps"] = video.frames_fps
             reader.check_unchanged()
         return Read(
             windows.start_sec, windows.end_sec, facts, seconds - transform_sec, transform_sec

@@ -38,14 +38,13 @@ from hiera_video.files import (
     utf8_text,
     write_json,
 )
-from hiera_video.video.reader import warn_once
 
 if TYPE_CHECKING:  # reading features needs no decoder
     from hiera_video.data.videos.records import VideoRecord
     from hiera_video.extraction.reading import Read
 
 Format = Literal["npz", "npy", "safetensors"]
-FORMAT_VERSION = 1  # part of the hash: a change of what features mean must change it
+FORMAT_VERSION = 2  # part of the hash: a change of what features mean must change it
 MAX_NAME_BYTES = 200  # of a component of a path; file systems allow 255
 TIMES = ("start_sec", "end_sec", "center_sec")
 
@@ -216,10 +215,21 @@ class FeatureStore:
                 return {**failure, "status": "failed"}
         return None
 
-    def is_pending(self, name: str, path: str, *, retry_failed: bool, overwrite: bool) -> bool:
+    def is_pending(
+        self,
+        name: str,
+        path: str,
+        *,
+        retry_failed: bool,
+        overwrite: bool,
+        frames_fps: float | None = None,
+    ) -> bool:
         """Whether a video is still to be read.
 
         A failure holds for the file as it was, features for a file of the same content.
+
+        Args:
+            frames_fps: rate of the frames in a folder, where the list states it.
 
         Raises:
             StoreError: unless `overwrite`, its features have other settings or are of another file.
@@ -227,7 +237,7 @@ class FeatureStore:
         try:
             row = self.row(name)
             if row is not None and row["status"] == "done":
-                self._check_source(row, path)
+                self._check_source(row, path, frames_fps)
                 return False
         except StoreError:
             if not overwrite:
@@ -238,30 +248,25 @@ class FeatureStore:
         failed = {key: row[key] for key in ("size_bytes", "modified_ns") if key in row}
         return failed != _state_if_there(path)
 
-    def _check_source(self, row: Mapping[str, Any], path: str) -> None:
+    def _check_source(self, row: Mapping[str, Any], path: str, frames_fps: float | None) -> None:
         """Raises a StoreError unless the features of `row` are of the file at `path`."""
         is_path, before = row["path"] == path, "with other content"
-        try:
-            now = file_state(path)
-            if is_path and all(row.get(key) == value for key, value in now.items()):
-                return
-            if "sha256" not in row and row["size_bytes"] == now["size_bytes"]:
-                warn_once(
-                    f"{self.folder}: features of version 0.1 are kept. They were made with another "
-                    "resizing of videos, and are known to be of the same files by name and size "
-                    "alone; --overwrite replaces them"
-                )
-                return
-            if (
-                "sha256" in row
-                and row["size_bytes"] == now["size_bytes"]
-                and row["sha256"] == content_hash(path)
-            ):
-                return  # moved, copied or touched
-        except (OSError, ValueError) as error:
-            if is_path:  # features may outlive their video
-                return
-            before = f"and cannot be compared: {error}"
+        if row.get("frames_fps") != frames_fps:
+            before = f"at {row.get('frames_fps')} frames per second, now {frames_fps}"
+        else:
+            try:
+                now = file_state(path)
+                recorded = {key: row.get(key) for key in now}
+                if is_path and recorded == now:
+                    return
+                if recorded["size_bytes"] == now["size_bytes"] and (
+                    row.get("sha256") == content_hash(path)
+                ):
+                    return  # moved, copied or touched
+            except (OSError, ValueError) as error:
+                if is_path:  # features may outlive their video
+                    return
+                before = f"and cannot be compared: {error}"
         output = self.folder / row["output"]
         raise StoreError(
             f"{path} is not known to be the file of which {output} was made ({row['path']}, "
@@ -284,8 +289,9 @@ class FeatureStore:
             for key in sorted(before.keys() | now.keys())
             if before.get(key) != now.get(key)
         ]
+        reasons = "; ".join(changed) or "an earlier version, which resized videos in another way"
         raise StoreError(
-            f"{path} was made with other settings ({'; '.join(changed)}): choose another "
+            f"{path} was made with other settings ({reasons}): choose another "
             "output_dir, or set overwrite=true to replace what there is"
         )
 

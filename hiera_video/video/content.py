@@ -19,7 +19,12 @@ def has_picture_name(path: str) -> bool:
 
 
 def frame_number(name: str) -> int | None:
-    """The number at the end of the name of a picture, which makes it a frame; None without one."""
+    """The number at the end of the name of a picture, which makes it a frame; None without one.
+
+    Hidden files, such as macOS's `._img_1.png`, are no frames.
+    """
+    if name.startswith("."):
+        return None
     stem, suffix = os.path.splitext(name)
     number = re.search(r"\d+$", stem)
     return int(number[0]) if number and suffix.lower() in IMAGE_SUFFIXES else None

@@ -81,6 +81,7 @@ class PartReader(VideoReader):
     def __init__(self, video: VideoReader, part: Part) -> None:
         first, stop = part.positions(video)
         self.path, self.limits, self.damage = video.path, video.limits, video.damage
+        self.note, self.pixel_aspect = video.note, video.pixel_aspect
         self.frame_times_sec = video.frame_times_sec[first:stop]
         is_last = stop == len(video)
         self.end_sec = video.end_sec if is_last else float(video.frame_times_sec[stop])

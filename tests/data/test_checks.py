@@ -56,12 +56,16 @@ def test_all_files_are_looked_up_and_the_first_that_is_missing_is_named(tmp_path
 
 @pytest.fixture
 def frames(tmp_path):
-    """Two classes of two videos each, as numbered pictures; the frames of one are not numbered."""
+    """Two classes of two videos each, as numbered pictures; one picture has no number.
+
+    A hidden file, as macOS writes them, makes no folder of frames.
+    """
     for label in "ab":
         for video in ("v1", "deep/v2"):
             for number in range(1, 4):
                 draw(tmp_path / "train" / label / video / f"img_{number:05d}.jpg")
     draw(tmp_path / "train" / "b" / "v1" / "cover.png")
+    draw(tmp_path / "train" / "b" / "._000.png")
     return tmp_path / "train"
 
 
@@ -69,7 +73,7 @@ def test_a_folder_of_numbered_pictures_is_one_video(frames, caplog):
     videos = read_video_list(frames, frames_fps=25)
     assert names(videos) == [("a/deep/v2", 0), ("a/v1", 0), ("b/deep/v2", 1), ("b/v1", 1)]
     assert caplog.messages == [
-        f"{frames}: files left out: 1 in folders of frames, without a number"
+        f"{frames}: files left out: 1 hidden, 1 in folders of frames, without a number"
     ]
     assert not check_videos("data.train", "", videos.records, Reading(frames_fps=25), 4)
     unlabelled = read_video_list(frames, labelled=False, frames_fps=25)
@@ -126,6 +130,14 @@ def test_the_list_may_state_the_rate_of_each_folder(frames):
     with pytest.raises(ConfigError, match=message):
         check_videos("data.val", "", videos.records, Reading(), 4)
     assert not check_videos("data.val", "", videos.records, Reading(frames_fps=25), 4)
+    (frames / "empty").mkdir()
+    (frames / "list.csv").write_text("path,label\nempty,x\na/v1,y\n")
+    videos = read_video_list(frames / "list.csv")
+    with pytest.raises(ConfigError, match=r"1 of 2 videos are folders of frames, such as .*a/v1"):
+        check_videos("data.val", "", videos.records, Reading(), 4)
+    (frames / "list.csv").write_text("path,label,fps\na/v1,x,5\na/v1,x,10\n")
+    with pytest.raises(AnnotationError, match=r"csv:3: 'a/v1' has 10.0 .*, but 5.0 in .*csv:2"):
+        read_video_list(frames / "list.csv")
     (frames / "list.csv").write_text("path,fps\na/v1,0\n")
     with pytest.raises(AnnotationError, match=r"list\.csv:2: fps is 0; expected frames per sec"):
         read_video_list(frames / "list.csv")

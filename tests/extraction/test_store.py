@@ -192,23 +192,12 @@ def test_a_film_of_many_parts_is_read_once(tmp_path):
     assert content_hash(str(film)) == hashlib.sha256(b"54321").hexdigest()
 
 
-def test_features_of_version_0_1_are_known_by_name_and_size(tmp_path, caplog):
-    folder, film, moved = tmp_path / "features", tmp_path / "a", tmp_path / "b"
+def test_frames_at_another_rate(tmp_path):
+    store, film = FeatureStore(tmp_path, "npz", {}), tmp_path / "a"
     film.write_bytes(b"12345")
-    folder.mkdir()
-    store = FeatureStore(folder, "npz", {})
-    rows = Rows(folder)
-    rows.put(0, torch.zeros(1))
-    read = Read(np.array([0.0]), np.array([1.0]), FACTS | {"size_bytes": 5}, 0.0, 0.0)
-    store.write(VideoRecord(str(film), (), "a"), rows, read)
-    rows.close()
-    assert not store.is_pending("a", str(film), **PENDING)
-    moved.write_bytes(b"54321")
-    assert not store.is_pending("a", str(moved), **PENDING)
-    assert "features of version 0.1 are kept" in caplog.text
-    moved.write_bytes(b"654321")
-    with pytest.raises(StoreError, match="with other content"):
-        store.is_pending("a", str(moved), **PENDING)
+    write_of(store, str(film))
+    with pytest.raises(StoreError, match="at None frames per second, now 5"):
+        store.is_pending("a", str(film), **PENDING, frames_fps=5)
 
 
 def test_a_failure_is_of_the_file_as_it_was(tmp_path):

@@ -258,31 +258,14 @@ def test_features_are_read(edition, lines_of):
         assert loaded.metadata["settings"]["clip_stride"] == 4
 
 
-def test_complete_features_leave_nothing_to_do(commands, edition):
-    files = {path: path.stat().st_mtime_ns for path in (edition / "features").rglob("*.npz")}
-    assert len(files) == 4
-    arguments = (*EXTRACT, "listed.csv", "output_dir=features")
-    assert json.loads(succeed(commands, *arguments, "--dry-run"))["to_do"] == 0
-    report = json.loads(succeed(commands, *arguments, "--json"))
-    assert (report["done"], report["failed"], report["this_process"]["clips"]) == (4, 0, 0)
+@pytest.mark.parametrize("folder", ["features", "stopped_features"])
+def test_features_are_not_mixed_with_those_of_today(folder, commands, edition):
+    """Videos were resized in another way."""
+    files = {path: path.stat().st_mtime_ns for path in (edition / folder).rglob("*.npz")}
+    arguments = (*EXTRACT, "listed.csv", f"output_dir={folder}")
+    result = commands.run(*map(str, arguments))
+    assert result.code == 1
+    result.reports("made with other settings (an earlier version, which resized videos")
     assert files == {path: path.stat().st_mtime_ns for path in files}
-
-
-def test_stopped_features_are_completed(commands, edition):
-    """Only what is missing is read, and the numbers are those of the complete folder."""
-    stopped, complete = edition / "stopped_features", edition / "features"
-    (done,) = stopped.rglob("*.npz")
-    modified = done.stat().st_mtime_ns
-    assert not (stopped / "index.jsonl").exists()
-    arguments = (*EXTRACT, "listed_with_text.csv", "output_dir=stopped_features", "--json")
-    report = json.loads(succeed(commands, *arguments, code=3))
-    assert (report["done"], report["failed"]) == (4, 1)
-    assert done.stat().st_mtime_ns == modified
-    names = {path.relative_to(complete) for path in complete.rglob("*.npz")}
-    assert {path.relative_to(stopped) for path in stopped.rglob("*.npz")} == names
-    for name in names:
-        ours, theirs = load_features(stopped / name), load_features(complete / name)
-        np.testing.assert_allclose(ours.features, theirs.features, atol=1e-2)
-        np.testing.assert_array_equal(ours.start_sec, theirs.start_sec)
-        np.testing.assert_array_equal(ours.end_sec, theirs.end_sec)
-        assert ours.metadata["hash"] == theirs.metadata["hash"]
+    report = json.loads(succeed(commands, *arguments, "--overwrite", "--json"))
+    assert (report["done"], report["failed"]) == (4, 0)

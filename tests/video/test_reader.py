@@ -15,6 +15,7 @@ from hiera_video.video import index
 from hiera_video.video.backends.checked import CheckedReader
 from hiera_video.video.backends.pyav import PyavReader
 from hiera_video.video.open import DEFAULTS, open_video
+from hiera_video.video.parts import Part, open_part
 from hiera_video.video.reader import VideoError, warn_once
 from tests.video.striped_video import (
     decode_linearly,
@@ -308,5 +309,7 @@ def test_pixels_that_are_not_square_are_returned_as_stored(tmp_path, backend):
         assert reader.pixel_aspect == Fraction(4, 3)
         assert np.array_equal(reader.frames(range(5)), decode_linearly(path))
         assert (reader.height, reader.width) == (64, 96)
+    with open_part(open_video, str(path), Part(0, 0.1)) as part:
+        assert part.pixel_aspect == Fraction(4, 3)
     with open_video(make_striped_video(tmp_path / "square.mp4", 2), backend) as reader:
         assert reader.pixel_aspect == 1

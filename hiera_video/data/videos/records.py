@@ -358,6 +358,11 @@ def _to_records(
                 f"{row.where}: {row.name!r} is {listing(here)}, but {listing(there)} in {where}; "
                 "keep one line, with all labels separated by ';' if it has several"
             )
+        if earlier.frames_fps != record.frames_fps:
+            raise AnnotationError(
+                f"{row.where}: {row.name!r} has {record.frames_fps} frames per second, but "
+                f"{earlier.frames_fps} in {where}; keep one line"
+            )
     if len(kept) < len(rows):
         logger.warning("%s: %d lines repeat a video: left out", source, len(rows) - len(kept))
     return tuple(record for record, _ in kept.values())

@@ -25,7 +25,7 @@ class FrameFolderReader(VideoReader):
         super().__init__(path, limits)
         numbered: dict[int, str] = {}
         for entry in os.scandir(path):
-            if entry.name.startswith(".") or (number := frame_number(entry.name)) is None:
+            if (number := frame_number(entry.name)) is None:
                 continue
             if other := numbered.get(number):
                 pair = " and ".join(sorted((os.path.basename(other), entry.name)))
