@@ -197,7 +197,7 @@ def _plain(places: list[Place]) -> Place | None:
 
 
 def _names(places: list[Place] | Mapping[Place, Any]) -> str:
-    return ", ".join(".".join(place) or "the bare one" for place in places)
+    return ", ".join(".".join(place) or "one without a name" for place in places)
 
 
 # What a file is.

@@ -18,6 +18,7 @@ import av
 import numpy as np
 from av.video.stream import VideoStream
 
+from hiera_video.errors import counted
 from hiera_video.settings.video import Decoding
 from hiera_video.video.clock import WITHOUT_DTS, Fall, Stamps, find_falls, placed, rises, unwrapped
 from hiera_video.video.container import (
@@ -271,8 +272,7 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         is_shown[last] = False
         last -= 1
     if damaged:
-        num_whole = len(pts) - len(damaged)
-        problems.append(f"{len(damaged)} packets are not whole, {num_whole} are")
+        problems.append(f"{len(damaged)} of {counted(len(pts), 'packet')} not whole")
     placed_pts, placed_dts = placed(falls, *on_clock, duration)
     return _Packets(
         placed_pts,
@@ -407,7 +407,7 @@ def _decoded_order(
     # A packet of few bytes repeats the picture before it: an MPEG-4 VOP that is not coded.
     filled = np.flatnonzero(packets.places[:, 1] > MAX_NOT_CODED_BYTES).tolist()
     if silent := set(missing).intersection(filled) - damaged:
-        problems.append(f"{len(silent)} packets hold no frame")
+        problems.append(f"{counted(len(silent), 'packet')} without a frame")
     return np.array(order, np.int64), replace(
         packets, is_key=is_key, damaged=frozenset(damaged), problems=problems
     )

@@ -85,7 +85,7 @@ def test_a_part_is_known_by_its_times(root, caplog):
     text = "path,start,end,label\na.mp4,0,1,x\na.mp4,1,2,y\na.mp4,0.0,1.0,x\n"
     videos = read_video_list(write(root, "l.csv", text))
     assert [record.name for record in videos.records] == ["a.mp4#t=0,1", "a.mp4#t=1,2"]
-    assert "1 lines repeat a video" in caplog.text
+    assert "lines left out that repeat a video: 1" in caplog.text
     with pytest.raises(AnnotationError, match=r"l\.csv:4: 'a.mp4#t=0,1' is 'y', but 'x' in .*:2"):
         read_video_list(write(root, "l.csv", text.replace("1.0,x", "1.0,y")))
     other = read_video_list(write(root, "l.csv", text.replace("1,2", "1,3")))
@@ -167,7 +167,7 @@ def test_a_split_is_selected(root):
 
 def test_a_split_must_be_chosen_and_exist(root):
     source = write(root, "l.csv", SPLITS)
-    known = r"train \(2 rows\), val \(1 rows\)"
+    known = r"train \(2 rows\), val \(1 row\)"
     with pytest.raises(
         AnnotationError, match=rf"column split has {known}; choose one with data\.s"
     ):

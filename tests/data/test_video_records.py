@@ -586,7 +586,7 @@ def test_a_repeated_line_is_kept_once_and_counted(root, caplog):
     assert pairs(videos) == [("a.mp4", (0,)), ("b.mp4", (1,))]
     assert caplog.record_tuples[0][1:] == (
         logging.WARNING,
-        f"{root / 'l.txt'}: 1 lines repeat a video: left out",
+        f"{root / 'l.txt'}: lines left out that repeat a video: 1",
     )
 
 

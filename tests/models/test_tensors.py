@@ -162,7 +162,9 @@ def test_states_side_by_side_in_one(plain: State, other: State, tmp_path: Path) 
     assert taken(path)[1] == "keys without 'model.'"
     assert taken(path, seed=1, weights_key="ema_model")[1] == "keys without 'ema_model.module.'"
     path = saved(tmp_path / "bare.pth", {**plain, **under("ema.", other)})
-    assert taken(path) == ["the bare one, of the bare one, ema (weights_key=ema takes another)"]
+    assert taken(path) == [
+        "one without a name, of one without a name, ema (weights_key=ema takes another)"
+    ]
     assert taken(path, seed=1, weights_key="ema")[1] == "keys without 'ema.'"
 
 

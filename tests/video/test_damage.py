@@ -96,7 +96,7 @@ def test_lost_packets_of_a_transport_stream(tmp_path, backend):
     path.write_bytes(b"".join(blocks[: first + 2] + blocks[first + 6 :]))
     frames, damage = one_by_one(path, backend)
     assert compare(frames, clean) == 25 * "=" + 25 * "." + 25 * "="
-    assert "1 packets are not whole" in damage
+    assert " not whole" in damage
 
 
 @pytest.mark.parametrize("number", [3, 53])

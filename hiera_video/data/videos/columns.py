@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from hiera_video.errors import AnnotationError, listing
+from hiera_video.errors import AnnotationError, counted, listing
 from hiera_video.video.parts import Part
 from hiera_video.video.reader import warn_once
 
@@ -161,7 +161,9 @@ def selected(table: list[Entry], split: str | None, source: str) -> list[Entry]:
         str("" if fields.get("split") is None else fields["split"]).strip() for _, fields in table
     ]
     counts = Counter(splits)
-    known = ", ".join(f"{name or '(empty)'} ({count} rows)" for name, count in counts.items())
+    known = ", ".join(
+        f"{name or '(empty)'} ({counted(count, 'row')})" for name, count in counts.items()
+    )
     if split is None and len(counts) > 1:
         raise AnnotationError(
             f"{source}: the column split has {known}; choose one with data.split=NAME "

@@ -364,7 +364,7 @@ def _to_records(
                 f"{earlier.frames_fps} in {where}; keep one line"
             )
     if len(kept) < len(rows):
-        logger.warning("%s: %d lines repeat a video: left out", source, len(rows) - len(kept))
+        logger.warning("%s: lines left out that repeat a video: %d", source, len(rows) - len(kept))
     return tuple(record for record, _ in kept.values())
 
 
