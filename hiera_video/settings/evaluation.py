@@ -258,6 +258,9 @@ class BuildListsSettings(Settings):
     """Folders of videos."""
     annotations: Path
     """Official csv: label,youtube_id,time_start,time_end,split."""
+    split: str | None = None
+    """Rows of the csv to use, by its column `split`, e.g. train. Null: it has one split or no such
+    column."""
     output: Annotated[Output, Allowed("the name of a file that does not exist")]
     """The list: csv with path,label."""
 
