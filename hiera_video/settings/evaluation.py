@@ -284,7 +284,8 @@ class CheckAvaSettings(Settings):
     start_sec: NonNegative = 0.0
     """Time stamp at which the files begin, seconds: 900 for AVA's cuts of 15 minutes."""
     expected_fps: Positive | None = None
-    """Expected frame rate, frames per second. Null: not checked; needed for folders of frames."""
+    """Expected frame rate, frames per second; also that of folders of frames where
+    data.frames_fps is null. Null: not checked."""
     expected_duration_sec: Positive | None = None
     """Expected length, seconds: 901 for AVA's cuts, 27,030 frames at 30 fps. Null: not checked."""
     data: Decoding = Decoding()
