@@ -102,6 +102,15 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
     "demo ava": ("docs/detection.md", "", "--output-dir try_ava --json"),
 }
 
+COMPLETION = "Print what makes bash, zsh or fish complete commands and settings."
+COMPLETION_USAGE = f"""\
+usage: hiera-video completion SHELL
+
+{COMPLETION} Write the line of your shell into its start-up file:
+
+  bash  ~/.bashrc                   eval "$(hiera-video completion bash)"
+  zsh   ~/.zshrc, after compinit    eval "$(hiera-video completion zsh)"
+  fish  ~/.config/fish/config.fish  hiera-video completion fish | source"""
 
 SWITCHES = {  # of all commands
     "--print-config": "print the whole configuration",
@@ -125,7 +134,7 @@ def overview() -> str:
     width = min(shutil.get_terminal_size().columns, 100)
     column = max(map(len, COMMANDS)) + 4
     listed = {name: summary(cls) for name, cls in COMMANDS.items()} | {
-        "completion SHELL": "Print what makes bash, zsh or fish complete commands and settings.",
+        "completion SHELL": COMPLETION,
         "help COMMAND": "Show the settings of a command, as COMMAND --help does.",
     }
     lines = [

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import hiera_video
 from hiera_video.cli.help import (
+    COMPLETION_USAGE,
     SWITCHES,
     card_groups,
     describe,
@@ -148,14 +149,14 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _print_completion(top: argparse.ArgumentParser, words: Sequence[str]) -> NoReturn:
     """Ends after printing what makes a shell complete, or how to use that."""
+    if not {"-h", "--help"}.isdisjoint(words):
+        print(COMPLETION_USAGE)
+        raise SystemExit(0)
     from hiera_video.cli.completion import SHELLS, script
 
     if len(words) != 1 or words[0] not in SHELLS:
-        top.error(
-            f"completion needs the name of the shell: {', '.join(SHELLS)}. In bash and zsh, write "
-            'eval "$(hiera-video completion bash)" or zsh into ~/.bashrc or ~/.zshrc; in fish, '
-            "hiera-video completion fish > ~/.config/fish/completions/hiera-video.fish"
-        )
+        print(COMPLETION_USAGE, file=sys.stderr)
+        top.error(f"completion needs the name of one shell: {', '.join(SHELLS)}")
     print(script(words[0]))
     raise SystemExit(0)
 

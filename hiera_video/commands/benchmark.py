@@ -22,6 +22,7 @@ from hiera_video.analysis.tables import (
     format_rows,
 )
 from hiera_video.data.batches import Failure
+from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import evaluation_loader, num_workers, readable
 from hiera_video.data.videos.files import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
@@ -38,7 +39,7 @@ from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.results import exit_code, print_json, print_lines, refuse_existing
 from hiera_video.settings.tools import BenchmarkSettings
 from hiera_video.settings.training import Precision
-from hiera_video.settings.video import Clips, Views
+from hiera_video.settings.video import Clips, Reading, Views
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +71,18 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
         Setting(*choice, device=device)
         for choice in product(config.work, config.precisions, config.execution, config.batch_sizes)
     ]
-    videos = [] if config.videos is None else read_videos(config.videos)
+    videos: Sequence[VideoRecord] = ()
+    num_unreadable = 0
+    if config.videos is not None:
+        videos = read_videos(config.videos, config.data)
+        num_frames = VARIANTS[names[0]]["input_size"][0]
+        unreadable = check_videos("videos", config.videos, videos, config.data, num_frames)
+        num_unreadable = unreadable.total()
     if dry_run:
         models = [subject.name for subject in subjects]
         described = [vars(setting) for setting in settings]
         print_json({"models": models, "settings": described}, indent=2)
-        return 0
+        return exit_code(done=len(settings), failed=num_unreadable)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     report = new_report(device, config.precisions)
@@ -138,11 +145,14 @@ def new_report(device: str, precisions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def read_videos(source: str) -> Sequence[VideoRecord]:
+def read_videos(source: str, data: Reading) -> Sequence[VideoRecord]:
     """A single video, or the videos of a folder or list."""
     if Path(source).is_file() and is_media(source):
         return [VideoRecord(source, (), source)]
-    return read_video_list(source).records
+    found = read_video_list(
+        source, root=data.root, labelled=False, split=data.split, frames_fps=data.frames_fps
+    )
+    return found.records
 
 
 def measure_decoding(

@@ -21,7 +21,7 @@ def run(config: BuildListsSettings, *, dry_run: bool = False, as_json: bool = Fa
         if path.exists():
             raise OutputExistsError(f"{path} exists: remove it, or choose another output")
     annotations = user_path(config.annotations)
-    found = find_kinetics(annotations, folders)
+    found = find_kinetics(annotations, folders, config.split)
     total = len(found.listed) + len(found.missing) + len(found.empty)
     if not found.listed:
         raise UserError(

@@ -100,11 +100,13 @@ def check_video(path: Path, seconds: np.ndarray, config: CheckAvaSettings) -> li
     """Problems of one video with key frames at `seconds` [n] of the annotations.
 
     Raises:
-        ConfigError: the video is a folder of frames, and expected_fps is not set.
+        ConfigError: the video is a folder of frames, and nothing states its rate.
     """
-    if path.is_dir() and config.expected_fps is None and config.data.frames_fps is None:
-        raise ConfigError(f"expected_fps is not set: expected the rate of the frames in {path}")
-    frames_fps = config.expected_fps or config.data.frames_fps
+    frames_fps = config.data.frames_fps or config.expected_fps
+    if path.is_dir() and frames_fps is None:
+        raise ConfigError(
+            f"data.frames_fps is null: set it to the frames per second of the folder {path}"
+        )
     decoding = config.data.model_copy(update={"frames_fps": frames_fps})
     try:
         with opener(decoding)(str(path)) as reader:

@@ -96,7 +96,10 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         # And not before the folder is there.
         on_main(lambda: stack.enter_context(store.writing(overwrite=config.overwrite)))
         workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
-        with closing(Assembly(to_do, store, workers, progress=process.is_main)) as assembly:
+        assembly = Assembly(
+            to_do, store, workers, precision=config.precision, progress=process.is_main
+        )
+        with closing(assembly):
             run_engine = extract
             if config.engine == "ray":
                 from hiera_video.extraction.ray import extract_with_ray as run_engine

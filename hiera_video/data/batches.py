@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hiera_video.runtime.workers import Death
+from hiera_video.settings.training import Precision
 
 Sample = TypeVar("Sample")
 
@@ -31,6 +32,25 @@ class Failure:
     def of(cls, record: Any, cause: str, sentence: str) -> Failure:
         """The failure of a record (with `name` and `path`), whose message names the path."""
         return cls(record.name, record.path, cause, f"{record.path}: {sentence}")
+
+    @classmethod
+    def not_finite(
+        cls, record: Any, what: str, precision: Precision, dtype: torch.dtype = torch.float32
+    ) -> Failure:
+        """The failure of a record whose results are not finite.
+
+        Args:
+            what: the results and a verb, "its scores are".
+            precision: the arithmetic of the model.
+            dtype: in which the results are kept.
+        """
+        is_half = dtype == torch.float16
+        changes = ["dtype=float32 (float16 ends at 65504)"] * is_half
+        changes += ["precision=fp32"] * (precision == "bf16")
+        changes.append("other weights, for example of an earlier checkpoint")
+        form = "float16" if is_half else precision
+        sentence = f"{what} not finite in {form}; use {' or '.join(changes)}"
+        return cls.of(record, "not_finite", sentence)
 
     @classmethod
     def of_death(cls, record: Any, death: Death) -> Failure:

@@ -91,14 +91,12 @@ class Scorer:
             scored: samples with their scores, as of `score_views`.
             records: those that the samples index.
         """
-        others = "other weights, for example of an earlier checkpoint"
-        advice = f"precision=fp32 or {others}" if self.precision == "bf16" else others
         for sample, scores in scored:
             if np.isfinite(scores).all():
                 yield sample, scores
             else:
-                sentence = f"its scores are not finite in {self.precision}; use {advice}"
-                failures.append(Failure.of(records[sample.index], "not_finite", sentence))
+                record = records[sample.index]
+                failures.append(Failure.not_finite(record, "its scores are", self.precision))
 
 
 def score_views(

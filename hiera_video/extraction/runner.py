@@ -24,6 +24,7 @@ from hiera_video.extraction.store import FeatureStore, Rows
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Workers
+from hiera_video.settings.training import Precision
 
 NUM_BATCHES_AHEAD = 2
 BUSY = 0.75  # of the time: what is busy for as long is called the limit
@@ -73,12 +74,20 @@ class Assembly:
     Args:
         videos: by the index of their jobs.
         num_workers: decoding processes.
+        precision: the arithmetic of the model, for messages.
         progress: show how far it has come.
     """
 
     def __init__(
-        self, videos: Sequence[VideoRecord], store: FeatureStore, num_workers: int, progress: bool
+        self,
+        videos: Sequence[VideoRecord],
+        store: FeatureStore,
+        num_workers: int,
+        *,
+        precision: Precision,
+        progress: bool,
     ) -> None:
+        self.precision: Precision = precision
         self.videos, self.store, self.summary = videos, store, Summary(num_workers)
         self._bar = Progress(total=len(videos), unit="video", enabled=progress)
         self._rows: dict[int, Rows] = {}
@@ -93,12 +102,10 @@ class Assembly:
             if index in self._failed:
                 continue
             if not is_finite:
-                video = self.videos[index]
-                advice = "float16 ends at 65504, take float32"
-                if features.dtype != torch.float16:
-                    advice = "look at the weights, and try precision=fp32"
-                sentence = f"feature {n} is not finite; {advice}"
-                self.end(index, Failed(Failure.of(video, "not_finite", sentence), 0.0))
+                failure = Failure.not_finite(
+                    self.videos[index], f"feature {n} is", self.precision, features.dtype
+                )
+                self.end(index, Failed(failure, 0.0))
                 continue
             if index not in self._rows:
                 self._rows[index] = Rows(self.store.folder)

@@ -258,6 +258,9 @@ class BuildListsSettings(Settings):
     """Folders of videos."""
     annotations: Path
     """Official csv: label,youtube_id,time_start,time_end,split."""
+    split: str | None = None
+    """Rows of the csv to use, by its column `split`, e.g. train. Null: it has one split or no such
+    column."""
     output: Annotated[Output, Allowed("the name of a file that does not exist")]
     """The list: csv with path,label."""
 
@@ -281,7 +284,8 @@ class CheckAvaSettings(Settings):
     start_sec: NonNegative = 0.0
     """Time stamp at which the files begin, seconds: 900 for AVA's cuts of 15 minutes."""
     expected_fps: Positive | None = None
-    """Expected frame rate, frames per second. Null: not checked; needed for folders of frames."""
+    """Expected frame rate, frames per second; also that of folders of frames where
+    data.frames_fps is null. Null: not checked."""
     expected_duration_sec: Positive | None = None
     """Expected length, seconds: 901 for AVA's cuts, 27,030 frames at 30 fps. Null: not checked."""
     data: Decoding = Decoding()

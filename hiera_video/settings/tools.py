@@ -17,7 +17,7 @@ from hiera_video.settings.base import (
 )
 from hiera_video.settings.evaluation import Checkpoint, Trained
 from hiera_video.settings.model import Architecture, Masking, Target
-from hiera_video.settings.video import Decoding
+from hiera_video.settings.video import Reading
 
 Work = Literal["inference", "finetuning", "pretraining"]
 Layout = Literal["hiera_video", "official", "timm", "transformers"]
@@ -101,7 +101,7 @@ class BenchmarkSettings(Settings):
     videos: Path | None = None
     """File, folder or list of videos: inference is measured with decoding too, of one clip a
     video, until `rounds` batches are done. Null: without decoding only."""
-    data: Decoding = Decoding()
+    data: Reading = Reading()
     output_dir: Output | None = None
     """Folder for results.json, results.md and accuracy_speed.png. Null: they are not written."""
     overwrite: bool = False

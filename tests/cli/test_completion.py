@@ -81,6 +81,21 @@ def test_the_shell_must_be_named(words, capsys):
     assert 'eval "$(hiera-video completion bash)"' in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words", [["completion", "--help"], ["completion", "-h"], ["help", "completion"]]
+)
+def test_help_has_the_line_of_each_shell(words, capsys):
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("usage: hiera-video completion SHELL\n")
+    lines = {line.split()[0]: line for line in out.splitlines() if line.startswith("  ")}
+    assert lines.keys() == {"bash", "zsh", "fish"}
+    assert all(f"hiera-video completion {shell}" in line for shell, line in lines.items())
+    assert not err
+
+
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 def test_bash_completes_values_after_the_equals_sign(tmp_path):
     """Bash itself calls the program, which loads nothing heavy for that."""

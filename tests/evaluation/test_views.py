@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from hiera_video.data.batches import Failure
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.models.normalize import Normalize
@@ -114,6 +115,13 @@ def test_other_precisions_are_part_of_the_advice():
     how = scorer(1, precision="bf16")
     assert not list(how.finite(scored, [VideoRecord("a.mp4", (), "a.mp4")], failures))
     assert "not finite in bf16; use precision=fp32 or other weights" in failures[0].message
+
+
+def test_a_float16_that_overflows_is_part_of_the_advice():
+    record = VideoRecord("a.mp4", (), "a.mp4")
+    failure = Failure.not_finite(record, "feature 0 is", "bf16", torch.float16)
+    advice = "dtype=float32 (float16 ends at 65504) or precision=fp32 or other weights, for example"
+    assert failure.message.startswith(f"a.mp4: feature 0 is not finite in float16; use {advice}")
 
 
 def test_average_is_that_of_probabilities():

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import cache, partial
 
 import pytest
+from PIL import Image
 
 from hiera_video.analysis import peers
 from hiera_video.analysis import speed as measuring
@@ -83,6 +84,33 @@ def test_decoding_is_measured_on_the_users_videos(run, tmp_path):
     assert code == 1
     assert "bad.mp4" in err
     assert "not a video" in err
+
+
+def test_lists_of_splits_and_folders_of_frames(run, tmp_path):
+    """The two splits differ: the file of one is missing."""
+    make_striped_video(tmp_path / "a.mp4", 3, (32, 48))
+    (tmp_path / "lists").mkdir()
+    table = tmp_path / "lists" / "all.csv"
+    table.write_text("path,split\na.mp4,train\nb.mp4,val\na.mp4,val\n")
+    line = (*SMALL, "work=[inference]", "data.num_workers=0", f"videos={table}", "--json")
+    line = (*line, f"data.root={tmp_path}")
+    code, _, err = run(*line)
+    assert code == 1
+    assert "choose one with data.split=NAME" in err
+    code, out, _ = run(*line, "data.split=train")
+    assert code == 0
+    assert json.loads(out)["decoding"][0]["clips_per_sec"] > 0
+    code, _, err = run(*line, "data.split=val", "--dry-run")
+    assert code == 3
+    assert "videos: 1 of 2 files" in err
+    frames = tmp_path / "frames" / "v1"
+    frames.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (48, 32)).save(frames / f"{number}.png")
+    line = (*SMALL, "work=[inference]", "data.num_workers=0", f"videos={frames.parent}", "--json")
+    code, out, _ = run(*line, "data.frames_fps=25")
+    assert code == 0
+    assert json.loads(out)["decoding"][0]["clips_per_sec"] > 0
 
 
 def test_a_peer_that_fails_is_named_and_the_code_is_3(run, monkeypatch):

@@ -65,6 +65,16 @@ def test_a_list_without_labels(commands, place):
     assert not (place / "train.missing.txt").exists()
 
 
+def test_the_split_of_a_csv_of_several(commands, place):
+    (place / "all.csv").write_text(KINETICS + "swim,xyz,1,2,val\n")
+    result = build(commands, annotations="all.csv")
+    assert result.code == 1
+    result.reports("train (4 rows), val (1 row); choose one with split=NAME")
+    assert "data." not in result.err
+    assert build(commands, "split=val", annotations="all.csv").code == 0
+    assert (place / "train.csv").read_text() == "path,label\nfixed/xyz.mp4,swim\n"
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.video.striped_video import make_striped_video
 
@@ -163,6 +164,25 @@ def test_check_ava_lists_all_problems(commands, files):
     ):
         assert text in problems
     assert commands.run("data", "check-ava").code == 2
+
+
+def test_check_ava_compares_the_stated_rate_of_frames_with_the_expected_one(commands, files):
+    (files / "truth.csv").write_text("a,0000,0.1,0.1,0.5,0.5,1,0\n")
+    folder = files / "videos" / "a"
+    folder.mkdir(parents=True)
+    for number in range(3):
+        Image.new("RGB", (48, 32)).save(folder / f"{number}.png")
+    arguments = check(files, f"videos={folder.parent}")
+    result = commands.run(*arguments)
+    assert result.code == 2
+    result.reports(
+        f"data.frames_fps is null: set it to the frames per second of the folder {folder}"
+    )
+    result = commands.run(*arguments, "data.frames_fps=25", "expected_fps=30")
+    assert result.code == 3
+    (problem,) = json.loads(result.out)["problems"]
+    assert problem == f"{folder}: 25.000 frames per second instead of 30"
+    assert commands.run(*arguments, "expected_fps=30").code == 0
 
 
 def test_check_ava_finds_proposals_of_other_files(commands, files):

@@ -115,7 +115,8 @@ def test_features_that_are_not_finite_are_not_stored(commands, videos, diverged,
     assert rows(tmp_path).keys() == {*GOOD, *BAD}
     causes = {name: row["cause"] for name, row in rows(tmp_path, "failures.jsonl").items()}
     assert causes == BAD | dict.fromkeys(GOOD, "not_finite")
-    assert "feature 0 is not finite; look at the weights" in rows(tmp_path)["a.mp4"]["error"]
+    advice = "feature 0 is not finite in fp32; use other weights, for example of an earlier"
+    assert advice in rows(tmp_path)["a.mp4"]["error"]
     assert not list(tmp_path.rglob("*.npz"))
 
 

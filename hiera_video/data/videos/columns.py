@@ -18,6 +18,7 @@ START_COLUMNS = ("start", "start_time", "time_start", "start_sec", "start_frame"
 END_COLUMNS = ("end", "end_time", "time_end", "end_sec", "end_frame")
 RATE_COLUMNS = ("fps", "frame_rate", "frames_fps")
 KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
+SPLIT_KEY = "data.split=NAME (data.val_split=NAME for data.val of finetune)"
 # Other names of columns that probably decide which videos, or which parts, are meant.
 MEANINGFUL = re.compile(
     r"(^|_)(start|begin|onset|from|end|stop|until|to|offset|split|subset|set|partition|fold)(_|\d|$)"
@@ -142,11 +143,14 @@ def report_unused(columns: Iterable[str], used: Iterable[str], source: str, hint
         warn_once(f"{source}: columns that are not used: {listing(unused, len(unused))}{hint}")
 
 
-def selected(table: list[Entry], split: str | None, source: str) -> list[Entry]:
+def selected(
+    table: list[Entry], split: str | None, source: str, split_key: str = SPLIT_KEY
+) -> list[Entry]:
     """The rows of a split, by the column `split`; all rows of a list of one split or without any.
 
     Args:
         split: None: the list must not hold several.
+        split_key: how the user chooses one, for the message.
 
     Raises:
         AnnotationError: there is no such split, or none is chosen among several.
@@ -166,8 +170,7 @@ def selected(table: list[Entry], split: str | None, source: str) -> list[Entry]:
     )
     if split is None and len(counts) > 1:
         raise AnnotationError(
-            f"{source}: the column split has {known}; choose one with data.split=NAME "
-            "(data.val_split=NAME for data.val of finetune)"
+            f"{source}: the column split has {known}; choose one with {split_key}"
         )
     if split is not None and split not in counts:
         raise AnnotationError(f"{source}: no row is of the split {split!r}; there are {known}")

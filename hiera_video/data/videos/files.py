@@ -20,6 +20,7 @@ from hiera_video.data.videos.columns import (
     KINETICS_COLUMNS,
     LABEL_COLUMNS,
     PATH_COLUMNS,
+    SPLIT_KEY,
     START_COLUMNS,
     Columns,
     Entry,
@@ -200,7 +201,11 @@ def locate_videos(
 
 
 def read_list(
-    file: Path, root: str, known: frozenset[str], split: str | None = None
+    file: Path,
+    root: str,
+    known: frozenset[str],
+    split: str | None = None,
+    split_key: str = SPLIT_KEY,
 ) -> tuple[list[Row], bool]:
     """Reads a list file.
 
@@ -208,6 +213,7 @@ def read_list(
         root: absolute folder to which paths in the list are relative.
         known: class names that may contain ';' or '|', which otherwise separate labels.
         split: of the rows to read. None: the list has one split, or no column `split`.
+        split_key: how the user chooses a split, for messages.
 
     Returns:
         The rows, and whether all labels are names. If not, they may be ids.
@@ -228,7 +234,7 @@ def read_list(
         case _:
             entries = _line_entries(file, text, root, skip_header=bool(delimiter))
     table, names = named_columns(list(entries))
-    table = selected(table, split, str(file))
+    table = selected(table, split, str(file), split_key)
     if not table:
         return [], False
     if not set(PATH_COLUMNS).intersection(names):

@@ -22,11 +22,14 @@ class Found:
     empty: list[tuple[str, Row]] = field(default_factory=list)
 
 
-def find_kinetics(annotations: Path, folders: Sequence[Path]) -> Found:
+def find_kinetics(annotations: Path, folders: Sequence[Path], split: str | None = None) -> Found:
     """Looks for the videos of an official csv in folders, at any depth.
 
     A video is called YOUTUBE-ID_START_END (seconds, six digits) or YOUTUBE-ID. Of several files,
     that of the folder which stands first is taken.
+
+    Args:
+        split: of the rows to look for. None: the csv has one split, or no column `split`.
 
     Raises:
         AnnotationError: another kind of file; a line that is wrong; a folder without videos.
@@ -38,7 +41,8 @@ def find_kinetics(annotations: Path, folders: Sequence[Path]) -> Found:
             if suffix.lower() in VIDEO_SUFFIXES:
                 videos.setdefault(stem, row.path)
     found = Found()
-    for row in read_list(annotations, os.fspath(folders[0]), frozenset())[0]:
+    rows, _ = read_list(annotations, os.fspath(folders[0]), frozenset(), split, "split=NAME")
+    for row in rows:
         name = NAME.fullmatch(row.name)
         if name is None:
             raise AnnotationError(
