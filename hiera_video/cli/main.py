@@ -286,7 +286,10 @@ def configuration(
             )
     if words := [operand for operand in operands if not OVERRIDE.match(operand)]:
         if operand is None:
-            raise ConfigError(f"{words[0]!r} is not of the form key.path=value")
+            key, equals, value = words[0].partition("=")
+            spelt = f"{key.replace('-', '_')}={value}"
+            hint = f"; write {spelt}" if equals and OVERRIDE.match(spelt) else ""
+            raise ConfigError(f"{words[0]!r} is not of the form key.path=value{hint}")
         name, kind = operand
         if not kind.is_list and words[1:]:
             raise ConfigError(f"{words[1]!r} is a second {kind.name}: only one is allowed")

@@ -239,6 +239,10 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
     if error["type"] == "extra_forbidden":
         key, inside = ".".join(names), error["input"]
         whole = ".".join((key, *_only_keys(inside)))  # as it was written
+        if "." in names[-1]:  # of a file: in overrides, dots lead into groups
+            parts = names[-1].split(".")
+            nested = ": {".join(parts) + ": ..." + "}" * (len(parts) - 1)
+            return False, key, f"{key} is one key with dots; in files, groups are nested: {nested}"
         known = f"; known here are {', '.join(group.model_fields)}"
         return False, key, f"{whole} is unknown{advice(cls, whole) or known}"
     rule = error.get("ctx", {}).get("error")

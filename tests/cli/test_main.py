@@ -150,6 +150,7 @@ def test_print_config_of_a_shipped_recipe(capsys):
         (["finetune", "optim.lrr=1"], ["optim.lrr", "'optim.lr'"]),
         (["finetune", "lr=1"], ["did you mean 'optim.lr'?"]),
         (["finetune", "data.train"], ["'data.train' is not of the form key.path=value"]),
+        (["finetune", "train.num-repeats=2"], ["key.path=value; write train.num_repeats=2"]),
         (["finetune"], ["data.train is not set"]),
         (
             ["finetune", "--config", "kinetics400/hiera_bse"],

@@ -263,6 +263,11 @@ def test_a_header_that_is_not_known_before_a_line_that_is_no_video(root):
         read_video_list(write(root, "l.txt", "clip,action\nwithout_suffix,x\na.mp4,y\n"))
 
 
+def test_a_header_that_stands_twice(root):
+    with pytest.raises(AnnotationError, match=r"l\.csv:3: the header stands here again; remove"):
+        read_video_list(write(root, "l.csv", "path,label\na.mp4,x\nPath, label\nb.mp4,y\n"))
+
+
 def test_lines_of_mmaction2(tmp_path):
     """`frame_dir total_frames label`, of which the frames 0 to total_frames are used."""
     for name in ("v_1", "day 2/v_2"):

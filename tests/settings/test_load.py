@@ -232,6 +232,18 @@ def test_what_is_written_reads_back(tmp_path_factory, lr, path, area, clip_grad)
 
 
 @pytest.mark.parametrize(
+    ("text", "groups"),
+    [("train.epochs: 1", "train: {epochs: ...}"), ("a.b.c: 1", "a: {b: {c: ...}}")],
+)
+def test_a_key_with_dots_in_a_file(tmp_path, text, groups):
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_settings(FinetuneSettings, [str(file)])
+    assert str(error.value).endswith(f"one key with dots; in files, groups are nested: {groups}")
+
+
+@pytest.mark.parametrize(
     ("override", "message"),
     [
         ("optim.lrr=1", "optim.lrr is unknown; did you mean 'optim.lr'?"),

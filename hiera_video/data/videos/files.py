@@ -367,6 +367,8 @@ def _csv_entries(file: Path, text: str, delimiter: str) -> Iterator[Entry]:
                 )
             continue
         where = f"{file}:{line}"
+        if [column_name(field) for field in fields] == columns:
+            raise AnnotationError(f"{where}: the header stands here again; remove the line")
         if len(fields) != len(columns):
             raise AnnotationError(
                 f"{where}: {len(fields)} fields, but the header has {len(columns)} "
