@@ -13,11 +13,12 @@ from hiera_video.settings.training import RunSettings
 
 
 def check_paths(settings: Settings, kind: Kind | None = None) -> None:
-    """Raises ConfigError, which names the key, for the first setting whose path does not exist.
+    """Raises ConfigError, which names the key, for the first setting whose path does not fit.
 
     Args:
         kind: of the weights that the command needs, for advice where there are none.
     """
+    _check_output_folders(settings)
     for key, paths, mark in existing_paths(settings):
         where = f"{shown_key(type(settings), key)} is {paths[0]!r}"
         if mark.or_published:
@@ -31,6 +32,21 @@ def check_paths(settings: Settings, kind: Kind | None = None) -> None:
             where = f"{shown_key(type(settings), key)} is {missing[0]!r}"
             others = f" ({len(missing)} of {len(paths)} are missing)" if paths[1:] else ""
             raise ConfigError(f"{where}: {missing_path(missing[0])}{others}")
+
+
+def _check_output_folders(settings: Settings) -> None:
+    """Raises ConfigError for a folder of results that cannot be one: dry runs look at it, too."""
+    for key in ("run_dir", "output_dir"):
+        path = getattr(settings, key, None)
+        if not isinstance(path, str):
+            continue
+        there = os.path.abspath(path)
+        while not os.path.exists(there):
+            there = os.path.dirname(there)
+        if not os.path.isdir(there):
+            raise ConfigError(f"{key} is {path!r}: {there} is a file; name a folder")
+        if not os.access(there, os.W_OK):
+            raise ConfigError(f"{key} is {path!r}: {there} cannot be written; name another folder")
 
 
 def _starts_without(settings: RunSettings) -> bool:

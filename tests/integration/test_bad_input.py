@@ -222,7 +222,7 @@ def test_a_label_beyond_the_class_names(commands, tmp_path):
         ("model.init=TOY", 2, ["is not a weights folder: it has no config.json"]),
         ("train.freeze_stages=5", 2, ["train.freeze_stages is 5", "from 0 to 4"]),
         ("device=cudo", 2, ["device is 'cudo'", "cuda:N"]),
-        ("run_dir=TOY/text.mp4/run", 1, ["text.mp4/run"]),
+        ("run_dir=TOY/text.mp4/run", 2, ["text.mp4/run", "text.mp4 is a file; name a folder"]),
     ],
 )
 def test_a_mistake_is_reported_in_one_line(commands, tmp_path, override, code, parts):

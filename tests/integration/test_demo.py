@@ -123,8 +123,8 @@ def test_leaves_the_folders_of_others_alone(tmp_path, content, parts):
 def test_refuses_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
     result = run("demo", f"output_dir={tmp_path / 'file'}")
-    assert result.code == 1
-    result.reports("Not a directory", "file")
+    assert result.code == 2
+    result.reports(f"{tmp_path / 'file'} is a file; name a folder")
 
 
 def test_detection_prints_the_figures_of_the_detector_of_one_frame_and_of_chance(
