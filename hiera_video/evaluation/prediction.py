@@ -41,10 +41,22 @@ class LoadedModel(NamedTuple):
 
         Clips and views are those of the card; the model runs where its weights are.
 
+        Args:
+            path: of one file.
+            top_k: number of classes, all if there are fewer.
+
         Raises:
             WeightsError: the model is not a classifier, or its scores are not finite.
             VideoError: the file cannot be read.
+            TypeError, ValueError: `path` is no path, or `top_k` no number of at least 1.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(
+                f"path is a {type(path).__name__}: predict takes one path; for frames, give the "
+                "model what hiera_video.model_transform(card) makes of them"
+            )
+        if not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k is {top_k!r}: expected a whole number of at least 1")
         self.card.require("classifier", "this model")
         clips, views = self.card.clips or Clips(), self.card.views or Views()
         record = VideoRecord(os.path.expanduser(path), (), os.fspath(path))

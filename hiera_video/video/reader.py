@@ -199,9 +199,18 @@ class VideoReader(ABC):
 
         Raises:
             IndexError: there is no such frame.
+            TypeError: the index is neither a whole number nor a slice.
             VideoError: see `frames`.
         """
-        positions = range(len(self))[index]
+        try:
+            positions = range(len(self))[index]
+        except IndexError:
+            raise IndexError(f"frame {index} of a video of {len(self)} frames") from None
+        except TypeError:
+            kind = type(index).__name__
+            raise TypeError(
+                f"a {kind} as index: expected a whole number or a slice; `frames` takes lists"
+            ) from None
         if isinstance(positions, int):
             return self.frames([positions])[0]
         return self.frames(positions)

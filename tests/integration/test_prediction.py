@@ -25,6 +25,11 @@ def test_predict_gives_what_the_command_prints(commands, trained):
     assert len(loaded.predict(path, top_k=1)) == 1
     with pytest.raises(VideoError, match="no such file"):
         loaded.predict("nowhere.mp4")
+    for top_k in (0, -1, "5"):
+        with pytest.raises(ValueError, match=r"top_k is .* a whole number of at least 1"):
+            loaded.predict(path, top_k)
+    with pytest.raises(TypeError, match="path is a list: predict takes one path"):
+        loaded.predict([path])
 
 
 def test_scores_that_are_not_finite_are_no_prediction(commands, diverged):

@@ -275,7 +275,9 @@ def test_frames_are_indexed_as_a_list(tmp_path):
         np.testing.assert_array_equal(video[::-4], everything[[8, 4, 0]])
         np.testing.assert_array_equal(np.stack(list(video)), everything)
         assert video[9:].shape == (0, *everything.shape[1:])
-        with pytest.raises(IndexError):
+        with pytest.raises(TypeError, match="a list as index: expected a whole number or a slice"):
+            video[[0, 1]]
+        with pytest.raises(IndexError, match=r"frame \d+ of a video of \d+ frames"):
             video[9]
 
 
