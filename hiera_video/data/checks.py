@@ -187,13 +187,13 @@ def _decode(
 
 
 def warn_of_flips(names: Iterable[str], flip: bool) -> None:
-    """Logs a warning if flips are on and names of classes tell left from right."""
+    """Logs a warning if flips are on and names of classes distinguish left and right."""
     sided = [name for name in names if _names_a_side(name)] if flip else []
     if sided:
         logger.warning(
             "augment.flip is true, so that half of the clips are mirrored, but names of classes "
-            "tell left from right: %s; write augment.flip=false, unless mirrored videos keep their "
-            "class",
+            "distinguish left and right: %s; set augment.flip=false, unless mirrored videos keep "
+            "their class",
             listing(sided),
         )
 

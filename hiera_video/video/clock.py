@@ -69,7 +69,7 @@ def find_falls(
         times: in the order in which they should ascend: of decoding or of presentation.
         is_stated: whether a time is one in the file, and not interpolated.
         shown: presentation times, None where there is none. Decoding times may also fall where an
-            edit list goes on in the middle of a group of pictures, whose beginning is not shown.
+            edit list continues in the middle of a group of pictures, whose beginning is not shown.
         is_guessed: times are libavformat's guesses of decoding times. Wrong ones fall often, and
             not at key frames, and by less than frames are reordered.
         is_key: is needed for guesses.

@@ -168,5 +168,5 @@ def test_flips_of_classes_that_tell_left_from_right_are_warned_of(commands, tmp_
         overrides = (f"augment.flip={flip}", "--dry-run")
         result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
         assert result.code == 0
-        warned = "classes tell left from right: 'left', 'right'; write augment.flip=false"
+        warned = "classes distinguish left and right: 'left', 'right'; set augment.flip=false"
         assert (warned in result.err) == (flip == "true")

@@ -251,7 +251,7 @@ def _check_classes(train: VideoList, *, are_given: bool) -> None:
         are_given: the names of the classes come from a file.
 
     Raises:
-        AnnotationError: there is nothing to tell apart.
+        AnnotationError: all videos are of one class.
     """
     names, counts = train.class_names, train.class_counts
     if len(counts) == 1:
