@@ -225,9 +225,9 @@ def test_ids_without_videos_are_named_without_a_validation_list(tmp_path, caplog
 )
 def test_names_that_tell_left_from_right(caplog, name, has_side):
     warn_of_flips([name, "jumping"], True)
-    assert [
-        f"left and right: {name!r}; set augment.flip=false" in m for m in caplog.messages
-    ] == ([True] if has_side else [])
+    assert [f"left and right: {name!r}; set augment.flip=false" in m for m in caplog.messages] == (
+        [True] if has_side else []
+    )
     caplog.clear()
     warn_of_flips([name], False)
     assert not caplog.messages
