@@ -249,7 +249,7 @@ def published(monkeypatch, tmp_path):
         model = build(arguments)
         folder = tmp_path / "hub" / "checkpoints"
         folder.mkdir(parents=True)
-        file = variants.PUBLISHED[tag].rpartition("/")[2]
+        file = variants.PUBLISHED[tag].file
         torch.save({"model_state": model.state_dict()}, folder / file)
         return model
 
