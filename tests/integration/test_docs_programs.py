@@ -290,6 +290,13 @@ def check_export(found: dict[str, Any]) -> None:
     assert found["card"].class_names == ("walk", "run")
 
 
+def check_images(found: dict[str, Any]) -> None:
+    assert found["model"].tokens_shape == (1, 80, 112)
+    assert found["detector"].backbone.body.strides == [4, 8, 16, 32]
+    (picture,) = found["found"]
+    assert picture["masks"].shape[1:] == (1, 480, 640)
+
+
 def check_pytorchvideo(found: dict[str, Any]) -> None:
     assert found["loss"].isfinite()
     assert [p.shape for p in found["predictions"].values()] == [(2,)] * 5
@@ -303,6 +310,7 @@ CHECKS = {
     "docs/evaluation.md": check_evaluation,
     "docs/extraction.md": check_extraction,
     "docs/export.md": check_export,
+    "docs/images.md": check_images,
     "docs/pytorchvideo.md": check_pytorchvideo,
 }
 LIBRARIES = {
