@@ -25,7 +25,7 @@ def run(config: BuildListsSettings, *, dry_run: bool = False, as_json: bool = Fa
     total = len(found.listed) + len(found.missing) + len(found.empty)
     if not found.listed:
         raise UserError(
-            f"none of the {total} {found.unit} of {annotations} is in {listing(config.inputs)}"
+            f"none of the {total} {found.unit}s of {annotations} is in {listing(config.inputs)}"
         )
     left_out = [f"{row.name} missing" for row in found.missing]
     left_out += [f"{row.name} empty: {path}" for path, row in found.empty]
@@ -41,12 +41,10 @@ def run(config: BuildListsSettings, *, dry_run: bool = False, as_json: bool = Fa
             write_text(names, "".join(f"{name}\n" for name in found.class_names))
         if left_out:
             write_text(report, "".join(f"{line}\n" for line in left_out))
-    kept = f"{len(found.listed)} of {total} {found.unit}"
+    kept = f"{len(found.listed)} of {total} {found.unit}s"
     lines = [f"{output}: {kept}, {len(left_out)} missing or empty"]
     if classes:
-        none = (
-            f"; no {found.unit.removesuffix('s')} is left of {', '.join(absent)}" if absent else ""
-        )
+        none = f"; no {found.unit} is left of {', '.join(absent)}" if absent else ""
         lines.append(f"classes: {len(classes)}{none}")
     if found.class_names:
         lines.append(f"{names}: the names of all {len(found.class_names)} classes")

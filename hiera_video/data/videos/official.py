@@ -20,7 +20,7 @@ NAME = re.compile(r"(?P<stem>(?P<youtube_id>.+)_\d{6,}_\d{6,})\.mp4")
 class Found:
     """The files of an official list: those that are there, by path, and those that are not."""
 
-    unit: str = "videos"
+    unit: str = "video"
     class_names: tuple[str, ...] | None = None  # by id, where the list states them
     listed: list[tuple[str, Row]] = field(default_factory=list)
     missing: list[Row] = field(default_factory=list)
@@ -79,7 +79,7 @@ def _find_kinetics(annotations: Path, folders: Sequence[Path], split: str | None
 
 def _find_places365(annotations: Path, folders: Sequence[Path], split: str | None) -> Found:
     """Lines `path id`; paths of training pictures begin with a slash, but start in the folder."""
-    found = Found("pictures")
+    found = Found("picture")
     for row in _rows(annotations, folders, split):
         found.add(row, _below(folders, row.name))
     return found
@@ -111,7 +111,7 @@ def _find_inaturalist(annotations: Path, folders: Sequence[Path], split: str | N
                 f"{annotations}: annotation {number}: image {ids[0]} is of category {ids[1]} here, "
                 f"but of {class_of[ids[0]]} before; keep one"
             )
-    found = Found("pictures", names)
+    found = Found("picture", names)
     for number, entry in images.items():
         where, name = f"{annotations}: image {number}", entry.get("file_name")
         if not isinstance(name, str) or not name:
