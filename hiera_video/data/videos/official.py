@@ -150,10 +150,9 @@ def _class_names(categories: dict[int, dict[str, Any]], file: Path) -> tuple[str
         )
     ids: dict[str, int] = {}
     for number in range(len(categories)):
-        name = categories[number].get("name")
-        if isinstance(name, str):
-            name = " ".join(name.split())  # a line of the file of class names
-        check_class_name(name, f"{file}: category {number}")
+        stated = categories[number].get("name")
+        name = " ".join(stated.split()) if isinstance(stated, str) else ""  # on one line
+        check_class_name(name or stated, f"{file}: category {number}")
         if ids.setdefault(name, number) != number:
             raise AnnotationError(
                 f"{file}: the categories {ids[name]} and {number} are both called {name!r}; "
