@@ -246,14 +246,13 @@ class VisualizeSettings(Trained):
 
 
 class BuildListsSettings(Settings):
-    """Write a list of the files of Kinetics, iNaturalist or Places365 that are there, from an
-    official annotation file.
+    """Write a list of the files of Kinetics, iNaturalist or Places365 that are there.
 
-    Videos of Kinetics are called YOUTUBE-ID_START_END (seconds, six digits) or YOUTUBE-ID, at any
-    depth of the folders; pictures are looked up by their paths in the annotations. Of several
-    files, that of the folder which stands first is taken, so a folder of replacements goes first.
-    Paths are relative to the list. Missing and empty files are left out, and named in a file beside
-    the list.
+    An official annotation file names them. Videos of Kinetics are called YOUTUBE-ID_START_END
+    (seconds, six digits) or YOUTUBE-ID, at any depth of the folders; pictures are looked up by
+    their paths in the annotations. Of several files, that of the folder which stands first is
+    taken, so a folder of replacements goes first. Paths are relative to the list. Missing and empty
+    files are left out, and named in a file beside the list.
     """
 
     inputs: Annotated[list[Path], MinLen(1), Operand("FOLDER"), Allowed("at least one folder")]
