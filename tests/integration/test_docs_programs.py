@@ -132,6 +132,26 @@ def make_videos(folder: Path, toy: Path) -> None:
             image = folder / "imagenet1k" / split / label / "1.JPEG"
             image.parent.mkdir(parents=True)
             cv2.imwrite(str(image), np.zeros((40, 40, 3), np.uint8))
+    make_annotated_pictures(folder, image)
+
+
+def make_annotated_pictures(folder: Path, image: Path) -> None:
+    for data, name in (("data", "train_standard"), ("val", "val")):
+        (folder / f"places365/{data}_large/a/arch").mkdir(parents=True)
+        for i in (1, 2):
+            shutil.copy(image, folder / f"places365/{data}_large/a/arch/{i}.jpg")
+        (folder / f"places365/places365_{name}.txt").write_text("/a/arch/1.jpg 12\n/a/arch/2.jpg 0")
+    for year in ("2017", "2018", "2019"):
+        (folder / f"inat{year}").mkdir()
+        for split in ("train", "val"):
+            for i in (0, 1):
+                shutil.copy(image, folder / f"inat{year}/{split}_{i}.jpg")
+            content = {
+                "images": [{"id": i, "file_name": f"{split}_{i}.jpg"} for i in (0, 1)],
+                "annotations": [{"id": i, "image_id": i, "category_id": i} for i in (0, 1)],
+                "categories": [{"id": i, "name": f"species {i}"} for i in (0, 1)],
+            }
+            (folder / f"inat{year}/{split}{year}.json").write_text(json.dumps(content))
 
 
 def make_lists(folder: Path) -> None:

@@ -417,7 +417,8 @@ def _json_entries(file: Path, text: str) -> Iterator[Entry]:
     entries = load_json(text, str(file), AnnotationError)
     if not isinstance(entries, list):
         raise AnnotationError(
-            f"{file}: expected a list of videos; set class_names to use a label map"
+            f"{file}: expected a list of videos; set class_names to use a label map, and let "
+            "`hiera-video data build-lists` make a list of iNaturalist's json"
         )
     for number, entry in enumerate(entries, 1):
         where = f"{file}: entry {number}"
