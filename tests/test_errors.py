@@ -1,7 +1,12 @@
 """Messages and names as they are shown."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
+import hiera_video
 from hiera_video.errors import MAX_MESSAGE, counted, message_line, printable
 
 
@@ -41,3 +46,22 @@ def test_of_a_very_long_message_the_beginning_is_shown():
 )
 def test_counts_and_their_nouns(number, noun, text):
     assert counted(number, noun) == text
+
+
+# A number that is written by itself, and not as in `1 of 2 videos`.
+UNCOUNTED = re.compile(
+    r"(?<!of )(?<!of the )(?<!of its )(?<!first )\{(?!len\(row\.labels\))[^{}]*\} "  # of two labels
+    r"(actions|boxes|classes|key frames|labels|processes|records|rows|videos)\b"
+)
+
+
+def test_no_message_says_1_classes_or_what_is_needed():
+    """Numbers are written by `counted`, and what is right is `expected`."""
+    package = Path(hiera_video.__file__).parent
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\bneeded (is|are)\b", text), path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.JoinedStr):
+                found = UNCOUNTED.search(ast.unparse(node))
+                assert found is None, f"{path}:{node.lineno}: {found[0]}"

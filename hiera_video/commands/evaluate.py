@@ -91,8 +91,8 @@ def read_list(config: EvaluateSettings, card: ModelCard) -> VideoList:
         if card.class_names:
             raise
         raise UnknownClassError(
-            f"{error} ({config.checkpoint} does not name its {card.num_classes} classes: "
-            "data.class_names=FILE does)"
+            f"{error} ({config.checkpoint} does not name its "
+            f"{counted(len(card.classes), 'class')}: data.class_names=FILE does)"
         ) from error
     require_labels(val)
     return val

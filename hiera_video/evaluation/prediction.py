@@ -13,7 +13,7 @@ from hiera_video.data.batches import Failure, ViewSample
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.records import VideoRecord, read_class_names
-from hiera_video.errors import ConfigError, ModelError, WeightsError
+from hiera_video.errors import ConfigError, ModelError, WeightsError, counted
 from hiera_video.evaluation.results import top_classes
 from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.models import pretrained
@@ -114,8 +114,8 @@ def with_class_names(card: ModelCard, source: str | None) -> ModelCard:
     names = read_class_names(source)
     if len(names) != card.num_classes:
         raise ConfigError(
-            f"data.class_names is {source}, which has {len(names)} names: the checkpoint has "
-            f"{card.num_classes} classes"
+            f"data.class_names is {source}, which has {counted(len(names), 'name')}: the "
+            f"checkpoint has {counted(len(card.classes), 'class')}"
         )
     for number, (theirs, stated) in enumerate(zip(names, card.class_names, strict=False)):
         if theirs != stated:

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from hiera_video.errors import WeightsError, listing
+from hiera_video.errors import WeightsError, counted, listing
 from hiera_video.models.variants import (
     as_tuple,
     check_known,
@@ -200,13 +200,15 @@ class ModelCard(BaseModel):
     def _check_names(self) -> ModelCard:
         names, classes = len(self.class_names), self.num_classes or 0
         if names not in (0, classes):
-            raise ValueError(f"there are {names} class_names for {classes} classes")
+            raise ValueError(f"there are {names} class_names for {counted(classes, 'class')}")
         if repeated := [name for name, n in Counter(self.class_names).items() if n > 1]:
             raise ValueError(f"class_names has {listing(repeated)} more than once")
         actions = (self.detector or {}).get("num_classes", 0)
         for key in ("label_map", "groups"):
             if unknown := [id for id in getattr(self, key) if not 1 <= id <= actions]:
-                raise ValueError(f"{key} has {unknown[0]}: the detector has {actions} actions")
+                raise ValueError(
+                    f"{key} has {unknown[0]}: the detector has {counted(actions, 'action')}"
+                )
         return self
 
     @property

@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from hiera_video.errors import ModelError
+from hiera_video.errors import ModelError, counted
 from hiera_video.models.hiera import Hiera, HieraBlock, Trainable
 from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
@@ -54,7 +54,7 @@ class MaskedAutoencoderHiera(Trainable):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ModelError(f"the encoder has {encoder.num_classes} classes: expected 0")
+            raise ModelError(f"the encoder has {counted(encoder.num_classes, 'class')}: expected 0")
         if decoder_heads < 1 or decoder_dim % decoder_heads:
             raise ModelError(
                 f"decoder_heads is {decoder_heads}: decoder_dim={decoder_dim} does not divide by it"
@@ -233,7 +233,7 @@ def histograms_of_gradients(x: Float[Tensor, "n C p q"]) -> Float[Tensor, "n P"]
     turn = torch.atan2(along_x, along_y) / math.pi * HOG_BINS
     bins = turn.floor().long() % HOG_BINS
     norms = torch.stack([along_x, along_y]).norm(dim=0)
-    counted = x.new_zeros(len(norms), HOG_BINS, *norms.shape[1:])
-    counted.scatter_(1, bins[:, None], norms[:, None])
-    cells = F.normalize(F.avg_pool2d(counted, HOG_CELL) * HOG_CELL**2, dim=1)
+    sums = x.new_zeros(len(norms), HOG_BINS, *norms.shape[1:])
+    sums.scatter_(1, bins[:, None], norms[:, None])
+    cells = F.normalize(F.avg_pool2d(sums, HOG_CELL) * HOG_CELL**2, dim=1)
     return rearrange(cells, "(n c) b i j -> n (c b i j)", c=x.shape[1])

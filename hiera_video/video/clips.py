@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from hiera_video.errors import counted
 from hiera_video.settings.base import Count
 from hiera_video.settings.video import ClipRule, Clips, FrameSampling
 from hiera_video.video.reader import VideoError, VideoReader
@@ -134,7 +135,7 @@ class ClipSampler(Clips):
             raise VideoError(
                 video.path,
                 "too_short",
-                f"{video_frames} frames, a clip covers {float(length):g}: lower "
+                f"{counted(video_frames, 'frame')}, a clip covers {float(length):g}: lower "
                 "clips.sampling_rate or set clips.end_policy to repeat_last or wrap",
             )
         return length

@@ -281,7 +281,7 @@ def test_repeated_rows_are_logged(tmp_path, caplog):
     path = write(tmp_path, "x.csv", TRUTH + TRUTH)
     with caplog.at_level(logging.WARNING, logger="hiera_video"):
         assert len(read_boxes("ground truth", path, LABELS)) == 4
-    assert "2 rows repeat an earlier row, the first in line 3" in caplog.text
+    assert "2 repeated rows, the first in line 3" in caplog.text
 
 
 def test_detections_need_scores_and_actions(tmp_path):

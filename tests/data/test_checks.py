@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiera_video.data.checks import check_videos, warn_of_flips
+from hiera_video.data.checks import check_videos, decoding_failures, warn_of_flips
 from hiera_video.data.videos.records import VideoRecord, read_splits, read_video_list
 from hiera_video.errors import AnnotationError, ConfigError
+from hiera_video.runtime.progress import Progress
 from hiera_video.settings.training import ClassificationData
 from hiera_video.settings.video import Reading
 from tests.video.striped_video import make_striped_video
@@ -49,6 +50,23 @@ def test_all_files_are_looked_up_and_the_first_that_is_missing_is_named(tmp_path
     caplog.clear()
     assert not check_videos("data.val", "list.csv", records[:100], Reading())
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_are_decoded_with_progress(tmp_path, monkeypatch, num_workers):
+    done = []
+
+    class Bar(Progress):
+        def update(self, n=1):
+            done.append((n, self.total))
+
+    monkeypatch.setattr("hiera_video.data.checks.Progress", Bar)
+    paths = [str(make_striped_video(tmp_path / f"{n}.mp4", 3)) for n in range(3)]
+    paths.append(str(touch(tmp_path / "empty.mp4")))
+    records = [VideoRecord(path, (), path) for path in paths]
+    (failure,) = decoding_failures(records, Reading(num_workers=num_workers))
+    assert (failure.path, failure.cause) == (paths[3], "empty")
+    assert done == [(1, 4)] * 4
 
 
 # ---- frames and pictures

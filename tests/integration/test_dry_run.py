@@ -74,6 +74,17 @@ def test_a_batch_larger_than_the_list_is_stated_as_it_is(commands, tmp_path):
     assert "is larger than" not in result.err
 
 
+@pytest.mark.parametrize("number", [20, 21])
+def test_classes_are_counted_where_they_are_few(commands, tmp_path, number):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(["left", "right", *map(str, range(2, number))]))
+    overrides = (f"data.class_names={names}", "--dry-run")
+    result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
+    assert result.code == 0, result.err
+    assert f"10 training videos of {number} classes" in result.out
+    assert ("of each class: 'left' 5, 'right' 5, '2' 0" in result.out) == (number == 20)
+
+
 def test_what_stands_in_a_default_folder_is_a_warning(commands, trained, tmp_path, monkeypatch):
     """In a folder that was chosen it is refused, as by the run itself."""
     monkeypatch.chdir(tmp_path)

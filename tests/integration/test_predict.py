@@ -101,7 +101,7 @@ def test_a_video_shorter_than_a_clip(commands, trained, tmp_path, toy):
     assert predict(commands, trained, tmp_path / "one.mp4").code == 0
     result = predict(commands, trained, tmp_path / "one.mp4", "clips.end_policy=error")
     assert result.code == 1
-    assert result.out.startswith(f"{tmp_path / 'one.mp4'}: 1 frames, a clip covers 8")
+    assert result.out.startswith(f"{tmp_path / 'one.mp4'}: 1 frame, a clip covers 8")
 
 
 def test_scores_that_are_no_numbers(commands, diverged, files):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 import hiera_video
@@ -120,6 +121,34 @@ def test_what_a_checkpoint_does_not_give_is_a_warning(
     else:
         assert warnings[0].startswith(f"{tmp_path / 'run'} (")
         assert any(what in line for line in warnings)
+
+
+def test_the_sizes_of_a_name_are_a_warning_where_the_checkpoint_has_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name states sizes, as the docstring says; without one they are the checkpoint's."""
+    narrow: dict[str, Any] = {"embed_dim": 8, "num_heads": 1, "stages": [1, 1, 1, 1]}
+    trained = create_model("hiera_tiny_16x224", num_frames=4, image_size=64, **narrow)
+    save_model(tmp_path / "run", trained)
+    assert create_model(checkpoint=tmp_path / "run").input_size == (4, 64, 64)
+    assert not caplog.messages
+    named = create_model("hiera_tiny_16x224", checkpoint=tmp_path / "run", **narrow)
+    assert named.input_size == (16, 224, 224)
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert "pos_embed_temporal: 2 -> 8" in caplog.text
+    assert "pos_embed_spatial: 16x16 -> 56x56" in caplog.text
+
+
+def test_home_folders_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_model("~/w", hiera(VIDEO))
+    assert torch.equal(logits(create_model(checkpoint="~/w")), logits(hiera(VIDEO)))
+    assert load_model("~/w")[1].num_classes == 5
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    with hiera_video.open_video("~/a.png") as video:
+        assert (video.height, video.width) == (4, 6)
+    assert not (tmp_path / "~").exists()
 
 
 def test_saving_replaces_weights_and_nothing_else(

@@ -18,7 +18,7 @@ import numpy as np
 from hiera_video.data.boxes.pickled import read_arrays
 from hiera_video.data.boxes.table import BoxTable, Kind, LabelMap, Problem
 from hiera_video.data.videos.files import csv_rows, json_lines
-from hiera_video.errors import AnnotationError
+from hiera_video.errors import AnnotationError, counted
 from hiera_video.files import read_bytes, read_text, user_path, utf8_text
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,8 @@ def read_boxes(
         raise AnnotationError(f"{table.source}:{mistakes[0].line}: {mistakes[0].text}{others}")
     repeated = [problem.line for problem in table.problems if problem.kind == "duplicate"]
     if repeated:
-        text = f"{len(repeated)} rows repeat an earlier row, the first in line {repeated[0]}"
+        rows = counted(len(repeated), "repeated row")
+        text = f"{rows}, the first in line {repeated[0]}"
         logger.warning("%s: %s; all rows count", table.source, text)
     return table
 

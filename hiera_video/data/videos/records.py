@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.videos.files import NUM_FILES_CHECKED, Row, read_folder, read_list
-from hiera_video.errors import AnnotationError, UnknownClassError, did_you_mean, listing
+from hiera_video.errors import AnnotationError, UnknownClassError, counted, did_you_mean, listing
 from hiera_video.files import (
     json_text,
     load_json,
@@ -275,7 +275,7 @@ def require_labels(videos: VideoList) -> None:
     unlabelled = [record.name for record in videos.records if not record.labels]
     if unlabelled:
         raise AnnotationError(
-            f"{videos.source}: {len(unlabelled)} videos have no label, for example "
+            f"{videos.source}: no label for {counted(len(unlabelled), 'video')}, for example "
             f"{unlabelled[0]}; each needs a class: one folder for each class, or a list with "
             "labels (`hiera-video predict` needs none)"
         )
@@ -310,8 +310,8 @@ def _check_label_counts(rows: list[Row], multi_label: bool) -> None:
     for row in rows:
         if labelled and not row.labels:
             raise AnnotationError(
-                f"{row.where}: {row.name!r} has no label, but {labelled} other videos have one; "
-                "label all of them or none"
+                f"{row.where}: {row.name!r} has no label, unlike "
+                f"{counted(labelled, 'other video')}; label all of them or none"
             )
         if len(row.labels) > 1 and not multi_label:
             raise AnnotationError(
