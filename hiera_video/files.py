@@ -114,7 +114,9 @@ def load_json(text: str, where: str, error: type[UserError]) -> Any:
     except json.JSONDecodeError as failure:
         line = f":{failure.lineno}" if failure.lineno > 1 else ""
         hint = "; lines of JSON belong into a .jsonl file" if "Extra" in failure.msg else ""
-        raise error(f"{where}{line}: not JSON ({failure.msg}){hint}") from None
+        raise error(
+            f"{where}{line}: not JSON ({failure.msg} at column {failure.colno}){hint}"
+        ) from None
     except ValueError as failure:
         raise error(f"{where}: not JSON ({failure})") from None
 

@@ -210,7 +210,12 @@ def _split_line(file: Path, number: int, line: str, separators: str) -> tuple[st
         path, rest = match.groups()
         fields = [field for field in re.split(r"[\t;, ]+", rest) if field]
         label = rest.strip("\"'`\u2018\u2019\u201c\u201d")
-        if re.search(r"[\t;,]$", rest):
+        marks = re.match(r"[^\w\s\"'(\[<&+.-]+|->?|=>", rest)
+        if " #" in f" {rest}":
+            advice = f"lists have no comments; remove {rest[rest.index('#') :]!r}"
+        elif marks and re.match(r"\s*\w", rest[marks.end() :]):
+            advice = f"remove {marks[0]!r} between path and label"
+        elif re.search(r"[\t;,]$", rest):
             advice = f"remove {rest[-1]!r} from the end of the line"
         elif line.startswith('"') and line.endswith('"') and line.count('"') == 2:
             advice = f'the quotes hold both: write "{path}" "{label}"'

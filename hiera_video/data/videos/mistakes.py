@@ -77,6 +77,8 @@ def object_advice(content: dict[str, Any]) -> str:
         return "pandas writes a list with to_json(FILE, orient='records')"
     if columns:
         return "this is one video: put [ ] around it"
+    if "annotations" in nested and len(nested) > 1:
+        return "this is COCO's form: write one object for each video, with the keys path and label"
     if nested:
         return f"write what stands under {listing(nested)} into a file of its own"
     if values and all(isinstance(value, dict) for value in values):
@@ -99,11 +101,15 @@ def stated_separator(text: str) -> tuple[str, str]:
 # ---- names and labels
 
 
-def check_not_numbered(where: str, names: Sequence[str]) -> None:
-    """Raises AnnotationError if the lines of a file of class names hold ids beside the names.
+def check_only_names(where: str, names: Sequence[str]) -> None:
+    """Raises AnnotationError if lines of a file of class names hold paths, or ids beside the names.
 
-    They do if all but a header have a number, each the next one.
+    They hold ids if all but a header have a number, each the next one.
     """
+    if names and all(is_media(name) or _SUFFIX_AND_MORE.fullmatch(name) for name in names):
+        raise AnnotationError(
+            f"{where}: a list of videos, such as {names[0]!r}; expected class names, one a line"
+        )
     for pattern in (r"(\d{1,9})[\s,;:]+\S.*", r".*\S[\t,;:]\s*(\d{1,9})"):
         found = [re.fullmatch(pattern, name) for name in names]
         ids = [int(match[1]) for match in found[found[:1] == [None] :] if match]
@@ -252,9 +258,12 @@ def _other_separator(rows: Sequence[Row], root: str) -> str:
     for row in rows:
         found = _SUFFIX_AND_MORE.fullmatch(row.name)
         if found and os.path.exists(below(root, found[1])):
+            advice = "separate path and label by a space, a tab, a comma or a semicolon"
+            if found[2][0] in "\t, ;":  # below a header of one column
+                advice = "the header must name all columns, such as path,label"
             return (
                 f"; there is {found[1]!r}, after which {found[2][:20]!r} stands in the list: "
-                "separate path and label by a space, a tab, a comma or a semicolon"
+                f"{advice}"
             )
     return ""
 

@@ -31,7 +31,7 @@ from hiera_video.data.videos.folders import Row, read_folder
 from hiera_video.data.videos.mistakes import (
     check_content,
     check_found,
-    check_not_numbered,
+    check_only_names,
     check_order,
     path_comes_first,
 )
@@ -179,7 +179,7 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
             names = _names_of_json(load_json(text, where, AnnotationError), where)
         else:
             names = [line.strip() for line in text.split("\n")] if text else []
-            check_not_numbered(where, names)
+            check_only_names(where, names)
     else:
         where, names = "class_names", list(source)
     if not names:
