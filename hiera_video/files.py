@@ -93,10 +93,10 @@ def read_text(path: Path, error: type[UserError], at_most: int = MAX_FILE_BYTES)
 
 def _kind_of_content(content: bytes) -> str:
     """What a file is that is known not to be UTF-8 text, with what to do; else ""."""
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or (len(content) > 1 and 0 in content[:2]):
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:2].count(0) == 1:
         return "UTF-16 text, or no text at all; save it as UTF-8 text"
     if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
-        return "a workbook or an archive; save a table as csv in UTF-8"
+        return "a workbook or an archive, not text; save a table as csv in UTF-8"
     if content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         return "a compressed file; unpack it"
     return ""

@@ -138,7 +138,7 @@ def test_a_list_in_json_lines(root):
     [
         ("a.mp4,run\n".encode("utf-16"), "UTF-16 text, or no text at all; save it as UTF-8"),
         ("a.mp4,run\n".encode("utf-16-be"), "UTF-16 text"),
-        (b"PK\x03\x04\x14\x00\x06\x00", "a workbook or an archive; save a table as csv in UTF-8"),
+        (b"PK\x03\x04\x14\x00\x06\x00", "a workbook or an archive, not text; save a table as csv"),
         (b"\x1f\x8b\x08\x00", "a compressed file; unpack it"),
     ],
 )
