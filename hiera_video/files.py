@@ -73,6 +73,8 @@ def read_text(path: Path, error: type[UserError], at_most: int = MAX_FILE_BYTES)
             more than `MAX_LINE` characters in other files than .json.
     """
     content = read_bytes(path, error, at_most)
+    if kind := _kind_of_content(content):
+        raise error(f"{path}: {kind}")
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as failure:
@@ -89,6 +91,17 @@ def read_text(path: Path, error: type[UserError], at_most: int = MAX_FILE_BYTES)
     return text
 
 
+def _kind_of_content(content: bytes) -> str:
+    """What a file is that is known not to be UTF-8 text, with what to do; else ""."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:2].count(0) == 1:
+        return "UTF-16 text, or no text at all; save it as UTF-8 text"
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        return "a workbook or an archive, not text; save a table as csv in UTF-8"
+    if content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "a compressed file; unpack it"
+    return ""
+
+
 def load_json(text: str, where: str, error: type[UserError]) -> Any:
     """`parse_json`, whose errors name a place.
 
@@ -101,7 +114,9 @@ def load_json(text: str, where: str, error: type[UserError]) -> Any:
     except json.JSONDecodeError as failure:
         line = f":{failure.lineno}" if failure.lineno > 1 else ""
         hint = "; lines of JSON belong into a .jsonl file" if "Extra" in failure.msg else ""
-        raise error(f"{where}{line}: not JSON ({failure.msg}){hint}") from None
+        raise error(
+            f"{where}{line}: not JSON ({failure.msg} at column {failure.colno}){hint}"
+        ) from None
     except ValueError as failure:
         raise error(f"{where}: not JSON ({failure})") from None
 
@@ -355,7 +370,7 @@ def missing_path(path: str | os.PathLike[str]) -> str:
     """That a path does not exist, in words, with the first folder that is missing, and a name that
     is similar to the missing one."""
     missing = user_path(path)
-    while not (parent := missing.parent).exists() and parent != missing:
+    while not os.path.exists(parent := missing.parent) and parent != missing:
         missing = parent
     names: list[str] = []
     with suppress(OSError):  # a file, or a folder that cannot be listed

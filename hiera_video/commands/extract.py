@@ -10,7 +10,7 @@ from typing import Any
 from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
-from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.folders import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, UserError, counted
 from hiera_video.extraction.features import FeatureExtractor, fingerprint

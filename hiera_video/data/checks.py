@@ -186,6 +186,20 @@ def _decode(
     return None
 
 
+def warn_of_similar(names: Iterable[str]) -> None:
+    """Logs a warning if names of classes differ only in case, blanks or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        alike.setdefault(re.sub(r"[\s_]+", " ", plain).strip(), []).append(name)
+    if groups := [" and ".join(map(repr, group)) for group in alike.values() if group[1:]]:
+        logger.warning(
+            "names of classes differ only in capitals, blanks, _ or Unicode form: %s; if they are "
+            "one class, write it in one way in all lists",
+            "; ".join(groups[:5]) + (f" and {len(groups) - 5} more" if groups[5:] else ""),
+        )
+
+
 def warn_of_flips(names: Iterable[str], flip: bool) -> None:
     """Logs a warning if flips are on and names of classes distinguish left and right."""
     sided = [name for name in names if _names_a_side(name)] if flip else []

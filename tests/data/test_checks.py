@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiera_video.data.checks import check_videos, decoding_failures, warn_of_flips
+from hiera_video.data.checks import (
+    check_videos,
+    decoding_failures,
+    warn_of_flips,
+    warn_of_similar,
+)
 from hiera_video.data.videos.records import VideoRecord, read_splits, read_video_list
 from hiera_video.errors import AnnotationError, ConfigError
 from hiera_video.runtime.progress import Progress
@@ -248,4 +253,17 @@ def test_names_that_tell_left_from_right(caplog, name, has_side):
     )
     caplog.clear()
     warn_of_flips([name], False)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "name", ["run Fast", "run  fast", " run fast ", "run_fast", "run\u00a0fast", "run \uff46ast"]
+)
+def test_class_names_that_are_written_in_two_ways(caplog, name):
+    warn_of_similar(["run fast", "run faster", "runfast", name])
+    (message,) = caplog.messages
+    assert message.startswith("names of classes differ only in capitals, blanks, _ or Unicode form")
+    assert f": 'run fast' and {name!r}; if they are one class" in message
+    caplog.clear()
+    warn_of_similar(["run fast", "run faster", "runfast"])
     assert not caplog.messages

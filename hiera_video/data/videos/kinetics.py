@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hiera_video.data.videos.files import Row, read_folder, read_list
+from hiera_video.data.videos.files import read_list
+from hiera_video.data.videos.folders import Row, read_folder
 from hiera_video.errors import AnnotationError
 from hiera_video.video.reader import VIDEO_SUFFIXES
 
