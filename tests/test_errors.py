@@ -2,7 +2,7 @@
 
 import pytest
 
-from hiera_video.errors import MAX_MESSAGE, counted, message_line, printable
+from hiera_video.errors import MAX_MESSAGE, counted, message_line, nearest, printable
 
 
 @pytest.mark.parametrize(
@@ -41,3 +41,24 @@ def test_of_a_very_long_message_the_beginning_is_shown():
 )
 def test_counts_and_their_nouns(number, noun, text):
     assert counted(number, noun) == text
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "near"),
+    [
+        ("dgo.mp4", "zero.mp4 dog.mp4", "dog.mp4"),
+        ("dgo.mp4", "zero.mp4 god_2.mp4", ""),
+        ("cat.mp4", "dog.mp4", ""),
+        ("trian", "val train", "train"),
+        ("Hiera-Base-16x224", "hiera_base_16x224 hiera_base_224", "hiera_base_16x224"),
+        ("frames", "num_frames num_heads", "num_frames"),
+        ("num", "num_frames num_heads", ""),
+        ("lr", "gr l", ""),
+        ("hiera_bsae_224", "hiera_huge_224 hiera_base_224", "hiera_base_224"),
+        ("hiera_tiny_1", "hiera_base_1 hiera_tiny_2", "hiera_tiny_2"),
+        ("bb.a", "ba.a bb.b", "bb.b"),  # one mistake in each: the same beginning
+        ("", "a", ""),
+    ],
+)
+def test_the_nearest_name(name, known, near):
+    assert nearest(name, known.split()) == near

@@ -5,13 +5,16 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from hiera_video.errors import ModelError
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.variants import as_tuple, check_known
+from hiera_video.models.variants import check_known
+from hiera_video.settings.base import Settings, mistakes
+from hiera_video.settings.model import Decoder, HieraArguments
 
 if TYPE_CHECKING:
     from hiera_video.models.loading import Model
@@ -38,6 +41,8 @@ HABITS = {
     "class_names": "save_model(folder, model, class_names=...) writes them",
     "device": "model.to(device) moves the model",
     "dtype": "model.to(dtype) converts the model",
+    "map_location": "weights are read to the CPU, and model.to(device) moves the model",
+    "strict": "a load is whole or an error; a classifier of other outputs alone starts afresh",
 }
 OTHERS = ("num_frames", "image_size")  # in place of input_size, in create_model and its like
 
@@ -49,20 +54,34 @@ def build(
 ) -> "Model":
     """A `Hiera` of these keyword arguments, or the autoencoder or detector around it.
 
-    Lists may stand for tuples. An unknown argument of `Hiera` is a ModelError.
+    Raises:
+        ModelError: an unknown argument of `Hiera`, or a value that it does not take.
     """
     for key in encoder:
         if key in HABITS:
             raise ModelError(f"{key} is no argument: {HABITS[key]}")
         check_known(key, [*inspect.signature(Hiera).parameters, *OTHERS], "Arguments")
-    arguments = {key: as_tuple(value) for key, value in encoder.items()}
+    arguments = checked(HieraArguments, encoder)
     if autoencoder is not None:
-        return MaskedAutoencoderHiera(Hiera(**arguments), **autoencoder)
+        return MaskedAutoencoderHiera(Hiera(**arguments), **checked(Decoder, autoencoder))
     if detector is not None:
         from hiera_video.models.detector import ActionDetector  # torchvision takes its time
 
         return ActionDetector(Hiera(**arguments), **detector)
     return Hiera(**arguments)
+
+
+def checked(cls: type[Settings], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as the fields of `cls` have them: lists may stand for tuples.
+
+    Raises:
+        ModelError: a value that a field does not allow.
+    """
+    try:
+        found = cls.model_validate(arguments)
+    except ValidationError as error:
+        raise ModelError(mistakes(cls, error, arguments)) from None
+    return {key: getattr(found, key) for key in arguments}
 
 
 def described_tensors(card: ModelCard) -> dict[str, Tensor]:

@@ -86,7 +86,10 @@ class ClipSampler(Clips):
                 f"{first + duration_sec:.3f} s"
             )
             if start_sec is not None:
-                message += "; data.start_sec is the second of the annotations at which files begin"
+                message += (
+                    "; start_sec (data.start_sec in commands) is the second of the annotations at "
+                    "which files begin"
+                )
             raise VideoError(video.path, "timestamps", message)
         timeline = self.timeline(video)
         if self.target_fps is not None:
@@ -134,8 +137,9 @@ class ClipSampler(Clips):
             raise VideoError(
                 video.path,
                 "too_short",
-                f"{video_frames} frames, a clip covers {float(length):g}: lower "
-                "clips.sampling_rate or set clips.end_policy to repeat_last or wrap",
+                f"{video_frames} frames, a clip covers {float(length):g}: lower sampling_rate, or "
+                "set end_policy to repeat_last or wrap (clips.sampling_rate and clips.end_policy "
+                "in commands)",
             )
         return length
 

@@ -18,7 +18,7 @@ START_COLUMNS = ("start", "start_time", "time_start", "start_sec", "start_frame"
 END_COLUMNS = ("end", "end_time", "time_end", "end_sec", "end_frame")
 RATE_COLUMNS = ("fps", "frame_rate", "frames_fps")
 KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
-SPLIT_KEY = "data.split=NAME (data.val_split=NAME for data.val of finetune)"
+SPLIT_KEY = "data.split=NAME (data.val_split=NAME for data.val of finetune; split=NAME in Python)"
 # Other names of columns that probably decide which videos, or which parts, are meant.
 MEANINGFUL = re.compile(
     r"(^|_)(start|begin|onset|from|end|stop|until|to|offset|split|subset|set|partition|fold)(_|\d|$)"
