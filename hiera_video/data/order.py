@@ -53,7 +53,8 @@ class TrainingOrder:
             raise ConfigError(
                 f"global_batch_size={size} does not divide by {counted(processes, 'process')} x "
                 f"accumulation_steps={self.accumulation_steps}; the nearest that does is "
-                f"{max(1, round(size / parts)) * parts}"
+                f"{max(1, round(size / parts)) * parts} (train.global_batch_size and "
+                "train.accumulation_steps in commands)"
             )
 
     def __len__(self) -> int:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from hiera_video.errors import ModelError
@@ -13,8 +12,8 @@ from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.variants import check_known
-from hiera_video.settings.base import Settings, mistakes
-from hiera_video.settings.model import Decoder, HieraArguments
+from hiera_video.settings.base import checked
+from hiera_video.settings.model import Decoder
 
 if TYPE_CHECKING:
     from hiera_video.models.loading import Model
@@ -61,27 +60,13 @@ def build(
         if key in HABITS:
             raise ModelError(f"{key} is no argument: {HABITS[key]}")
         check_known(key, [*inspect.signature(Hiera).parameters, *OTHERS], "Arguments")
-    arguments = checked(HieraArguments, encoder)
     if autoencoder is not None:
-        return MaskedAutoencoderHiera(Hiera(**arguments), **checked(Decoder, autoencoder))
+        return MaskedAutoencoderHiera(Hiera(**encoder), **checked(Decoder, autoencoder))
     if detector is not None:
         from hiera_video.models.detector import ActionDetector  # torchvision takes its time
 
-        return ActionDetector(Hiera(**arguments), **detector)
-    return Hiera(**arguments)
-
-
-def checked(cls: type[Settings], arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments as the fields of `cls` have them: lists may stand for tuples.
-
-    Raises:
-        ModelError: a value that a field does not allow.
-    """
-    try:
-        found = cls.model_validate(arguments)
-    except ValidationError as error:
-        raise ModelError(mistakes(cls, error, arguments)) from None
-    return {key: getattr(found, key) for key in arguments}
+        return ActionDetector(Hiera(**encoder), **detector)
+    return Hiera(**encoder)
 
 
 def described_tensors(card: ModelCard) -> dict[str, Tensor]:

@@ -39,6 +39,8 @@ from hiera_video.models.units import (
     size3,
     unroll,
 )
+from hiera_video.settings.base import takes
+from hiera_video.settings.model import HieraArguments
 
 if TYPE_CHECKING:
     from hiera_video.models.card import ModelCard
@@ -220,6 +222,7 @@ class Hiera(Trainable):
         ModelError: for sizes that do not fit together, naming the nearest that do.
     """
 
+    @takes(HieraArguments)
     def __init__(
         self,
         *,

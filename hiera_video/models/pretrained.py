@@ -26,7 +26,7 @@ from hiera_video.errors import (
     did_you_mean,
 )
 from hiera_video.files import json_text, parse_json, replacing, user_path, write_json
-from hiera_video.models.build import build, checked, described_tensors
+from hiera_video.models.build import build, described_tensors
 from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.checkpoint import (
     Checkpoint,
@@ -49,6 +49,7 @@ from hiera_video.models.variants import (
     is_image,
     list_models,
 )
+from hiera_video.settings.base import checked
 from hiera_video.settings.model import Backbone, PosEmbedResize, Target
 
 if TYPE_CHECKING:

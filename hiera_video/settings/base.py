@@ -5,10 +5,11 @@ allowed, and the string below it what it means and its unit; error messages and 
 from these.
 """
 
+import functools
 import os
 import reprlib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
 from typing import (
@@ -17,8 +18,10 @@ from typing import (
     Any,
     ClassVar,
     Literal,
+    ParamSpec,
     Self,
     Union,
+    cast,
     get_args,
     get_origin,
 )
@@ -35,7 +38,9 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from hiera_video.errors import ConfigError, UserError, did_you_mean
+from hiera_video.errors import ConfigError, ModelError, UserError, did_you_mean
+
+P = ParamSpec("P")
 
 MAX_SHOWN = 200  # characters of a value in a message
 MAX_WHOLE = 2**31 - 1  # larger numbers overflow somewhere; help texts do not state this bound
@@ -337,6 +342,32 @@ def shown_key(cls: type[Settings], key: str) -> str:
 def mistakes(cls: type[Settings], error: ValidationError, values: Mapping[str, Any]) -> str:
     """A sentence for each mistake in `values`."""
     return ". ".join(dict.fromkeys(mistake(cls, e, values)[2] for e in error.errors()))
+
+
+def checked(cls: type[Settings], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as the fields of `cls` have them: lists may stand for tuples.
+
+    Raises:
+        ModelError: a value that a field does not allow.
+    """
+    try:
+        found = cls.model_validate(arguments)
+    except ValidationError as error:
+        raise ModelError(mistakes(cls, error, arguments)) from None
+    return {key: getattr(found, key) for key in arguments}
+
+
+def takes(cls: type[Settings]) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorates an `__init__` of keyword arguments, which become `checked` ones."""
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(init)
+        def with_checks(*args: P.args, **arguments: P.kwargs) -> None:
+            cast("Callable[..., None]", init)(*args, **checked(cls, arguments))
+
+        return with_checks
+
+    return decorate
 
 
 def mistake(cls: type[Settings], error: Any, values: Mapping[str, Any]) -> tuple[bool, str, str]:

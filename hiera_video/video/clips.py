@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 
 import numpy as np
@@ -109,6 +110,8 @@ class ClipSampler(Clips):
         video of 25. So are linspace clips of videos of constant rate. Other videos have no such
         count: their frames are those of the `timeline`, `sampling_rate` apart.
         """
+        if isinstance(video, str | os.PathLike):  # of which the letters could be counted
+            raise TypeError(f"video is the path {video}: expected open_video({os.fspath(video)!r})")
         if self.target_fps is not None and (self.sampling, self.spacing) == ("clip", "linspace"):
             rate = constant_rate(video.frame_times_sec)
             if rate is not None:

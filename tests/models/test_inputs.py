@@ -139,6 +139,16 @@ def test_classes_that_are_no_number(number: Any) -> None:
     assert model.num_classes == 3
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"input_size": 64}, {"embed_dim": 96.5}, {"drop_path": 2.0}, {"num_classes": "ten"}],
+)
+def test_arguments_of_the_class(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(ModelError, match=f"^{name} is .*; it must be a "):
+        Hiera(**arguments)
+
+
 def test_indices_are_a_list(video: Hiera) -> None:
     indices: Any = 2
     with pytest.raises(ModelError, match="indices is 2: expected a list of stages"):
