@@ -148,7 +148,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
         allowed = max(longest > 2, longest // 4)
         if len(own) > 2 and own in letters and len(letters) <= 2 * len(own):
             allowed = longest
-        if abs(len(own) - len(letters)) > min(allowed, best[0]):
+        fewest = max(abs(len(own) - len(letters)), len({*own} ^ {*letters}) // 2)  # mistakes
+        if fewest > min(allowed, best[0]):
             continue
         mistakes = _mistakes(own, letters)
         common = takewhile(lambda pair: pair[0] == pair[1], zip(own, letters, strict=False))
