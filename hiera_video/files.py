@@ -6,7 +6,6 @@ others remove it if that was killed.
 """
 
 import csv
-import difflib
 import glob
 import json
 import logging
@@ -23,18 +22,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from itertools import islice
 from multiprocessing import util
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from hiera_video.errors import OutputError, UserError
+from hiera_video.errors import OutputError, UserError, nearest
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 2**30  # lists of ten million videos have less
 MAX_LINE = 2**20  # characters
-MAX_COMPARED = 1000  # names of a folder, with one that is not there: a tenth of a second
 
 
 def read_bytes(
@@ -372,11 +369,10 @@ def missing_path(path: str | os.PathLike[str]) -> str:
     missing = user_path(path)
     while not os.path.exists(parent := missing.parent) and parent != missing:
         missing = parent
-    names: list[str] = []
+    alike = ""
     with suppress(OSError):  # a file, or a folder that cannot be listed
-        names = [entry.name for entry in islice(os.scandir(parent), MAX_COMPARED)]
-    alike = difflib.get_close_matches(missing.name, names, n=1)  # by the name, not the whole path
-    near = f"; did you mean {str(parent / alike[0])!r}?" if alike else ""
+        alike = nearest(missing.name, (entry.name for entry in os.scandir(parent)))
+    near = f"; did you mean {str(parent / alike)!r}?" if alike else ""
     nor = "" if missing == user_path(path) else f", nor {missing}"
     return f"there is no such file or folder{nor}{similar_path(os.fspath(path)) or near}"
 
@@ -387,6 +383,10 @@ def similar_path(path: str) -> str:
     It may have the separators of Windows, or letters in another Unicode form than the names of
     files: macOS writes `é` as two code points (NFD), other systems as one (NFC).
     """
+    if not path:
+        return "; its path is empty"
+    if "://" in path:
+        return "; addresses are not opened: download the file, and give its path"
     if "\\" in path and os.sep != "\\":
         return "; write / between folders, not the backslashes of Windows"
     found = os.sep if path.startswith(os.sep) else ""

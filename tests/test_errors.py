@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import hiera_video
-from hiera_video.errors import MAX_MESSAGE, counted, message_line, printable
+from hiera_video.errors import MAX_MESSAGE, counted, message_line, nearest, printable
 
 
 @pytest.mark.parametrize(
@@ -65,3 +65,24 @@ def test_no_message_says_1_classes_or_what_is_needed():
             if isinstance(node, ast.JoinedStr):
                 found = UNCOUNTED.search(ast.unparse(node))
                 assert found is None, f"{path}:{node.lineno}: {found[0]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "near"),
+    [
+        ("dgo.mp4", "zero.mp4 dog.mp4", "dog.mp4"),
+        ("dgo.mp4", "zero.mp4 god_2.mp4", ""),
+        ("cat.mp4", "dog.mp4", ""),
+        ("trian", "val train", "train"),
+        ("Hiera-Base-16x224", "hiera_base_16x224 hiera_base_224", "hiera_base_16x224"),
+        ("frames", "num_frames num_heads", "num_frames"),
+        ("num", "num_frames num_heads", ""),
+        ("lr", "gr l", ""),
+        ("hiera_bsae_224", "hiera_huge_224 hiera_base_224", "hiera_base_224"),
+        ("hiera_tiny_1", "hiera_base_1 hiera_tiny_2", "hiera_tiny_2"),
+        ("bb.a", "ba.a bb.b", "bb.b"),  # one mistake in each: the same beginning
+        ("", "a", ""),
+    ],
+)
+def test_the_nearest_name(name, known, near):
+    assert nearest(name, known.split()) == near

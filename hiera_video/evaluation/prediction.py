@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -30,11 +30,22 @@ Classes = list[tuple[str, float]]
 """Names and probabilities, most likely first."""
 
 
+PAIR = "load_model returns a pair: write model, card = load_model(...)"
+
+
 class LoadedModel(NamedTuple):
     """A model in evaluation mode and its card: `model, card = load_model(...)`."""
 
     model: Model
     card: ModelCard
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"{PAIR}, and call the model")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if not name.startswith("__") and hasattr(self.model, name):
+            raise AttributeError(f"{PAIR}, which has {name!r}: model.{name}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def predict(self, path: str | os.PathLike[str], top_k: int = 5) -> Classes:
         """The most likely classes of a video or image, as `hiera-video predict` prints them.
@@ -143,11 +154,6 @@ def model_transform(
     normalize = Normalize(card.mean, card.std)
 
     def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
-        if not isinstance(frames, np.ndarray):
-            raise ModelError(
-                f"the frames are a {type(frames).__name__}: expected a NumPy array, "
-                "uint8 [T, H, W, 3], as open_video gives them"
-            )
         return normalize(torch.from_numpy(crops(frames)))
 
     return transform

@@ -105,8 +105,6 @@ class ActionDetector(Trainable):
         From 0, training begins with unlearning 80 halves, in which an encoder with random weights
         collapsed: after 250 steps of the demo it was still at chance.
         """
-        if self.card is not None:
-            self.card = self.card.without_classes()
         weight = self.encoder.norm.weight
         head = Head(self.encoder.num_features, num_classes, self.head_dropout)
         for name, parameter in head.projection.named_parameters():
@@ -115,3 +113,5 @@ class ActionDetector(Trainable):
             else:
                 nn.init.constant_(parameter, -math.log(max(num_classes - 1, 1)))
         self.roi_head = head.to(weight.device, weight.dtype)
+        if self.card is not None:
+            self.card = self.card.without_classes()

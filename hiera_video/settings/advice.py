@@ -1,13 +1,11 @@
 """What was probably meant by a key that a command does not know."""
 
-import difflib
 from collections.abc import Sequence
 from functools import cache
 
+from hiera_video.errors import nearest
 from hiera_video.settings.base import Settings, section_of
 from hiera_video.settings.commands import COMMANDS
-
-SIMILAR = 0.75  # share of the letters
 
 # What others call a setting, and the last part of its key here; of several, those that the command
 # has. Underscores and hyphens do not count.
@@ -112,11 +110,9 @@ def meant(cls: type[Settings], key: str) -> list[str]:
         return same
     if _commands_with(key):
         return []
-    alike = [name for name in known if _ratio(own, _plain(_last(name))) >= SIMILAR]
-    if near := difflib.get_close_matches(key, alike, n=1, cutoff=SIMILAR):
-        return near
-    names = difflib.get_close_matches(own, by_name, n=1, cutoff=SIMILAR)  # in other sections
-    return by_name[names[0]] if names else []
+    alike = by_name.get(nearest(own, by_name), [])
+    here = [name for name in alike if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    return here or alike  # in other sections
 
 
 def advice(cls: type[Settings], key: str) -> str:
@@ -141,10 +137,6 @@ def _keys(cls: type[Settings], start: str = "") -> list[str]:
         section = section_of(field)
         keys += _keys(section, f"{start}{name}.") if section else [f"{start}{name}"]
     return keys
-
-
-def _ratio(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def _last(key: str) -> str:

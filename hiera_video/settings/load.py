@@ -4,7 +4,7 @@ Every scalar stays text until the field that it is for is known: 1e-3 is a numbe
 and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,15 +16,13 @@ from hiera_video.errors import ConfigError, did_you_mean
 from hiera_video.files import read_text, shipped_folder, user_path
 from hiera_video.settings.advice import advice
 from hiera_video.settings.base import (
-    MAX_WHOLE,
-    RuleError,
     Settings,
-    allowed_values,
     defaults,
     leaves,
+    mistake,
+    only_keys,
     section_of,
     shown,
-    shown_key,
     takes_text,
 )
 from hiera_video.settings.tools import FlopsSettings
@@ -61,7 +59,7 @@ def load_settings(
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        mistakes = [_mistake(cls, mistake, values) for mistake in error.errors()]
+        mistakes = [_mistake(cls, found, values) for found in error.errors()]
         is_unset, key, sentence = min(mistakes, key=itemgetter(0))  # the first of the others
         source = f"{sources[key]}: " if sources.get(key) else ""
         raise (UnsetError if is_unset else ConfigError)(source + sentence) from None
@@ -222,50 +220,18 @@ def _merge(
 
 
 def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[bool, str, str]:
-    """An error of pydantic's: whether a required setting is only not set, its key, and a sentence
-    with key, value and what is allowed."""
-    names = [str(part) for part in error["loc"]]
-    value: Any = values
-    group, path = cls, list[str]()  # the innermost group that `names` lead to
-    for name in names:
-        if name not in group.model_fields:
-            break
-        path.append(name)
-        value = value.get(name) if isinstance(value, dict) else value
-        inner = section_of(group.model_fields[name])
-        if inner is None or len(path) == len(names):
-            break
-        group = inner
+    """As `mistake`, with advice about the keys of commands and of files."""
+    is_unset, key, sentence = mistake(cls, error, values)
     if error["type"] == "extra_forbidden":
-        key, inside = ".".join(names), error["input"]
-        whole = ".".join((key, *_only_keys(inside)))  # as it was written
-        if "." in names[-1]:  # of a file: in overrides, dots lead into groups
-            parts = names[-1].split(".")
+        last = str(error["loc"][-1])
+        whole = ".".join((key, *only_keys(error["input"])))
+        if "." in last:  # of a file: in overrides, dots lead into groups
+            parts = last.split(".")
             nested = ": {".join(parts) + ": ..." + "}" * (len(parts) - 1)
-            return False, key, f"{key} is one key with dots; in files, groups are nested: {nested}"
-        known = f"; known here are {', '.join(group.model_fields)}"
-        return False, key, f"{whole} is unknown{advice(cls, whole) or known}"
-    rule = error.get("ctx", {}).get("error")
-    if isinstance(rule, RuleError):
-        key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
-        is_required = True
-    else:
-        key, field = ".".join(path), group.model_fields[path[-1]]
-        allowed = allowed_values(field.annotation, field.metadata)
-        if section := section_of(field):
-            allowed = f"a group with {', '.join(section.model_fields)}"
-        if error["type"] == "less_than_equal" and error["ctx"]["le"] >= MAX_WHOLE:
-            allowed += f" and of at most {error['ctx']['le']:,}"
-        is_required = field.is_required()
-    sentence = f"{shown_key(cls, key)} is {shown(value)}; it must be {allowed}"
-    return value is None and is_required, key, sentence
-
-
-def _only_keys(value: Any) -> Iterator[str]:
-    """The keys that lead into groups of one entry."""
-    while isinstance(value, dict) and len(value) == 1:
-        ((key, value),) = value.items()
-        yield str(key)
+            sentence = f"{key} is one key with dots; in files, groups are nested: {nested}"
+        elif more := advice(cls, whole):
+            sentence = f"{whole} is unknown{more}"
+    return is_unset, key, sentence
 
 
 def to_yaml(values: Settings | dict[str, Any]) -> str:
@@ -290,7 +256,9 @@ def find_config(name: str) -> Path:
         if path.exists() and not path.is_dir():
             return path
     known = shipped_recipes()
-    hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
+    hint = (
+        did_you_mean(relative.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
+    )
     raise ConfigError(f"{name}: there is no such configuration file{hint}")
 
 

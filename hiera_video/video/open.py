@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, get_args
+from typing import BinaryIO
 
 from hiera_video.files import temporary_folder
 from hiera_video.settings.video import Backend, Decoding
@@ -19,6 +19,7 @@ from hiera_video.video.content import picture_format
 from hiera_video.video.reader import VideoReader, check_file
 
 DEFAULTS = Decoding()
+MAX_PATH = 4096  # bytes of the longest path
 
 OpenVideo = Callable[..., VideoReader]
 """`open_video` with all settings: from a path, and `frames_fps` where a list states it."""
@@ -58,26 +59,20 @@ def open_video(
 
     Raises:
         VideoError: the file cannot be read; `.cause` is one of `hiera_video.video.reader.Cause`.
-        ValueError: an unknown backend, or a limit that is not positive.
+        TypeError: `source` is something else.
+        ConfigError: an unknown backend, or a limit that is not positive.
         MissingLibrary: the library of the backend is not installed.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(
-            f"backend={backend!r} is unknown; allowed are {', '.join(get_args(Backend))}"
-        )
-    if frames_fps is not None and not frames_fps > 0:
-        raise ValueError(f"frames_fps={frames_fps} must be positive")
-    limits = {
-        "deadline_sec": deadline_sec,
-        "max_frame_pixels": max_frame_pixels,
-        "max_read_gib": max_read_gib,
-        "max_gap_sec": max_gap_sec,
-    }
-    for name, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ValueError(f"{name}={limit} must be positive")
-    decoding = Decoding(backend=backend, frames_fps=frames_fps, **limits)
+    decoding = Decoding(
+        backend=backend,
+        frames_fps=frames_fps,
+        deadline_sec=deadline_sec,
+        max_frame_pixels=max_frame_pixels,
+        max_read_gib=max_read_gib,
+        max_gap_sec=max_gap_sec,
+    )
     if not isinstance(source, str | os.PathLike):  # decoders open a file more than once
+        _check_content(source)
         suffix = Path(str(getattr(source, "name", ""))).suffix
         copy = tempfile.NamedTemporaryFile(suffix=suffix, dir=temporary_folder())  # noqa: SIM115
         shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
@@ -86,6 +81,19 @@ def open_video(
         weakref.finalize(reader, copy.close)  # which deletes it
         return reader
     return _open(os.path.expanduser(source), decoding)
+
+
+def _check_content(source: object) -> None:
+    """Raises TypeError for what is neither the content of a file nor a file that has it."""
+    if isinstance(source, io.TextIOBase):
+        raise TypeError("source is a file opened as text: open it by open(path, 'rb')")
+    if isinstance(source, bytes) and len(source) < MAX_PATH and os.path.exists(source):
+        raise TypeError(f"source is the path {source!r} as bytes: give os.fsdecode(source)")
+    if not isinstance(source, bytes) and not hasattr(source, "read"):
+        raise TypeError(
+            f"source is a {type(source).__name__}: expected one path, the content of a file as "
+            "bytes, or an open binary file"
+        )
 
 
 def opener(decoding: Decoding) -> OpenVideo:

@@ -16,7 +16,7 @@ FINETUNE = {
     "augment.rand_augment_magnitude=11": "augment.rand_augment_magnitude is 11",
     "views.short_side=20": "views.short_side is 20; it must be at least 32",
     "train.freeze_stages=9": "train.freeze_stages is 9; it must be from 0 to 4",
-    "train.accumulation_steps=3": "train.accumulation_steps=3",
+    "train.accumulation_steps=3": "x accumulation_steps=3; the nearest that does is 3 (train.",
     "model.image_size=33": "input_size is (4, 33, 33)",
     "model.overrides.q_pool=4": "q_pool is 4",
     "model.name=hiera_bse_16x224": "'hiera_bse_16x224' is unknown",

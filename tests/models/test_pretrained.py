@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +207,31 @@ def test_refused_entries(entries: dict[str, Any], message: str, tmp_path: Path) 
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.usefixtures("unchecked_shapes")  # which knows types, too
+def test_arguments_of_other_types(tmp_path: Path) -> None:
+    save: Any = save_model
+    model = hiera(VIDEO)
+    with pytest.raises(ModelError, match=r"the folder is a Hiera: .* save_model\(folder, model\)"):
+        save(model, tmp_path / "w")
+    with pytest.raises(ModelError, match=r"the card is a list: .* such as class_names=\[\.\.\.\]"):
+        save(tmp_path / "w", model, ["a", "b"])
+    with pytest.raises(ModelError, match=r"the model is a tuple: .*; load_model returns model"):
+        save(tmp_path / "w", (model, None))
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_pair_is_not_the_model(tmp_path: Path) -> None:
+    save_model(tmp_path / "w", hiera(VIDEO))
+    loaded: Any = load_model(tmp_path / "w")
+    with pytest.raises(TypeError, match=r"write model, card = load_model\(\.\.\.\), and call the"):
+        loaded(torch.zeros(1))
+    with pytest.raises(AttributeError, match=r"returns a pair.* which has 'eval': model\.eval"):
+        loaded.eval()
+    with pytest.raises(AttributeError, match="no attribute 'zzz'"):
+        _ = loaded.zzz
+    assert pickle.loads(pickle.dumps(loaded)).card == copy.deepcopy(loaded).card == loaded.card
+
+
 # Models that their card does not describe.
 
 
@@ -401,7 +428,7 @@ def test_other_kinds_are_refused_before_the_weights_are_read(kinds: dict[str, Pa
             if asked != kind:
                 with pytest.raises(WeightsError, match=f"^{folder} is an? .*; expected an? "):
                     load_model(folder, kind=asked)
-    message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400$"
+    message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400`$"
     with pytest.raises(WeightsError, match=message):
         load_model("hiera_base_16x224.mae_k400", kind="classifier")
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.files import shipped_folder
 from hiera_video.settings.advice import SYNONYMS
-from hiera_video.settings.base import RuleError, defaults, leaves
+from hiera_video.settings.base import defaults, leaves
 from hiera_video.settings.commands import COMMANDS
 from hiera_video.settings.evaluation import (
     EvaluateSettings,
@@ -38,6 +38,7 @@ from hiera_video.settings.training import (
     PretrainSettings,
     Train,
 )
+from hiera_video.settings.video import Views
 from hiera_video.training.run_folder import check_same_run, facts_of
 
 
@@ -542,11 +543,18 @@ def test_other_commands_name_what_they_miss(cls, overrides, key):
 
 def test_python_takes_and_checks_the_same_values():
     assert Optim(betas=(0.9, 0.95)).betas == (0.9, 0.95)
-    with pytest.raises(ValidationError, match="lr"):
-        Optim(lr=0)
-    with pytest.raises(ValidationError, match=r"must be less than train\.epochs=3") as error:
+    message = "lr is 0; it must be a number above 0. momentum is unknown; known here are opti"
+    with pytest.raises(ConfigError, match=f"^Optim: {message}") as error:
+        Optim(lr=0, momentum=0.9)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"must be less than train\.epochs=3"):
         Train(epochs=3)
-    assert isinstance(error.value.errors()[0]["ctx"]["error"], RuleError)
+    with pytest.raises(ConfigError, match="did you mean 'weight_decay'"):
+        Optim(weightdecay=0.1)
+    with pytest.raises(ConfigError, match=r"^Views: num_clips is 'x'; it must be a whole"):
+        Views(num_clips="x")
+    with pytest.raises(TypeError, match="Views takes its arguments by name: num_clips, "):
+        Views(5)
 
 
 # What is printed.

@@ -231,7 +231,7 @@ def test_long_frames_that_are_usual_are_not_reported(tmp_path):
 
 
 def test_gaps_are_positive():
-    with pytest.raises(ValueError, match="max_gap_sec=0 must be positive"):
+    with pytest.raises(ValueError, match="max_gap_sec is 0; it must be a number above 0"):
         open_video("a.mp4", max_gap_sec=0)
 
 

@@ -1,15 +1,20 @@
 """Pictures of any depth, the same from a file and from a folder of numbered frames."""
 
 import struct
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from hiera_video.runtime.logging import setup_logging
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import VideoError
 
+PALETTE = (  # of Pillow
+    "Palette images with Transparency expressed in bytes should be converted to RGBA images"
+)
 RAMP = np.linspace(0, 1, 4 * 96).reshape(4, 96)  # black to white
 
 
@@ -102,6 +107,18 @@ def test_palettes_and_transparency_are_colours(tmp_path):
         (tmp_path / name).mkdir()
         stored.save(tmp_path / name / "a1.png")
         assert np.array_equal(read_both(tmp_path / name / "a1.png"), stored.convert("RGB"))
+
+
+def test_warnings_of_the_library_are_messages_that_name_the_file(tmp_path, capsys):
+    path = tmp_path / "a.png"
+    colours = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    Image.fromarray(colours).quantize(9).save(path, transparency=bytes([0, 128]))
+    with warnings.catch_warnings():  # which also restores what setup_logging changes
+        warnings.simplefilter("always")
+        setup_logging()
+        open_video(path)
+    (message,) = [line for line in capsys.readouterr().err.splitlines() if " W " in line]
+    assert message.endswith(f" W {path}: {PALETTE}")
 
 
 def test_a_jpeg_that_was_cut_off_is_an_error(tmp_path):

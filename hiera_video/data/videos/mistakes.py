@@ -13,8 +13,8 @@ from typing import Any
 
 from hiera_video.data.videos.columns import LABEL_COLUMNS, PATH_COLUMNS, argument, column_name
 from hiera_video.data.videos.folders import MEDIA_SUFFIXES, Row, below, is_media
-from hiera_video.errors import AnnotationError, listing
-from hiera_video.files import MAX_COMPARED, missing_path, similar_path
+from hiera_video.errors import MAX_COMPARED, AnnotationError, listing
+from hiera_video.files import missing_path, similar_path
 from hiera_video.video.content import is_frame_folder
 
 NUM_FILES_CHECKED = 20

@@ -294,8 +294,9 @@ def _refuse_splits(folder: Path, found: Sequence[str], names: Sequence[str]) -> 
     if trained and held_out:
         raise AnnotationError(
             f"{folder}: its folders {listing([*trained, *held_out])} are splits, not classes; give "
-            f"them one by one, as data.train={folder / trained[0]} and "
-            f"data.val={folder / held_out[0]} (if they are classes, name them in data.class_names)"
+            f"them one by one, in commands as data.train={folder / trained[0]} and "
+            f"data.val={folder / held_out[0]} (if they are classes, name them in class_names, "
+            "data.class_names in commands)"
         )
 
 

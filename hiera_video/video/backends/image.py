@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from hiera_video.runtime.logging import warnings_about
 from hiera_video.settings.video import Decoding
 from hiera_video.video.orientation import EXIF_ORIENTATIONS, Orientation, upright
 from hiera_video.video.reader import Cause, Deadline, VideoError, VideoReader
@@ -24,7 +25,7 @@ def opened_image(path: str) -> Iterator[Image.Image]:
     """An image whose header has been read; errors of Pillow become VideoErrors."""
     try:
         # Of a path, Pillow would map the file into memory, and then turns TIFF wrongly.
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") as file, warnings_about(path):
             with _bound_lock:
                 bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # readers have theirs
                 try:

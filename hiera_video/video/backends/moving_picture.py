@@ -74,8 +74,8 @@ class MovingPictureReader(VideoReader):
             raise VideoError(
                 self.path,
                 "too_large",
-                f"is a WebP file of {size:.1f} GiB; max_read_gib={allowed:g} is allowed; set "
-                "data.max_read_gib higher, or leave the file out",
+                f"is a WebP file of {size:.1f} GiB; max_read_gib={allowed:g} is allowed; "
+                "raise it (data.max_read_gib in commands), or leave the file out",
             )
 
 
