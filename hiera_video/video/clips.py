@@ -142,8 +142,8 @@ class ClipSampler(Clips):
                 video.path,
                 "too_short",
                 f"{counted(video_frames, 'frame')}, a clip covers {float(length):g}: lower "
-                "sampling_rate, or set end_policy to repeat_last or wrap (clips.sampling_rate and clips.end_policy "
-                "in commands)",
+                "sampling_rate, or set end_policy to repeat_last or wrap (clips.sampling_rate and "
+                "clips.end_policy in commands)",
             )
         return length
 
