@@ -17,6 +17,7 @@ BITS = {"mpegts": 33, "mpeg": 33, "flv": 32, "asf": 32}
 # Formats that store presentation times only. libavformat guesses when their frames are decoded,
 # wrongly as long as it does not know how far frames are reordered.
 WITHOUT_DTS = frozenset({"matroska,webm", "ogg"})
+MAX_GUESSED = 4  # frames by which libavformat's guesses of times are wrong, measured
 MAX_REORDERED = 16  # frames that are decoded before a frame and shown after it
 
 Stamps = Sequence[int | None]
@@ -118,3 +119,48 @@ def placed(
             moved += [None if time is None else time + offset for time in times[begin:stop]]
         end = offset + max((last for _, last in shown), default=-offset)
     return moved_pts, moved_dts
+
+
+def fits_b_frames(pts: Stamps, dts: Stamps, is_second: np.ndarray) -> bool:
+    """Whether presentation times agree with the order of MPEG-1 and MPEG-2: a B-frame, which is
+    shown when it is decoded, comes before the reference frame that is decoded before it.
+
+    libavformat interpolates the times of packets that state none, wrongly where they are joined.
+    """
+    latest = None  # presentation time of a reference frame
+    for shown, decoded, is_later_field in zip(pts, dts, is_second.tolist(), strict=True):
+        if is_later_field or shown is None:
+            continue
+        if shown != decoded:
+            latest = shown
+        elif latest is not None and shown > latest:
+            return False
+    return True
+
+
+def evened(
+    stated: np.ndarray, begins: list[int], usual: float, otherwise: np.ndarray
+) -> np.ndarray:
+    """Times at a constant rate in each stretch, if they agree with all that are stated.
+
+    Args:
+        stated: in the order of frames or of decoding, seconds; NaN where no time is known.
+        begins: the first frames of stretches but the first.
+        usual: the time from one picture to the next. Pictures may be fields: half of a frame's.
+        otherwise: is returned if they do not agree.
+    """
+    parts, end = list[np.ndarray](), None
+    for begin, stop in itertools.pairwise([0, *begins, len(stated)]):
+        times, numbers = stated[begin:stop], np.arange(stop - begin)
+        known = np.flatnonzero(~np.isnan(times))
+        if len(known) == 0:
+            return otherwise
+        lines = [
+            (times[known[0]] + step * (numbers - known[0]), step) for step in (usual, 2 * usual)
+        ]
+        line, step = min(lines, key=lambda each: np.abs(each[0] - times)[known].max())
+        if np.abs(line - times)[known].max() > MAX_GUESSED * step:
+            return otherwise
+        parts.append(line if end is None else line - line[0] + end)
+        end = parts[-1][-1] + step
+    return np.concatenate(parts)
