@@ -139,14 +139,14 @@ def fits_b_frames(pts: Stamps, dts: Stamps, is_second: np.ndarray) -> bool:
 
 
 def evened(
-    stated: np.ndarray, begins: list[int], usual: float, otherwise: np.ndarray
+    stated: np.ndarray, begins: list[int], rates: Sequence[float], otherwise: np.ndarray
 ) -> np.ndarray:
     """Times at a constant rate in each stretch, if they agree with all that are stated.
 
     Args:
         stated: in the order of frames or of decoding, seconds; NaN where no time is known.
         begins: the first frames of stretches but the first.
-        usual: the time from one picture to the next. Pictures may be fields: half of a frame's.
+        rates: in frames per second, of which the nearest one is taken.
         otherwise: is returned if they do not agree.
     """
     parts, end = list[np.ndarray](), None
@@ -155,12 +155,11 @@ def evened(
         known = np.flatnonzero(~np.isnan(times))
         if len(known) == 0:
             return otherwise
-        lines = [
-            (times[known[0]] + step * (numbers - known[0]), step) for step in (usual, 2 * usual)
-        ]
-        line, step = min(lines, key=lambda each: np.abs(each[0] - times)[known].max())
-        if np.abs(line - times)[known].max() > MAX_GUESSED * step:
+        lines = [times[known[0]] + (numbers - known[0]) / rate for rate in rates]
+        errors = [float(np.abs(line - times)[known].max()) for line in lines]
+        error, rate, line = min(zip(errors, rates, lines, strict=True), key=lambda each: each[0])
+        if error * rate > MAX_GUESSED:
             return otherwise
         parts.append(line if end is None else line - line[0] + end)
-        end = parts[-1][-1] + step
+        end = parts[-1][-1] + 1 / rate
     return np.concatenate(parts)

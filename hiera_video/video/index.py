@@ -478,7 +478,10 @@ def _presentation_times(
     if name == "mpeg":  # a program stream states few times, and libavformat guesses the others
         stated = pts if is_ordered else dts
         if falls or np.isnan(stated).any() or np.diff(stated).min(initial=usual) < usual / 2:
-            times = evened(stated, [fall.number for fall in falls], usual, times)
+            rates = [1 / usual]
+            if packets.is_second.any():  # libavformat may count fields
+                rates.append(0.5 / usual)
+            times = evened(stated, [fall.number for fall in falls], rates, times)
     last = packets.duration[numbers[-1]] * unit
     if last <= 0:
         last = float(np.median(np.diff(times))) if len(times) > 1 else usual

@@ -9,7 +9,8 @@ import av
 import numpy as np
 import pytest
 
-from hiera_video.video.clock import Fall, find_falls, placed, unwrapped
+from hiera_video.video.clock import Fall, evened, find_falls, fits_b_frames, placed, unwrapped
+from hiera_video.video.index import _is_hidden
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import warn_once
 from tests.video.field_video import make_field_video
@@ -103,6 +104,7 @@ JOINED = {
         folder / "a.ts", [1000, 500], **{"x264-params": "open-gop=1:keyint=6:bframes=2"}
     ),
     "mpg": lambda folder: join(folder / "a.mpg", [100_000, 20_000, 0], "mpeg2video", bf="0"),
+    "mpg, B-frames": lambda folder: join(folder / "a.mpg", [1000, 0, 500], "mpeg2video"),
     "mpeg": lambda folder: join(folder / "a.mpeg", [0, 0], "mpeg1video", bf="0"),
     "joined webm": lambda folder: join(folder / "a.webm", [None, None], "libvpx"),
     "joined mkv": lambda folder: join(folder / "a.mkv", [None, None]),
@@ -135,6 +137,38 @@ def test_recordings_follow_one_another(tmp_path, backend, name, caplog):
         assert reader.fps == pytest.approx(25, rel=2e-3)
         assert "its clock falls back by" in reader.damage
         assert f"{path}: {reader.damage}" in caplog.messages
+
+
+def test_joined_gifs(tmp_path, backend):
+    """The last packet of a GIF, which holds the next header, is no key frame."""
+    part = make_striped_video(tmp_path / "a.gif", SIZE, codec="gif", pix_fmt="rgb8")
+    path = tmp_path / "b.gif"
+    path.write_bytes(2 * part.read_bytes())
+    expected = decode_linearly(path)
+    assert len(expected) == 2 * SIZE
+    with open_video(path, backend) as reader:
+        assert len(reader) == 2 * SIZE
+        for position in np.random.default_rng(0).permutation(2 * SIZE).tolist():
+            assert np.array_equal(reader[position], expected[position])
+
+
+def test_headers_of_theora_are_no_frames():
+    assert [_is_hidden("theora", byte) for byte in (0x80, 0x82, 0x00, 0x40)] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("suffix", "read"), [("mp4", 1), ("flv", 1), ("wmv", 1), ("mkv", 2)])
+def test_recordings_that_ffmpeg_does_not_read_are_named(tmp_path, suffix, read):
+    codec = "wmv2" if suffix == "wmv" else "libx264"
+    part = make_striped_video(tmp_path / f"a.{suffix}", SIZE, codec=codec)
+    path = tmp_path / f"b.{suffix}"
+    path.write_bytes(3 * part.read_bytes())
+    assert len(decode_linearly(path)) == read * SIZE
+    with open_video(part) as reader:
+        assert reader.damage is None
+    with open_video(path) as reader:
+        assert len(reader) == read * SIZE
+        begin = read * part.stat().st_size
+        assert f"another recording begins at byte {begin}, which FFmpeg" in reader.damage
 
 
 def test_each_fall_is_named_with_its_length_and_place(tmp_path):
@@ -249,6 +283,30 @@ def test_times_between_two_of_the_file_do_not_make_falls():
     """A program stream states a few times; libavformat's, between these, may fall."""
     is_stated = [True, False, False, True, False, True]
     assert find_falls([0, 1, 4, 3, 5, 2], is_stated) == [Fall(5, 1)]
+
+
+def test_b_frames_come_before_the_reference_that_is_decoded_before_them():
+    """I P B B P, of which libavformat interpolates the times, and a second field."""
+    dts = [0, 1, 2, 3, 4]
+    none = np.zeros(5, bool)
+    assert fits_b_frames([1, 4, 2, 3, 5], dts, none)
+    assert fits_b_frames([1, 4, 2, None, 5], dts, none)
+    assert not fits_b_frames([1, 2, 2.5, 3, 5], [0, 1, 2.5, 3, 4], none)
+    late = [0, 1, 2, 3, 5]
+    assert not fits_b_frames([1, 3, 2, 4, 5], late, none)
+    assert fits_b_frames([1, 3, 2, 4, 5], late, np.arange(5) == 4)
+
+
+def test_times_at_a_constant_rate_agree_with_those_stated():
+    guessed = np.array([0, 0.04, 0.08, 0.08, 0.12, np.nan, 0.24])
+    assert np.allclose(evened(guessed, [], [25], guessed), 0.04 * np.arange(7))
+    assert np.allclose(evened(guessed, [], [50, 25], guessed), 0.04 * np.arange(7))
+    joined = np.concatenate([guessed, guessed + 0.4])
+    assert np.allclose(evened(joined, [7], [25], joined), 0.04 * np.arange(14))
+    far = np.array([0, 0.04, 0.04, 0.5])  # a gap
+    assert evened(far, [], [25], far) is far
+    unknown = np.array([np.nan, np.nan])
+    assert evened(unknown, [], [25], far) is far
 
 
 def test_unwrapped_times_are_near_their_neighbours():

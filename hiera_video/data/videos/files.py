@@ -61,7 +61,7 @@ class Row:
     path: str
     labels: tuple[str | int, ...]
     part: Part | None = None
-    frames_fps: float | None = None  # of a folder of frames, if the list states it
+    frames_fps: float | None = None  # of a folder of frames or TIFF pages, if the list states it
 
 
 # ---- folders
@@ -260,7 +260,8 @@ def read_list(
             )
         labels = _split_labels(fields.get(columns.label), where, known)
         part = columns.part(fields, where)
-        fps = None if is_media(name) else columns.frames_fps(fields, where)
+        has_rate = not is_media(name) or name.lower().endswith((".tif", ".tiff"))  # of pages
+        fps = columns.frames_fps(fields, where) if has_rate else None
         rows.append(Row(where, f"{name}{part or ''}", _below(root, name), labels, part, fps))
     return rows, columns.label == "class_name"
 
