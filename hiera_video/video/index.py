@@ -27,9 +27,11 @@ from hiera_video.video.clock import (
     evened,
     find_falls,
     fits_b_frames,
+    jumps_within_groups,
     placed,
     rises,
     unwrapped,
+    without_gaps,
 )
 from hiera_video.video.container import (
     choose_stream,
@@ -263,13 +265,14 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
     begins = [offset for offset, _ in places]
     on_clock: tuple[Stamps, Stamps] = pts, dts
     falls = list[Fall]()
-    if not rises(dts):
+    least = int(name == "mpegts" and not any(is_second))  # in which no two frames have one time
+    if not rises(dts, least):
         on_clock = unwrapped(name, pts, dts)
         is_stated = [not is_parsed or begin >= 0 for begin in begins]
         is_guessed = name in WITHOUT_DTS and bool(stream.codec_context.has_b_frames)
         shown = [time if is_in else None for time, is_in in zip(on_clock[0], is_shown, strict=True)]
         falls = find_falls(
-            on_clock[1], is_stated, shown=shown, is_key=is_key, is_guessed=is_guessed
+            on_clock[1], is_stated, shown=shown, is_key=is_key, is_guessed=is_guessed, least=least
         )
     if is_parsed and places:
         # The flags of the first packet are lost, as no packet comes before it.
@@ -375,14 +378,12 @@ def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:
     if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
         return False  # libavformat guesses the presentation times, often wrongly
     pts = _stamps(packets.pts)
-    is_interpolated = stream.container.format.name in PARSED_FORMATS
-    has_mpeg_order = stream.codec_context.name in ("mpeg1video", "mpeg2video")
-    if (
-        is_interpolated
-        and has_mpeg_order
-        and not fits_b_frames(packets.pts, packets.dts, packets.is_second)
-    ):
-        return False
+    if stream.container.format.name in PARSED_FORMATS:
+        has_order = stream.codec_context.name in ("mpeg1video", "mpeg2video")
+        if has_order and not fits_b_frames(packets.pts, packets.dts, packets.is_second):
+            return False
+        if not has_order and jumps_within_groups(packets.dts, packets.is_key.tolist()):
+            return False
     # Frames before the first key frame of a recording, in either order, may or may not decode.
     bounds = [0, *(fall.number for fall in packets.falls), len(pts)]
     for begin, stop in itertools.pairwise(bounds):
@@ -473,14 +474,14 @@ def _presentation_times(
     if is_ordered:
         times = pts
     else:
-        dts = _seconds([packets.dts[n] for n in sorted(numbers)], unit)
+        close = without_gaps(packets.falls, packets.dts, packets.duration)
+        dts = _seconds([close[n] for n in sorted(numbers)], unit)
         times = np.arange(len(order)) * usual if np.isnan(dts).any() else np.sort(dts)
     if name == "mpeg":  # a program stream states few times, and libavformat guesses the others
         stated = pts if is_ordered else dts
         if falls or np.isnan(stated).any() or np.diff(stated).min(initial=usual) < usual / 2:
-            rates = [1 / usual]
-            if packets.is_second.any():  # libavformat may count fields
-                rates.append(0.5 / usual)
+            counts = (1, 2) if packets.is_second.any() else (1,)  # libavformat may count fields
+            rates = [1 / usual / count for count in counts]
             times = evened(stated, [fall.number for fall in falls], rates, times)
     last = packets.duration[numbers[-1]] * unit
     if last <= 0:
