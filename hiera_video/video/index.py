@@ -324,7 +324,7 @@ def _before_recordings(
     known = [n for n, begin in enumerate(begins) if begin >= 0 and dts[n] is not None]
     longest, last = GAP_SEC / float(stream.time_base or 1), set[int]()
     for before, after in itertools.pairwise(known):
-        if is_key[after] and not 0 <= dts[after] - dts[before] <= longest:  # type: ignore[operator]
+        if is_key[after] and not 0 < dts[after] - dts[before] <= longest:  # type: ignore[operator]
             last.update(range(before, after))
     return last
 
