@@ -178,7 +178,7 @@ def make_work(
     for key in ("frames_fps", "max_gap_sec"):
         if (value := getattr(config.data, key)) is not None:
             settings[key] = value
-    open_video, deadline_sec = opener(config.data), config.data.deadline_sec
+    open_video, deadline_sec = opener(config.data, num_frames), config.data.deadline_sec
     return ReadWindows(windows, crops, open_video, deadline_sec), settings
 
 

@@ -84,7 +84,7 @@ class FinetuneTask(Task):
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             short_side=transform.short_side,
-            open_video=opener(self.settings.data),
+            open_video=opener(self.settings.data, self.sampler(model).num_frames),
         )
 
     def loss(self, model: Hiera, device: torch.device) -> ClassificationLoss:

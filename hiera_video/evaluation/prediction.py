@@ -173,7 +173,7 @@ def views_of(
         ClipSampler.of(clips, num_frames),
         crop_size=(height, width),
         views=views,
-        open_video=opener(decoding),
+        open_video=opener(decoding, num_frames),
     )
 
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from hiera_video.files import temporary_folder
-from hiera_video.settings.video import Backend, Decoding
+from hiera_video.settings.video import Backend, Decoding, Reading
 from hiera_video.video.content import picture_format
-from hiera_video.video.reader import VideoReader, check_file
+from hiera_video.video.reader import VideoError, VideoReader, check_file
 
 DEFAULTS = Decoding()
 MAX_PATH = 4096  # bytes of the longest path
@@ -96,12 +96,20 @@ def _check_content(source: object) -> None:
         )
 
 
-def opener(decoding: Decoding) -> OpenVideo:
-    """`open_video` with the settings of a command."""
-    return partial(_open, limits=decoding)
+def opener(decoding: Decoding, num_frames: int = 1) -> OpenVideo:
+    """`open_video` with the settings of a command.
+
+    Args:
+        num_frames: of the clips that are read. If there are several, a still picture is an error,
+            unless the settings allow it.
+    """
+    is_strict = num_frames > 1 and isinstance(decoding, Reading) and not decoding.stills
+    return partial(_open, limits=decoding, takes_stills=not is_strict)
 
 
-def _open(path: str, limits: Decoding, frames_fps: float | None = None) -> VideoReader:
+def _open(
+    path: str, limits: Decoding, frames_fps: float | None = None, takes_stills: bool = True
+) -> VideoReader:
     backend, frames_fps = limits.backend, frames_fps or limits.frames_fps
     if frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
@@ -111,7 +119,14 @@ def _open(path: str, limits: Decoding, frames_fps: float | None = None) -> Video
     if (kind := picture_format(path)) is not None:
         from hiera_video.video.backends.moving_picture import open_picture
 
-        return open_picture(path, kind, limits, frames_fps)
+        picture = open_picture(path, kind, limits, frames_fps)
+        if len(picture) == 1 and not takes_stills:
+            sentence = (
+                "is a picture, and clips have several frames; leave it out, or set "
+                "data.stills=true to take pictures as clips in which nothing moves"
+            )
+            raise VideoError(path, "not_a_video", sentence)
+        return picture
 
     from hiera_video.video.backends.pyav import PyavReader
 

@@ -18,6 +18,8 @@ from hiera_video.errors import AnnotationError, ConfigError
 from hiera_video.runtime.progress import Progress
 from hiera_video.settings.training import ClassificationData
 from hiera_video.settings.video import Reading
+from hiera_video.video.open import opener
+from hiera_video.video.reader import VideoError
 from tests.video.striped_video import make_striped_video
 
 
@@ -132,6 +134,26 @@ def test_pictures_that_move_are_clips(tmp_path):
         check_videos("data.val", "", [*records, VideoRecord(str(path), (), "")], Reading(), 4)
 
 
+def test_a_picture_under_the_name_of_a_video_is_no_clip(tmp_path):
+    draw(tmp_path / "page.png").rename(tmp_path / "page.mp4")
+    record = VideoRecord(str(tmp_path / "page.mp4"), (), "")
+    with pytest.raises(VideoError, match=r"page\.mp4: is a picture.*data\.stills=true") as caught:
+        record.open(opener(Reading(), 4))
+    assert caught.value.cause == "not_a_video"
+    for data, num_frames in ((Reading(stills=True), 4), (Reading(), 1)):
+        with record.open(opener(data, num_frames)) as video:
+            assert len(video) == 1
+
+
+def test_the_list_may_state_the_rate_of_tiff_pages(tmp_path):
+    grey = [Image.fromarray(np.full((8, 8, 3), 30 * i, np.uint8)) for i in range(3)]
+    grey[0].save(tmp_path / "pages.tif", save_all=True, append_images=grey[1:])
+    (tmp_path / "list.csv").write_text("path,label,fps\npages.tif,x,10\n")
+    (record,) = read_video_list(tmp_path / "list.csv").records
+    with record.open(opener(Reading(), 2)) as video:
+        assert np.allclose(video.frame_times_sec, [0, 0.1, 0.2])
+
+
 def test_the_list_may_state_the_rate_of_each_folder(frames):
     rows = ["path,label,fps", "a/v1,x,10", 'b/v1,y,"12,5"', "b/deep/v2,y,"]
     rows += [
@@ -140,8 +162,6 @@ def test_the_list_may_state_the_rate_of_each_folder(frames):
     (frames / "list.csv").write_text("\n".join(rows[:3] + rows[4:]))
     videos = read_video_list(frames / "list.csv")
     assert [record.frames_fps for record in videos.records] == [10, 12.5, None]
-    from hiera_video.video.open import opener
-
     with videos.records[1].open(opener(Reading(frames_fps=99))) as video:
         assert video.frame_times_sec.tolist() == [0, 0.08, 0.16]
     assert not check_videos("data.val", "", videos.records, Reading(), 4)

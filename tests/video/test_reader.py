@@ -126,6 +126,16 @@ def test_times_are_those_of_the_file(video, backend):
         assert reader.fps == pytest.approx(len(reader) / (reader.end_sec - times[0]))
 
 
+def test_a_palette_that_the_first_packet_brings(tmp_path, backend):
+    """It is not repeated after a seek, where frames would be black."""
+    path = make_striped_video(tmp_path / "a.mov", 30, codec="qtrle", pix_fmt="gray")
+    expected = decode_linearly(path)
+    with open_video(path, backend) as reader:
+        for position in (29, 3, 17, 3):
+            assert np.array_equal(reader[position], expected[position])
+            assert expected[position].any()
+
+
 def test_default_stream_is_chosen(tmp_path, backend):
     path = make_striped_video(tmp_path / "d.mkv", 12, streams=(0, 300), default_stream=1)
     with open_video(path, backend) as reader:

@@ -124,7 +124,7 @@ class Columns:
         return Part(start, end, in_frames) if start or end is not None else None
 
     def frames_fps(self, fields: dict[str, Any], where: str) -> float | None:
-        """The rate of a folder of frames; None: the list does not state it."""
+        """The rate of a folder of frames or of TIFF pages; None: the list does not state it."""
         what, needed = f"{where}: {self.rate}", "frames per second, such as 29.97"
         rate = _number(fields.get(self.rate), what, needed)
         if rate == 0:

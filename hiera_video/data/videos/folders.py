@@ -28,7 +28,7 @@ class Row:
     path: str
     labels: tuple[str | int, ...]
     part: Part | None = None
-    frames_fps: float | None = None  # of a folder of frames, if the list states it
+    frames_fps: float | None = None  # of a folder of frames or TIFF pages, if the list states it
 
 
 def read_folder(

@@ -64,7 +64,9 @@ class VideoRecord:
     labels: tuple[int, ...]  # class ids, ascending; () if the video has no label
     name: str  # as in the list, and the part, `#t=2,4.5`; identifies the record in outputs
     part: Part | None = None  # None: the whole video
-    frames_fps: float | None = None  # of a folder of frames. None: the list does not state it
+    frames_fps: float | None = (
+        None  # of a folder of frames or TIFF pages. None: the list does not state it
+    )
 
     def open(self, open_video: OpenVideo) -> VideoReader:
         """The reader of the video or of the part.
