@@ -40,6 +40,11 @@ RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
     "detection": (DetectTrainSettings, "detect train"),
 }
 MAX_FILE_BYTES = 1_000_000
+PROBLEMS = {  # of PyYAML, in words
+    "found character '\\t' that cannot start any token": "a tab; write blanks in its place",
+    "mapping values are not allowed here": "a second ':'; write each key in a line of its own, "
+    "those of a group indented below its name",
+}
 RENAMED = {"seconds": "keyframe_range_sec"}  # old names, which saved runs may have
 
 
@@ -148,7 +153,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     loaded = _parsed(read_text(path, ConfigError, MAX_FILE_BYTES), path)
     if loaded is not None and not isinstance(loaded, dict):
         kind = "a list" if isinstance(loaded, list) else f"the text {shown(loaded)}"
-        raise ConfigError(f"{path}: holds {kind}, not keys with values")
+        raise ConfigError(
+            f"{path}: holds {kind}, not keys with values, such as optim: {{lr: 1e-3}}"
+        )
     return loaded or {}
 
 
@@ -179,7 +186,8 @@ def _problem(error: yaml.YAMLError) -> str:
     """What is wrong, and where; PyYAML's own sentences also name its objects."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         mark = error.problem_mark
-        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        problem = PROBLEMS.get(error.problem, error.problem)
+        return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
     return str(error).partition("\n")[0]
 
 
@@ -199,11 +207,15 @@ class _TextLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if not isinstance(key, str) or keys.count(key) > 1:
-                what = f"duplicate key {key}" if isinstance(key, str) else "a key that is not text"
-                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, mark = self.construct_object(key_node, deep=True), key_node.start_mark
+            what = "" if isinstance(key, str) else "a key that is not text"
+            if isinstance(key, str) and key in lines:
+                what = f"duplicate key {key}, which stands in line {lines[key]} too; join them"
+            if what:
+                raise yaml.constructor.ConstructorError(None, None, what, mark)
+            lines[key] = mark.line + 1
         return super().construct_mapping(node, deep)
 
 
@@ -243,6 +255,9 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
             parts = names[-1].split(".")
             nested = ": {".join(parts) + ": ..." + "}" * (len(parts) - 1)
             return False, key, f"{key} is one key with dots; in files, groups are nested: {nested}"
+        if "=" in names[-1]:  # of a file
+            name, _, text = (part.strip() for part in names[-1].partition("="))
+            return False, key, f"{key!r} is one key; in files, write {name}: {text}"
         known = f"; known here are {', '.join(group.model_fields)}"
         return False, key, f"{whole} is unknown{advice(cls, whole) or known}"
     rule = error.get("ctx", {}).get("error")
@@ -253,7 +268,7 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
         key, field = ".".join(path), group.model_fields[path[-1]]
         allowed = allowed_values(field.annotation, field.metadata)
         if section := section_of(field):
-            allowed = f"a group with {', '.join(section.model_fields)}"
+            allowed = f"a group with {', '.join(section.model_fields)}" + advice(cls, key)
         if error["type"] == "less_than_equal" and error["ctx"]["le"] >= MAX_WHOLE:
             allowed += f" and of at most {error['ctx']['le']:,}"
         is_required = field.is_required()
@@ -274,12 +289,13 @@ def to_yaml(values: Settings | dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def differences(a: Settings, b: Settings) -> list[str]:
-    """`key: old -> new` for each setting that differs between two configurations of a command."""
+def differences(a: Settings, b: Settings) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two configurations of a command: old and new values by
+    key."""
     old, new = (
         {key: value for key, _, value in leaves(type(s), s.model_dump(mode="json"))} for s in (a, b)
     )
-    return [f"{key}: {old[key]} -> {new[key]}" for key in sorted(old) if old[key] != new[key]]
+    return {key: (old[key], new[key]) for key in sorted(old) if old[key] != new[key]}
 
 
 def find_config(name: str) -> Path:
@@ -289,6 +305,8 @@ def find_config(name: str) -> Path:
     for path in (user_path(name), shipped / relative):
         if path.exists() and not path.is_dir():
             return path
+    if (user_path(name) / "config.yaml").is_file():
+        raise ConfigError(f"{name} is a folder: write --config {name.rstrip('/')}/config.yaml")
     known = shipped_recipes()
     hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
     raise ConfigError(f"{name}: there is no such configuration file{hint}")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiera_video.data.checks import check_videos, warn_of_flips
+from hiera_video.data.checks import check_videos, warn_of_flips, warn_of_still_model
 from hiera_video.data.videos.records import VideoRecord, read_splits, read_video_list
 from hiera_video.errors import AnnotationError, ConfigError
 from hiera_video.settings.training import ClassificationData
@@ -231,3 +231,22 @@ def test_names_that_tell_left_from_right(caplog, name, has_side):
     caplog.clear()
     warn_of_flips([name], False)
     assert not caplog.messages
+
+
+# ---- a model of pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "files", "said"),
+    [
+        ("hiera_tiny_224", 1, "a.mp4 b.png c.mp4", "2 of 3 training files are videos"),
+        ("hiera_base_224.mae_in1k", 1, "a.mp4", "model.name=hiera_base_16x224 is for videos"),
+        ("hiera_tiny_224", 1, "b.png", ""),
+        ("hiera_tiny_16x224", 16, "a.mp4", ""),
+    ],
+)
+def test_a_model_of_pictures_that_is_given_videos_is_named(name, num_frames, files, said, caplog):
+    records = [VideoRecord(file, (0,), file) for file in files.split()]
+    warn_of_still_model(name, num_frames, records)
+    assert said in caplog.text
+    assert len(caplog.messages) == bool(said)
