@@ -120,7 +120,8 @@ def meant(cls: type[Settings], key: str) -> list[str]:
     known = keys_of(cls)
     if any(name.startswith(f"{key}.") for name in known):
         fields = (leaf for leaf in leaves(cls) if leaf[0].startswith(f"{key}."))
-        return [name for name, field, _ in fields if field.is_required()]
+        if required := [name for name, field, _ in fields if field.is_required()]:
+            return required
     own = _plain(_last(key))
     by_name: dict[str, list[str]] = {}
     for name in known:

@@ -4,6 +4,7 @@ Every scalar stays text until the field that it is for is known: 1e-3 is a numbe
 and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -268,7 +269,9 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
         key, field = ".".join(path), group.model_fields[path[-1]]
         allowed = allowed_values(field.annotation, field.metadata)
         if section := section_of(field):
-            allowed = f"a group with {', '.join(section.model_fields)}" + advice(cls, key)
+            line = re.match(r"(\w+)\s*[=:]\s*(.+)", value) if isinstance(value, str) else None
+            hint = f"; in files, write {line[1]}: {line[2]} below {key}:" if line else ""
+            allowed = f"a group with {', '.join(section.model_fields)}{hint or advice(cls, key)}"
         if error["type"] == "less_than_equal" and error["ctx"]["le"] >= MAX_WHOLE:
             allowed += f" and of at most {error['ctx']['le']:,}"
         is_required = field.is_required()

@@ -39,7 +39,7 @@ from hiera_video.runtime.distributed import (
 from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import exit_code, print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
-from hiera_video.settings.training import Loop, Optim, RunSettings
+from hiera_video.settings.training import Loop, Optim
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -90,7 +90,7 @@ def train(
         schedule = Schedule(task.num_records, settings.train, settings.optim)
         latest = None
         with in_the_way(settings, "run_dir"):
-            latest = find_run(folder, settings, task.data, schedule)
+            latest = find_run(folder, task, schedule)
         with configured(), torch.device("meta"):
             size = encoder_of(task.create(None)).input_size  # checks the settings
         unreadable = check_lists(task, size[0])
@@ -144,19 +144,19 @@ def train(
         return run.finish(report, start_step, as_json)
 
 
-def find_run(
-    folder: Path, settings: RunSettings, data: dict[str, Any], schedule: "Schedule"
-) -> Path | None:
+def find_run(folder: Path, task: Task, schedule: "Schedule") -> Path | None:
     """The checkpoint to resume from, if the folder holds a run; errors as of `train`."""
+    settings = task.settings
     latest = on_main(lambda: latest_checkpoint(folder / "checkpoints"))
     if latest:
         step, facts = read_facts(latest)
-        check_same_run(latest, facts, settings, data)
+        check_same_run(latest, facts, settings, task.data)
         if step > schedule.end_step:
             raise ConfigError(
-                f"train.epochs is {settings.train.epochs:g}, {counted(schedule.end_step, 'step')} "
-                f"here, and {folder} has taken {step}: raise train.epochs, or choose another "
-                "run_dir"
+                f"train.epochs is {settings.train.epochs:g}, which are "
+                f"{counted(schedule.end_step, 'step')} of {settings.train.global_batch_size} "
+                f"{task.unit}, and {folder} has taken {step}: raise train.epochs, or choose "
+                "another run_dir"
             )
     elif (folder / "weights").exists():  # a start that failed leaves neither
         raise UserError(

@@ -173,6 +173,7 @@ def test_print_config_of_a_shipped_recipe(capsys):
         (["finetune", "--config", "/"], ["no such configuration file"]),
         (["detect", "score", "a", "b"], ["ground_truth=FILE detections=FILE label_map=FILE"]),
         (["evaluate", "data=val.csv"], ["did you mean 'data.val'?"]),
+        (["finetune", "model=hiera_tiny_224"], ["did you mean 'model.name'?"]),
         (["predict", "a.pth"], ["checkpoint=a.pth"]),
         (["predict", "hiera_tiny_224.mae_in1k_ft_in1k"], ["write checkpoint=hiera_tiny_224."]),
         (["convert", "checkpoint=x", "output=a.pth"], ["output is 'a.pth'", "layout=official"]),

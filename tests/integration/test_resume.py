@@ -162,7 +162,9 @@ def test_a_finished_run_started_again_changes_nothing(commands, tmp_path, weight
     for options in ((), ("--dry-run",)):
         result = commands.run(*commands.finetune(tmp_path, *shorter, *options))
         assert result.code == 2
-        result.reports("train.epochs is 1, 3 steps here", f"{tmp_path} has taken 9")
+        result.reports(
+            "train.epochs is 1, which are 3 steps of 4 videos", f"{tmp_path} has taken 9"
+        )
     assert (weights_of(tmp_path), lines_of(tmp_path / "metrics.jsonl")) == before
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == names
 

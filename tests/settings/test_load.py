@@ -388,6 +388,7 @@ def test_a_message_has_no_name_of_the_code_and_no_sentence_of_a_library(override
         ("optim: [lr", "not valid YAML: "),
         ("optim:\n\tlr: 1", "not valid YAML: a tab; write blanks in its place (line 2, column 1)"),
         ("optim: lr: 1", "not valid YAML: a second ':'; write each key in a line of its own"),
+        ("optim: lr=1", "optim is 'lr=1'; it must be a group with optimizer, lr, warmup_lr"),
         ("optim: {lr = 1}", "'optim.lr = 1' is one key; in files, write lr: 1"),
         (
             "optim: {lr: 1}\nmodel: {}\noptim: {lr: 2}",
