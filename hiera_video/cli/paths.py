@@ -72,7 +72,8 @@ def _check_variants(settings: Settings) -> None:
     else:
         return
     for name in names:
-        if name not in VARIANTS and not (init and name in PUBLISHED):
+        is_published = name in PUBLISHED and not isinstance(settings, BenchmarkSettings)
+        if name not in VARIANTS and not is_published:
             raise ConfigError(f"{key} is {name!r}; {_variant_meant(name, init)}")
 
 
@@ -89,10 +90,9 @@ def _variant_meant(name: str, init: str) -> str:
         return f"it must be a variant, such as hiera_base_16x224{also}"
     if variant in VARIANTS:
         tags = [known.partition(".")[2] for known in PUBLISHED if known.startswith(f"{variant}.")]
-        if not init:
-            return f"it must be a variant: write {variant}"
-        return f"published weights of {variant} are: {', '.join(tags) or 'none'}; for random " + (
-            f"weights, write {variant}"
+        return (
+            f"published weights of {variant} are: {', '.join(tags) or 'none'}; for the variant "
+            f"alone, write {variant}"
         )
     plain = name.lower().replace("-", "_")
     alike = [known for known in VARIANTS if known.startswith(plain)]

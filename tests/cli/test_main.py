@@ -387,7 +387,7 @@ def test_the_tag_of_published_weights_and_files_of_the_package_exist(seen, tmp_p
             "finetune data.train=list.csv model.name=hiera_base_224.mae",
             "are: mae_in1k, mae_in1k_ft",
         ),
-        ("flops hiera_base_224.mae_in1k", "write hiera_base_224"),
+        ("benchmark hiera_base_224.mae_in1k", "for the variant alone, write hiera_base_224"),
         ("benchmark hiera_base_224 hiera_bse_224", "MODEL is 'hiera_bse_224'; the variants are"),
     ],
 )
