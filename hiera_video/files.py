@@ -373,8 +373,15 @@ def missing_path(path: str | os.PathLike[str]) -> str:
     with suppress(OSError):  # a file, or a folder that cannot be listed
         alike = nearest(missing.name, (entry.name for entry in os.scandir(parent)))
     near = f"; did you mean {str(parent / alike)!r}?" if alike else ""
-    nor = "" if missing == user_path(path) else f", nor {missing}"
-    return f"there is no such file or folder{nor}{similar_path(os.fspath(path)) or near}"
+    hint = similar_path(os.fspath(path)) or near
+    nor = "" if missing == user_path(path) or is_address(os.fspath(path)) else f", nor {missing}"
+    here = "" if hint or missing.is_absolute() else f" in {os.getcwd()}"
+    return f"there is no such file or folder{here}{nor}{hint}"
+
+
+def is_address(path: str) -> bool:
+    """Whether a path has the form of an address, as `https://...` and `s3://...` have."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def similar_path(path: str) -> str:
@@ -385,10 +392,12 @@ def similar_path(path: str) -> str:
     """
     if not path:
         return "; its path is empty"
-    if "://" in path:
-        return "; addresses are not opened: download the file, and give its path"
+    if is_address(path):
+        return "; addresses are not opened: download it, and name the file"
     if "\\" in path and os.sep != "\\":
         return "; write / between folders, not the backslashes of Windows"
+    if "*" in path:
+        return "; patterns are not expanded here: name a folder, or a list of files"
     found = os.sep if path.startswith(os.sep) else ""
     for part in filter(None, path.split(os.sep)):
         forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))

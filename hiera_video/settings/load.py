@@ -4,6 +4,7 @@ Every scalar stays text until the field that it is for is known: 1e-3 is a numbe
 and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 """
 
+import re
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
@@ -38,6 +39,11 @@ RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
     "detection": (DetectTrainSettings, "detect train"),
 }
 MAX_FILE_BYTES = 1_000_000
+PROBLEMS = {  # of PyYAML, in words
+    "found character '\\t' that cannot start any token": "a tab; write blanks in its place",
+    "mapping values are not allowed here": "a second ':'; write each key in a line of its own, "
+    "those of a group indented below its name",
+}
 RENAMED = {"seconds": "keyframe_range_sec"}  # old names, which saved runs may have
 
 
@@ -146,7 +152,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     loaded = _parsed(read_text(path, ConfigError, MAX_FILE_BYTES), path)
     if loaded is not None and not isinstance(loaded, dict):
         kind = "a list" if isinstance(loaded, list) else f"the text {shown(loaded)}"
-        raise ConfigError(f"{path}: holds {kind}, not keys with values")
+        raise ConfigError(
+            f"{path}: holds {kind}, not keys with values, such as optim: {{lr: 1e-3}}"
+        )
     return loaded or {}
 
 
@@ -177,7 +185,8 @@ def _problem(error: yaml.YAMLError) -> str:
     """What is wrong, and where; PyYAML's own sentences also name its objects."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         mark = error.problem_mark
-        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        problem = PROBLEMS.get(error.problem, error.problem)
+        return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
     return str(error).partition("\n")[0]
 
 
@@ -197,11 +206,15 @@ class _TextLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if not isinstance(key, str) or keys.count(key) > 1:
-                what = f"duplicate key {key}" if isinstance(key, str) else "a key that is not text"
-                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, mark = self.construct_object(key_node, deep=True), key_node.start_mark
+            what = "" if isinstance(key, str) else "a key that is not text"
+            if isinstance(key, str) and key in lines:
+                what = f"duplicate key {key}, which stands in line {lines[key]} too; join them"
+            if what:
+                raise yaml.constructor.ConstructorError(None, None, what, mark)
+            lines[key] = mark.line + 1
         return super().construct_mapping(node, deep)
 
 
@@ -222,6 +235,11 @@ def _merge(
 def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[bool, str, str]:
     """As `mistake`, with advice about the keys of commands and of files."""
     is_unset, key, sentence = mistake(cls, error, values)
+    text = error.get("input")
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):  # for a group
+        line = re.match(r"(\w+)\s*[=:]\s*(.+)", text) if isinstance(text, str) else None
+        hint = f"; in files, write {line[1]}: {line[2]} below {key}:" if line else ""
+        return is_unset, key, f"{sentence}{hint or advice(cls, key)}"
     if error["type"] == "extra_forbidden":
         last = str(error["loc"][-1])
         whole = ".".join((key, *only_keys(error["input"])))
@@ -229,6 +247,9 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
             parts = last.split(".")
             nested = ": {".join(parts) + ": ..." + "}" * (len(parts) - 1)
             sentence = f"{key} is one key with dots; in files, groups are nested: {nested}"
+        elif "=" in last:  # of a file
+            name, _, text = (part.strip() for part in last.partition("="))
+            sentence = f"{key!r} is one key; in files, write {name}: {text}"
         elif more := advice(cls, whole):
             sentence = f"{whole} is unknown{more}"
     return is_unset, key, sentence
@@ -240,12 +261,13 @@ def to_yaml(values: Settings | dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def differences(a: Settings, b: Settings) -> list[str]:
-    """`key: old -> new` for each setting that differs between two configurations of a command."""
+def differences(a: Settings, b: Settings) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two configurations of a command: old and new values by
+    key."""
     old, new = (
         {key: value for key, _, value in leaves(type(s), s.model_dump(mode="json"))} for s in (a, b)
     )
-    return [f"{key}: {old[key]} -> {new[key]}" for key in sorted(old) if old[key] != new[key]]
+    return {key: (old[key], new[key]) for key in sorted(old) if old[key] != new[key]}
 
 
 def find_config(name: str) -> Path:
@@ -255,6 +277,8 @@ def find_config(name: str) -> Path:
     for path in (user_path(name), shipped / relative):
         if path.exists() and not path.is_dir():
             return path
+    if (user_path(name) / "config.yaml").is_file():
+        raise ConfigError(f"{name} is a folder: write --config {name.rstrip('/')}/config.yaml")
     known = shipped_recipes()
     hint = (
         did_you_mean(relative.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"

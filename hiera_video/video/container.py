@@ -70,7 +70,10 @@ def open_container(path: str, deadline_sec: float, **options: str) -> InputConta
         if is_moving_png:
             sentence = "its first frame is missing or damaged; fetch it again"
             raise VideoError(path, "truncated", sentence) from error
-        sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
+        sentence = (
+            f"is not a video that libav can read ({error.strerror}): it is damaged, or no video; "
+            "fetch it again or leave it out"
+        )
         raise VideoError(path, "not_a_video", sentence) from error
 
 
@@ -101,7 +104,10 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     streams = video_streams(container)
     if not streams:
         what = "only cover art" if container.streams.video else "no video stream"
-        raise VideoError(path, "no_video_stream", f"has {what}; leave the file out of the list")
+        sound = ", only sound" if container.streams.audio else ""
+        raise VideoError(
+            path, "no_video_stream", f"has {what}{sound}; take another file or leave it out"
+        )
     stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
     if stream.codec_context is None:
         raise VideoError(

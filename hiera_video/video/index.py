@@ -174,7 +174,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     if not packets.is_shown.any():
         if packets.damaged:
             raise VideoError(path, "truncated", "no frame of it is whole; fetch it again")
-        raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
+        raise VideoError(path, "no_frames", "holds no video frames; leave it out")
     stamp_name: Literal["pts", "dts"] | None = None
     if _has_ordered_timestamps(packets, stream):
         stamp_name = "pts"

@@ -12,6 +12,7 @@ from hiera_video.data.checks import (
     decoding_failures,
     warn_of_flips,
     warn_of_similar,
+    warn_of_still_model,
 )
 from hiera_video.data.videos.records import VideoRecord, read_splits, read_video_list
 from hiera_video.errors import AnnotationError, ConfigError
@@ -287,3 +288,22 @@ def test_class_names_that_are_written_in_two_ways(caplog, name):
     caplog.clear()
     warn_of_similar(["run fast", "run faster", "runfast"])
     assert not caplog.messages
+
+
+# ---- a model of pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "files", "said"),
+    [
+        ("hiera_tiny_224", 1, "a.mp4 b.png c.mp4", "2 of 3 training files are videos"),
+        ("hiera_base_224.mae_in1k", 1, "a.mp4", "model.name=hiera_base_16x224 is for videos"),
+        ("hiera_tiny_224", 1, "b.png", ""),
+        ("hiera_tiny_16x224", 16, "a.mp4", ""),
+    ],
+)
+def test_a_model_of_pictures_that_is_given_videos_is_named(name, num_frames, files, said, caplog):
+    records = [VideoRecord(file, (0,), file) for file in files.split()]
+    warn_of_still_model(name, num_frames, records)
+    assert said in caplog.text
+    assert len(caplog.messages) == bool(said)

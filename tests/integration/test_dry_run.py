@@ -19,7 +19,7 @@ FINETUNE = {
     "train.accumulation_steps=3": "x accumulation_steps=3; the nearest that does is 3 (train.",
     "model.image_size=33": "input_size is (4, 33, 33)",
     "model.overrides.q_pool=4": "q_pool is 4",
-    "model.name=hiera_bse_16x224": "'hiera_bse_16x224' is unknown",
+    "model.name=hiera_bse_16x224": "model.name is 'hiera_bse_16x224'",
     "device=tpu": "device is 'tpu'",
 }
 PRETRAIN = {
