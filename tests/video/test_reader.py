@@ -318,7 +318,10 @@ def test_sources_that_are_no_file(tmp_path, monkeypatch):
         open_video(io.StringIO("text"))
     with pytest.raises(TypeError, match=r"path b'a.mp4' as bytes: give os\.fsdecode"):
         open_video(b"a.mp4")
-    for path, hint in (("", "its path is empty"), ("https://a.org/b.mp4", "download the file")):
+    for path, hint in (
+        ("", "its path is empty"),
+        ("https://a.org/b.mp4", "download it, and name the file"),
+    ):
         with pytest.raises(VideoError, match=f"no such file; .*{hint}"):
             open_video(path)
     for limit in ({"deadline_sec": 0}, {"backend": "opencv"}, {"frames_fps": "fast"}):

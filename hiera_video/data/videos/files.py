@@ -122,7 +122,8 @@ def read_list(
             )
         labels = _split_labels(fields.get(columns.label), where, known)
         part = columns.part(fields, where)
-        fps = None if is_media(name) else columns.frames_fps(fields, where)
+        has_rate = not is_media(name) or name.lower().endswith((".tif", ".tiff"))  # of pages
+        fps = columns.frames_fps(fields, where) if has_rate else None
         rows.append(Row(where, f"{name}{part or ''}", below(root, name), labels, part, fps))
     return rows, columns.label == "class_name"
 
