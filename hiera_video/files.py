@@ -6,7 +6,6 @@ others remove it if that was killed.
 """
 
 import csv
-import difflib
 import glob
 import json
 import logging
@@ -23,18 +22,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
-from itertools import islice
 from multiprocessing import util
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from hiera_video.errors import OutputError, UserError
+from hiera_video.errors import OutputError, UserError, nearest
 
 logger = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 2**30  # lists of ten million videos have less
 MAX_LINE = 2**20  # characters
-MAX_COMPARED = 1000  # names of a folder, with one that is not there: a tenth of a second
 
 
 def read_bytes(
@@ -73,6 +70,8 @@ def read_text(path: Path, error: type[UserError], at_most: int = MAX_FILE_BYTES)
             more than `MAX_LINE` characters in other files than .json.
     """
     content = read_bytes(path, error, at_most)
+    if kind := _kind_of_content(content):
+        raise error(f"{path}: {kind}")
     try:
         text = content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as failure:
@@ -89,6 +88,17 @@ def read_text(path: Path, error: type[UserError], at_most: int = MAX_FILE_BYTES)
     return text
 
 
+def _kind_of_content(content: bytes) -> str:
+    """What a file is that is known not to be UTF-8 text, with what to do; else ""."""
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff") or content[:2].count(0) == 1:
+        return "UTF-16 text, or no text at all; save it as UTF-8 text"
+    if content.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
+        return "a workbook or an archive, not text; save a table as csv in UTF-8"
+    if content.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
+        return "a compressed file; unpack it"
+    return ""
+
+
 def load_json(text: str, where: str, error: type[UserError]) -> Any:
     """`parse_json`, whose errors name a place.
 
@@ -101,7 +111,9 @@ def load_json(text: str, where: str, error: type[UserError]) -> Any:
     except json.JSONDecodeError as failure:
         line = f":{failure.lineno}" if failure.lineno > 1 else ""
         hint = "; lines of JSON belong into a .jsonl file" if "Extra" in failure.msg else ""
-        raise error(f"{where}{line}: not JSON ({failure.msg}){hint}") from None
+        raise error(
+            f"{where}{line}: not JSON ({failure.msg} at column {failure.colno}){hint}"
+        ) from None
     except ValueError as failure:
         raise error(f"{where}: not JSON ({failure})") from None
 
@@ -355,15 +367,21 @@ def missing_path(path: str | os.PathLike[str]) -> str:
     """That a path does not exist, in words, with the first folder that is missing, and a name that
     is similar to the missing one."""
     missing = user_path(path)
-    while not (parent := missing.parent).exists() and parent != missing:
+    while not os.path.exists(parent := missing.parent) and parent != missing:
         missing = parent
-    names: list[str] = []
+    alike = ""
     with suppress(OSError):  # a file, or a folder that cannot be listed
-        names = [entry.name for entry in islice(os.scandir(parent), MAX_COMPARED)]
-    alike = difflib.get_close_matches(missing.name, names, n=1)  # by the name, not the whole path
-    near = f"; did you mean {str(parent / alike[0])!r}?" if alike else ""
-    nor = "" if missing == user_path(path) else f", nor {missing}"
-    return f"there is no such file or folder{nor}{similar_path(os.fspath(path)) or near}"
+        alike = nearest(missing.name, (entry.name for entry in os.scandir(parent)))
+    near = f"; did you mean {str(parent / alike)!r}?" if alike else ""
+    hint = similar_path(os.fspath(path)) or near
+    nor = "" if missing == user_path(path) or is_address(os.fspath(path)) else f", nor {missing}"
+    here = "" if hint or missing.is_absolute() else f" in {os.getcwd()}"
+    return f"there is no such file or folder{here}{nor}{hint}"
+
+
+def is_address(path: str) -> bool:
+    """Whether a path has the form of an address, as `https://...` and `s3://...` have."""
+    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
 
 
 def similar_path(path: str) -> str:
@@ -372,8 +390,14 @@ def similar_path(path: str) -> str:
     It may have the separators of Windows, or letters in another Unicode form than the names of
     files: macOS writes `é` as two code points (NFD), other systems as one (NFC).
     """
+    if not path:
+        return "; its path is empty"
+    if is_address(path):
+        return "; addresses are not opened: download it, and name the file"
     if "\\" in path and os.sep != "\\":
         return "; write / between folders, not the backslashes of Windows"
+    if "*" in path:
+        return "; patterns are not expanded here: name a folder, or a list of files"
     found = os.sep if path.startswith(os.sep) else ""
     for part in filter(None, path.split(os.sep)):
         forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))

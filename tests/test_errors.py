@@ -1,8 +1,13 @@
 """Messages and names as they are shown."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
-from hiera_video.errors import MAX_MESSAGE, counted, message_line, printable
+import hiera_video
+from hiera_video.errors import MAX_MESSAGE, counted, message_line, nearest, printable
 
 
 @pytest.mark.parametrize(
@@ -41,3 +46,43 @@ def test_of_a_very_long_message_the_beginning_is_shown():
 )
 def test_counts_and_their_nouns(number, noun, text):
     assert counted(number, noun) == text
+
+
+# A number that is written by itself, and not as in `1 of 2 videos`.
+UNCOUNTED = re.compile(
+    r"(?<!of )(?<!of the )(?<!of its )(?<!first )\{(?!len\(row\.labels\))[^{}]*\} "  # of two labels
+    r"(actions|boxes|classes|key frames|labels|processes|records|rows|videos)\b"
+)
+
+
+def test_no_message_says_1_classes_or_what_is_needed():
+    """Numbers are written by `counted`, and what is right is `expected`."""
+    package = Path(hiera_video.__file__).parent
+    for path in package.rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"\bneeded (is|are)\b", text), path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.JoinedStr):
+                found = UNCOUNTED.search(ast.unparse(node))
+                assert found is None, f"{path}:{node.lineno}: {found[0]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "near"),
+    [
+        ("dgo.mp4", "zero.mp4 dog.mp4", "dog.mp4"),
+        ("dgo.mp4", "zero.mp4 god_2.mp4", ""),
+        ("cat.mp4", "dog.mp4", ""),
+        ("trian", "val train", "train"),
+        ("Hiera-Base-16x224", "hiera_base_16x224 hiera_base_224", "hiera_base_16x224"),
+        ("frames", "num_frames num_heads", "num_frames"),
+        ("num", "num_frames num_heads", ""),
+        ("lr", "gr l", ""),
+        ("hiera_bsae_224", "hiera_huge_224 hiera_base_224", "hiera_base_224"),
+        ("hiera_tiny_1", "hiera_base_1 hiera_tiny_2", "hiera_tiny_2"),
+        ("bb.a", "ba.a bb.b", "bb.b"),  # one mistake in each: the same beginning
+        ("", "a", ""),
+    ],
+)
+def test_the_nearest_name(name, known, near):
+    assert nearest(name, known.split()) == near

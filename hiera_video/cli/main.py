@@ -16,7 +16,6 @@ import importlib
 import io
 import multiprocessing
 import os
-import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -33,9 +32,9 @@ from hiera_video.cli.help import (
     summary,
 )
 from hiera_video.cli.paths import check_paths
+from hiera_video.cli.words import OVERRIDE, operands_of
 from hiera_video.errors import (
     DISK_IS_FULL,
-    ConfigError,
     OutputError,
     UserError,
     WeightsNotFoundError,
@@ -49,7 +48,7 @@ from hiera_video.runtime.dry_run import running_dry
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
 from hiera_video.settings import tools
-from hiera_video.settings.advice import advice, meant
+from hiera_video.settings.advice import COMMANDS_MEANT, advice, meant
 from hiera_video.settings.base import Settings, operand_of
 from hiera_video.settings.commands import COMMANDS
 from hiera_video.settings.load import (
@@ -69,7 +68,6 @@ CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a
     "visualize mae": "autoencoder",
 }
 MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
-OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)*=")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -142,7 +140,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     # Operands may stand between options, which argparse allows only for what it does not know.
     args, operands = top.parse_known_args(words)
     for place, option in enumerate(operands):
-        if option.startswith("--"):
+        if option.startswith("-"):
             _refuse_option(top, COMMANDS[args.command], option, operands[place + 1 :])
     return args, operands
 
@@ -177,6 +175,8 @@ def _refuse_command(top: argparse.ArgumentParser, words: Sequence[str]) -> NoRet
     if first.startswith("-") or OVERRIDE.match(first):
         top.error(f"{first!r} stands before the command: write hiera-video COMMAND {first}")
     near = did_you_mean(" ".join(words[:2]), COMMANDS) or did_you_mean(first, COMMANDS)
+    if first in COMMANDS_MEANT:
+        near = f"; did you mean {COMMANDS_MEANT[first]}?"
     known = f"; there are {', '.join(COMMANDS)}"
     top.error(f"there is no command {first!r}{near or known}")
 
@@ -191,6 +191,7 @@ def _refuse_option(
         value = rest[0]
     settings = [f"{key}={value or 'VALUE'}" for key in meant(cls, key)]
     how = f"; write {' or '.join(settings)}" if settings else advice(cls, key)
+    how = how or did_you_mean(name, [*SWITCHES, "--config", *options_of(cls)])
     top.error(f"unknown option {name}{how or '; settings are given as key.path=VALUE: see --help'}")
 
 
@@ -277,22 +278,8 @@ def configuration(
         if (value := getattr(args, option)) is not None:
             overrides.append(f"{option[2:].replace('-', '_')}={value}")
     operand = operand_of(cls)
-    for override in filter(OVERRIDE.match, operands if operand else []):
-        name = re.split(r"[.=]", override)[0]
-        if name not in cls.model_fields and os.path.exists(override):
-            raise ConfigError(
-                f"{override!r} is read as a setting, and {name} is not one; for the file of this "
-                f"name, write ./{override}"
-            )
-    if words := [operand for operand in operands if not OVERRIDE.match(operand)]:
-        if operand is None:
-            key, equals, value = words[0].partition("=")
-            spelt = f"{key.replace('-', '_')}={value}"
-            hint = f"; write {spelt}" if equals and OVERRIDE.match(spelt) else ""
-            raise ConfigError(f"{words[0]!r} is not of the form key.path=value{hint}")
+    if (words := operands_of(args.command, operands)) and operand is not None:
         name, kind = operand
-        if not kind.is_list and words[1:]:
-            raise ConfigError(f"{words[1]!r} is a second {kind.name}: only one is allowed")
         overrides.append({name: words if kind.is_list else words[0]})
     checkpoint = merged(cls, args.config, overrides)[0].get("checkpoint")
     if (groups := card_groups(cls)) and isinstance(checkpoint, str):

@@ -24,7 +24,7 @@ from hiera_video.analysis.tables import (
 from hiera_video.data.batches import Failure
 from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import evaluation_loader, num_workers, readable
-from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.folders import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, MissingLibrary, UserError, configured
 from hiera_video.evaluation.prediction import views_of

@@ -9,7 +9,7 @@ import numpy as np
 from hiera_video.data.boxes.files import inspect_boxes, read_keyframes
 from hiera_video.data.boxes.keyframes import keyframe_records, num_boxes, num_reached
 from hiera_video.data.boxes.table import BoxTable, read_label_map
-from hiera_video.data.videos.files import locate_videos
+from hiera_video.data.videos.folders import locate_videos
 from hiera_video.errors import ConfigError, counted, did_you_mean, listing
 from hiera_video.evaluation.ava_report import format_percent
 from hiera_video.runtime.progress import Progress

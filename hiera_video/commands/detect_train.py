@@ -15,7 +15,7 @@ from hiera_video.data.boxes.keyframes import (
     read_training,
 )
 from hiera_video.data.boxes.table import read_label_map
-from hiera_video.data.checks import warn_of_flips
+from hiera_video.data.checks import warn_of_flips, warn_of_similar
 from hiera_video.data.datasets import TrainingKeyframes
 from hiera_video.data.transforms import DetectionTransform
 from hiera_video.errors import counted
@@ -48,6 +48,7 @@ class DetectTrainTask(Task):
         super().__init__(settings, read_training(data, self.label_map))
         boxes, actions = num_boxes(self.train.records), len(self.label_map.names)
         warn_of_flips(self.label_map.names.values(), settings.augment.flip)
+        warn_of_similar(self.label_map.names.values())
         self.contents = f" with {counted(boxes, 'box')} of {counted(actions, 'action')}"
         if data.val is not None:
             self.val = read_evaluation(data, self.label_map)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.checks import check_videos
+from hiera_video.data.checks import check_videos, warn_of_similar
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.loader import start_decoding
 from hiera_video.data.videos.records import VideoList, read_video_list, require_labels
@@ -36,6 +36,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         )
         card = with_class_names(card, config.data.class_names)
         val = read_list(config, card)
+        warn_of_similar(val.class_names)
         views = views_of(val.records, model, config.clips, config.views, config.data)
         protocol = describe_protocol(config, views)
         num_frames = views.sampler.num_frames
@@ -91,8 +92,8 @@ def read_list(config: EvaluateSettings, card: ModelCard) -> VideoList:
         if card.class_names:
             raise
         raise UnknownClassError(
-            f"{error} ({config.checkpoint} does not name its {card.num_classes} classes: "
-            "data.class_names=FILE does)"
+            f"{error} ({config.checkpoint} does not name its "
+            f"{counted(len(card.classes), 'class')}: data.class_names=FILE does)"
         ) from error
     require_labels(val)
     return val

@@ -10,7 +10,7 @@ from typing import Any
 from hiera_video.data.checks import check_videos
 from hiera_video.data.loader import num_workers, start_decoding
 from hiera_video.data.transforms import Crops
-from hiera_video.data.videos.files import is_media
+from hiera_video.data.videos.folders import is_media
 from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import ConfigError, UserError, counted
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
@@ -178,7 +178,7 @@ def make_work(
     for key in ("frames_fps", "max_gap_sec"):
         if (value := getattr(config.data, key)) is not None:
             settings[key] = value
-    open_video, deadline_sec = opener(config.data), config.data.deadline_sec
+    open_video, deadline_sec = opener(config.data, num_frames), config.data.deadline_sec
     return ReadWindows(windows, crops, open_video, deadline_sec), settings
 
 

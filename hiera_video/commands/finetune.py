@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from hiera_video.data.batches import Failure
-from hiera_video.data.checks import warn_of_flips
+from hiera_video.data.checks import warn_of_flips, warn_of_similar
 from hiera_video.data.datasets import TrainingClips
 from hiera_video.data.order import balanced_weights
 from hiera_video.data.transforms import Crops, FinetuneTransform
@@ -49,6 +49,7 @@ class FinetuneTask(Task):
         self.contents = f" of {counted(len(self.class_names), 'class')}"
         self.labels = [record.labels for record in train.records]
         warn_of_flips(self.class_names, settings.augment.flip)
+        warn_of_similar(self.class_names)
         if data.balanced:
             self.record_weights = balanced_weights(self.labels, len(self.class_names))
         self.ema_decay = settings.train.ema_decay
@@ -83,7 +84,7 @@ class FinetuneTask(Task):
             num_repeats=self.settings.train.num_repeats,
             seed=self.settings.train.seed,
             short_side=transform.short_side,
-            open_video=opener(self.settings.data),
+            open_video=opener(self.settings.data, self.sampler(model).num_frames),
         )
 
     def loss(self, model: Hiera, device: torch.device) -> ClassificationLoss:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.loader import evaluation_loader, readable
-from hiera_video.data.videos.files import read_folder
+from hiera_video.data.videos.folders import read_folder
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.prediction import classify, load_model, views_of
 from hiera_video.evaluation.views import Scorer

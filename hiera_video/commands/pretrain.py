@@ -73,7 +73,7 @@ class PretrainTask(Task):
             seed=self.settings.train.seed,
             short_side=transform.short_side,
             masking=self.masking(model),
-            open_video=opener(self.settings.data),
+            open_video=opener(self.settings.data, self.sampler(model).num_frames),
         )
 
     def loss(self, model: MaskedAutoencoderHiera, device: torch.device) -> ReconstructionLoss:

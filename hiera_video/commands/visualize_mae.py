@@ -13,7 +13,7 @@ from hiera_video.analysis.visualize import (
     write_movie,
     write_png,
 )
-from hiera_video.errors import ModelError, configured
+from hiera_video.errors import OTHER_WEIGHTS, ModelError, configured
 from hiera_video.evaluation.prediction import model_transform
 from hiera_video.files import replacing_all
 from hiera_video.models.masking import UnitMasking
@@ -77,7 +77,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
             loss = reconstruction.loss
             if not math.isfinite(loss):
                 failed += 1
-                message = f"{path}: its reconstruction loss is not finite; use other weights"
+                message = f"{path}: its reconstruction loss is not finite; use {OTHER_WEIGHTS}"
                 record = {"path": path, "cause": "not_finite", "error": message}
                 print_result(record, [message], as_json=as_json)
                 continue

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hiera_video.errors import OTHER_WEIGHTS
 from hiera_video.runtime.workers import Death
 from hiera_video.settings.training import Precision
 
@@ -47,7 +48,7 @@ class Failure:
         is_half = dtype == torch.float16
         changes = ["dtype=float32 (float16 ends at 65504)"] * is_half
         changes += ["precision=fp32"] * (precision == "bf16")
-        changes.append("other weights, for example of an earlier checkpoint")
+        changes.append(OTHER_WEIGHTS)
         form = "float16" if is_half else precision
         sentence = f"{what} not finite in {form}; use {' or '.join(changes)}"
         return cls.of(record, "not_finite", sentence)

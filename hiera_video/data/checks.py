@@ -17,6 +17,7 @@ from hiera_video.data.loader import num_workers
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import ConfigError, counted, listing
 from hiera_video.files import similar_path
+from hiera_video.models.variants import VARIANTS
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Death, Report, Workers
 from hiera_video.settings.video import Listed, Reading
@@ -186,6 +187,20 @@ def _decode(
     return None
 
 
+def warn_of_similar(names: Iterable[str]) -> None:
+    """Logs a warning if names of classes differ only in case, blanks or Unicode form."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        plain = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+        alike.setdefault(re.sub(r"[\s_]+", " ", plain).strip(), []).append(name)
+    if groups := [" and ".join(map(repr, group)) for group in alike.values() if group[1:]]:
+        logger.warning(
+            "names of classes differ only in capitals, blanks, _ or Unicode form: %s; if they are "
+            "one class, write it in one way in all lists",
+            "; ".join(groups[:5]) + (f" and {len(groups) - 5} more" if groups[5:] else ""),
+        )
+
+
 def warn_of_flips(names: Iterable[str], flip: bool) -> None:
     """Logs a warning if flips are on and names of classes distinguish left and right."""
     sided = [name for name in names if _names_a_side(name)] if flip else []
@@ -195,6 +210,26 @@ def warn_of_flips(names: Iterable[str], flip: bool) -> None:
             "distinguish left and right: %s; set augment.flip=false, unless mirrored videos keep "
             "their class",
             listing(sided),
+        )
+
+
+def warn_of_still_model(name: str, num_frames: int, records: Sequence[VideoRecord]) -> None:
+    """Logs a warning if a model of pictures is about to be trained on videos.
+
+    Args:
+        name: of the model.
+        num_frames: of its clips.
+    """
+    videos = [record for record in records if not has_picture_name(record.path)]
+    if num_frames == 1 and videos:
+        moving = name.partition(".")[0].replace("_224", "_16x224")
+        logger.warning(
+            "%d of %d training files are videos, and %s is a model of pictures: it learns from "
+            "single frames of them, not from motion; model.name=%s is for videos",
+            len(videos),
+            len(records),
+            name,
+            moving if moving in VARIANTS else "hiera_base_16x224",
         )
 
 

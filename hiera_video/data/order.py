@@ -51,10 +51,10 @@ class TrainingOrder:
         parts = processes * self.accumulation_steps
         if size % parts:
             raise ConfigError(
-                f"train.global_batch_size={size} does not divide by "
-                f"{counted(processes, 'process')} x train.accumulation_steps="
-                f"{self.accumulation_steps}; the nearest that does is "
-                f"{max(1, round(size / parts)) * parts}"
+                f"global_batch_size={size} does not divide by {counted(processes, 'process')} x "
+                f"accumulation_steps={self.accumulation_steps}; the nearest that does is "
+                f"{max(1, round(size / parts)) * parts} (train.global_batch_size and "
+                "train.accumulation_steps in commands)"
             )
 
     def __len__(self) -> int:

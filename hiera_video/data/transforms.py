@@ -26,7 +26,7 @@ from av.video.reformatter import VideoReformatter
 from jaxtyping import Float, UInt8
 
 from hiera_video.data.randaugment import RandAugment
-from hiera_video.errors import ConfigError
+from hiera_video.errors import ConfigError, ModelError
 from hiera_video.settings.training import Augment, Crop, DetectionAugment
 from hiera_video.video.sampling import (
     covering_short_side,
@@ -253,10 +253,15 @@ def _resized(
 
 
 def check_frames(frames: np.ndarray) -> None:
-    """Raises ValueError unless frames are uint8 [T, H, W, 3] and not empty."""
+    """Raises ModelError unless frames are uint8 [T, H, W, 3] and not empty."""
+    if not isinstance(frames, np.ndarray):
+        raise ModelError(
+            f"the frames are a {type(frames).__name__}: expected a NumPy array, uint8 [T, H, W, "
+            "3], as open_video gives them"
+        )
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise ValueError(
-            f"frames are {frames.dtype} of shape {frames.shape}; allowed: uint8 [T, H, W, 3], "
+        raise ModelError(
+            f"the frames are {frames.dtype} of shape {frames.shape}; allowed: uint8 [T, H, W, 3], "
             "none of them zero"
         )
 

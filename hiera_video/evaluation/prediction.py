@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from hiera_video.data.batches import Failure, ViewSample
 from hiera_video.data.datasets import EvaluationViews
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.records import VideoRecord, read_class_names
-from hiera_video.errors import ConfigError, ModelError, WeightsError
+from hiera_video.errors import ConfigError, ModelError, WeightsError, counted
 from hiera_video.evaluation.results import top_classes
 from hiera_video.evaluation.views import Scorer, average_views, score_views
 from hiera_video.models import pretrained
@@ -30,11 +30,22 @@ Classes = list[tuple[str, float]]
 """Names and probabilities, most likely first."""
 
 
+PAIR = "load_model returns a pair: write model, card = load_model(...)"
+
+
 class LoadedModel(NamedTuple):
     """A model in evaluation mode and its card: `model, card = load_model(...)`."""
 
     model: Model
     card: ModelCard
+
+    def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise TypeError(f"{PAIR}, and call the model")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if not name.startswith("__") and hasattr(self.model, name):
+            raise AttributeError(f"{PAIR}, which has {name!r}: model.{name}")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def predict(self, path: str | os.PathLike[str], top_k: int = 5) -> Classes:
         """The most likely classes of a video or image, as `hiera-video predict` prints them.
@@ -114,8 +125,8 @@ def with_class_names(card: ModelCard, source: str | None) -> ModelCard:
     names = read_class_names(source)
     if len(names) != card.num_classes:
         raise ConfigError(
-            f"data.class_names is {source}, which has {len(names)} names: the checkpoint has "
-            f"{card.num_classes} classes"
+            f"data.class_names is {source}, which has {counted(len(names), 'name')}: the "
+            f"checkpoint has {counted(len(card.classes), 'class')}"
         )
     for number, (theirs, stated) in enumerate(zip(names, card.class_names, strict=False)):
         if theirs != stated:
@@ -143,11 +154,6 @@ def model_transform(
     normalize = Normalize(card.mean, card.std)
 
     def transform(frames: UInt8[np.ndarray, "T H W 3"]) -> Float[Tensor, "S C T h w"]:
-        if not isinstance(frames, np.ndarray):
-            raise ModelError(
-                f"the frames are a {type(frames).__name__}: expected a NumPy array, "
-                "uint8 [T, H, W, 3], as open_video gives them"
-            )
         return normalize(torch.from_numpy(crops(frames)))
 
     return transform
@@ -167,7 +173,7 @@ def views_of(
         ClipSampler.of(clips, num_frames),
         crop_size=(height, width),
         views=views,
-        open_video=opener(decoding),
+        open_video=opener(decoding, num_frames),
     )
 
 

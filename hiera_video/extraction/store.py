@@ -30,6 +30,7 @@ from hiera_video.files import (
     json_text,
     locked,
     make_folder,
+    missing_path,
     parse_json,
     remove_unfinished,
     replacing,
@@ -78,7 +79,8 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     path = user_path(path)
     if path.suffix not in (".npz", ".npy", ".safetensors"):
         raise ValueError(f"{path}: features are .npz, .npy or .safetensors files")
-    path.stat()
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: {missing_path(path)}")
     with _undamaged(path):
         arrays = _read_arrays(path)
         if len({len(array) for array in arrays.values()}) > 1:

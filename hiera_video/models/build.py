@@ -11,7 +11,9 @@ from hiera_video.errors import ModelError
 from hiera_video.models.card import ModelCard
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.variants import as_tuple, check_known
+from hiera_video.models.variants import check_known
+from hiera_video.settings.base import checked
+from hiera_video.settings.model import Decoder
 
 if TYPE_CHECKING:
     from hiera_video.models.loading import Model
@@ -38,6 +40,8 @@ HABITS = {
     "class_names": "save_model(folder, model, class_names=...) writes them",
     "device": "model.to(device) moves the model",
     "dtype": "model.to(dtype) converts the model",
+    "map_location": "weights are read to the CPU, and model.to(device) moves the model",
+    "strict": "a load is whole or an error; a classifier of other outputs alone starts afresh",
 }
 OTHERS = ("num_frames", "image_size")  # in place of input_size, in create_model and its like
 
@@ -49,20 +53,20 @@ def build(
 ) -> "Model":
     """A `Hiera` of these keyword arguments, or the autoencoder or detector around it.
 
-    Lists may stand for tuples. An unknown argument of `Hiera` is a ModelError.
+    Raises:
+        ModelError: an unknown argument of `Hiera`, or a value that it does not take.
     """
     for key in encoder:
         if key in HABITS:
             raise ModelError(f"{key} is no argument: {HABITS[key]}")
         check_known(key, [*inspect.signature(Hiera).parameters, *OTHERS], "Arguments")
-    arguments = {key: as_tuple(value) for key, value in encoder.items()}
     if autoencoder is not None:
-        return MaskedAutoencoderHiera(Hiera(**arguments), **autoencoder)
+        return MaskedAutoencoderHiera(Hiera(**encoder), **checked(Decoder, autoencoder))
     if detector is not None:
         from hiera_video.models.detector import ActionDetector  # torchvision takes its time
 
-        return ActionDetector(Hiera(**arguments), **detector)
-    return Hiera(**arguments)
+        return ActionDetector(Hiera(**encoder), **detector)
+    return Hiera(**encoder)
 
 
 def described_tensors(card: ModelCard) -> dict[str, Tensor]:

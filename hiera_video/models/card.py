@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -24,15 +23,15 @@ from pydantic import (
 )
 from pydantic_core import core_schema
 
-from hiera_video.errors import WeightsError, listing
+from hiera_video.errors import WeightsError, counted, listing
 from hiera_video.models.variants import (
     as_tuple,
     check_known,
     input_statistics,
     variant_name,
 )
-from hiera_video.settings.base import Settings, Size3, shown
-from hiera_video.settings.model import Architecture, Bins, Decoder, Masking
+from hiera_video.settings.base import Checked, Settings, shown
+from hiera_video.settings.model import MAX_CLASSES, Bins, Decoder, FullArchitecture, Masking
 from hiera_video.settings.video import Clips, FrameSampling, Views
 
 Kind = Literal["classifier", "backbone", "autoencoder", "detector"]
@@ -75,14 +74,8 @@ ALLOWED = {  # in words, by the beginning of pydantic's name of a mistake
     "dict_": "keys with values",
     "model_": "keys with values",
 }
-MAX_CLASSES = 1_000_000
 Mean = Annotated[float, Ge(0), Le(1)]
 Deviation = Annotated[float, Ge(1e-6), Le(1e6)]
-
-
-class FullArchitecture(Architecture):
-    input_size: Size3 | None = None
-    """Frames, height and width of a clip, pixels."""
 
 
 class DetectorArguments(Settings):
@@ -114,7 +107,7 @@ class ArgumentsOf:
         return {name: getattr(found, name) for name in names}
 
 
-class ModelCard(BaseModel):
+class ModelCard(Checked):
     """What a set of weights is.
 
     Args:
@@ -147,11 +140,15 @@ class ModelCard(BaseModel):
     clips: FrameSampling | Clips | None = None
     views: Views | None = None
     masking: Masking | None = None
-    label_map: dict[int, str] = {}
-    groups: dict[int, str] = {}
+    label_map: dict[int, str] = Field(default={})
+    groups: dict[int, str] = Field(default={})
     license: str | None = None
     url: str | None = None
-    notes: dict[str, Any] = {}
+    notes: dict[str, Any] = Field(default={})
+
+    @classmethod
+    def refusal(cls, error: ValidationError, values: Mapping[str, Any]) -> WeightsError:
+        return WeightsError(f"ModelCard: {first_mistake(error)}")
 
     @field_validator("architecture")
     @classmethod
@@ -200,13 +197,15 @@ class ModelCard(BaseModel):
     def _check_names(self) -> ModelCard:
         names, classes = len(self.class_names), self.num_classes or 0
         if names not in (0, classes):
-            raise ValueError(f"there are {names} class_names for {classes} classes")
+            raise ValueError(f"there are {names} class_names for {counted(classes, 'class')}")
         if repeated := [name for name, n in Counter(self.class_names).items() if n > 1]:
             raise ValueError(f"class_names has {listing(repeated)} more than once")
         actions = (self.detector or {}).get("num_classes", 0)
         for key in ("label_map", "groups"):
             if unknown := [id for id in getattr(self, key) if not 1 <= id <= actions]:
-                raise ValueError(f"{key} has {unknown[0]}: the detector has {actions} actions")
+                raise ValueError(
+                    f"{key} has {unknown[0]}: the detector has {counted(actions, 'action')}"
+                )
         return self
 
     @property
@@ -247,10 +246,10 @@ class ModelCard(BaseModel):
         """
         if kind in (None, "backbone", self.kind):
             return
-        check_known(kind, [*A_KIND, "backbone"], "Kinds of models")
+        check_known(kind, A_KIND, "Kinds of models")
         advice = ""
         if self.kind == "autoencoder" and kind == "classifier":
-            advice = f". To make one of it, fine-tune it with model.init={source}"
+            advice = f". Fine-tune it: `hiera-video finetune ... model.init={source}`"
         elif self.kind == "detector":
             advice = ". The commands `hiera-video detect ...` take it"
         raise WeightsError(

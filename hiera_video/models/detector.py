@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from hiera_video.errors import ModelError
+from hiera_video.errors import ModelError, counted
 from hiera_video.models.hiera import Head, Hiera, Trainable, outputs_of
 
 
@@ -39,7 +39,7 @@ class ActionDetector(Trainable):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ModelError(f"the encoder has {encoder.num_classes} classes: expected 0")
+            raise ModelError(f"the encoder has {counted(encoder.num_classes, 'class')}: expected 0")
         if num_classes < 1 or roi_resolution < 1:
             raise ModelError(
                 f"num_classes is {num_classes}, roi_resolution {roi_resolution}: allowed is 1 or "
@@ -105,8 +105,6 @@ class ActionDetector(Trainable):
         From 0, training begins with unlearning 80 halves, in which an encoder with random weights
         collapsed: after 250 steps of the demo it was still at chance.
         """
-        if self.card is not None:
-            self.card = self.card.without_classes()
         weight = self.encoder.norm.weight
         head = Head(self.encoder.num_features, num_classes, self.head_dropout)
         for name, parameter in head.projection.named_parameters():
@@ -115,3 +113,5 @@ class ActionDetector(Trainable):
             else:
                 nn.init.constant_(parameter, -math.log(max(num_classes - 1, 1)))
         self.roi_head = head.to(weight.device, weight.dtype)
+        if self.card is not None:
+            self.card = self.card.without_classes()

@@ -39,6 +39,8 @@ from hiera_video.models.units import (
     unroll,
 )
 from hiera_video.models.variants import PLAIN
+from hiera_video.settings.base import takes
+from hiera_video.settings.model import HieraArguments
 
 if TYPE_CHECKING:
     from hiera_video.models.card import ModelCard
@@ -47,6 +49,8 @@ if TYPE_CHECKING:
 class Head(nn.Module):
     def __init__(self, dim: int, num_classes: int, dropout: float) -> None:
         super().__init__()
+        if not hasattr(num_classes, "__index__") or num_classes < 0:
+            raise ModelError(f"num_classes is {num_classes!r}: expected a whole number, 0 for none")
         self.dropout = nn.Dropout(dropout)
         self.projection = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
@@ -133,6 +137,7 @@ class Hiera(Trainable):
         ModelError: for sizes that do not fit together, naming the nearest that do.
     """
 
+    @takes(HieraArguments)
     def __init__(
         self,
         *,
@@ -170,8 +175,6 @@ class Hiera(Trainable):
             raise ModelError(
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
-        if not isinstance(num_classes, int) or num_classes < 0:
-            raise ModelError(f"num_classes is {num_classes!r}: expected a whole number, 0 for none")
         if unknown := set(global_blocks) - set(range(sum(stages))):
             raise ModelError(
                 f"global_blocks has {min(unknown)}: the blocks are 0 to {sum(stages) - 1}"
@@ -310,6 +313,8 @@ class Hiera(Trainable):
     ) -> list[Float[Tensor, "B t h w D"]]:
         """Outputs of the stages `indices` (all by default; -1 is the last), in space-time order."""
         stages = range(len(self.stage_ends))
+        if isinstance(indices, int):
+            raise ModelError(f"indices is {indices}: expected a list of stages, such as [-2, -1]")
         indices = list(stages if indices is None else indices)
         for i in indices:
             if i not in stages and i + len(stages) not in stages:
@@ -408,10 +413,9 @@ class Hiera(Trainable):
 
     def reset_classifier(self, num_classes: int) -> None:
         """A fresh classifier for `num_classes` outputs; 0 removes it."""
+        weight = self.norm.weight
+        head = Head(self.num_features, num_classes, self.head_dropout)
+        self.head = head.to(weight.device, weight.dtype)
+        self.init_weights(self.head)
         if self.card is not None:
             self.card = self.card.without_classes()
-        weight = self.norm.weight
-        self.head = Head(self.num_features, num_classes, self.head_dropout).to(
-            weight.device, weight.dtype
-        )
-        self.init_weights(self.head)

@@ -11,17 +11,19 @@ from hiera_video.errors import ModelError
 # Orders of axes that other libraries have.
 OF_CLIPS = ("BTCHW", "BTHWC", "BCHWT", "CTHW", "TCHW", "THWC")
 OF_IMAGES = ("BTCHW", "BTHWC", "BHWC", "CTHW", "CHW", "HWC")
+OF_FRAMES = "hiera_video.model_transform(card) makes one of decoded frames"
 HOW = {  # types of inputs, and what makes a tensor of them
     "ndarray": "torch.from_numpy(x) makes one of an array",
     "list": "torch.stack(x) makes one of a list of clips",
     "tuple": "torch.stack(x) makes one of a list of clips",
+    "LoadedModel": "model, card = load_model(...) gives the model, which takes one",
 }
 
 
 def check_input(x: Any, in_chans: int, input_size: Sequence[int]) -> None:
     """Raises ModelError unless `x` is a floating-point tensor [B, C, T, H, W] of that size."""
     if not isinstance(x, Tensor):
-        how = HOW.get(type(x).__name__, "hiera_video.open_video reads a file")
+        how = HOW.get(type(x).__name__, "hiera_video.open_video reads a file; " + OF_FRAMES)
         raise ModelError(f"the input is a {type(x).__name__}: expected a tensor; {how}")
     if not x.is_floating_point():
         raise ModelError(
@@ -31,6 +33,21 @@ def check_input(x: Any, in_chans: int, input_size: Sequence[int]) -> None:
         )
     if tuple(x.shape[1:]) != (in_chans, *input_size):
         raise ModelError(_other_shape(x.shape, in_chans, input_size))
+    if x.shape[0] == 0:
+        raise ModelError(f"the input is {list(x.shape)}, an empty batch: give at least one clip")
+
+
+def check_weight(x: Tensor, weight: Tensor) -> None:
+    """Raises ModelError if `x` and the weight that it is to meet differ in device or type."""
+    for what, own, other in (
+        ("on", x.device, weight.device),
+        ("of", x.dtype, weight.dtype),
+    ):
+        if own != other:
+            raise ModelError(
+                f"the input is {what} {own}, the weights are {what} {other}: give x.to({other}) "
+                f"or convert the model, model.to({own})"
+            )
 
 
 def _other_shape(shape: torch.Size, in_chans: int, input_size: Sequence[int]) -> str:

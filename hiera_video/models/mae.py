@@ -20,7 +20,7 @@ from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
-from hiera_video.errors import ModelError
+from hiera_video.errors import ModelError, counted
 from hiera_video.models.blocks import HieraBlock, LayerScale
 from hiera_video.models.hiera import Hiera, Trainable
 from hiera_video.models.linear import Linear
@@ -55,7 +55,7 @@ class MaskedAutoencoderHiera(Trainable):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ModelError(f"the encoder has {encoder.num_classes} classes: expected 0")
+            raise ModelError(f"the encoder has {counted(encoder.num_classes, 'class')}: expected 0")
         if "window_units" in encoder.architecture:
             raise ModelError(
                 "window_units is set: windows of several mask units have holes where units are "
@@ -239,7 +239,7 @@ def histograms_of_gradients(x: Float[Tensor, "n C p q"]) -> Float[Tensor, "n P"]
     turn = torch.atan2(along_x, along_y) / math.pi * HOG_BINS
     bins = turn.floor().long() % HOG_BINS
     norms = torch.stack([along_x, along_y]).norm(dim=0)
-    counted = x.new_zeros(len(norms), HOG_BINS, *norms.shape[1:])
-    counted.scatter_(1, bins[:, None], norms[:, None])
-    cells = F.normalize(F.avg_pool2d(counted, HOG_CELL) * HOG_CELL**2, dim=1)
+    sums = x.new_zeros(len(norms), HOG_BINS, *norms.shape[1:])
+    sums.scatter_(1, bins[:, None], norms[:, None])
+    cells = F.normalize(F.avg_pool2d(sums, HOG_CELL) * HOG_CELL**2, dim=1)
     return rearrange(cells, "(n c) b i j -> n (c b i j)", c=x.shape[1])

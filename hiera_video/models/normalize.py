@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
+
+from hiera_video.errors import ModelError
+
+TAKEN = "uint8 [B, T, H, W, C], with as many channels as mean and std"
 
 
 class Normalize(nn.Module):
@@ -22,9 +27,20 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
+            numbers = np.asarray(values)
+            is_allowed = (numbers >= 0) & (numbers <= 1) & (numbers > 0 if name == "std" else True)
+            if numbers.ndim != 1 or not is_allowed.all():
+                raise ModelError(
+                    f"{name} is {values}: expected a number for each channel, for values in 0..1; "
+                    "those for 0..255 are divided by 255"
+                )
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
     def forward(self, clips: UInt8[Tensor, "B T H W C"]) -> Float[Tensor, "B C T H W"]:
+        if not isinstance(clips, Tensor):
+            raise ModelError(f"the clips are a {type(clips).__name__}: expected a tensor, {TAKEN}")
+        if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[4] != len(self.mean):
+            raise ModelError(f"the clips are {clips.dtype} {list(clips.shape)}: expected {TAKEN}")
         shape = (1, -1, 1, 1, 1)
         x = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
         return x.sub_(255 * self.mean.view(shape)).div_(255 * self.std.view(shape))

@@ -9,6 +9,7 @@ from einops import repeat
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from hiera_video.models.inputs import check_weight
 from hiera_video.models.units import Size3, unravel
 
 
@@ -30,11 +31,19 @@ class PatchEmbed(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def forward(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B D t h w"]:
-        return self.proj(x)
+        try:
+            return self.proj(x)
+        except RuntimeError:
+            check_weight(x, self.proj.weight)
+            raise
 
     def convolve(self, windows: Float[Tensor, "n C T H W"]) -> Float[Tensor, "n D t h w"]:
         """The same on pixels that bring their own padding, as `windows` gives them."""
-        return F.conv3d(windows, self.proj.weight, self.proj.bias, self.proj.stride)
+        try:
+            return F.conv3d(windows, self.proj.weight, self.proj.bias, self.proj.stride)
+        except RuntimeError:
+            check_weight(windows, self.proj.weight)
+            raise
 
     def windows(
         self,

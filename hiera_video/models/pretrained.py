@@ -41,7 +41,7 @@ from hiera_video.models.hub import SCHEME, write_repository
 from hiera_video.models.layouts import rename
 from hiera_video.models.loading import Model, card_of, load_weights
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.sources import Source
+from hiera_video.models.sources import Source, check_source
 from hiera_video.models.variants import (
     PUBLISHED,
     VARIANTS,
@@ -49,7 +49,8 @@ from hiera_video.models.variants import (
     is_image,
     list_models,
 )
-from hiera_video.settings.model import PosEmbedResize, Target
+from hiera_video.settings.base import checked
+from hiera_video.settings.model import Backbone, PosEmbedResize, Target
 
 if TYPE_CHECKING:
     from hiera_video.models.detector import ActionDetector
@@ -181,17 +182,20 @@ def _stated(
         Keyword arguments of `Hiera`; of the autoencoder or detector around it, those on the card of
         the checkpoint; the checkpoint, read.
     """
-    if name is not None and (os.sep in name or user_path(name).exists()):
+    if name is not None and (
+        not isinstance(name, str) or os.sep in name or user_path(name).exists()
+    ):
         raise ModelError(
-            f"name is {name!r}: expected a variant; a file, a folder or hf://OWNER/NAME with "
-            "weights is given as checkpoint=..."
+            f"{name!r} is not the name of a variant, such as hiera_base_16x224; a file, a folder "
+            "or hf://OWNER/NAME with weights is given as checkpoint=... (model.init=... in "
+            "training)"
         )
+    size = checked(Backbone, {"num_frames": num_frames, "image_size": image_size})
+    num_frames, image_size = size["num_frames"], size["image_size"]
     if name is not None and "." in name:
         if checkpoint is not None:
             raise ModelError(f"name is {name!r}, which names weights: give no checkpoint beside it")
-        if name not in PUBLISHED:
-            hint = did_you_mean(name, PUBLISHED) or "; list_models(pretrained=True) has all"
-            raise ModelError(f"no published weights are called {name!r}{hint}")
+        check_source(name, "backbone")
         name, checkpoint = name.split(".")[0], name
     if name is not None:
         check_known(name, VARIANTS, "The variants")
@@ -220,14 +224,10 @@ def _stated(
             f"num_frames is {num_frames}: {name or checkpoint} is an image model, of 1 frame; "
             "video variants are " + ", ".join(list_models("*_16x224"))
         )
-    if image_size is not None:
-        sides = (image_size,) * 2 if isinstance(image_size, int) else tuple(image_size)
-        if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
-            raise ModelError(
-                f"image_size is {image_size!r}: expected a whole number, or (height, width)"
-            )
-        height, width = sides
-    arguments["input_size"] = (frames if num_frames is None else num_frames, height, width)
+    if isinstance(image_size, int):
+        image_size = (image_size, image_size)
+    height, width = image_size or (height, width)
+    arguments["input_size"] = (num_frames or frames, height, width)
     around = getattr(source.card, kind, None) if source is not None else None
     return arguments | _given(**overrides), dict(around or {}), source
 
@@ -256,6 +256,7 @@ def _create(
     **around: Mapping[str, Any],
 ) -> Any:
     """The model that `build` makes of these arguments, with random weights or those of `source`."""
+    checked(Backbone, {"pos_embed_resize": pos_embed_resize})
     if source is None and "autoencoder" not in around:
         return build(encoder, **around)
     # Drawing the first values of a huge model takes half a minute, and all of them are overwritten.
@@ -344,6 +345,15 @@ def save_model(
         OutputExistsError: `folder` is something else than a weights folder.
         FetchError: the folder is written, but cannot be uploaded.
     """
+    if not isinstance(folder, str | os.PathLike):
+        raise ModelError(
+            f"the folder is a {type(folder).__name__}: expected a path, save_model(folder, model)"
+        )
+    if not isinstance(card, ModelCard | None):
+        raise ModelError(
+            f"the card is a {type(card).__name__}: expected a ModelCard; its entries are given by "
+            "name, such as class_names=[...]"
+        )
     folder, model = user_path(folder), _unwrapped(model)
     card = card_of(model, _own_card(model, entries) if card is None else card, **entries)
     _check_described(model, card)
@@ -395,9 +405,10 @@ def _unwrapped(model: nn.Module) -> Model:
     while not isinstance(found, Trainable):
         found = getattr(found, "module", getattr(found, "_orig_mod", None))
         if not isinstance(found, nn.Module):
+            pair = "; load_model returns model, card" if isinstance(model, tuple) else ""
             raise ModelError(
                 f"the model is a {type(model).__name__}: expected a Hiera, or an autoencoder or "
-                "action detector around one; save another's state dict with torch.save"
+                f"action detector around one{pair}; save another's state dict with torch.save"
             )
     return cast("Model", found)
 

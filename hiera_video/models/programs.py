@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hiera_video.errors import MissingLibrary, WeightsError
+from hiera_video.errors import OTHER_WEIGHTS, MissingLibrary, WeightsError
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.loading import encoder_of
@@ -168,7 +168,7 @@ def export(part: Part, format: Format, path: Path) -> Comparison:
         if not expected.isfinite().all():
             raise WeightsError(
                 f"the outputs of {part.name} are not finite, with which no file can be compared; "
-                "use other weights, for example of an earlier checkpoint"
+                f"use {OTHER_WEIGHTS}"
             )
         difference = run(*arguments) - expected
         compared.append(torch.stack([difference.abs().max(), expected.abs().max()]))

@@ -12,11 +12,10 @@ A source is one of:
 
 import math
 import os
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import WeightsError, WeightsNotFoundError
+from hiera_video.errors import WeightsError, WeightsNotFoundError, nearest
 from hiera_video.files import missing_path, parse_json, shipped_folder, user_path
 from hiera_video.models.card import EXAMPLES, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
@@ -107,22 +106,27 @@ def check_source(source: Source, kind: Kind | None = None) -> None:
         kind: what the weights are needed as.
     """
     name, path = os.fspath(source), user_path(source)
-    if name in PUBLISHED or name.startswith(SCHEME) or path.exists():
+    if name in PUBLISHED or name.startswith(SCHEME) or (name and path.exists()):
         return
     what = f"{name}: there is no such file or folder"
     suited = [p for p in PUBLISHED if kind in (None, "backbone", _published_kind(p))]
-    if of_name := [p for p in suited if name in p.split(".")]:
+    variant = name.partition(".")[0]
+    own = {p: p for p in suited if p.split(".")[0] == variant}
+    called = own or {p.split(".")[0]: p for p in suited} | {p: p for p in suited}
+    near = nearest(name, called) if os.sep not in name else ""
+    if of_name := [p for p in suited if name in p.split(".")] or ([] if near else list(own)):
         raise WeightsNotFoundError(f"{what}; published weights are {', '.join(of_name)}")
-    if name in VARIANTS:
-        alike = [p for p in suited if ("16x" in p) == ("16x" in name)]
+    if variant in VARIANTS and not own:
+        alike = [p for p in suited if ("16x" in p) == ("16x" in variant)]
         others = (
             f"there are {', '.join(alike)}" if alike else f"expected {EXAMPLES[kind or 'detector']}"
         )
-        raise WeightsNotFoundError(f"{what}, and no such weights of it are published; {others}")
-    called = {p.split(".")[0]: p for p in suited} | {p: p for p in suited}
-    if os.sep not in name and (near := get_close_matches(name, called, n=1)):
         raise WeightsNotFoundError(
-            f"{what}, and no published weights are called so; did you mean {called[near[0]]!r}?"
+            f"{what}, and no such weights of {variant} are published; {others}"
+        )
+    if near:
+        raise WeightsNotFoundError(
+            f"{what}, and no published weights are called so; did you mean {called[near]!r}?"
         )
     hub = ""
     if name.count("/") == 1 and not path.parent.is_dir():

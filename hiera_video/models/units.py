@@ -95,7 +95,8 @@ def check_sizes(
     needed = times(patch_stride, mask_unit)
     if _fits(input_size, needed):
         return
-    advice = f"the nearest that works is {_nearest(input_size, needed)}"
+    near = _nearest(input_size, needed)
+    advice = f"the nearest that works is {near}: num_frames={near[0]} image_size={[*near[1:]]}"
     if _fits(input_size, patch_stride):
         tokens = divided(input_size, patch_stride)
         units = [_divisor(*axis) for axis in zip(tokens, pooled, mask_unit, strict=True)]

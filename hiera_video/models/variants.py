@@ -174,7 +174,7 @@ def check_known(name: str, allowed: Iterable[str], what: str) -> None:
     """
     allowed = list(allowed)
     if name not in allowed:
-        hint = did_you_mean(name, allowed)
+        hint = did_you_mean(name, allowed) or did_you_mean(name.partition(".")[0], allowed)
         raise ModelError(f"{name!r} is unknown. {what} are: {', '.join(allowed)}{hint}")
 
 

@@ -2,11 +2,18 @@
 
 import logging
 import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import message_line, message_lines
 from hiera_video.files import append
+
+_file_read: ContextVar[str | None] = ContextVar("_file_read", default=None)
+_show_warning = warnings.showwarning
 
 
 def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
@@ -29,6 +36,26 @@ def setup_logging(log_file: Path | None = None, *, quiet: bool = False) -> None:
     for handler in handlers:
         handler.setFormatter(formatter)
         root.addHandler(handler)
+    warnings.showwarning = _log_warning
+
+
+@contextmanager
+def warnings_about(path: str) -> Iterator[None]:
+    """In commands, Python warnings inside become messages that name the file that is read."""
+    before = _file_read.get()
+    _file_read.set(path)
+    try:
+        yield
+    finally:
+        _file_read.set(before)
+
+
+def _log_warning(message: Warning | str, *others: Any, **more: Any) -> None:
+    path = _file_read.get()
+    if path is None:
+        _show_warning(message, *others, **more)
+    else:
+        logging.getLogger(__name__).warning("%s: %s", path, message)
 
 
 class _OneLine(logging.Formatter):

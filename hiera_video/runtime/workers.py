@@ -230,7 +230,8 @@ class Workers:
         if worker.jobs:
             job, item = worker.jobs[0], int(worker.state[0])
             if 0 <= item < len(job.items) and item not in job.deaths:
-                advice = "allow more data.deadline_sec" if cause == "hung" else "free memory"
+                more_time = "raise deadline_sec (data.deadline_sec in commands)"
+                advice = more_time if cause == "hung" else "free memory"
                 job.deaths[item] = Death(
                     cause,
                     f"its decoding process {what}; leave the file out, or {advice}",

@@ -1,13 +1,11 @@
 """What was probably meant by a key that a command does not know."""
 
-import difflib
 from collections.abc import Sequence
 from functools import cache
 
-from hiera_video.settings.base import Settings, section_of
+from hiera_video.errors import nearest
+from hiera_video.settings.base import Settings, leaves, section_of
 from hiera_video.settings.commands import COMMANDS
-
-SIMILAR = 0.75  # share of the letters
 
 # What others call a setting, and the last part of its key here; of several, those that the command
 # has. Underscores and hyphens do not count.
@@ -96,12 +94,32 @@ SYNONYMS: dict[str, Sequence[str]] = {
 NOTES = {  # keys that no setting replaces
     "num_classes": "the number of classes comes from the data",
     "nb_classes": "the number of classes comes from the data",
+    "config": "a file of settings is given as --config FILE",
+    "config_file": "a file of settings is given as --config FILE",
+    "c": "a file of settings is given as --config FILE",
+    "cfg": "a file of settings is given as --config FILE",
+}
+COMMANDS_MEANT = {  # what others call a command
+    "train": "finetune, pretrain or detect train",
+    "fit": "finetune, pretrain or detect train",
+    "val": "evaluate",
+    "validate": "evaluate",
+    "test": "evaluate",
+    "infer": "predict",
+    "inference": "predict",
+    "classify": "predict",
+    "features": "extract",
 }
 
 
 def meant(cls: type[Settings], key: str) -> list[str]:
-    """The dotted keys of a command that were probably meant: none, one, or the few that fit."""
-    known = _keys(cls)
+    """The dotted keys of a command that were probably meant: none, one, or the few that fit; for
+    the name of a group, those in it that are required."""
+    known = keys_of(cls)
+    if any(name.startswith(f"{key}.") for name in known):
+        fields = (leaf for leaf in leaves(cls) if leaf[0].startswith(f"{key}."))
+        if required := [name for name, field, _ in fields if field.is_required()]:
+            return required
     own = _plain(_last(key))
     by_name: dict[str, list[str]] = {}
     for name in known:
@@ -112,11 +130,9 @@ def meant(cls: type[Settings], key: str) -> list[str]:
         return same
     if _commands_with(key):
         return []
-    alike = [name for name in known if _ratio(own, _plain(_last(name))) >= SIMILAR]
-    if near := difflib.get_close_matches(key, alike, n=1, cutoff=SIMILAR):
-        return near
-    names = difflib.get_close_matches(own, by_name, n=1, cutoff=SIMILAR)  # in other sections
-    return by_name[names[0]] if names else []
+    alike = by_name.get(nearest(own, by_name), [])
+    here = [name for name in alike if name.rpartition(".")[0] == key.rpartition(".")[0]]
+    return here or alike  # in other sections
 
 
 def advice(cls: type[Settings], key: str) -> str:
@@ -130,21 +146,17 @@ def advice(cls: type[Settings], key: str) -> str:
 
 
 def _commands_with(key: str) -> list[str]:
-    return [command for command, cls in COMMANDS.items() if key in _keys(cls)]
+    return [command for command, cls in COMMANDS.items() if key in keys_of(cls)]
 
 
 @cache
-def _keys(cls: type[Settings], start: str = "") -> list[str]:
+def keys_of(cls: type[Settings], start: str = "") -> list[str]:
     """All dotted keys, with those of groups that help texts list as one setting."""
     keys = []
     for name, field in cls.model_fields.items():
         section = section_of(field)
-        keys += _keys(section, f"{start}{name}.") if section else [f"{start}{name}"]
+        keys += keys_of(section, f"{start}{name}.") if section else [f"{start}{name}"]
     return keys
-
-
-def _ratio(a: str, b: str) -> float:
-    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def _last(key: str) -> str:

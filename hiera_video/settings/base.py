@@ -5,13 +5,26 @@ allowed, and the string below it what it means and its unit; error messages and 
 from these.
 """
 
+import functools
 import os
 import reprlib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from operator import attrgetter
-from typing import Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    ParamSpec,
+    Self,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+)
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import (
@@ -20,16 +33,46 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainValidator,
+    ValidationError,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+
+from hiera_video.errors import ConfigError, ModelError, UserError, did_you_mean
+
+P = ParamSpec("P")
 
 MAX_SHOWN = 200  # characters of a value in a message
 MAX_WHOLE = 2**31 - 1  # larger numbers overflow somewhere; help texts do not state this bound
 
 
-class Settings(BaseModel):
-    """A group of settings. Wrong values and unknown names raise pydantic's ValidationError."""
+class Checked(BaseModel):
+    """A model whose wrong arguments raise a `UserError`, with a sentence for each.
+
+    `model_validate` raises pydantic's ValidationError.
+    """
+
+    if not TYPE_CHECKING:  # checkers know the fields as arguments
+
+        def __init__(self, /, *unnamed: Any, **values: Any) -> None:
+            if unnamed:
+                names = ", ".join(type(self).model_fields)
+                raise TypeError(f"{type(self).__name__} takes its arguments by name: {names}")
+            try:
+                super().__init__(**values)
+            except ValidationError as error:
+                raise self.refusal(error, values) from None
+
+        __init__.__pydantic_base_init__ = True  # which model_validate does not call
+
+    @classmethod
+    def refusal(cls, error: ValidationError, values: Mapping[str, Any]) -> UserError:
+        """The error about these arguments."""
+        return ConfigError(f"{cls.__name__}: {error}")
+
+
+class Settings(Checked):
+    """A group of settings."""
 
     model_config = ConfigDict(
         frozen=True,
@@ -44,6 +87,10 @@ class Settings(BaseModel):
     def _check_rules(self) -> Self:
         self.check_rules()
         return self
+
+    @classmethod
+    def refusal(cls, error: ValidationError, values: Mapping[str, Any]) -> UserError:
+        return ConfigError(f"{cls.__name__}: {mistakes(cls, error, values)}")
 
     def check_rules(self) -> None:
         """Rules between settings, each a call of `require`; subclasses with rules call this too."""
@@ -290,3 +337,77 @@ def shown_key(cls: type[Settings], key: str) -> str:
     """How the user names a setting: FILE and the like stand on the command line without a key."""
     name, operand = operand_of(cls) or (None, None)
     return operand.name if operand and name == key else key
+
+
+def mistakes(cls: type[Settings], error: ValidationError, values: Mapping[str, Any]) -> str:
+    """A sentence for each mistake in `values`."""
+    return ". ".join(dict.fromkeys(mistake(cls, e, values)[2] for e in error.errors()))
+
+
+def checked(cls: type[Settings], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as the fields of `cls` have them: lists may stand for tuples.
+
+    Raises:
+        ModelError: a value that a field does not allow.
+    """
+    try:
+        found = cls.model_validate(arguments)
+    except ValidationError as error:
+        raise ModelError(mistakes(cls, error, arguments)) from None
+    return {key: getattr(found, key) for key in arguments}
+
+
+def takes(cls: type[Settings]) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Decorates an `__init__` of keyword arguments, which become `checked` ones."""
+
+    def decorate(init: Callable[P, None]) -> Callable[P, None]:
+        @functools.wraps(init)
+        def with_checks(*args: P.args, **arguments: P.kwargs) -> None:
+            cast("Callable[..., None]", init)(*args, **checked(cls, arguments))
+
+        return with_checks
+
+    return decorate
+
+
+def mistake(cls: type[Settings], error: Any, values: Mapping[str, Any]) -> tuple[bool, str, str]:
+    """An error of pydantic's: whether a required setting is only not set, its key, and a sentence
+    with key, value and what is allowed."""
+    names = [str(part) for part in error["loc"]]
+    value: Any = values
+    group, path = cls, list[str]()  # the innermost group that `names` lead to
+    for name in names:
+        if name not in group.model_fields:
+            break
+        path.append(name)
+        value = value.get(name) if isinstance(value, Mapping) else value
+        inner = section_of(group.model_fields[name])
+        if inner is None or len(path) == len(names):
+            break
+        group = inner
+    if error["type"] == "extra_forbidden":
+        key = ".".join(names)
+        known = did_you_mean(names[-1], group.model_fields)
+        known = known or f"; known here are {', '.join(group.model_fields)}"
+        return False, key, f"{'.'.join((key, *only_keys(error['input'])))} is unknown{known}"
+    rule = error.get("ctx", {}).get("error")
+    if isinstance(rule, RuleError):
+        key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
+        is_required = True
+    else:
+        key, field = ".".join(path), group.model_fields[path[-1]]
+        allowed = allowed_values(field.annotation, field.metadata)
+        if section := section_of(field):
+            allowed = f"a group with {', '.join(section.model_fields)}"
+        if error["type"] == "less_than_equal" and error["ctx"]["le"] >= MAX_WHOLE:
+            allowed += f" and of at most {error['ctx']['le']:,}"
+        is_required = field.is_required()
+    sentence = f"{shown_key(cls, key)} is {shown(value)}; it must be {allowed}"
+    return value is None and is_required, key, sentence
+
+
+def only_keys(value: Any) -> Iterator[str]:
+    """The keys that lead into groups of one entry."""
+    while isinstance(value, dict) and len(value) == 1:
+        ((key, value),) = value.items()
+        yield str(key)

@@ -4,7 +4,8 @@ Every scalar stays text until the field that it is for is known: 1e-3 is a numbe
 and 007 a name for `run_dir`. Nothing in a value is interpolated or executed.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,15 +17,13 @@ from hiera_video.errors import ConfigError, did_you_mean
 from hiera_video.files import read_text, shipped_folder, user_path
 from hiera_video.settings.advice import advice
 from hiera_video.settings.base import (
-    MAX_WHOLE,
-    RuleError,
     Settings,
-    allowed_values,
     defaults,
     leaves,
+    mistake,
+    only_keys,
     section_of,
     shown,
-    shown_key,
     takes_text,
 )
 from hiera_video.settings.tools import FlopsSettings
@@ -40,6 +39,11 @@ RECIPES: dict[str, tuple[type[Settings], str]] = {  # by task
     "detection": (DetectTrainSettings, "detect train"),
 }
 MAX_FILE_BYTES = 1_000_000
+PROBLEMS = {  # of PyYAML, in words
+    "found character '\\t' that cannot start any token": "a tab; write blanks in its place",
+    "mapping values are not allowed here": "a second ':'; write each key in a line of its own, "
+    "those of a group indented below its name",
+}
 RENAMED = {"seconds": "keyframe_range_sec"}  # old names, which saved runs may have
 
 
@@ -61,7 +65,7 @@ def load_settings(
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        mistakes = [_mistake(cls, mistake, values) for mistake in error.errors()]
+        mistakes = [_mistake(cls, found, values) for found in error.errors()]
         is_unset, key, sentence = min(mistakes, key=itemgetter(0))  # the first of the others
         source = f"{sources[key]}: " if sources.get(key) else ""
         raise (UnsetError if is_unset else ConfigError)(source + sentence) from None
@@ -148,7 +152,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     loaded = _parsed(read_text(path, ConfigError, MAX_FILE_BYTES), path)
     if loaded is not None and not isinstance(loaded, dict):
         kind = "a list" if isinstance(loaded, list) else f"the text {shown(loaded)}"
-        raise ConfigError(f"{path}: holds {kind}, not keys with values")
+        raise ConfigError(
+            f"{path}: holds {kind}, not keys with values, such as optim: {{lr: 1e-3}}"
+        )
     return loaded or {}
 
 
@@ -179,7 +185,8 @@ def _problem(error: yaml.YAMLError) -> str:
     """What is wrong, and where; PyYAML's own sentences also name its objects."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem and error.problem_mark:
         mark = error.problem_mark
-        return f"{error.problem} (line {mark.line + 1}, column {mark.column + 1})"
+        problem = PROBLEMS.get(error.problem, error.problem)
+        return f"{problem} (line {mark.line + 1}, column {mark.column + 1})"
     return str(error).partition("\n")[0]
 
 
@@ -199,11 +206,15 @@ class _TextLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        for (key_node, _), key in zip(node.value, keys, strict=True):
-            if not isinstance(key, str) or keys.count(key) > 1:
-                what = f"duplicate key {key}" if isinstance(key, str) else "a key that is not text"
-                raise yaml.constructor.ConstructorError(None, None, what, key_node.start_mark)
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, mark = self.construct_object(key_node, deep=True), key_node.start_mark
+            what = "" if isinstance(key, str) else "a key that is not text"
+            if isinstance(key, str) and key in lines:
+                what = f"duplicate key {key}, which stands in line {lines[key]} too; join them"
+            if what:
+                raise yaml.constructor.ConstructorError(None, None, what, mark)
+            lines[key] = mark.line + 1
         return super().construct_mapping(node, deep)
 
 
@@ -222,50 +233,26 @@ def _merge(
 
 
 def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[bool, str, str]:
-    """An error of pydantic's: whether a required setting is only not set, its key, and a sentence
-    with key, value and what is allowed."""
-    names = [str(part) for part in error["loc"]]
-    value: Any = values
-    group, path = cls, list[str]()  # the innermost group that `names` lead to
-    for name in names:
-        if name not in group.model_fields:
-            break
-        path.append(name)
-        value = value.get(name) if isinstance(value, dict) else value
-        inner = section_of(group.model_fields[name])
-        if inner is None or len(path) == len(names):
-            break
-        group = inner
+    """As `mistake`, with advice about the keys of commands and of files."""
+    is_unset, key, sentence = mistake(cls, error, values)
+    text = error.get("input")
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):  # for a group
+        line = re.match(r"(\w+)\s*[=:]\s*(.+)", text) if isinstance(text, str) else None
+        hint = f"; in files, write {line[1]}: {line[2]} below {key}:" if line else ""
+        return is_unset, key, f"{sentence}{hint or advice(cls, key)}"
     if error["type"] == "extra_forbidden":
-        key, inside = ".".join(names), error["input"]
-        whole = ".".join((key, *_only_keys(inside)))  # as it was written
-        if "." in names[-1]:  # of a file: in overrides, dots lead into groups
-            parts = names[-1].split(".")
+        last = str(error["loc"][-1])
+        whole = ".".join((key, *only_keys(error["input"])))
+        if "." in last:  # of a file: in overrides, dots lead into groups
+            parts = last.split(".")
             nested = ": {".join(parts) + ": ..." + "}" * (len(parts) - 1)
-            return False, key, f"{key} is one key with dots; in files, groups are nested: {nested}"
-        known = f"; known here are {', '.join(group.model_fields)}"
-        return False, key, f"{whole} is unknown{advice(cls, whole) or known}"
-    rule = error.get("ctx", {}).get("error")
-    if isinstance(rule, RuleError):
-        key, value, allowed = ".".join([*names, rule.key]), rule.value, rule.allowed
-        is_required = True
-    else:
-        key, field = ".".join(path), group.model_fields[path[-1]]
-        allowed = allowed_values(field.annotation, field.metadata)
-        if section := section_of(field):
-            allowed = f"a group with {', '.join(section.model_fields)}"
-        if error["type"] == "less_than_equal" and error["ctx"]["le"] >= MAX_WHOLE:
-            allowed += f" and of at most {error['ctx']['le']:,}"
-        is_required = field.is_required()
-    sentence = f"{shown_key(cls, key)} is {shown(value)}; it must be {allowed}"
-    return value is None and is_required, key, sentence
-
-
-def _only_keys(value: Any) -> Iterator[str]:
-    """The keys that lead into groups of one entry."""
-    while isinstance(value, dict) and len(value) == 1:
-        ((key, value),) = value.items()
-        yield str(key)
+            sentence = f"{key} is one key with dots; in files, groups are nested: {nested}"
+        elif "=" in last:  # of a file
+            name, _, text = (part.strip() for part in last.partition("="))
+            sentence = f"{key!r} is one key; in files, write {name}: {text}"
+        elif more := advice(cls, whole):
+            sentence = f"{whole} is unknown{more}"
+    return is_unset, key, sentence
 
 
 def to_yaml(values: Settings | dict[str, Any]) -> str:
@@ -274,12 +261,13 @@ def to_yaml(values: Settings | dict[str, Any]) -> str:
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True, width=100)
 
 
-def differences(a: Settings, b: Settings) -> list[str]:
-    """`key: old -> new` for each setting that differs between two configurations of a command."""
+def differences(a: Settings, b: Settings) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two configurations of a command: old and new values by
+    key."""
     old, new = (
         {key: value for key, _, value in leaves(type(s), s.model_dump(mode="json"))} for s in (a, b)
     )
-    return [f"{key}: {old[key]} -> {new[key]}" for key in sorted(old) if old[key] != new[key]]
+    return {key: (old[key], new[key]) for key in sorted(old) if old[key] != new[key]}
 
 
 def find_config(name: str) -> Path:
@@ -289,8 +277,12 @@ def find_config(name: str) -> Path:
     for path in (user_path(name), shipped / relative):
         if path.exists() and not path.is_dir():
             return path
+    if (user_path(name) / "config.yaml").is_file():
+        raise ConfigError(f"{name} is a folder: write --config {name.rstrip('/')}/config.yaml")
     known = shipped_recipes()
-    hint = did_you_mean(name.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
+    hint = (
+        did_you_mean(relative.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
+    )
     raise ConfigError(f"{name}: there is no such configuration file{hint}")
 
 

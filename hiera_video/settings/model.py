@@ -15,6 +15,7 @@ GridSide = Annotated[int, Ge(1), Le(1024)]
 Bins = Annotated[int, Ge(1), Le(128)]
 PosEmbedResize = Literal["window", "bicubic"]
 Target = Literal["pixels", "hog"]
+MAX_CLASSES = 1_000_000
 MaskingKind = Literal["random", "tube", "frame", "block"]
 
 
@@ -66,6 +67,22 @@ class Architecture(Settings):
     def arguments(self) -> dict[str, Any]:
         """The arguments that are set."""
         return {key: value for key, value in self if value is not None}
+
+
+class FullArchitecture(Architecture):
+    input_size: Size3 | None = None
+    """Frames, height and width of a clip, pixels."""
+
+
+class HieraArguments(FullArchitecture):
+    """All keyword arguments of `Hiera`."""
+
+    num_classes: Annotated[int, Ge(0), Le(MAX_CLASSES)] = 0
+    """Outputs of the classifier, 0 for none."""
+    drop_path: Rate = 0.0
+    """Rate of stochastic depth in the last block."""
+    head_dropout: Rate = 0.0
+    """Dropout before the classifier."""
 
 
 class Backbone(Settings):

@@ -157,6 +157,13 @@ class ConvertSettings(Trained):
     """Folder, or file with layout=official and layout=sam2; must not exist."""
     data: ClassNames = ClassNames()
 
+    def check_rules(self) -> None:
+        self.require(
+            self.layout == "official" or not self.output.endswith((".pth", ".pt", ".safetensors")),
+            "output",
+            f"the name of a folder with layout={self.layout}; layout=official writes a .pth file",
+        )
+
 
 class DemoSettings(Settings):
     """Generate a small data set, fine-tune a classifier on it, evaluate and predict."""

@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from hiera_video.data.checks import check_videos
+from hiera_video.data.checks import check_videos, warn_of_still_model
 from hiera_video.data.loader import start_decoding, training_loader
 from hiera_video.data.order import TrainingOrder, steps_per_epoch
-from hiera_video.errors import UserError, WeightsError, configured, counted
+from hiera_video.data.videos.records import VideoList
+from hiera_video.errors import ConfigError, UserError, WeightsError, configured, counted
 from hiera_video.files import locked
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import check_weights_folder, not_finite, shorten
@@ -38,7 +39,7 @@ from hiera_video.runtime.distributed import (
 from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import exit_code, print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
-from hiera_video.settings.training import Loop, Optim, RunSettings
+from hiera_video.settings.training import Loop, Optim
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
@@ -86,9 +87,10 @@ def train(
         folder = Path(settings.run_dir)
         if not dry_run:
             on_main(lambda: stack.enter_context(locked(folder, "run_dir")))
+        schedule = Schedule(task.num_records, settings.train, settings.optim)
         latest = None
         with in_the_way(settings, "run_dir"):
-            latest = find_run(folder, settings, task.data)
+            latest = find_run(folder, task, schedule)
         with configured(), torch.device("meta"):
             size = encoder_of(task.create(None)).input_size  # checks the settings
         unreadable = check_lists(task, size[0])
@@ -100,7 +102,6 @@ def train(
         average = None
         if task.ema_decay is not None:
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
-        schedule = Schedule(task.num_records, settings.train, settings.optim)
         unit = task.unit.removesuffix("s")
         for line in (*task.describe(model), schedule.describe(process, unit)):
             print_lines([line]) if dry_run else logger.info(line)
@@ -140,14 +141,23 @@ def train(
         report = RunReport(folder, process, start_step, facts.get("failed", ()))
         if not run.take_steps(batches, loss, report, start_step, stops):
             return STOPPED
-        return run.finish(report, as_json)
+        return run.finish(report, start_step, as_json)
 
 
-def find_run(folder: Path, settings: RunSettings, data: dict[str, Any]) -> Path | None:
+def find_run(folder: Path, task: Task, schedule: "Schedule") -> Path | None:
     """The checkpoint to resume from, if the folder holds a run; errors as of `train`."""
+    settings = task.settings
     latest = on_main(lambda: latest_checkpoint(folder / "checkpoints"))
     if latest:
-        check_same_run(folder, read_facts(latest)[1], settings, data)
+        step, facts = read_facts(latest)
+        check_same_run(latest, facts, settings, task.data)
+        if step > schedule.end_step:
+            raise ConfigError(
+                f"train.epochs is {settings.train.epochs:g}, which are "
+                f"{counted(schedule.end_step, 'step')} of {settings.train.global_batch_size} "
+                f"{task.unit}, and {folder} has taken {step}: raise train.epochs, or choose "
+                "another run_dir"
+            )
     elif (folder / "weights").exists():  # a start that failed leaves neither
         raise UserError(
             f"{folder} holds a finished run without checkpoints: choose another run_dir"
@@ -176,6 +186,8 @@ def check_lists(task: Task, num_frames: int) -> Counter[str]:
                 "data.root, or raise data.max_failed_frac"
             )
         found += causes
+    if isinstance(task.train, VideoList):
+        warn_of_still_model(task.settings.model.name, num_frames, task.train.records)
     return found
 
 
@@ -403,17 +415,30 @@ class Run:
             logger.info("step %d  val (%s)  %s  %s", step, task.val_note, text, decoded)
         barrier()  # who is ready must not wait in the next step, where waiting has a limit
 
-    def finish(self, report: RunReport, as_json: bool) -> int:
+    def finish(self, report: RunReport, start_step: int, as_json: bool) -> int:
         """Writes the weights; returns the exit code: 3 if a record could not be used.
 
         The weights are whole then, and yet others than those of all data, as a figure of
         `evaluate` is without some videos: the code says the same in all commands.
+
+        Args:
+            start_step: where this start of the run began.
         """
         num_failed = report.num_failed()
         if self.process.is_main:
             weights, steps = self.folder / "weights", self.schedule.end_step
             save_model(weights, self.trained, self.card)
-            logger.info("trained %d steps; weights are in %s", steps, weights)
+            if start_step < steps:
+                logger.info("trained %d steps; weights are in %s", steps, weights)
+            else:
+                logger.info(
+                    "nothing was left to train: %s has taken all %d steps, its weights are in %s; "
+                    "to train longer, raise train.epochs and set overwrite_config=true; to train "
+                    "again, choose another run_dir",
+                    self.folder,
+                    steps,
+                    weights,
+                )
             lists = (self.task.train, self.task.val)
             num_records = sum(len(part.records) for part in lists if part is not None)
             if num_failed:

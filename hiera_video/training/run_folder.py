@@ -17,6 +17,7 @@ from hiera_video.errors import ConfigError, UserError, listing
 from hiera_video.files import (
     append_jsonl,
     finite_or_none,
+    json_text,
     parse_json,
     remove_unfinished,
     replacing,
@@ -54,6 +55,18 @@ FREE_TO_CHANGE = {
     "batch_size",
     "train.log_every",
     "train.keep_checkpoints",
+}
+# Settings on which the tensors of a checkpoint depend: no run continues with other values. And
+# whether another run may start from its weights all the same.
+FIXED = {
+    "model.name": False,
+    "model.overrides": False,
+    "model.decoder_dim": False,
+    "model.decoder_depth": False,
+    "model.target": False,
+    "model.num_frames": True,
+    "model.image_size": True,
+    "optim.optimizer": True,
 }
 
 
@@ -211,42 +224,64 @@ def facts_of(settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_same_run(
-    folder: Path, earlier: dict[str, Any], settings: RunSettings, data: dict[str, Any]
+    latest: Path, earlier: dict[str, Any], settings: RunSettings, data: dict[str, Any]
 ) -> None:
     """Compares settings and data with those of the run that is about to be resumed.
 
-    Keys that do not change results may differ.
+    Keys that do not change results may differ; with `overwrite_config`, all with which it can
+    continue.
 
     Args:
-        earlier: the facts of a checkpoint in `folder`.
+        latest: the checkpoint from which it would resume.
+        earlier: the facts of that checkpoint.
 
     Raises:
-        ConfigError: names the keys that differ, unless `overwrite_config` is set.
+        ConfigError: names the keys that differ.
         UserError: other data.
     """
-    if not settings.overwrite_config:
-        try:
-            saved = load_settings(type(settings), [earlier["config"]])
-        except ConfigError as error:
+    folder, changed = latest.parents[1], dict[str, tuple[Any, Any]]()
+    try:
+        changed = differences(load_settings(type(settings), [earlier["config"]]), settings)
+    except ConfigError as error:
+        if not settings.overwrite_config:
             raise ConfigError(
                 f"{folder} holds a run that this command does not resume ({error}): choose another "
                 "run_dir"
             ) from None
-        changed = [
-            line
-            for line in differences(saved, settings)
-            if line.split(":")[0] not in FREE_TO_CHANGE
-        ]
-        if changed:
-            raise ConfigError(
-                f"{folder} holds a run with another configuration ({'; '.join(changed)}): choose "
-                "another run_dir, or set overwrite_config=true to resume it with the new one"
-            )
-    if earlier["data"]["fingerprint"] != data["fingerprint"]:
-        raise UserError(
-            f"{folder} was trained on other data: {earlier['data']}, now {data}; choose another "
-            "run_dir, or restore the list"
+    has_average = changed.get("train.ema_decay", (0, 0))[0] is not None
+    fixed = FIXED if has_average else FIXED | {"train.ema_decay": True}
+    weights = folder if (folder / "weights").is_dir() else latest
+    other = f"choose another run_dir, where model.init={weights} starts from its weights"
+    if keys := [key for key in changed if key in fixed]:
+        raise ConfigError(
+            f"{folder} holds a run that cannot continue with another model or optimizer "
+            f"({_changes(changed, keys)}): "
+            + (other if all(fixed[key] for key in keys) else "choose another run_dir")
         )
+    if earlier["data"]["fingerprint"] != data["fingerprint"]:
+        before, now = _described(earlier["data"]), _described(data)
+        raise UserError(
+            f"{folder} was trained on other data: "
+            + (f"{before}, now {now}" if before != now else f"{now} has changed since then")
+            + f"; restore the list, or {other}"
+        )
+    keys = [key for key in changed if key not in FREE_TO_CHANGE]
+    if keys and not settings.overwrite_config:
+        raise ConfigError(
+            f"{folder} holds a run with another configuration ({_changes(changed, keys)}): choose "
+            "another run_dir, or set overwrite_config=true to resume it with the new one"
+        )
+
+
+def _changes(changed: dict[str, tuple[Any, Any]], keys: Iterable[str]) -> str:
+    """`key: old -> new` of these keys, with values as one writes them."""
+    return "; ".join(f"{key}: {' -> '.join(map(json_text, changed[key]))}" for key in keys)
+
+
+def _described(data: dict[str, Any]) -> str:
+    """The list of a run and how much it has, such as `train.csv (8 videos, 2 classes)`."""
+    counts = (f"{data[key]} {key}" for key in data if key not in ("train", "fingerprint"))
+    return f"{data['train']} ({', '.join(counts)})"
 
 
 def start_run(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from fractions import Fraction
 
 import numpy as np
 
+from hiera_video.errors import counted
 from hiera_video.settings.base import Count
 from hiera_video.settings.video import ClipRule, Clips, FrameSampling
 from hiera_video.video.reader import VideoError, VideoReader
@@ -86,7 +88,10 @@ class ClipSampler(Clips):
                 f"{first + duration_sec:.3f} s"
             )
             if start_sec is not None:
-                message += "; data.start_sec is the second of the annotations at which files begin"
+                message += (
+                    "; start_sec (data.start_sec in commands) is the second of the annotations at "
+                    "which files begin"
+                )
             raise VideoError(video.path, "timestamps", message)
         timeline = self.timeline(video)
         if self.target_fps is not None:
@@ -106,6 +111,8 @@ class ClipSampler(Clips):
         video of 25. So are linspace clips of videos of constant rate. Other videos have no such
         count: their frames are those of the `timeline`, `sampling_rate` apart.
         """
+        if isinstance(video, str | os.PathLike):  # of which the letters could be counted
+            raise TypeError(f"video is the path {video}: expected open_video({os.fspath(video)!r})")
         if self.target_fps is not None and (self.sampling, self.spacing) == ("clip", "linspace"):
             rate = constant_rate(video.frame_times_sec)
             if rate is not None:
@@ -134,8 +141,9 @@ class ClipSampler(Clips):
             raise VideoError(
                 video.path,
                 "too_short",
-                f"{video_frames} frames, a clip covers {float(length):g}: lower "
-                "clips.sampling_rate or set clips.end_policy to repeat_last or wrap",
+                f"{counted(video_frames, 'frame')}, a clip covers {float(length):g}: lower "
+                "sampling_rate, or set end_policy to repeat_last or wrap (clips.sampling_rate and "
+                "clips.end_policy in commands)",
             )
         return length
 

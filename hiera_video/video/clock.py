@@ -17,6 +17,7 @@ BITS = {"mpegts": 33, "mpeg": 33, "flv": 32, "asf": 32}
 # Formats that store presentation times only. libavformat guesses when their frames are decoded,
 # wrongly as long as it does not know how far frames are reordered.
 WITHOUT_DTS = frozenset({"matroska,webm", "ogg"})
+MAX_GUESSED = 4  # frames by which libavformat's guesses of times are wrong, measured
 MAX_REORDERED = 16  # frames that are decoded before a frame and shown after it
 
 Stamps = Sequence[int | None]
@@ -27,12 +28,21 @@ class Fall(NamedTuple):
     ticks: int  # how far the clock falls, in units of the time base
 
 
-def rises(dts: Stamps) -> bool:
-    """Whether decoding times ascend, without steps as long as those of a wrap."""
+def rises(dts: Stamps, least: int = 0) -> bool:
+    """Whether decoding times ascend in steps of `least` or more, and of less than a wrap's."""
     times = np.array([time for time in dts if time is not None])
     steps = times[1:] - times[:-1]
     longest = 2 ** (min(BITS.values()) - 1)
-    return bool(steps.min(initial=0) >= 0 and steps.max(initial=0) < longest)
+    return bool(steps.min(initial=least) >= least and steps.max(initial=0) < longest)
+
+
+def jumps_within_groups(dts: Stamps, is_key: Sequence[bool]) -> bool:
+    """Whether a clock jumps forward where no key frame begins, further than frames are reordered:
+    frames that are decoded after the jump may be shown before one that is decoded earlier."""
+    known = [n for n, time in enumerate(dts) if time is not None]
+    steps = np.diff([dts[n] for n in known])
+    after = np.array([is_key[n] for n in known[1:]], bool)
+    return bool(len(steps) and (steps[~after] > MAX_REORDERED * np.median(steps)).any())
 
 
 def unwrapped(container: str, pts: Stamps, dts: Stamps) -> tuple[Stamps, Stamps]:
@@ -62,6 +72,7 @@ def find_falls(
     shown: Stamps | None = None,
     is_key: Sequence[bool] | None = None,
     is_guessed: bool = False,
+    least: int = 0,
 ) -> list[Fall]:
     """Where a clock falls back.
 
@@ -73,6 +84,7 @@ def find_falls(
         is_guessed: times are libavformat's guesses of decoding times. Wrong ones fall often, and
             not at key frames, and by less than frames are reordered.
         is_key: is needed for guesses.
+        least: the shortest step that is no fall.
     """
     known = [n for n, time in enumerate(times) if time is not None and is_stated[n]]
     stated = np.array([times[n] for n in known])
@@ -81,7 +93,7 @@ def find_falls(
     low = np.array([np.inf if time is None else time for time in ordered])
     highest_before = np.maximum.accumulate(high)
     lowest_after = np.minimum.accumulate(low[::-1])[::-1]
-    places = np.flatnonzero(np.diff(stated) < 0) + 1
+    places = np.flatnonzero(np.diff(stated) < least) + 1
     is_frequent = len(places) > max(MAX_REORDERED, len(stated) // 100)
     falls, begin = list[Fall](), 0
     for rank in places.tolist():
@@ -118,3 +130,61 @@ def placed(
             moved += [None if time is None else time + offset for time in times[begin:stop]]
         end = offset + max((last for _, last in shown), default=-offset)
     return moved_pts, moved_dts
+
+
+def without_gaps(falls: Sequence[Fall], dts: Stamps, duration: Sequence[int]) -> list[int | None]:
+    """Decoding times of which each stretch begins when the last packet before it ends.
+
+    `placed` leaves gaps between them, because it places the times of presentation.
+    """
+    moved = [*dts]
+    for number, _ in falls:
+        before, begin = moved[number - 1], moved[number]
+        if before is not None and begin is not None and duration[number - 1]:
+            offset = before + duration[number - 1] - begin
+            moved[number:] = [None if time is None else time + offset for time in moved[number:]]
+    return moved
+
+
+def fits_b_frames(pts: Stamps, dts: Stamps, is_second: np.ndarray) -> bool:
+    """Whether presentation times agree with the order of MPEG-1 and MPEG-2: a B-frame, which is
+    shown when it is decoded, comes before the reference frame that is decoded before it.
+
+    libavformat interpolates the times of packets that state none, wrongly where they are joined.
+    """
+    latest = None  # presentation time of a reference frame
+    for shown, decoded, is_later_field in zip(pts, dts, is_second.tolist(), strict=True):
+        if is_later_field or shown is None:
+            continue
+        if shown != decoded:
+            latest = shown
+        elif latest is not None and shown > latest:
+            return False
+    return True
+
+
+def evened(
+    stated: np.ndarray, begins: list[int], rates: Sequence[float], otherwise: np.ndarray
+) -> np.ndarray:
+    """Times at a constant rate in each stretch, if they agree with all that are stated.
+
+    Args:
+        stated: in the order of frames or of decoding, seconds; NaN where no time is known.
+        begins: the first frames of stretches but the first.
+        rates: in frames per second, of which the nearest one is taken.
+        otherwise: is returned if they do not agree.
+    """
+    parts, end = list[np.ndarray](), None
+    for begin, stop in itertools.pairwise([0, *begins, len(stated)]):
+        times, numbers = stated[begin:stop], np.arange(stop - begin)
+        known = np.flatnonzero(~np.isnan(times))
+        if len(known) == 0:
+            return otherwise
+        lines = [times[known[0]] + (numbers - known[0]) / rate for rate in rates]
+        errors = [float(np.abs(line - times)[known].max()) for line in lines]
+        error, rate, line = min(zip(errors, rates, lines, strict=True), key=lambda each: each[0])
+        if error * rate > MAX_GUESSED:
+            return otherwise
+        parts.append(line if end is None else line - line[0] + end)
+        end = parts[-1][-1] + 1 / rate
+    return np.concatenate(parts)

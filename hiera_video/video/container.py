@@ -1,6 +1,8 @@
 """Containers as libavformat reads them: streams, packets, and whether the end is missing."""
 
+import mmap
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +19,13 @@ NO_VIDEO = Disposition.attached_pic | Disposition.timed_thumbnails
 MP4_BOXES = (b"ftyp", b"mdat", b"wide", b"skip", b"free")
 # Formats whose header states a duration. That of others is estimated from what is there.
 STATED_DURATION = frozenset({"matroska,webm", "flv", "asf", "mov,mp4,m4a,3gp,3g2,mj2"})
+# How a file of formats of which libavformat may read the first recording only begins.
+BEGINNINGS = {
+    "asf": rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11\xa6\xd9\x00\xaa\x00\x62\xce\x6c",
+    "flv": rb"FLV\x01[\0-\x05]\0\0\0\x09",
+    "matroska,webm": rb"\x1a\x45\xdf\xa3.{1,64}?(?:matroska|webm)",
+    "mov,mp4,m4a,3gp,3g2,mj2": rb"\0\0\0[\x10-\xff]ftyp",
+}
 ROUNDING_SEC = 1.5e-3
 PADDING_SEC = 0.15  # of sound
 UNSUPPORTED = "holds something that FFmpeg does not implement, or is damaged; convert it to H.264"
@@ -61,7 +70,10 @@ def open_container(path: str, deadline_sec: float, **options: str) -> InputConta
         if is_moving_png:
             sentence = "its first frame is missing or damaged; fetch it again"
             raise VideoError(path, "truncated", sentence) from error
-        sentence = f"is not a video that libav can read ({error.strerror}); fetch it again"
+        sentence = (
+            f"is not a video that libav can read ({error.strerror}): it is damaged, or no video; "
+            "fetch it again or leave it out"
+        )
         raise VideoError(path, "not_a_video", sentence) from error
 
 
@@ -92,7 +104,10 @@ def choose_stream(path: str, container: InputContainer) -> VideoStream:
     streams = video_streams(container)
     if not streams:
         what = "only cover art" if container.streams.video else "no video stream"
-        raise VideoError(path, "no_video_stream", f"has {what}; leave the file out of the list")
+        sound = ", only sound" if container.streams.audio else ""
+        raise VideoError(
+            path, "no_video_stream", f"has {what}{sound}; take another file or leave it out"
+        )
     stream = next((s for s in streams if s.disposition & Disposition.default), streams[0])
     if stream.codec_context is None:
         raise VideoError(
@@ -114,13 +129,14 @@ def filled_packets(
         problems: is given the reason if the packets end before the file does.
     """
     container: InputContainer = streams[0].container  # type: ignore[assignment]
-    is_apng = container.format.name == "apng"
+    has_one_key = container.format.name in ("apng", "gif")
     try:
         for packet in container.demux(*streams):
             deadline.check()
-            if is_apng:
+            if has_one_key:
                 # libavformat calls frames key frames that depend on others (full frames that are
-                # blended, and those after which an earlier picture is restored).
+                # blended, those after which an earlier picture is restored, the last of a GIF to
+                # which another one was joined).
                 packet.is_keyframe = packet.pts == 0
             if packet.size:  # neither an empty AVI chunk nor PyAV's end marker
                 yield packet
@@ -149,6 +165,25 @@ def damaged_offsets(stream: VideoStream, last: int | None, deadline: Deadline) -
             if last is not None and (packet.pos or 0) >= last:
                 break
     return offsets
+
+
+def unread_recording(path: str, container: str, end: int) -> str | None:
+    """Describes another recording behind the one that libavformat reads; None if there is none.
+
+    Args:
+        container: libavformat's name of the format.
+        end: where the last packet ends in the file.
+    """
+    if container not in BEGINNINGS or not 0 < end < os.path.getsize(path):
+        return None
+    with (
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+    ):
+        match = re.compile(BEGINNINGS[container], re.DOTALL).search(content, end)
+    if match is None:
+        return None
+    return f"another recording begins at byte {match.start()}, which FFmpeg does not read"
 
 
 def missing_end(

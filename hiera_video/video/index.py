@@ -20,13 +20,26 @@ from av.video.stream import VideoStream
 
 from hiera_video.errors import counted
 from hiera_video.settings.video import Decoding
-from hiera_video.video.clock import WITHOUT_DTS, Fall, Stamps, find_falls, placed, rises, unwrapped
+from hiera_video.video.clock import (
+    WITHOUT_DTS,
+    Fall,
+    Stamps,
+    evened,
+    find_falls,
+    fits_b_frames,
+    jumps_within_groups,
+    placed,
+    rises,
+    unwrapped,
+    without_gaps,
+)
 from hiera_video.video.container import (
     choose_stream,
     damaged_offsets,
     filled_packets,
     missing_end,
     open_container,
+    unread_recording,
     video_streams,
 )
 from hiera_video.video.decoder import Decoder
@@ -161,7 +174,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     if not packets.is_shown.any():
         if packets.damaged:
             raise VideoError(path, "truncated", "no frame of it is whole; fetch it again")
-        raise VideoError(path, "no_frames", "holds no video frames; leave the file out of the list")
+        raise VideoError(path, "no_frames", "holds no video frames; leave it out")
     stamp_name: Literal["pts", "dts"] | None = None
     if _has_ordered_timestamps(packets, stream):
         stamp_name = "pts"
@@ -171,11 +184,13 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         if _all_differ(packets.dts, packets.is_second):
             stamp_name = "dts"
         by_time, packets = _decoded_order(path, packets, limits, deadline)
-    stamps: Stamps = packets.in_file[stamp_name] if stamp_name else []
 
     # Decoding begins at the latest key frame that is presented no later than the frame itself.
     starts = np.maximum.accumulate(np.where(packets.is_key[by_time], by_time, 0))
     starts = np.where(starts <= by_time, starts, 0)
+    if stream.codec_context.pix_fmt == "pal8":  # a palette may come with the first packet only
+        starts, stamp_name = np.zeros_like(starts), None
+    stamps: Stamps = packets.in_file[stamp_name] if stamp_name else []
     shown = packets.is_shown[by_time]
     order, starts = by_time[shown], starts[shown]
     if len(order) == 0:
@@ -195,6 +210,8 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         times, end_sec = times - excess, end_sec - float(excess[-1])
     problems = [*packets.problems, *falls]
     if not packets.falls and (problem := _missing_end(packets, stream, deadline)):
+        problems.append(problem)
+    if problem := unread_recording(path, stream.container.format.name, _end(packets.places)):
         problems.append(problem)
     damage = f"is damaged: {'; '.join(problems)}" if problems else None
     for sentence in (damage, note):
@@ -225,7 +242,7 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
     pts, dts, duration, places, is_key, is_shown, is_second = [], [], [], [], [], [], []
     damaged: set[int] = set()
     pairs = FieldPairs(stream)
-    is_vp8 = stream.codec_context.name in ("vp8", "libvpx")
+    codec = stream.codec_context.name
     name = stream.container.format.name
     is_parsed = name in PARSED_FORMATS
     problems: list[str] = []
@@ -242,20 +259,20 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
         is_key.append(key and not second)
         if packet.is_corrupt:
             damaged.add(number)
-        # The show_frame bit of VP8 (RFC 6386, section 9.1); hidden frames are only referred to.
-        is_hidden = is_vp8 and not memoryview(packet)[0] & 0x10
-        is_shown.append(not (packet.is_discard or is_hidden or second))
+        hides = _is_hidden(codec, memoryview(packet)[0])
+        is_shown.append(not (packet.is_discard or hides or second))
     pairs.end()
     begins = [offset for offset, _ in places]
     on_clock: tuple[Stamps, Stamps] = pts, dts
     falls = list[Fall]()
-    if not rises(dts):
+    least = int(name == "mpegts" and not any(is_second))  # in which no two frames have one time
+    if not rises(dts, least):
         on_clock = unwrapped(name, pts, dts)
         is_stated = [not is_parsed or begin >= 0 for begin in begins]
         is_guessed = name in WITHOUT_DTS and bool(stream.codec_context.has_b_frames)
         shown = [time if is_in else None for time, is_in in zip(on_clock[0], is_shown, strict=True)]
         falls = find_falls(
-            on_clock[1], is_stated, shown=shown, is_key=is_key, is_guessed=is_guessed
+            on_clock[1], is_stated, shown=shown, is_key=is_key, is_guessed=is_guessed, least=least
         )
     if is_parsed and places:
         # The flags of the first packet are lost, as no packet comes before it.
@@ -290,6 +307,13 @@ def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
     )
 
 
+def _is_hidden(codec: str, byte: int) -> bool:
+    """Whether a packet holds no frame to show, by its first byte."""
+    if codec in ("vp8", "libvpx"):  # RFC 6386, section 9.1: show_frame
+        return not byte & 0x10
+    return codec == "theora" and byte >= 0x80  # a header, of a recording that was joined
+
+
 def _before_recordings(
     dts: Stamps, is_key: list[bool], begins: list[int], stream: VideoStream
 ) -> set[int]:
@@ -300,7 +324,7 @@ def _before_recordings(
     known = [n for n, begin in enumerate(begins) if begin >= 0 and dts[n] is not None]
     longest, last = GAP_SEC / float(stream.time_base or 1), set[int]()
     for before, after in itertools.pairwise(known):
-        if is_key[after] and not 0 <= dts[after] - dts[before] <= longest:  # type: ignore[operator]
+        if is_key[after] and not 0 < dts[after] - dts[before] <= longest:  # type: ignore[operator]
             last.update(range(before, after))
     return last
 
@@ -332,6 +356,11 @@ def _missing_end(packets: _Packets, stream: VideoStream, deadline: Deadline) -> 
     return missing_end(stream, stamps, max(ends, default=0), deadline)
 
 
+def _end(places: np.ndarray) -> int:
+    """Where the last packet ends in the file; -1 if that is unknown."""
+    return int(places.sum(1).max()) if places[:, 0].min() >= 0 else -1
+
+
 def _stamps(stamps: Stamps) -> np.ndarray:
     return np.array([NO_STAMP if time is None else time for time in stamps], np.int64)
 
@@ -348,8 +377,14 @@ def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:
         return False
     if stream.container.format.name == "avi" and stream.codec_context.has_b_frames:
         return False  # libavformat guesses the presentation times, often wrongly
-    # Frames before the first key frame of a recording, in either order, may or may not decode.
     pts = _stamps(packets.pts)
+    if stream.container.format.name in PARSED_FORMATS:
+        has_order = stream.codec_context.name in ("mpeg1video", "mpeg2video")
+        if has_order and not fits_b_frames(packets.pts, packets.dts, packets.is_second):
+            return False
+        if not has_order and jumps_within_groups(packets.dts, packets.is_key.tolist()):
+            return False
+    # Frames before the first key frame of a recording, in either order, may or may not decode.
     bounds = [0, *(fall.number for fall in packets.falls), len(pts)]
     for begin, stop in itertools.pairwise(bounds):
         shown = begin + np.flatnonzero(packets.is_shown[begin:stop])
@@ -439,8 +474,15 @@ def _presentation_times(
     if is_ordered:
         times = pts
     else:
-        dts = _seconds([packets.dts[n] for n in numbers], unit)
+        close = without_gaps(packets.falls, packets.dts, packets.duration)
+        dts = _seconds([close[n] for n in sorted(numbers)], unit)
         times = np.arange(len(order)) * usual if np.isnan(dts).any() else np.sort(dts)
+    if name == "mpeg":  # a program stream states few times, and libavformat guesses the others
+        stated = pts if is_ordered else dts
+        if falls or np.isnan(stated).any() or np.diff(stated).min(initial=usual) < usual / 2:
+            counts = (1, 2) if packets.is_second.any() else (1,)  # libavformat may count fields
+            rates = [1 / usual / count for count in counts]
+            times = evened(stated, [fall.number for fall in falls], rates, times)
     last = packets.duration[numbers[-1]] * unit
     if last <= 0:
         last = float(np.median(np.diff(times))) if len(times) > 1 else usual

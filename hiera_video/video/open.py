@@ -11,14 +11,15 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, get_args
+from typing import BinaryIO
 
 from hiera_video.files import temporary_folder
-from hiera_video.settings.video import Backend, Decoding
+from hiera_video.settings.video import Backend, Decoding, Reading
 from hiera_video.video.content import picture_format
-from hiera_video.video.reader import VideoReader, check_file
+from hiera_video.video.reader import VideoError, VideoReader, check_file
 
 DEFAULTS = Decoding()
+MAX_PATH = 4096  # bytes of the longest path
 
 OpenVideo = Callable[..., VideoReader]
 """`open_video` with all settings: from a path, and `frames_fps` where a list states it."""
@@ -58,26 +59,20 @@ def open_video(
 
     Raises:
         VideoError: the file cannot be read; `.cause` is one of `hiera_video.video.reader.Cause`.
-        ValueError: an unknown backend, or a limit that is not positive.
+        TypeError: `source` is something else.
+        ConfigError: an unknown backend, or a limit that is not positive.
         MissingLibrary: the library of the backend is not installed.
     """
-    if backend not in get_args(Backend):
-        raise ValueError(
-            f"backend={backend!r} is unknown; allowed are {', '.join(get_args(Backend))}"
-        )
-    if frames_fps is not None and not frames_fps > 0:
-        raise ValueError(f"frames_fps={frames_fps} must be positive")
-    limits = {
-        "deadline_sec": deadline_sec,
-        "max_frame_pixels": max_frame_pixels,
-        "max_read_gib": max_read_gib,
-        "max_gap_sec": max_gap_sec,
-    }
-    for name, limit in limits.items():
-        if limit is not None and not limit > 0:
-            raise ValueError(f"{name}={limit} must be positive")
-    decoding = Decoding(backend=backend, frames_fps=frames_fps, **limits)
+    decoding = Decoding(
+        backend=backend,
+        frames_fps=frames_fps,
+        deadline_sec=deadline_sec,
+        max_frame_pixels=max_frame_pixels,
+        max_read_gib=max_read_gib,
+        max_gap_sec=max_gap_sec,
+    )
     if not isinstance(source, str | os.PathLike):  # decoders open a file more than once
+        _check_content(source)
         suffix = Path(str(getattr(source, "name", ""))).suffix
         copy = tempfile.NamedTemporaryFile(suffix=suffix, dir=temporary_folder())  # noqa: SIM115
         shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
@@ -88,12 +83,33 @@ def open_video(
     return _open(os.path.expanduser(source), decoding)
 
 
-def opener(decoding: Decoding) -> OpenVideo:
-    """`open_video` with the settings of a command."""
-    return partial(_open, limits=decoding)
+def _check_content(source: object) -> None:
+    """Raises TypeError for what is neither the content of a file nor a file that has it."""
+    if isinstance(source, io.TextIOBase):
+        raise TypeError("source is a file opened as text: open it by open(path, 'rb')")
+    if isinstance(source, bytes) and len(source) < MAX_PATH and os.path.exists(source):
+        raise TypeError(f"source is the path {source!r} as bytes: give os.fsdecode(source)")
+    if not isinstance(source, bytes) and not hasattr(source, "read"):
+        raise TypeError(
+            f"source is a {type(source).__name__}: expected one path, the content of a file as "
+            "bytes, or an open binary file"
+        )
 
 
-def _open(path: str, limits: Decoding, frames_fps: float | None = None) -> VideoReader:
+def opener(decoding: Decoding, num_frames: int = 1) -> OpenVideo:
+    """`open_video` with the settings of a command.
+
+    Args:
+        num_frames: of the clips that are read. If there are several, a still picture is an error,
+            unless the settings allow it.
+    """
+    is_strict = num_frames > 1 and isinstance(decoding, Reading) and not decoding.stills
+    return partial(_open, limits=decoding, takes_stills=not is_strict)
+
+
+def _open(
+    path: str, limits: Decoding, frames_fps: float | None = None, takes_stills: bool = True
+) -> VideoReader:
     backend, frames_fps = limits.backend, frames_fps or limits.frames_fps
     if frames_fps is not None and os.path.isdir(path):
         from hiera_video.video.backends.frames import FrameFolderReader
@@ -103,7 +119,14 @@ def _open(path: str, limits: Decoding, frames_fps: float | None = None) -> Video
     if (kind := picture_format(path)) is not None:
         from hiera_video.video.backends.moving_picture import open_picture
 
-        return open_picture(path, kind, limits, frames_fps)
+        picture = open_picture(path, kind, limits, frames_fps)
+        if len(picture) == 1 and not takes_stills:
+            sentence = (
+                "is a picture, and clips have several frames; leave it out, or set "
+                "data.stills=true to take pictures as clips in which nothing moves"
+            )
+            raise VideoError(path, "not_a_video", sentence)
+        return picture
 
     from hiera_video.video.backends.pyav import PyavReader
 

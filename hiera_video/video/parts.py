@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from hiera_video.errors import counted
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
 
@@ -57,7 +58,7 @@ class Part:
         end = "the end" if self.end is None else f"{unit} {self.end:g}"
         part = f"the part from {unit} {self.start:g} to {end}"
         if is_outside:
-            size = f"{count} frames and lasts {duration:.3f} s"
+            size = f"{counted(count, 'frame')} and lasts {duration:.3f} s"
             sentence = f"{part} lies outside of the video, which has {size}; correct the list"
         elif first >= stop:
             sentence = f"no frame appears in {part}; make the part longer"

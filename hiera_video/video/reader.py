@@ -76,7 +76,10 @@ def check_file(path: str) -> None:
     if not stat.S_ISREG(status.st_mode):
         sentence = "is a folder, a pipe or a device; name a video file"
         if stat.S_ISDIR(status.st_mode):
-            sentence += ", or set data.frames_fps to the rate of a folder of numbered frames"
+            sentence += (
+                ", or set frames_fps (data.frames_fps in commands) to the rate of a folder of "
+                "numbered frames"
+            )
         raise VideoError(path, "not_a_file", sentence)
     if status.st_size == 0:
         raise VideoError(path, "empty", "is empty (0 bytes); fetch it again")
@@ -167,8 +170,8 @@ class VideoReader(ABC):
                 self.path,
                 "too_large",
                 f"has frames of {width} x {height} pixels; max_frame_pixels={allowed} allows as "
-                f"many pixels and sides of {side}; set data.max_frame_pixels higher, or leave the "
-                "file out",
+                f"many pixels and sides of {side}; raise it (data.max_frame_pixels in commands), "
+                "or leave the file out",
             )
 
     def close(self) -> None:  # noqa: B027 - readers of pictures hold nothing open
@@ -277,7 +280,8 @@ class VideoReader(ABC):
                 self.path,
                 "too_large",
                 f"a read takes {num_bytes / 2**30:.1f} GiB of frames; max_read_gib={allowed:g} is "
-                "allowed; set data.max_read_gib higher, take fewer clips, or leave the file out",
+                "allowed; raise it (data.max_read_gib in commands), take fewer clips, or leave the "
+                "file out",
             )
 
     def _checked(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:

@@ -160,6 +160,23 @@ def test_print_config_of_a_shipped_recipe(capsys):
         (["evaluate", "checkpoint=x"], ["data.val is not set"]),
         (["predict", "checkpoint=x"], ["FILE is not set"]),
         (["predict", "a.mp4"], ["checkpoint is not set"]),
+        (["finetune", "train/epochs=3"], ["write train.epochs=3"]),
+        (["finetune", "train.epochs: 3"], ["write train.epochs=3"]),
+        (["finetune", "learning-rate=3"], ["write optim.lr=3"]),
+        (["finetune", "train.epochs", "=", "3"], ["write train.epochs=3, without blanks"]),
+        (["finetune", "train.epochs", "3"], ["write train.epochs=3, without blanks"]),
+        (["finetune", "train.epochs=", "3"], ["write train.epochs=3, without blanks"]),
+        (["predict", "top_k", "=", "3"], ["'top_k' is not a FILE; write top_k=3, without"]),
+        (["finetune", "mine.yaml"], ["write --config mine.yaml"]),
+        (["finetune", "kinetics400/hiera_base"], ["write --config kinetics400/hiera_base"]),
+        (["finetune", "config=mine.yaml"], ["given as --config FILE"]),
+        (["finetune", "--config", "/"], ["no such configuration file"]),
+        (["detect", "score", "a", "b"], ["ground_truth=FILE detections=FILE label_map=FILE"]),
+        (["evaluate", "data=val.csv"], ["did you mean 'data.val'?"]),
+        (["finetune", "model=hiera_tiny_224"], ["did you mean 'model.name'?"]),
+        (["predict", "a.pth"], ["checkpoint=a.pth"]),
+        (["predict", "hiera_tiny_224.mae_in1k_ft_in1k"], ["write checkpoint=hiera_tiny_224."]),
+        (["convert", "checkpoint=x", "output=a.pth"], ["output is 'a.pth'", "layout=official"]),
         (["flops"], ["MODEL is not set"]),
         (["flops", "a", "b"], ["'b' is a second MODEL"]),
         (["flops", "a", "--table"], ["table is True"]),
@@ -179,7 +196,7 @@ def test_usage_and_configuration_exit_with_2(capsys, arguments, parts):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert err.startswith(f"hiera-video {arguments[0]}: ")
+    assert err.startswith(f"hiera-video {arguments[0]}")
     assert all(part in err for part in parts)
 
 
@@ -198,6 +215,16 @@ def test_usage_and_configuration_exit_with_2(capsys, arguments, parts):
         (["finetune", "--optim.lr", "data.train=x"], "write optim.lr=VALUE"),
         (["finetune", "--num-classes", "4"], "the number of classes comes from the data"),
         (["predict", "--zzz"], "settings are given as key.path=VALUE: see --help"),
+        (["predict", "--data"], "settings are given as key.path=VALUE: see --help"),
+        (["evaluate", "--data", "val.csv"], "write data.val=val.csv"),
+        (["finetune", "-train.epochs=3"], "unknown option -train.epochs; write train.epochs=3"),
+        (
+            ["finetune", "-c", "a.yaml"],
+            "unknown option -c; a file of settings is given as --config",
+        ),
+        (["finetune", "--dryrun"], "did you mean '--dry-run'?"),
+        (["train"], "did you mean finetune, pretrain or detect train?"),
+        (["test"], "did you mean evaluate?"),
         (["finetune", "--config"], "expected one argument"),
     ],
 )
@@ -333,6 +360,53 @@ def test_the_tag_of_published_weights_and_files_of_the_package_exist(seen, tmp_p
 
 
 @pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        ("finetune videos", "write data.train=videos"),
+        ("export run", "write checkpoint=run"),
+        (
+            "finetune data.train=my videos",
+            "quotes around a path with blanks: 'data.train=my videos'",
+        ),
+        ("predict my videos checkpoint=run", "quotes around a path with blanks: 'my videos'"),
+        ("predict run checkpoint=a.mp4", "write checkpoint=run, and a video as FILE"),
+        ("predict list.csv checkpoint=run", "takes videos, not lists of them"),
+        ("finetune --config run", "run is a folder: write --config run/config.yaml"),
+        ("predict https://x/a.mp4 checkpoint=run", "addresses are not opened: download it"),
+        ("predict videos/*.mp4 checkpoint=run", "patterns are not expanded here"),
+        ("finetune data.train=list.csv data.val=None", "for none, write null"),
+        ("finetune data.train=nothing", "there is no such file or folder in "),
+        ("finetune data.train=list.csv run_dir=s3://bucket/run", "an address; name a folder"),
+        ("export checkpoint=run output_dir=model.onnx", "the name of a file; name a folder"),
+        ("finetune data.train=list.csv model.name=hiera-base", "'hiera_base_16x224' or"),
+        ("finetune data.train=list.csv model.name=HIERA_BASE_224", "did you mean 'hiera_base_224'"),
+        ("finetune data.train=list.csv model.name=zzz", "model.name is 'zzz'; the variants are"),
+        ("finetune data.train=list.csv model.name=run", "weights as model.init=run"),
+        ("finetune data.train=list.csv model.name=a/b", "weights as model.init=hf://a/b"),
+        (
+            "finetune data.train=list.csv model.name=hiera_base_224.mae",
+            "are: mae_in1k, mae_in1k_ft",
+        ),
+        ("benchmark hiera_base_224.mae_in1k", "for the variant alone, write hiera_base_224"),
+        ("benchmark hiera_base_224 hiera_bse_224", "MODEL is 'hiera_bse_224'; the variants are"),
+    ],
+)
+def test_files_in_the_wrong_place_and_other_names(arguments, part, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("videos", "my videos"):
+        (tmp_path / folder).mkdir()
+    for file in ("list.csv", "a.mp4"):
+        (tmp_path / file).touch()
+    save_card(tmp_path / "run", kind="classifier")
+    for file in ("model.safetensors", "config.yaml"):
+        (tmp_path / "run" / file).touch()
+    assert main(arguments.split()) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("error", "code", "reported"),
     [
         (ConfigError("optim.lr is 0"), 2, "hiera-video finetune: optim.lr is 0\n"),
@@ -423,11 +497,12 @@ def test_help_is_fast():
     """No heavy library is imported for it; seconds depend on the machine."""
     program = """
 import sys
-from hiera_video.cli.main import main
-try:
-    main(["finetune", "--help"])
-except SystemExit:
-    pass
+from hiera_video.cli.main import COMMANDS, main
+for command in COMMANDS:
+    try:
+        main([*command.split(), "--help"])
+    except SystemExit:
+        pass
 heavy = {"torch", "numpy", "cv2", "av", "torchvision", "safetensors", "pyarrow"}
 assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()
 """

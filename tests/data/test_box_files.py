@@ -20,7 +20,7 @@ from hiera_video.data.boxes.table import (
     read_label_map,
     write_detections,
 )
-from hiera_video.data.videos.files import locate_videos
+from hiera_video.data.videos.folders import locate_videos
 from hiera_video.errors import AnnotationError
 
 DIGITS = "9" * 5000  # Python parses numbers of 4,300 digits at most
@@ -221,7 +221,7 @@ GOOD = "a,0902,0.1,0.2,0.3,0.4,1,0.5\n"
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("a,0902,0.1,0.2,0.3,0.4,1,0.5,7", "9 columns, expected 8"),
+        ("a,0902,0.1,0.2,0.3,0.4,1,0.5,7", "9 columns; expected 8"),
         ("a,0902,0.1,0.2,0.3", "5 columns"),
         ("a,late,0.1,0.2,0.3,0.4,1,0.5", "second is 'late'; expected a finite number"),
         ("a,-1,0.1,0.2,0.3,0.4,1,0.5", "second is -1"),
@@ -281,7 +281,7 @@ def test_repeated_rows_are_logged(tmp_path, caplog):
     path = write(tmp_path, "x.csv", TRUTH + TRUTH)
     with caplog.at_level(logging.WARNING, logger="hiera_video"):
         assert len(read_boxes("ground truth", path, LABELS)) == 4
-    assert "2 rows repeat an earlier row, the first in line 3" in caplog.text
+    assert "2 repeated rows, the first in line 3" in caplog.text
 
 
 def test_detections_need_scores_and_actions(tmp_path):
@@ -320,7 +320,7 @@ def test_proposals_have_scores_from_0_to_1_or_none(tmp_path):
 def test_a_quote_that_is_not_closed_is_one_line(tmp_path, num_rows):
     path = write(tmp_path, "x.csv", GOOD + '"' + GOOD * num_rows)
     with pytest.raises(
-        AnnotationError, match=r"x\.csv:(2: 1 columns|.*; check the quotes$)"
+        AnnotationError, match=r"x\.csv:(2: .* has 1 column;|.*; check the quotes$)"
     ) as raised:
         read_boxes("detections", path)
     assert "\n" not in str(raised.value)
@@ -332,7 +332,7 @@ def test_files_that_cannot_be_read(tmp_path):
     with pytest.raises(AnnotationError, match=r"x\.csv:1: no column second, x1"):
         read_boxes("detections", write(tmp_path, "x.csv", "video,time_stamp,a\nx,1,2\n"))
     with pytest.raises(AnnotationError, match="not UTF-8"):
-        read_boxes("detections", write(tmp_path, "x.csv", b"\xff\xfe," + GOOD.encode()))
+        read_boxes("detections", write(tmp_path, "x.csv", b"\xe9," + GOOD.encode()))
     for name in ("a.csv", "a.jsonl", "a.pkl"):
         os.mkfifo(tmp_path / name)
         with pytest.raises(AnnotationError, match=rf"{name}: a folder, a pipe or a device"):
@@ -354,6 +354,39 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_what_a_parser_refuses_is_named_by_its_line(tmp_path, name, content, message):
     with pytest.raises(AnnotationError, match=message):
         read_boxes("detections", write(tmp_path, name, content))
+
+
+ROWS = "video,second,x1,y1,x2,y2,action\na,902,0.1,0.2,0.3,0.4,1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "x.csv",
+            ROWS.replace(",", ";"),
+            r"x\.csv:1: 'video;second;x1.* has 1 column; expected 8, s",
+        ),
+        ("x.csv", ROWS + "# day 2\n", r"x\.csv:3: '# day 2' has 1 column; expected 7, separated"),
+        ("x.csv", "sep=;\n" + ROWS, r"x\.csv:1: the separator is ';'; columns .* by commas"),
+        ("x.csv", ROWS.replace("video", "file"), r"x\.csv:1: no column video; expected video, sec"),
+        ("x.csv", "\n" + ROWS.replace("x1", "left"), r"x\.csv:2: no column x1; expected video"),
+        ("x.csv", '{"video": "a", "second": 1}\n', r"x\.csv: its content is JSON; call the file"),
+        ("x.json", "[]", r"x\.json: boxes are csv, JSON lines or pickles; .* \.jsonl"),
+        ("x.jsonl", ROWS, r"x\.jsonl: its content is not JSON, .*\.csv"),
+    ],
+)
+def test_other_forms_are_named(tmp_path, name, content, message):
+    with pytest.raises(AnnotationError, match=message):
+        read_boxes("ground truth", write(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("before", ["\n", "sep=,\n", "sep=,\n \n"])
+def test_lines_before_the_header(tmp_path, before):
+    table = read_boxes("ground truth", write(tmp_path, "x.csv", before + ROWS + "a,903\n"))
+    first = before.count("\n") + 2
+    assert (table.videos, table.second.tolist()) == (("a",), [902, 903])
+    assert table.lines.tolist() == [first, first + 1]
 
 
 def test_a_video_name_that_is_not_unicode_is_a_video_that_is_missing(tmp_path):

@@ -1,5 +1,7 @@
 """Key frames from tables of boxes: grouping, exclusions, proposals and warnings."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -174,6 +176,9 @@ def test_nothing_to_train_on_is_an_error(files):
     (files / "truth.csv").write_text("")
     with pytest.raises(AnnotationError, match=r"truth\.csv: no key frame with a box"):
         training(files)
+    (files / "truth.csv").write_text(f"a,2,{LEFT},,0\n")
+    with pytest.raises(AnnotationError, match=r"truth\.csv: no box has an action, in the seventh"):
+        training(files)
 
 
 def test_missing_videos_are_kept(files):
@@ -182,6 +187,11 @@ def test_missing_videos_are_kept(files):
     assert train.records[0].path == str(files / "b")
     (files / "a.mp4").unlink()
     with pytest.raises(AnnotationError, match=r"none of its 2 videos is in .*, for example b; set"):
+        training(files)
+    (files / "deep").mkdir()
+    (files / "deep/a.mkv").touch()
+    place = re.escape(f"; 'a' is in {files / 'deep'}: set root (data.root={files / 'deep'})")
+    with pytest.raises(AnnotationError, match=place):
         training(files)
 
 

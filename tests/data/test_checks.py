@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hiera_video.data.checks import check_videos, warn_of_flips
+from hiera_video.data.checks import (
+    check_videos,
+    decoding_failures,
+    warn_of_flips,
+    warn_of_similar,
+    warn_of_still_model,
+)
 from hiera_video.data.videos.records import VideoRecord, read_splits, read_video_list
 from hiera_video.errors import AnnotationError, ConfigError
+from hiera_video.runtime.progress import Progress
 from hiera_video.settings.training import ClassificationData
 from hiera_video.settings.video import Reading
+from hiera_video.video.open import opener
+from hiera_video.video.reader import VideoError
 from tests.video.striped_video import make_striped_video
 
 
@@ -49,6 +58,23 @@ def test_all_files_are_looked_up_and_the_first_that_is_missing_is_named(tmp_path
     caplog.clear()
     assert not check_videos("data.val", "list.csv", records[:100], Reading())
     assert not caplog.messages
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_files_are_decoded_with_progress(tmp_path, monkeypatch, num_workers):
+    done = []
+
+    class Bar(Progress):
+        def update(self, n=1):
+            done.append((n, self.total))
+
+    monkeypatch.setattr("hiera_video.data.checks.Progress", Bar)
+    paths = [str(make_striped_video(tmp_path / f"{n}.mp4", 3)) for n in range(3)]
+    paths.append(str(touch(tmp_path / "empty.mp4")))
+    records = [VideoRecord(path, (), path) for path in paths]
+    (failure,) = decoding_failures(records, Reading(num_workers=num_workers))
+    assert (failure.path, failure.cause) == (paths[3], "empty")
+    assert done == [(1, 4)] * 4
 
 
 # ---- frames and pictures
@@ -109,6 +135,26 @@ def test_pictures_that_move_are_clips(tmp_path):
         check_videos("data.val", "", [*records, VideoRecord(str(path), (), "")], Reading(), 4)
 
 
+def test_a_picture_under_the_name_of_a_video_is_no_clip(tmp_path):
+    draw(tmp_path / "page.png").rename(tmp_path / "page.mp4")
+    record = VideoRecord(str(tmp_path / "page.mp4"), (), "")
+    with pytest.raises(VideoError, match=r"page\.mp4: is a picture.*data\.stills=true") as caught:
+        record.open(opener(Reading(), 4))
+    assert caught.value.cause == "not_a_video"
+    for data, num_frames in ((Reading(stills=True), 4), (Reading(), 1)):
+        with record.open(opener(data, num_frames)) as video:
+            assert len(video) == 1
+
+
+def test_the_list_may_state_the_rate_of_tiff_pages(tmp_path):
+    grey = [Image.fromarray(np.full((8, 8, 3), 30 * i, np.uint8)) for i in range(3)]
+    grey[0].save(tmp_path / "pages.tif", save_all=True, append_images=grey[1:])
+    (tmp_path / "list.csv").write_text("path,label,fps\npages.tif,x,10\n")
+    (record,) = read_video_list(tmp_path / "list.csv").records
+    with record.open(opener(Reading(), 2)) as video:
+        assert np.allclose(video.frame_times_sec, [0, 0.1, 0.2])
+
+
 def test_the_list_may_state_the_rate_of_each_folder(frames):
     rows = ["path,label,fps", "a/v1,x,10", 'b/v1,y,"12,5"', "b/deep/v2,y,"]
     rows += [
@@ -117,8 +163,6 @@ def test_the_list_may_state_the_rate_of_each_folder(frames):
     (frames / "list.csv").write_text("\n".join(rows[:3] + rows[4:]))
     videos = read_video_list(frames / "list.csv")
     assert [record.frames_fps for record in videos.records] == [10, 12.5, None]
-    from hiera_video.video.open import opener
-
     with videos.records[1].open(opener(Reading(frames_fps=99))) as video:
         assert video.frame_times_sec.tolist() == [0, 0.08, 0.16]
     assert not check_videos("data.val", "", videos.records, Reading(), 4)
@@ -231,3 +275,35 @@ def test_names_that_tell_left_from_right(caplog, name, has_side):
     caplog.clear()
     warn_of_flips([name], False)
     assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "name", ["run Fast", "run  fast", " run fast ", "run_fast", "run\u00a0fast", "run \uff46ast"]
+)
+def test_class_names_that_are_written_in_two_ways(caplog, name):
+    warn_of_similar(["run fast", "run faster", "runfast", name])
+    (message,) = caplog.messages
+    assert message.startswith("names of classes differ only in capitals, blanks, _ or Unicode form")
+    assert f": 'run fast' and {name!r}; if they are one class" in message
+    caplog.clear()
+    warn_of_similar(["run fast", "run faster", "runfast"])
+    assert not caplog.messages
+
+
+# ---- a model of pictures
+
+
+@pytest.mark.parametrize(
+    ("name", "num_frames", "files", "said"),
+    [
+        ("hiera_tiny_224", 1, "a.mp4 b.png c.mp4", "2 of 3 training files are videos"),
+        ("hiera_base_224.mae_in1k", 1, "a.mp4", "model.name=hiera_base_16x224 is for videos"),
+        ("hiera_tiny_224", 1, "b.png", ""),
+        ("hiera_tiny_16x224", 16, "a.mp4", ""),
+    ],
+)
+def test_a_model_of_pictures_that_is_given_videos_is_named(name, num_frames, files, said, caplog):
+    records = [VideoRecord(file, (0,), file) for file in files.split()]
+    warn_of_still_model(name, num_frames, records)
+    assert said in caplog.text
+    assert len(caplog.messages) == bool(said)

@@ -383,7 +383,7 @@ def test_a_key_frame_outside_of_the_video_is_an_error(striped, target_fps, secon
     with pytest.raises(VideoError) as caught:
         keyframe_numbers(path, sampler, 900 + seconds, 900)
     assert caught.value.cause == "timestamps"
-    assert str(caught.value).startswith(f"{expected}; data.start_sec is")
+    assert str(caught.value).startswith(f"{expected}; start_sec (data.start_sec in commands) is")
     with pytest.raises(VideoError) as caught:  # a command without that setting does not name it
         keyframe_numbers(path, sampler, seconds)
     assert str(caught.value).endswith(

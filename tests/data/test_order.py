@@ -61,7 +61,7 @@ def test_seed_decides_the_order():
 
 
 def test_a_batch_that_does_not_divide_is_refused():
-    with pytest.raises(ValueError, match=r"train.global_batch_size=8.*nearest that does is 9"):
+    with pytest.raises(ValueError, match=r"global_batch_size=8.*nearest that does is 9"):
         order(world_size=3, accumulation_steps=1)
 
 

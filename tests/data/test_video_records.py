@@ -211,7 +211,7 @@ def test_several_labels(root, name, content):
     videos = read_video_list(write(root, name, content), multi_label=True)
     assert pairs(videos) == [("a.mp4", (0, 2)), ("b.mp4", (1,))]
     assert videos.class_names == ("0", "1", "2")
-    with pytest.raises(AnnotationError, match=r"'a.mp4' has 2 labels.*set multi_label"):
+    with pytest.raises(AnnotationError, match=r"'a.mp4' has 2 labels.*with multi_label \(data\.m"):
         read_video_list(root / name)
 
 
@@ -494,7 +494,11 @@ def test_ssv2_test_list_has_no_labels(tmp_path):
         ("l.csv", b"a.mp4 \xff\xfe", r"l\.csv:1: not UTF-8 text \(byte 6\); save it as UTF-8"),
         ("l.mp4", "", r"l\.mp4: a single video; give a list"),
         # labels
-        ("l.txt", "a.mp4 1\nb.mp4\n", r"l\.txt:2: 'b.mp4' has no label, but 1 other .*label all"),
+        (
+            "l.txt",
+            "a.mp4 1\nb.mp4\n",
+            r"l\.txt:2: 'b.mp4' has no label, unlike 1 other video; label all",
+        ),
         ("l.csv", "a.mp4,1\nb.mp4,\n", r"l\.csv:2: 'b.mp4' has no label"),
         ("l.csv", "path,label\n\na.mp4,\nb.mp4,1\n", r"l\.csv:3: 'a.mp4' has no label"),
         ("l.jsonl", '{"path":"a.mp4","label":0}\n{"path":"b.mp4"}', r":2: 'b.mp4' has no label"),
@@ -503,21 +507,21 @@ def test_ssv2_test_list_has_no_labels(tmp_path):
         ("l.txt", "a.mp4 1\nb.mp4 run\n", r"l\.txt:2: label 'run', but '1' in .*l\.txt:1; use"),
         ("l.jsonl", '{"path":"a.mp4","label":true}', r":1: label True must be a class id"),
         ("l.jsonl", '{"path":"a.mp4","label":[1.5]}', r":1: label 1.5 must be a class id"),
-        ("l.csv", 'path,label\na.mp4,"[1,]"\n', r"l\.csv:2: not JSON"),
+        ("l.csv", 'path,label\na.mp4,"[1,]"\n', r"l\.csv:2: label \[1,\] is not JSON, such as"),
         ("l.txt", "a.mp4 0\nb.mp4 1\n./a.mp4 1\n", r"l\.txt:3: './a.mp4' is '1', but '0' in .*:1"),
         # columns
         ("l.csv", "path,label\na, b.mp4,1\n", r"l\.csv:2: 3 fields, but the header has 2 .*quote"),
-        ("l.csv", "path,label\na.mp4\n", r"l\.csv:2: 1 fields, but the header has 2"),
+        ("l.csv", "path,label\na.mp4\n", r"l\.csv:2: 1 field, but the header has 2"),
         ("l.csv", 'path,label\n"a.mp4,1\nb.mp4,1\n', r"l\.csv:3: .*check the quotes"),
         ("l.csv", "path,label\n,1\n", r"l\.csv:2: no path in column 'path'"),
         ("l.csv", "url,action\na.mp4,1\n", r"l\.csv:1: 'url' is not a video; if this is a header"),
-        ("l.jsonl", '{"url": "a.mp4"}\n', r"l\.jsonl:1: no column of paths; call it one of 'path'"),
+        ("l.jsonl", '{"url": "a.mp4"}\n', r"l\.jsonl:1: no column of paths among 'url'; call it"),
         ("l.jsonl", '{"path": 3}\n', r"l\.jsonl:1: no path"),
         # JSON
         ("l.jsonl", '{"path": "a.mp4"}\n{"path"', r"l\.jsonl:2: not JSON"),
-        ("l.jsonl", "3\n", r"l\.jsonl:1: expected an object such as"),
+        ("l.jsonl", "3\n", r"l\.jsonl: its content is not JSON, which begins with \["),
         ("l.json", '{"path": "a.mp4"}\n{"path": "b.mp4"}\n', r"l\.json:2: not JSON .*\.jsonl file"),
-        ("l.json", SSV2_LABELS, r"l\.json: expected a list .*class_names"),
+        ("l.json", SSV2_LABELS, r"l\.json: .*expected a list .*class_names"),
         ("l.json", [{"id": "1", "template": ["a"]}], r"l\.json: entry 1: expected an id"),
         ("l.json", [{"template": "a", "id": ""}], r"l\.json: entry 1: expected an id"),
         # what a parser refuses in its own way
@@ -618,5 +622,5 @@ def test_a_validation_list_has_the_classes_of_its_training_list(root):
         splits(train, write(root, "val.csv", "c.webm,swim\n"))
     for lists in (("a.mp4\n", "b.mp4,run\n"), ("a.mp4,run\nc.webm,jump\n", "b.mp4\n")):
         paths = [write(root, name, text) for name, text in zip("tv", lists, strict=True)]
-        with pytest.raises(AnnotationError, match="1 videos have no label, for example"):
+        with pytest.raises(AnnotationError, match="no label for 1 video, for example"):
             splits(*paths)

@@ -274,7 +274,7 @@ def test_damaged_features_are_named(tmp_path, change):
 
 
 def test_features_that_are_not_there(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"a\.npz"):
+    with pytest.raises(FileNotFoundError, match=r"a\.npz: there is no such file"):
         load_features(tmp_path / "a.npz")
 
 

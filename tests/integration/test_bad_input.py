@@ -199,7 +199,11 @@ def test_a_label_beyond_the_class_names(commands, tmp_path):
     [
         ("model.image_size=72", 2, ["(4, 72, 72)", "(4, 64, 64)"]),
         ("model.num_frames=5", 2, ["(5, 32, 32)", "(4, 32, 32)"]),
-        ("model.name=hiera_bas_16x224", 2, ["'hiera_bas_16x224' is unknown", "hiera_base_16x224"]),
+        (
+            "model.name=hiera_bas_16x224",
+            2,
+            ["model.name is 'hiera_bas_16x224'", "hiera_base_16x224"],
+        ),
         (
             "model.overrides.embed_dims=8",
             2,

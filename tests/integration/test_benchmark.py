@@ -96,7 +96,7 @@ def test_lists_of_splits_and_folders_of_frames(run, tmp_path):
     line = (*line, f"data.root={tmp_path}")
     code, _, err = run(*line)
     assert code == 1
-    assert "choose one with data.split=NAME" in err
+    assert "choose one with split=NAME (data.split=NAME" in err
     code, out, _ = run(*line, "data.split=train")
     assert code == 0
     assert json.loads(out)["decoding"][0]["clips_per_sec"] > 0

@@ -434,7 +434,7 @@ def test_bad_key_frames_are_skipped_counted_and_listed(commands, ava, tmp_path, 
     result = train(commands, ava, tmp_path / "run", *overrides, code=3)
     assert "Traceback" not in result.err
     result.reports("data.train: 1 of 5 files of", "are missing, the first is", "/nowhere")
-    result.reports("train.csv: 1 rows repeat an earlier row", f"first in line {len(rows) + 3}")
+    result.reports("train.csv: 1 repeated row, the", f"first in line {len(rows) + 3}")
     failed = {line["name"]: line for line in lines_of(tmp_path / "run" / "failures.jsonl")}
     assert {name: line["cause"] for name, line in failed.items()} == {
         f"{video},90": "timestamps",

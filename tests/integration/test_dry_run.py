@@ -16,10 +16,10 @@ FINETUNE = {
     "augment.rand_augment_magnitude=11": "augment.rand_augment_magnitude is 11",
     "views.short_side=20": "views.short_side is 20; it must be at least 32",
     "train.freeze_stages=9": "train.freeze_stages is 9; it must be from 0 to 4",
-    "train.accumulation_steps=3": "train.accumulation_steps=3",
+    "train.accumulation_steps=3": "x accumulation_steps=3; the nearest that does is 3 (train.",
     "model.image_size=33": "input_size is (4, 33, 33)",
     "model.overrides.q_pool=4": "q_pool is 4",
-    "model.name=hiera_bse_16x224": "'hiera_bse_16x224' is unknown",
+    "model.name=hiera_bse_16x224": "model.name is 'hiera_bse_16x224'",
     "device=tpu": "device is 'tpu'",
 }
 PRETRAIN = {
@@ -72,6 +72,17 @@ def test_a_batch_larger_than_the_list_is_stated_as_it_is(commands, tmp_path):
     result.reports(wrong, "optim.lr=0.01 is for batches of 64", right)
     result = commands.run(*commands.finetune(tmp_path / "run", "--dry-run"))
     assert "is larger than" not in result.err
+
+
+@pytest.mark.parametrize("number", [20, 21])
+def test_classes_are_counted_where_they_are_few(commands, tmp_path, number):
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(["left", "right", *map(str, range(2, number))]))
+    overrides = (f"data.class_names={names}", "--dry-run")
+    result = commands.run(*commands.finetune(tmp_path / "run", *overrides))
+    assert result.code == 0, result.err
+    assert f"10 training videos of {number} classes" in result.out
+    assert ("of each class: 'left' 5, 'right' 5, '2' 0" in result.out) == (number == 20)
 
 
 def test_what_stands_in_a_default_folder_is_a_warning(commands, trained, tmp_path, monkeypatch):

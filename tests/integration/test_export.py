@@ -82,7 +82,7 @@ def test_dry_run_and_mistakes(commands, weights, tmp_path, monkeypatch):
     assert not (tmp_path / "exported").exists()
     assert commands.run("export").code == 2
     result = commands.run("export", "checkpoint=hiera_base_16x224.mae_k400", "format=pt2")
-    result.reports("hiera_base_16x224.mae_k400 is a masked autoencoder", "fine-tune it")
+    result.reports("hiera_base_16x224.mae_k400 is a masked autoencoder", "Fine-tune it")
     result = commands.run("export", "checkpoint=hiera_bas_224.mae_in1k_ft_in1k", "format=pt2")
     assert result.code == 2
     result.reports("no such file or folder", "did you mean 'hiera_base_224.mae_in1k_ft_in1k'?")

@@ -12,9 +12,11 @@ import stat
 import time
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+from av.bitstream import BitStreamFilterContext
 
 from hiera_video import files as files_module
 from hiera_video import load_features, open_video
@@ -277,6 +279,22 @@ def test_a_clock_that_jumps_is_in_the_index(commands, trained, tmp_path):
     assert lengths["null"] - lengths["1"] == pytest.approx(3599.04, abs=2e-3)
     result = commands.run(*arguments, f"output_dir={out}", "data.max_gap_sec=2")
     result.reports("max_gap_sec was 1.0, is 2.0")
+
+
+def test_pixels_that_are_not_square_are_in_the_index(commands, trained, tmp_path):
+    square = make_striped_video(tmp_path / "a.mp4", 20, (40, 64))
+    with av.open(square) as source, av.open(tmp_path / "b.mp4", "w") as copy:
+        stream = source.streams.video[0]
+        target = copy.add_stream_from_template(stream)
+        change = BitStreamFilterContext("h264_metadata=sample_aspect_ratio=4/3", stream, target)
+        for packet in source.demux(stream):
+            for changed in change.filter(packet if packet.size else None):
+                changed.stream = target
+                copy.mux(changed)
+    arguments = (square, tmp_path / "b.mp4", f"checkpoint={trained}", "device=cpu")
+    assert commands.run("extract", *arguments, f"output_dir={tmp_path}").code == 0
+    found = [(row["height"], row["width"], row["pixel_aspect"]) for row in rows(tmp_path).values()]
+    assert found == [(40, 64, 1), (40, 64, pytest.approx(4 / 3))]
 
 
 def test_other_settings_need_a_word(commands, videos, trained, tmp_path):

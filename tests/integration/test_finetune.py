@@ -197,7 +197,7 @@ def test_validation_videos_without_labels_are_refused_at_the_start(commands, tmp
             *commands.finetune(tmp_path / "run", f"data.val={tmp_path / 'val.txt'}", *options)
         )
         assert result.code == 1
-        result.reports("val.txt: 1 videos have no label", "val_0.mp4")
+        result.reports("val.txt: no label for 1 video, for example", "val_0.mp4")
     assert not (tmp_path / "run").exists()
 
 

@@ -119,7 +119,7 @@ def test_each_recipe_of_training_is_understood(name):
     ("arguments", "parts"),
     [
         (["hiera_bas_16x224"], ["did you mean 'hiera_base_16x224'"]),
-        (["hiera_base_16x224.mae_k"], ["did you mean 'hiera_base_16x224.mae_k400'"]),
+        (["hiera_base_16x224.mae_k"], ["weights of hiera_base_16x224 are: mae_k400, mae_k400_ft"]),
         (["hiera_tiny_16x224", "num_frames=15"], ["nearest that works is (16, 224, 224)"]),
         (["hiera_tiny_16x224", "image_size=225"], ["nearest that works is (16, 224, 224)"]),
         (["hiera_tiny_224", "num_frames=4"], ["is an image model"]),

@@ -106,7 +106,9 @@ def test_training(commands, lists, tmp_path, weights_of, lines_of):
 def test_splits_and_mmaction2s_lists(commands, lists, trained, tmp_path, lines_of):
     source = f"data.train={lists / 'parts.csv'}"
     result = commands.run(*commands.finetune(tmp_path / "run", source, FPS))
-    result.reports("the column split has train (3 rows), test (1 row); choose one with data.split")
+    result.reports(
+        "the column split has train (3 rows), test (1 row); choose one with split=NAME (data.split="
+    )
     assert result.code != 0
     source = f"data.train={lists / 'mmaction2.txt'}"
     result = commands.run(*commands.pretrain(tmp_path / "run", source, FPS, "--dry-run"))

@@ -44,9 +44,10 @@ def test_an_answer_for_every_file_of_a_folder(commands, trained, files):
 
 
 def test_a_named_file_is_tried_whatever_it_is_called(commands, trained, files):
-    result = predict(commands, trained, files / "notes.txt")
+    result = predict(commands, trained, files / "notes.txt", files / "empty.mp4")
     assert result.code == 1  # nothing could be read
     assert result.out.startswith(f"{files / 'notes.txt'}: ")
+    predict(commands, trained, files / "notes.txt").reports("takes videos, not lists", "data.val=")
     result = predict(commands, trained, files / "a.mp4", files / "nowhere.mp4")
     assert result.code == 2
     result.reports(f"FILE is '{files / 'nowhere.mp4'}': there is no such file", "1 of 2")
@@ -101,7 +102,7 @@ def test_a_video_shorter_than_a_clip(commands, trained, tmp_path, toy):
     assert predict(commands, trained, tmp_path / "one.mp4").code == 0
     result = predict(commands, trained, tmp_path / "one.mp4", "clips.end_policy=error")
     assert result.code == 1
-    assert result.out.startswith(f"{tmp_path / 'one.mp4'}: 1 frames, a clip covers 8")
+    assert result.out.startswith(f"{tmp_path / 'one.mp4'}: 1 frame, a clip covers 8")
 
 
 def test_scores_that_are_no_numbers(commands, diverged, files):

@@ -103,7 +103,7 @@ def test_a_file_of_an_autoencoder(tmp_path: Path) -> None:
     save_file(autoencoder(model), path)
     with pytest.raises(ValueError, match="decoder_heads is not given"):
         load_model(path)
-    with pytest.raises(WeightsError, match=r"is a masked autoencoder.*fine-tune it"):
+    with pytest.raises(WeightsError, match=r"is a masked autoencoder.*Fine-tune it"):
         load_model(path, kind="classifier")
     encoder, card = load_model(path, kind="backbone")
     assert (card.kind, encoder.num_classes, encoder.architecture["q_pool"]) == ("backbone", 0, 3)

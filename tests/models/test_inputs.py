@@ -15,6 +15,7 @@ from hiera_video import model_transform
 from hiera_video.errors import ModelError
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.loading import card_of
+from hiera_video.models.normalize import Normalize
 from tests.models.tiny_models import IMAGE, VIDEO, hiera, logits, official
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # whose errors would come first
@@ -105,6 +106,74 @@ def test_sizes(video: Hiera, image: Hiera) -> None:
 )
 def test_types(x: Any, words: str, video: Hiera) -> None:
     assert re.search(words, refused(video, x))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x: x[:0], r"is \[0, 3, 8, 64, 64\], an empty batch: give at least one clip"),
+        (lambda x: x.double(), r"float64, .*float32: give x\.to\(torch\.float32\)"),
+        (lambda x: x.half(), r"float16, .* or convert the model, model\.to\(torch\.float16\)"),
+    ],
+)
+def test_batches(change: Callable[[Tensor], Tensor], words: str, video: Hiera) -> None:
+    x = change(torch.zeros(1, 3, 8, 64, 64))
+    assert re.search(words, refused(video, x))
+    with pytest.raises(ModelError, match=words):
+        video.encode(x, kept=torch.zeros(len(x), 1, dtype=torch.int64))
+
+
+def test_autocast_takes_other_types(video: Hiera) -> None:
+    with torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+        assert video(torch.zeros(1, 3, 8, 64, 64, dtype=torch.bfloat16)).isfinite().all()
+
+
+@pytest.mark.parametrize("number", ["5", -5, 5.0, ["a", "b"]])
+def test_classes_that_are_no_number(number: Any) -> None:
+    model = hiera(VIDEO)
+    before = model.head
+    with pytest.raises(ModelError, match=r"num_classes is .*: expected a whole number, 0"):
+        model.reset_classifier(number)
+    assert model.head is before
+    model.reset_classifier(np.int64(3))
+    assert model.num_classes == 3
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"input_size": 64}, {"embed_dim": 96.5}, {"drop_path": 2.0}, {"num_classes": "ten"}],
+)
+def test_arguments_of_the_class(arguments: dict[str, Any]) -> None:
+    (name,) = arguments
+    with pytest.raises(ModelError, match=f"^{name} is .*; it must be a "):
+        Hiera(**arguments)
+
+
+def test_indices_are_a_list(video: Hiera) -> None:
+    indices: Any = 2
+    with pytest.raises(ModelError, match="indices is 2: expected a list of stages"):
+        video.forward_intermediates(torch.zeros(1, 3, 8, 64, 64), indices)
+
+
+@pytest.mark.parametrize(
+    ("clips", "words"),
+    [
+        (torch.zeros(8, 64, 64, 3, dtype=torch.uint8), r"are torch\.uint8 \[8, 64, 64, 3\]"),
+        (torch.zeros(1, 8, 64, 64, 3), "are torch.float32"),  # would be divided by 255 again
+        (torch.zeros(1, 3, 8, 64, 64, dtype=torch.uint8), "as many channels as mean"),
+        (np.zeros((1, 8, 64, 64, 3), np.uint8), "are a ndarray: expected a tensor"),
+    ],
+)
+def test_clips_that_are_not_normalised(clips: Any, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        Normalize((0.5,) * 3, (0.5,) * 3)(clips)
+
+
+def test_statistics() -> None:
+    for mean, std in (((114,) * 3, (57,) * 3), (0.5, 0.5), ((0.5,), (0,))):
+        statistics: Any = {"mean": mean, "std": std}
+        with pytest.raises(ModelError, match=r"(mean|std) is .*: expected a number for each"):
+            Normalize(**statistics)
 
 
 def test_frames_for_the_transform() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from torch import nn
 
 import hiera_video
@@ -122,6 +125,34 @@ def test_what_a_checkpoint_does_not_give_is_a_warning(
         assert any(what in line for line in warnings)
 
 
+def test_the_sizes_of_a_name_are_a_warning_where_the_checkpoint_has_others(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A name states sizes, as the docstring says; without one they are the checkpoint's."""
+    narrow: dict[str, Any] = {"embed_dim": 8, "num_heads": 1, "stages": [1, 1, 1, 1]}
+    trained = create_model("hiera_tiny_16x224", num_frames=4, image_size=64, **narrow)
+    save_model(tmp_path / "run", trained)
+    assert create_model(checkpoint=tmp_path / "run").input_size == (4, 64, 64)
+    assert not caplog.messages
+    named = create_model("hiera_tiny_16x224", checkpoint=tmp_path / "run", **narrow)
+    assert named.input_size == (16, 224, 224)
+    assert {record.levelname for record in caplog.records} == {"WARNING"}
+    assert "pos_embed_temporal: 2 -> 8" in caplog.text
+    assert "pos_embed_spatial: 16x16 -> 56x56" in caplog.text
+
+
+def test_home_folders_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    save_model("~/w", hiera(VIDEO))
+    assert torch.equal(logits(create_model(checkpoint="~/w")), logits(hiera(VIDEO)))
+    assert load_model("~/w")[1].num_classes == 5
+    Image.new("RGB", (6, 4)).save(tmp_path / "a.png")
+    with hiera_video.open_video("~/a.png") as video:
+        assert (video.height, video.width) == (4, 6)
+    assert not (tmp_path / "~").exists()
+
+
 def test_saving_replaces_weights_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,6 +205,31 @@ def test_refused_entries(entries: dict[str, Any], message: str, tmp_path: Path) 
     with pytest.raises(ModelError, match=message):
         save_model(tmp_path / "w", hiera(VIDEO), **entries)
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("unchecked_shapes")  # which knows types, too
+def test_arguments_of_other_types(tmp_path: Path) -> None:
+    save: Any = save_model
+    model = hiera(VIDEO)
+    with pytest.raises(ModelError, match=r"the folder is a Hiera: .* save_model\(folder, model\)"):
+        save(model, tmp_path / "w")
+    with pytest.raises(ModelError, match=r"the card is a list: .* such as class_names=\[\.\.\.\]"):
+        save(tmp_path / "w", model, ["a", "b"])
+    with pytest.raises(ModelError, match=r"the model is a tuple: .*; load_model returns model"):
+        save(tmp_path / "w", (model, None))
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_pair_is_not_the_model(tmp_path: Path) -> None:
+    save_model(tmp_path / "w", hiera(VIDEO))
+    loaded: Any = load_model(tmp_path / "w")
+    with pytest.raises(TypeError, match=r"write model, card = load_model\(\.\.\.\), and call the"):
+        loaded(torch.zeros(1))
+    with pytest.raises(AttributeError, match=r"returns a pair.* which has 'eval': model\.eval"):
+        loaded.eval()
+    with pytest.raises(AttributeError, match="no attribute 'zzz'"):
+        _ = loaded.zzz
+    assert pickle.loads(pickle.dumps(loaded)).card == copy.deepcopy(loaded).card == loaded.card
 
 
 # Models that their card does not describe.
@@ -372,7 +428,7 @@ def test_other_kinds_are_refused_before_the_weights_are_read(kinds: dict[str, Pa
             if asked != kind:
                 with pytest.raises(WeightsError, match=f"^{folder} is an? .*; expected an? "):
                     load_model(folder, kind=asked)
-    message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400$"
+    message = r"mae_k400 is a masked autoencoder.*model\.init=hiera_base_16x224\.mae_k400`$"
     with pytest.raises(WeightsError, match=message):
         load_model("hiera_base_16x224.mae_k400", kind="classifier")
 

@@ -124,6 +124,8 @@ def test_a_mistyped_folder_below_the_current_one(
         ("mae_k400", "autoencoder", r"are hiera_base_16x224\.mae_k400, hiera_base_plus_16x224\."),
         ("hiera_tiny_16x224", "classifier", r"; there are hiera_base_16x224\.mae_k400_ft_k400, "),
         ("hiera_base_224", "detector", "expected a run of `hiera-video detect train`$"),
+        ("hiera_tiny_224.mae_ink1", None, r"; did you mean 'hiera_tiny_224\.mae_in1k'\?"),
+        ("hiera_tiny_16x224.mae_k40", None, r"no such weights of hiera_tiny_16x224 are published"),
         ("hiera_bas_224", "classifier", r"; did you mean 'hiera_base_224\.mae_in1k_ft_in1k'"),
     ],
 )

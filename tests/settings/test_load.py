@@ -16,10 +16,9 @@ from pydantic import ValidationError
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.files import shipped_folder
 from hiera_video.settings.advice import SYNONYMS
-from hiera_video.settings.base import RuleError, defaults, leaves
+from hiera_video.settings.base import defaults, leaves
 from hiera_video.settings.commands import COMMANDS
 from hiera_video.settings.evaluation import (
-    DetectEvaluateSettings,
     EvaluateSettings,
     PredictSettings,
 )
@@ -39,7 +38,8 @@ from hiera_video.settings.training import (
     PretrainSettings,
     Train,
 )
-from hiera_video.training.run_folder import check_same_run, facts_of
+from hiera_video.settings.video import Views
+from hiera_video.training.run_folder import FIXED, check_same_run, facts_of
 
 
 def write(tmp_path: Path, text: str, name: str = "recipe.yaml") -> str:
@@ -386,8 +386,14 @@ def test_a_message_has_no_name_of_the_code_and_no_sentence_of_a_library(override
         ("- a\n- b", "holds a list, not keys with values"),
         ("only words", "holds the text 'only words', not keys with values"),
         ("optim: [lr", "not valid YAML: "),
-        ("optim:\n\tlr: 1", "not valid YAML: "),
-        ("optim: {lr: 1}\noptim: {lr: 2}", "not valid YAML: duplicate key optim"),
+        ("optim:\n\tlr: 1", "not valid YAML: a tab; write blanks in its place (line 2, column 1)"),
+        ("optim: lr: 1", "not valid YAML: a second ':'; write each key in a line of its own"),
+        ("optim: lr=1", "optim is 'lr=1'; it must be a group with optimizer, lr, warmup_lr"),
+        ("optim: {lr = 1}", "'optim.lr = 1' is one key; in files, write lr: 1"),
+        (
+            "optim: {lr: 1}\nmodel: {}\noptim: {lr: 2}",
+            "not valid YAML: duplicate key optim, which stands in line 1 too; join them (line 3, ",
+        ),
         ("optim: {lr: !!python/object/apply:os.getcwd []}", "not valid YAML: "),
         ("optim: &a {lr: 1}\nmodel: *a", "not valid YAML: an alias; write the value itself"),
         ("optim: " + "[" * 3000, "groups or lists are nested too deeply"),
@@ -544,11 +550,18 @@ def test_other_commands_name_what_they_miss(cls, overrides, key):
 
 def test_python_takes_and_checks_the_same_values():
     assert Optim(betas=(0.9, 0.95)).betas == (0.9, 0.95)
-    with pytest.raises(ValidationError, match="lr"):
-        Optim(lr=0)
-    with pytest.raises(ValidationError, match=r"must be less than train\.epochs=3") as error:
+    message = "lr is 0; it must be a number above 0. momentum is unknown; known here are opti"
+    with pytest.raises(ConfigError, match=f"^Optim: {message}") as error:
+        Optim(lr=0, momentum=0.9)
+    assert "\n" not in str(error.value)
+    with pytest.raises(ConfigError, match=r"must be less than train\.epochs=3"):
         Train(epochs=3)
-    assert isinstance(error.value.errors()[0]["ctx"]["error"], RuleError)
+    with pytest.raises(ConfigError, match="did you mean 'weight_decay'"):
+        Optim(weightdecay=0.1)
+    with pytest.raises(ConfigError, match=r"^Views: num_clips is 'x'; it must be a whole"):
+        Views(num_clips="x")
+    with pytest.raises(TypeError, match="Views takes its arguments by name: num_clips, "):
+        Views(5)
 
 
 # What is printed.
@@ -564,9 +577,11 @@ def test_a_configuration_without_its_required_settings_is_printed():
 
 
 def test_every_setting_is_described():
-    for cls in (FinetuneSettings, DetectTrainSettings, DetectEvaluateSettings, PredictSettings):
+    fragment = r"(Of (?!several)|As |How well\b|\S+'s\.)"  # `Of the forward pass.`
+    for cls in COMMANDS.values():
         for key, field, _ in leaves(cls):
             assert field.description, key
+            assert not re.match(fragment, field.description), key
     assert defaults(DetectTrainSettings)["optim"]["lr"] == 1e-4  # of the command, not of the class
 
 
@@ -575,24 +590,46 @@ def test_every_setting_is_described():
 
 def test_differences_are_listed_by_key():
     changed = finetune("optim.lr=1", "augment.crop_area=[0.5,1]")
-    assert differences(finetune(), changed) == [
-        "augment.crop_area: [0.08, 1.0] -> [0.5, 1.0]",
-        "optim.lr: 0.0008 -> 1.0",
-    ]
+    assert differences(finetune(), changed) == {
+        "augment.crop_area": ([0.08, 1.0], [0.5, 1.0]),
+        "optim.lr": (0.0008, 1.0),
+    }
 
 
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
-    data = {"fingerprint": "a"}
+    data = {"train": "t.csv", "videos": 8, "fingerprint": "a"}
     saved = json.loads(json.dumps(facts_of(finetune(), data)))
-    check = functools.partial(check_same_run, tmp_path, saved, data=data)
+    latest = tmp_path / "checkpoints" / "step_00000001"
+    check = functools.partial(check_same_run, latest, saved, data=data)
     check(settings=finetune("device=cpu", "data.max_read_gib=9"))  # results stay the same
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0008 -> 1\.0.*overwrite_config=true"):
         check(settings=finetune("optim.lr=1"))
     check(settings=finetune("optim.lr=1", "overwrite_config=true"))
     with pytest.raises(ConfigError, match=rf"{tmp_path} holds a run that this command does not"):
         check(settings=load_settings(PretrainSettings, [], ["data.train=t", "model.init=i"]))
-    with pytest.raises(UserError, match="was trained on other data"):
-        check(settings=finetune(), data={"fingerprint": "b"})
+    with pytest.raises(UserError, match=r"other data: t\.csv \(8 videos\) has changed since then"):
+        check(settings=finetune(), data=data | {"fingerprint": "b"})
+    other = {"train": "u.csv", "videos": 9, "fingerprint": "b"}
+    with pytest.raises(UserError, match=r"t\.csv \(8 videos\), now u\.csv \(9 videos\); restore"):
+        check(settings=finetune("data.train=u.csv", "overwrite_config=true"), data=other)
+    for change, text, weights in (
+        ("model.image_size=64", "model.image_size: null -> 64", latest),
+        ("optim.optimizer=sgd", 'optim.optimizer: "adamw" -> "sgd"', latest),
+        ("train.ema_decay=0.9", "train.ema_decay: null -> 0.9", tmp_path),
+        ("model.name=hiera_tiny_16x224", 'model.name: "hiera_base_16x224" -> ', None),
+    ):
+        if weights == tmp_path:
+            (tmp_path / "weights").mkdir()
+        with pytest.raises(ConfigError) as error:
+            check(settings=finetune(change, "overwrite_config=true"))
+        assert text in str(error.value)
+        assert "overwrite_config" not in str(error.value)
+        assert (f"model.init={weights} starts" in str(error.value)) == (weights is not None)
+
+
+def test_settings_that_decide_what_a_checkpoint_holds_are_settings():
+    classes = (FinetuneSettings, PretrainSettings)
+    assert FIXED.keys() <= {key for cls in classes for key, _, _ in leaves(cls)}
 
 
 def test_old_names_in_saved_runs_are_read(tmp_path):

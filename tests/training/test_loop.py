@@ -282,7 +282,10 @@ def two_processes(rank, folder):
 
 
 def test_two_processes_share_the_mean_over_boxes(tmp_path):
-    torch.multiprocessing.start_processes(two_processes, (tmp_path,), nprocs=2, start_method="fork")
+    # Not by fork: autograd refuses to run after one if it had threads before.
+    torch.multiprocessing.start_processes(
+        two_processes, (tmp_path,), nprocs=2, start_method="spawn"
+    )
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert str(first) == str(second)  # NaN is not equal to itself
     (loss, *counts, weight), (no_loss, *none, kept), (last_loss, *one, last) = first

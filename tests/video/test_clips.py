@@ -36,6 +36,11 @@ def slowfast(start, num_frames, fps, *, covered):
     return torch.clamp(frames, 0, num_frames - 1).long().tolist()
 
 
+def test_a_path_is_no_video():
+    with pytest.raises(TypeError, match=r"the path a\.mp4: expected open_video\('a\.mp4'\)"):
+        ClipSampler(num_frames=4).uniform_clips("a.mp4", 1)  # of 5 letters
+
+
 @pytest.mark.parametrize(
     "rate", [7.5, 10, Fraction(24000, 1001), 25, Fraction(30000, 1001), 30, 120]
 )

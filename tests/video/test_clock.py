@@ -9,7 +9,17 @@ import av
 import numpy as np
 import pytest
 
-from hiera_video.video.clock import Fall, find_falls, placed, unwrapped
+from hiera_video.video.clock import (
+    Fall,
+    evened,
+    find_falls,
+    fits_b_frames,
+    jumps_within_groups,
+    placed,
+    unwrapped,
+    without_gaps,
+)
+from hiera_video.video.index import _is_hidden
 from hiera_video.video.open import open_video
 from hiera_video.video.reader import warn_once
 from tests.video.field_video import make_field_video
@@ -92,6 +102,14 @@ def set_back_flv(path: Path, from_ms: int, by_ms: int) -> Path:
     return path
 
 
+def move_stamp(data: bytearray, place: int, ticks: int) -> None:
+    """Adds to a time stamp of MPEG-2 systems: 33 bits in three groups, each before a marker."""
+    bits = int.from_bytes(data[place : place + 5])
+    time = ticks + ((bits >> 33 & 7) << 30 | (bits >> 17 & 0x7FFF) << 15 | bits >> 1 & 0x7FFF)
+    groups = (time >> 30 & 7) << 33 | (time >> 15 & 0x7FFF) << 17 | (time & 0x7FFF) << 1
+    data[place : place + 5] = (bits & 0xF100010001 | groups).to_bytes(5)
+
+
 # The presentation times of the parts overlap, leave a gap, or are equal. libavformat adds 2**33 to
 # stamps that are more than a minute before the first.
 JOINED = {
@@ -103,6 +121,7 @@ JOINED = {
         folder / "a.ts", [1000, 500], **{"x264-params": "open-gop=1:keyint=6:bframes=2"}
     ),
     "mpg": lambda folder: join(folder / "a.mpg", [100_000, 20_000, 0], "mpeg2video", bf="0"),
+    "mpg, B-frames": lambda folder: join(folder / "a.mpg", [1000, 0, 500], "mpeg2video"),
     "mpeg": lambda folder: join(folder / "a.mpeg", [0, 0], "mpeg1video", bf="0"),
     "joined webm": lambda folder: join(folder / "a.webm", [None, None], "libvpx"),
     "joined mkv": lambda folder: join(folder / "a.mkv", [None, None]),
@@ -135,6 +154,66 @@ def test_recordings_follow_one_another(tmp_path, backend, name, caplog):
         assert reader.fps == pytest.approx(25, rel=2e-3)
         assert "its clock falls back by" in reader.damage
         assert f"{path}: {reader.damage}" in caplog.messages
+
+
+@pytest.mark.parametrize("change_ms", [-40, -500, 5000])
+@pytest.mark.parametrize("begin", [20, 23])
+@pytest.mark.parametrize("codec", ["libx264", "mpeg2video"])
+def test_a_clock_that_changes_within_a_recording(tmp_path, backend, codec, begin, change_ms):
+    """At a key frame or among B-frames, to the time of the frame before it, or otherwise."""
+    options = {"bf": "2", "g": "10", "sc_threshold": "0", "x264-params": "b-adapt=0"}
+    path = make_striped_video(tmp_path / "a.ts", 40, codec=codec, options=options)
+    data, number = bytearray(path.read_bytes()), -1
+    for place in range(0, len(data), 188):
+        if data[place + 1] & 0x40:
+            begins = place + 4 + (1 + data[place + 4] if data[place + 3] & 0x20 else 0)
+            if data[begins : begins + 3] == b"\0\0\1" and data[begins + 3] == 0xE0:
+                number += 1
+                for stamp in (9, 14) if data[begins + 7] & 0x40 else (9,):
+                    if number >= begin:
+                        move_stamp(data, begins + stamp, 90 * change_ms)
+    assert number == 39
+    path.write_bytes(data)
+    expected = decode_linearly(path)
+    with open_video(path, backend) as reader:
+        for position in np.random.default_rng(0).permutation(40).tolist():
+            assert read_number(reader[position]) == position
+            assert np.array_equal(reader[position], expected[position])
+        if change_ms < 0:
+            assert np.allclose(np.diff(reader.frame_times_sec), 0.04, atol=1e-3)
+            assert "its clock falls back by" in reader.damage
+
+
+def test_joined_gifs(tmp_path, backend):
+    """The last packet of a GIF, which holds the next header, is no key frame."""
+    part = make_striped_video(tmp_path / "a.gif", SIZE, codec="gif", pix_fmt="rgb8")
+    path = tmp_path / "b.gif"
+    path.write_bytes(2 * part.read_bytes())
+    expected = decode_linearly(path)
+    assert len(expected) == 2 * SIZE
+    with open_video(path, backend) as reader:
+        assert len(reader) == 2 * SIZE
+        for position in np.random.default_rng(0).permutation(2 * SIZE).tolist():
+            assert np.array_equal(reader[position], expected[position])
+
+
+def test_headers_of_theora_are_no_frames():
+    assert [_is_hidden("theora", byte) for byte in (0x80, 0x82, 0x00, 0x40)] == [1, 1, 0, 0]
+
+
+@pytest.mark.parametrize(("suffix", "read"), [("mp4", 1), ("flv", 1), ("wmv", 1), ("mkv", 2)])
+def test_recordings_that_ffmpeg_does_not_read_are_named(tmp_path, suffix, read):
+    codec = "wmv2" if suffix == "wmv" else "libx264"
+    part = make_striped_video(tmp_path / f"a.{suffix}", SIZE, codec=codec)
+    path = tmp_path / f"b.{suffix}"
+    path.write_bytes(3 * part.read_bytes())
+    assert len(decode_linearly(path)) == read * SIZE
+    with open_video(part) as reader:
+        assert reader.damage is None
+    with open_video(path) as reader:
+        assert len(reader) == read * SIZE
+        begin = read * part.stat().st_size
+        assert f"another recording begins at byte {begin}, which FFmpeg" in reader.damage
 
 
 def test_each_fall_is_named_with_its_length_and_place(tmp_path):
@@ -231,7 +310,7 @@ def test_long_frames_that_are_usual_are_not_reported(tmp_path):
 
 
 def test_gaps_are_positive():
-    with pytest.raises(ValueError, match="max_gap_sec=0 must be positive"):
+    with pytest.raises(ValueError, match="max_gap_sec is 0; it must be a number above 0"):
         open_video("a.mp4", max_gap_sec=0)
 
 
@@ -249,6 +328,44 @@ def test_times_between_two_of_the_file_do_not_make_falls():
     """A program stream states a few times; libavformat's, between these, may fall."""
     is_stated = [True, False, False, True, False, True]
     assert find_falls([0, 1, 4, 3, 5, 2], is_stated) == [Fall(5, 1)]
+
+
+def test_b_frames_come_before_the_reference_that_is_decoded_before_them():
+    """I P B B P, of which libavformat interpolates the times, and a second field."""
+    dts = [0, 1, 2, 3, 4]
+    none = np.zeros(5, bool)
+    assert fits_b_frames([1, 4, 2, 3, 5], dts, none)
+    assert fits_b_frames([1, 4, 2, None, 5], dts, none)
+    assert not fits_b_frames([1, 2, 2.5, 3, 5], [0, 1, 2.5, 3, 4], none)
+    late = [0, 1, 2, 3, 5]
+    assert not fits_b_frames([1, 3, 2, 4, 5], late, none)
+    assert fits_b_frames([1, 3, 2, 4, 5], late, np.arange(5) == 4)
+
+
+def test_times_at_a_constant_rate_agree_with_those_stated():
+    guessed = np.array([0, 0.04, 0.08, 0.08, 0.12, np.nan, 0.24])
+    assert np.allclose(evened(guessed, [], [25], guessed), 0.04 * np.arange(7))
+    assert np.allclose(evened(guessed, [], [50, 25], guessed), 0.04 * np.arange(7))
+    joined = np.concatenate([guessed, guessed + 0.4])
+    assert np.allclose(evened(joined, [7], [25], joined), 0.04 * np.arange(14))
+    far = np.array([0, 0.04, 0.04, 0.5])  # a gap
+    assert evened(far, [], [25], far) is far
+    unknown = np.array([np.nan, np.nan])
+    assert evened(unknown, [], [25], far) is far
+
+
+def test_a_jump_within_a_group_of_pictures_makes_the_order_doubtful():
+    dts = [100 * number + (5000 if number >= 12 else 0) for number in range(30)]
+    for key in (12, 10):
+        is_key = [number in (0, key) for number in range(30)]
+        assert jumps_within_groups(dts, is_key) == (key != 12)
+    assert not jumps_within_groups([*range(30), None], [True] + [False] * 30)
+
+
+def test_stretches_in_order_of_decoding_have_no_gaps():
+    moved = without_gaps([Fall(2, 5)], [10, 20, 75, 85, None, 95], [10] * 6)
+    assert moved == [10, 20, 30, 40, None, 50]
+    assert without_gaps([Fall(1, 5)], [None, 5], [0, 0]) == [None, 5]
 
 
 def test_unwrapped_times_are_near_their_neighbours():

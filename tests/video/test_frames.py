@@ -34,7 +34,7 @@ def test_frames_in_the_order_of_their_numbers(folder):
 def test_bad_folders(folder, tmp_path_factory):
     with pytest.raises(VideoError, match="is a folder"):
         open_video(folder)
-    with pytest.raises(ValueError, match="frames_fps=0"):
+    with pytest.raises(ValueError, match="frames_fps is 0"):
         open_video(folder, frames_fps=0)
     (folder / "film_7.png").unlink()
     with pytest.raises(VideoError, match="has frames 1 to 12, but not 7") as caught:

@@ -172,6 +172,18 @@ def test_pages_that_are_no_frames(tmp_path):
         np.testing.assert_array_equal(reader.frames(range(3)), expected)
 
 
+def test_images_of_imagej_without_pages_are_refused(tmp_path):
+    path = write_tiff(tmp_path / "a.tif", pages(1), [{270: "ImageJ=1.53k\nimages=6\nslices=6\n"}])
+    with pytest.raises(
+        VideoError, match=r"ImageJ stack of 6 images, of which .* state 1"
+    ) as caught:
+        open_video(path)
+    assert caught.value.cause == "backend"
+    tags = [{270: "ImageJ=1.53k\nimages=2\n"}, {}]
+    with open_video(write_tiff(tmp_path / "a.tif", pages(2), tags)) as reader:
+        assert len(reader) == 2
+
+
 @pytest.mark.parametrize("tags", [[{}, {}], [{ORIENTATION: 6}, {}]])
 def test_pages_of_different_sizes_are_refused(tmp_path, tags):
     second = pages(1)[0] if ORIENTATION in tags[0] else pages(1, (10, 15))[0]

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 
+from hiera_video.errors import ConfigError
 from hiera_video.files import temporary_folder
 from hiera_video.video import index
 from hiera_video.video.backends.checked import CheckedReader
@@ -123,6 +124,16 @@ def test_times_are_those_of_the_file(video, backend):
         assert np.allclose(times - times[0], expected - expected[0], atol=1.1e-3)
         assert times[-1] < reader.end_sec < times[-1] + 0.1
         assert reader.fps == pytest.approx(len(reader) / (reader.end_sec - times[0]))
+
+
+def test_a_palette_that_the_first_packet_brings(tmp_path, backend):
+    """It is not repeated after a seek, where frames would be black."""
+    path = make_striped_video(tmp_path / "a.mov", 30, codec="qtrle", pix_fmt="gray")
+    expected = decode_linearly(path)
+    with open_video(path, backend) as reader:
+        for position in (29, 3, 17, 3):
+            assert np.array_equal(reader[position], expected[position])
+            assert expected[position].any()
 
 
 def test_default_stream_is_chosen(tmp_path, backend):
@@ -295,6 +306,28 @@ def test_content_is_read_as_the_file(tmp_path, backend):
             assert not copy.exists()
     with pytest.raises(VideoError):
         open_video(b"not a video")
+
+
+def test_sources_that_are_no_file(tmp_path, monkeypatch):
+    make_striped_video(tmp_path / "a.mp4", num_frames=2)
+    monkeypatch.chdir(tmp_path)
+    for source in (None, ["a.mp4"], 3, np.zeros((2, 8, 8, 3), np.uint8)):
+        with pytest.raises(TypeError, match=r"source is a .*: expected one path, the content"):
+            open_video(source)
+    with pytest.raises(TypeError, match=r"opened as text: open it by open\(path, 'rb'\)"):
+        open_video(io.StringIO("text"))
+    with pytest.raises(TypeError, match=r"path b'a.mp4' as bytes: give os\.fsdecode"):
+        open_video(b"a.mp4")
+    for path, hint in (
+        ("", "its path is empty"),
+        ("https://a.org/b.mp4", "download it, and name the file"),
+    ):
+        with pytest.raises(VideoError, match=f"no such file; .*{hint}"):
+            open_video(path)
+    for limit in ({"deadline_sec": 0}, {"backend": "opencv"}, {"frames_fps": "fast"}):
+        (name,) = limit
+        with pytest.raises(ConfigError, match=f"{name} is .*; it must be"):
+            open_video("a.mp4", **limit)
 
 
 def test_pixels_that_are_not_square_are_returned_as_stored(tmp_path, backend):

@@ -18,7 +18,8 @@ import numpy as np
 from hiera_video.data.boxes.pickled import read_arrays
 from hiera_video.data.boxes.table import BoxTable, Kind, LabelMap, Problem
 from hiera_video.data.videos.files import csv_rows, json_lines
-from hiera_video.errors import AnnotationError
+from hiera_video.data.videos.mistakes import check_content, stated_separator
+from hiera_video.errors import AnnotationError, counted
 from hiera_video.files import read_bytes, read_text, user_path, utf8_text
 
 logger = logging.getLogger(__name__)
@@ -78,7 +79,8 @@ def read_boxes(
         raise AnnotationError(f"{table.source}:{mistakes[0].line}: {mistakes[0].text}{others}")
     repeated = [problem.line for problem in table.problems if problem.kind == "duplicate"]
     if repeated:
-        text = f"{len(repeated)} rows repeat an earlier row, the first in line {repeated[0]}"
+        rows = counted(len(repeated), "repeated row")
+        text = f"{rows}, the first in line {repeated[0]}"
         logger.warning("%s: %s; all rows count", table.source, text)
     return table
 
@@ -134,9 +136,16 @@ def inspect_boxes(
     match source.suffix.lower():
         case ".pkl" | ".pickle":
             fields, lines, problems = _read_pickle(source)
+        case ".json":
+            raise AnnotationError(
+                f"{source}: boxes are csv, JSON lines or pickles; write one object a line, and "
+                "call the file .jsonl"
+            )
         case ".jsonl" | ".ndjson":
             example = '{"video": ..., "second": ..., "x1": ...}'
-            rows = dict(json_lines(source, read_text(source, AnnotationError), example))
+            text = read_text(source, AnnotationError)
+            check_content(source, text)
+            rows = dict(json_lines(source, text, example))
             fields, lines, problems = _table(rows.values()), np.fromiter(rows, np.int64), []
         case _:
             fields, lines, problems = _read_csv(
@@ -293,6 +302,12 @@ def _read_csv(path: Path, last: str) -> Columns:
     from pyarrow import csv as arrow_csv
 
     text = read_text(path, AnnotationError)
+    check_content(path, text)
+    separator, text = stated_separator(text)
+    if separator not in ("", ","):
+        raise AnnotationError(
+            f"{path}:1: the separator is {separator!r}; columns of boxes are separated by commas"
+        )
     columns, num_skipped = _header(path, text, last)
     others: dict[int, str] = {}  # rows with more or fewer fields than columns, by line
 
@@ -329,8 +344,9 @@ def _read_csv(path: Path, last: str) -> Columns:
         if len(fields) == len(columns) or (len(fields) == 2 and columns[:2] == [*COLUMNS[:2]]):
             rows[line] = dict(zip(columns, fields, strict=False))
         elif any(field.strip() for field in fields):
-            needed = f"expected {len(columns)} as in the rows before: {','.join(columns)}"
-            problems.append(Problem(line, "row", f"{len(fields)} columns, {needed}"))
+            found = f"{others[line].strip()[:60]!r} has {counted(len(fields), 'column')}"
+            needed = f"expected {len(columns)}, separated by commas: {','.join(columns)}"
+            problems.append(Problem(line, "row", f"{found}; {needed}"))
     lines = np.concatenate([lines[~is_blank], np.fromiter(rows, np.int64)])
     order = np.argsort(lines)
     table = pyarrow.concat_tables([table.filter(~is_blank), _table(rows.values())])
@@ -343,22 +359,24 @@ def _column_names(header: Iterable[str]) -> list[str]:
 
 
 def _header(path: Path, text: str, last: str) -> tuple[list[str], int]:
-    """Names of the columns of a csv file, and the number of header lines (0 or 1)."""
+    """Names of the columns of a csv file, and the number of lines before its rows."""
     without_header = [*COLUMNS[:7], last]
     head = text[: 1 << 16]
-    rows = [row for _, row in csv_rows(path, head[: head.rfind("\n") + 1] or text) if row]
+    read = csv_rows(path, head[: head.rfind("\n") + 1] or text)
+    lines = [(line, row) for line, row in read if any(field.strip() for field in row)]
+    rows = [row for _, row in lines]
     if not rows:
         return without_header, 0
     names = _column_names(rows[0])
-    if "video" not in names:
+    if "video" not in names and not {"second", *CORNERS}.intersection(names[1:]):
         width = next((len(row) for row in rows if len(row) != 2), 8)
         return without_header[: 7 if width == 7 else 8], 0
     if missing := [name for name in REQUIRED if name not in names]:
         raise AnnotationError(
-            f"{path}:1: no column {', '.join(missing)}; expected {', '.join(REQUIRED)}, and "
-            "possible action, person, score"
+            f"{path}:{lines[0][0]}: no column {', '.join(missing)}; expected "
+            f"{', '.join(REQUIRED)}, separated by commas, and possible action, person, score"
         )
-    return names, 1
+    return names, lines[0][0]
 
 
 # ---- pickled proposals

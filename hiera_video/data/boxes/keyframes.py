@@ -10,7 +10,8 @@ from jaxtyping import Float
 
 from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.table import BoxTable, LabelMap, box_iou
-from hiera_video.data.videos.files import locate_videos
+from hiera_video.data.videos.folders import locate_videos
+from hiera_video.data.videos.mistakes import NUM_FILES_CHECKED, elsewhere
 from hiera_video.errors import AnnotationError, listing
 from hiera_video.files import user_path
 from hiera_video.settings.training import DetectionData, KeyframeData
@@ -159,6 +160,8 @@ def read_training(data: DetectionData, label_map: LabelMap) -> TrainingKeyframeL
     records = keyframe_records(table, paths, excluded=excluded)
     if not records:
         raise AnnotationError(f"{source}: no key frame with a box that is not excluded")
+    if not table.action.any():
+        raise AnnotationError(f"{source}: no box has an action, in the seventh column or in action")
     if proposals is not None:
         proposed = read_boxes("proposals", proposals)
         known = {**dict.fromkeys(proposed.videos, ""), **paths}
@@ -232,13 +235,17 @@ def video_paths(videos: Iterable[str], source: str, root: str | None) -> dict[st
     Raises:
         AnnotationError: all videos are missing.
     """
-    folder = user_path(source).parent if root is None else user_path(root)
+    listed = user_path(source)
+    folder = (listed.parent if root is None else user_path(root)).absolute()
     names = list(videos)
     found, missing = locate_videos(names, folder)
     if names and len(missing) == len(names):
+        some = names[:NUM_FILES_CHECKED]
+        advice = elsewhere(str(folder), listed, some, any_suffix=True)
+        advice = advice or "; set data.root to the folder of the videos, or of folders of frames"
         raise AnnotationError(
-            f"{source}: none of its {len(names)} videos is in {folder}, for example {names[0]}; "
-            "set data.root to the folder of the videos, or of folders of frames"
+            f"{source}: none of its {len(names)} videos is in {folder}, for example {names[0]}"
+            f"{advice}"
         )
     return {name: str(found.get(name, folder / name)) for name in names}
 

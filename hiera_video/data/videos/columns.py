@@ -18,7 +18,7 @@ START_COLUMNS = ("start", "start_time", "time_start", "start_sec", "start_frame"
 END_COLUMNS = ("end", "end_time", "time_end", "end_sec", "end_frame")
 RATE_COLUMNS = ("fps", "frame_rate", "frames_fps")
 KINETICS_COLUMNS = frozenset(("youtube_id", "time_start", "time_end"))
-SPLIT_KEY = "data.split=NAME (data.val_split=NAME for data.val of finetune)"
+SPLIT_KEY = "split=NAME (data.split=NAME; data.val_split=NAME for data.val of finetune)"
 # Other names of columns that probably decide which videos, or which parts, are meant.
 MEANINGFUL = re.compile(
     r"(^|_)(start|begin|onset|from|end|stop|until|to|offset|split|subset|set|partition|fold)(_|\d|$)"
@@ -26,6 +26,11 @@ MEANINGFUL = re.compile(
 )
 
 Entry = tuple[str, dict[str, Any]]  # "FILE:LINE", and the fields by column name
+
+
+def argument(name: str, value: str = "") -> str:
+    """An argument of `read_video_list` with the setting that is its name in commands."""
+    return f"{name} (data.{name}{value and f'={value}'})"
 
 
 @cache
@@ -70,7 +75,9 @@ class Columns:
         )
         if not path:
             known = listing(PATH_COLUMNS, len(PATH_COLUMNS))
-            raise AnnotationError(f"{where}: no column of paths; call it one of {known}")
+            raise AnnotationError(
+                f"{where}: no column of paths among {listing(names)}; call it one of {known}"
+            )
         if path and frozenset(names) >= KINETICS_COLUMNS:
             raise AnnotationError(
                 f"{where}: the columns youtube_id and {path} both name the file; remove {path} if "
@@ -117,7 +124,7 @@ class Columns:
         return Part(start, end, in_frames) if start or end is not None else None
 
     def frames_fps(self, fields: dict[str, Any], where: str) -> float | None:
-        """The rate of a folder of frames; None: the list does not state it."""
+        """The rate of a folder of frames or of TIFF pages; None: the list does not state it."""
         what, needed = f"{where}: {self.rate}", "frames per second, such as 29.97"
         rate = _number(fields.get(self.rate), what, needed)
         if rate == 0:

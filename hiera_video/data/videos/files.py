@@ -1,17 +1,14 @@
-"""Reads folders and list files of videos into rows: name, path and labels of each video.
+"""Reads list files of videos into rows: name, path and labels of each video.
 
 Labels are class ids or class names, as in the file; `records` turns them into class ids.
 """
 
 import csv
 import io
-import logging
 import os
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +21,30 @@ from hiera_video.data.videos.columns import (
     START_COLUMNS,
     Columns,
     Entry,
+    argument,
     column_name,
     named_columns,
     report_unused,
     selected,
 )
-from hiera_video.errors import AnnotationError, listing
-from hiera_video.files import MAX_LINE, load_json, read_text, user_path
-from hiera_video.video.content import frame_number, is_frame_folder
-from hiera_video.video.parts import Part
-from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from hiera_video.data.videos.folders import MEDIA_SUFFIXES, Row, below, is_media
+from hiera_video.data.videos.mistakes import (
+    HEADER_ADVICE,
+    NUM_FILES_CHECKED,
+    QUOTED,
+    check_comment,
+    check_content,
+    check_name,
+    object_advice,
+    stated_separator,
+)
+from hiera_video.errors import AnnotationError, counted, listing
+from hiera_video.files import MAX_LINE, load_json, parse_json, read_text
 
-logger = logging.getLogger(__name__)
-
-NUM_FILES_CHECKED = 20
-MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
 EXAMPLE = '{"path": ..., "label": ...}'
 KNOWN_COLUMNS = {*PATH_COLUMNS, *LABEL_COLUMNS, *START_COLUMNS, *END_COLUMNS, "split"}
+LINE_SEPARATORS = "\t, ;"  # in the order in which they are tried
+HEADER_AGAIN = "the header stands here again; remove the line"
 SSV2_COLUMNS = ("id", "template", "label", "placeholders")
 _SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES))
 PATH_AND_FIELDS = re.compile(rf'"?(.*?(?:{_SUFFIX}))"?[\t;, ]+(.+)', re.IGNORECASE)
@@ -48,153 +52,8 @@ PATH_AND_FIELDS = re.compile(rf'"?(.*?(?:{_SUFFIX}))"?[\t;, ]+(.+)', re.IGNORECA
 FRAMES_LINE = re.compile(r"(?P<path>.*[^\t, ])[\t, ]+(?P<end_frame>\d+)[\t, ]+(?P<label>\d+)")
 NUMBERS_ADVICE = (
     "'path number-of-frames label' is for folders of frames; several labels are written 3;5, with "
-    "multi_label; a part of a video needs a header, such as path,start,end,label"
+    f"{argument('multi_label')}; a part of a video needs a header, such as path,start,end,label"
 )
-
-
-@dataclass(frozen=True)
-class Row:
-    """One listed video."""
-
-    where: str  # "FILE:LINE", for messages
-    name: str  # as in the list
-    path: str
-    labels: tuple[str | int, ...]
-    part: Part | None = None
-    frames_fps: float | None = None  # of a folder of frames, if the list states it
-
-
-# ---- folders
-
-
-def read_folder(
-    folder: Path, *, labelled: bool, has_frames: bool = False
-) -> tuple[list[Row], tuple[str, ...] | None]:
-    """Reads a folder with one folder per class, or with videos and images only.
-
-    Args:
-        labelled: False: all videos and images at any depth, without labels.
-        has_frames: a folder of numbered pictures is one video, unless it is that of a class.
-
-    Returns:
-        The rows, sorted, and the names of the class folders, or None if there are none.
-    """
-    base = os.path.abspath(folder)
-    skipped: Counter[str] = Counter()
-    if has_frames and not labelled and is_frame_folder(base):
-        return [Row(str(folder), os.path.basename(base), base, ())], None
-    entries = {entry.name: _is_folder(entry) for entry in os.scandir(base)} if labelled else {}
-    classes = sorted(name for name in entries if entries[name] and not name.startswith("."))
-    found: list[tuple[str, tuple[str, ...]]]
-    if classes:
-        beside = entries.keys() - classes
-        skipped["beside the class folders"] += sum(_is_usable(name, skipped) for name in beside)
-        walked = ((label, _walk(base, label, skipped, has_frames)) for label in classes)
-        found = [(name, (label,)) for label, names in walked for name in names]
-    else:
-        found = [(name, ()) for name in sorted(_walk(base, "", skipped, has_frames))]
-    if reasons := [f"{count} {reason}" for reason, count in sorted(skipped.items()) if count]:
-        logger.warning("%s: files left out: %s", folder, ", ".join(reasons))
-    if not found:
-        known = " ".join(sorted(MEDIA_SUFFIXES))
-        raise AnnotationError(f"{folder}: no videos or images in it; known are {known}")
-    rows = [Row(f"{folder}/{name}", name, os.path.join(base, name), ids) for name, ids in found]
-    return rows, tuple(classes) or None
-
-
-def _walk(
-    base: str, class_name: str, skipped: Counter[str], has_frames: bool = False
-) -> Iterator[str]:
-    """Videos and images at any depth of a class folder, relative to `base`.
-
-    A folder that several links point to is visited once.
-    """
-    visited = set()
-    pending = [class_name]  # os.walk calls itself, which ends in folders that are too deep
-    while pending:
-        inside = pending.pop()
-        folder = os.path.join(base, inside)
-        try:
-            status = os.stat(folder)
-            entries = sorted(os.scandir(folder), key=attrgetter("name"))
-        except OSError as error:
-            raise AnnotationError(f"{error.filename}: {error.strerror}") from None
-        if (status.st_dev, status.st_ino) in visited:
-            continue
-        visited.add((status.st_dev, status.st_ino))
-        if has_frames and inside != class_name and is_frame_folder(folder):
-            skipped["in folders of frames, without a number"] += sum(
-                frame_number(entry.name) is None for entry in entries
-            )
-            yield inside
-            continue
-        folders = []
-        for entry in entries:
-            name = f"{inside}/{entry.name}" if inside else entry.name
-            if not _is_folder(entry):
-                if _is_usable(entry.name, skipped):
-                    yield name
-            elif entry.name.startswith("."):
-                skipped["hidden"] += 1
-            else:
-                folders.append(name)
-        pending += reversed(folders)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
-
-
-def _is_usable(name: str, skipped: Counter[str]) -> bool:
-    if name.startswith("."):
-        skipped["hidden"] += 1
-    elif not is_media(name):
-        skipped[f"with extension {os.path.splitext(name)[1].lower() or '(none)'}"] += 1
-    else:
-        return True
-    return False
-
-
-def is_media(path: str) -> bool:
-    """Whether the name of a file has the suffix of a video or an image."""
-    return os.path.splitext(path)[1].lower() in MEDIA_SUFFIXES
-
-
-def locate_videos(
-    names: Iterable[str], folder: str | os.PathLike[str]
-) -> tuple[dict[str, Path], list[str]]:
-    """Finds videos by their names: a file with or without suffix, or a folder of frames.
-
-    Returns:
-        The paths by name, and the names that are missing.
-
-    Raises:
-        AnnotationError: there is no such folder, or several files match one name.
-    """
-    base, names = user_path(folder), list(names)
-    if not base.is_dir():
-        raise AnnotationError(f"{base}: no such folder; expected the folder of the videos")
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for parent in {(base / name).parent for name in names}:
-        if os.path.isdir(parent):
-            for entry in sorted(parent.iterdir()):
-                if not entry.name.startswith(".") and entry.is_file() and is_media(entry.name):
-                    by_stem[str(entry.with_suffix(""))].append(entry)
-    found: dict[str, Path] = {}
-    for name in names:
-        exact = base / name
-        candidates = [exact] if os.path.exists(exact) else by_stem.get(str(exact), [])
-        if len(candidates) > 1:
-            raise AnnotationError(
-                f"{base}: {listing([c.name for c in candidates])} all match the video {name!r}; "
-                "write its suffix in the list, or remove the others"
-            )
-        if candidates:
-            found[name] = candidates[0]
-    return found, [name for name in names if name not in found]
 
 
 # ---- lists of lines
@@ -221,7 +80,9 @@ def read_list(
     if is_media(file.name):
         raise AnnotationError(f"{file}: a single video; give a list of videos or a folder")
     text = read_text(file, AnnotationError)
-    header, delimiter = _header(text)
+    check_content(file, text)
+    stated, text = stated_separator(text)
+    header, delimiter = _header(text, stated)
     entries: Iterable[Entry]
     match file.suffix.lower():
         case ".json":
@@ -230,9 +91,9 @@ def read_list(
             lines = json_lines(file, text, EXAMPLE)
             entries = ((f"{file}:{number}", fields) for number, fields in lines)
         case _ if delimiter and (delimiter != " " or len(header) > 2):
-            entries = _csv_entries(file, text, delimiter)
+            entries = _csv_entries(file, text, delimiter, root)
         case _:
-            entries = _line_entries(file, text, root, skip_header=bool(delimiter))
+            entries = _line_entries(file, text, root, header, stated or LINE_SEPARATORS)
     table, names = named_columns(list(entries))
     table = selected(table, split, str(file), split_key)
     if not table:
@@ -253,6 +114,7 @@ def read_list(
         name = fields.get(columns.path)
         if not isinstance(name, str) or not name:
             raise AnnotationError(f"{where}: no path in column {columns.path!r}")
+        check_name(where, name, root)
         if "://" in name and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
             raise AnnotationError(
                 f"{where}: {name!r} is an address; videos are read from files: fetch it, and list "
@@ -260,27 +122,39 @@ def read_list(
             )
         labels = _split_labels(fields.get(columns.label), where, known)
         part = columns.part(fields, where)
-        fps = None if is_media(name) else columns.frames_fps(fields, where)
-        rows.append(Row(where, f"{name}{part or ''}", _below(root, name), labels, part, fps))
+        has_rate = not is_media(name) or name.lower().endswith((".tif", ".tiff"))  # of pages
+        fps = columns.frames_fps(fields, where) if has_rate else None
+        rows.append(Row(where, f"{name}{part or ''}", below(root, name), labels, part, fps))
     return rows, columns.label == "class_name"
 
 
-def _header(text: str) -> tuple[list[str], str]:
-    """The column names in the first line and their separator; none if it is not a header."""
+def _header(text: str, stated: str) -> tuple[list[str], str]:
+    """The column names in the first line and their separator; none if it is not a header.
+
+    Args:
+        stated: the only separator, if the file states it.
+    """
     first = text.lstrip().split("\n", 1)[0]
-    for delimiter in ("\t", ";", ","):
+    for delimiter in stated or "\t;,":
         fields = [column_name(field.strip(' "')) for field in first.split(delimiter)]
         if set(PATH_COLUMNS).intersection(fields) or KINETICS_COLUMNS.issubset(fields):
             return fields, delimiter
     words = [column_name(word) for word in first.split()]
     is_header = len(words) > 1 and words[0] in PATH_COLUMNS and KNOWN_COLUMNS.issuperset(words)
-    return (words, " ") if is_header else ([], "")
+    return (words, " ") if is_header and stated in ("", " ") else ([], "")
 
 
-def _line_entries(file: Path, text: str, root: str, skip_header: bool) -> list[Entry]:
+def _line_entries(
+    file: Path, text: str, root: str, header: list[str], separators: str
+) -> list[Entry]:
     """Entries of lines `path label` or `path`, or of mmaction2's `path number-of-frames label`."""
     stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    lines = [(number, line) for number, line in stripped if line][skip_header:]
+    lines = [(number, line) for number, line in stripped if line][bool(header) :]
+    for number, line in lines:
+        if line.startswith("#"):
+            check_comment(f"{file}:{number}", line, root)
+        if header and [column_name(word) for word in line.split()] == header:
+            raise AnnotationError(f"{file}:{number}: {HEADER_AGAIN}")
     matches = [FRAMES_LINE.fullmatch(line) for _, line in lines]
     found = [match.groupdict() for match in matches if match and not is_media(match["path"])]
     if lines and len(found) == len(lines) and _are_of_folders(found, f"{file}:{lines[0][0]}", root):
@@ -288,22 +162,21 @@ def _line_entries(file: Path, text: str, root: str, skip_header: bool) -> list[E
             (f"{file}:{number}", {**fields, "start_frame": 0})
             for (number, _), fields in zip(lines, found, strict=True)
         ]
-    split = [(f"{file}:{number}", *_split_line(file, number, line)) for number, line in lines]
+    split = [
+        (f"{file}:{number}", *_split_line(file, number, line, separators)) for number, line in lines
+    ]
     if split and not is_media(split[0][1]) and any(is_media(name) for _, name, _ in split):
-        raise AnnotationError(
-            f"{split[0][0]}: {split[0][1]!r} is not a video; if this is a header, call the "
-            f"column of paths {listing(PATH_COLUMNS)}, the column of labels "
-            f"{listing(LABEL_COLUMNS)}"
-        )
+        check_name(*split[0][:2], root)
+        raise AnnotationError(f"{split[0][0]}: {split[0][1]!r} is not a video; {HEADER_ADVICE}")
     return [(where, {"path": name, "label": label}) for where, name, label in split]
 
 
 def _are_of_folders(found: list[dict[str, str]], where: str, root: str) -> bool:
     """Whether lines `path 163 5` name folders, and not files `path 163`."""
     first = found[:NUM_FILES_CHECKED]
-    if any(os.path.isdir(_below(root, fields["path"])) for fields in first):
+    if any(os.path.isdir(below(root, fields["path"])) for fields in first):
         return True
-    if any(os.path.exists(_below(root, f"{f['path']} {f['end_frame']}")) for f in first):
+    if any(os.path.exists(below(root, f"{f['path']} {f['end_frame']}")) for f in first):
         return False
     path, *numbers = first[0].values()
     raise AnnotationError(
@@ -312,7 +185,7 @@ def _are_of_folders(found: list[dict[str, str]], where: str, root: str) -> bool:
     )
 
 
-def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
+def _split_line(file: Path, number: int, line: str, separators: str) -> tuple[str, str]:
     """Splits line `number` into (path, label), each of which may be quoted; label is "" if missing.
 
     The separator is chosen such that a video's name precedes it, so that paths may contain spaces
@@ -321,7 +194,7 @@ def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
     if is_media(line.strip('"')):
         return line.strip('"'), ""
     candidates = []
-    for delimiter in ("\t", ",", " ", ";"):
+    for delimiter in separators:
         if '"' in line:
             spaced = delimiter == ","
             rows = csv_rows(file, line, number, delimiter=delimiter, skipinitialspace=spaced)
@@ -337,14 +210,25 @@ def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
     if match := PATH_AND_FIELDS.match(line):
         path, rest = match.groups()
         fields = [field for field in re.split(r"[\t;, ]+", rest) if field]
-        if all(re.fullmatch(r"[0-9.]+", field) for field in fields):
+        label = rest.strip("\"'`\u2018\u2019\u201c\u201d")
+        marks = re.match(r"[^\w\s\"'(\[<&+.-]+|->?|=>", rest)
+        if " #" in f" {rest}":
+            advice = f"lists have no comments; remove {rest[rest.index('#') :]!r}"
+        elif marks and re.match(r"\s*\w", rest[marks.end() :]):
+            advice = f"remove {marks[0]!r} between path and label"
+        elif re.search(r"[\t;,]$", rest):
+            advice = f"remove {rest[-1]!r} from the end of the line"
+        elif line.startswith('"') and line.endswith('"') and line.count('"') == 2:
+            advice = f'the quotes hold both: write "{path}" "{label}"'
+        elif all(re.fullmatch(r"[0-9.]+", field) for field in fields):
             advice = NUMBERS_ADVICE
         elif re.search('[\t;,"]', rest):
             advice = "more than a path and a label need a header, such as path,label,start,end"
         else:
-            advice = f'quote a label of several words, {path} "{rest}", or separate it by a tab'
+            advice = f'quote a label of several words, {path} "{label}", or separate it by a tab'
         raise AnnotationError(
-            f"{file}:{number}: {path!r} is followed by {len(fields)} fields, {rest!r}; {advice}"
+            f"{file}:{number}: {path!r} is followed by {counted(len(fields), 'field')}, {rest!r}; "
+            f"{advice}"
         )
     return candidates[0] if candidates else (line, "")
 
@@ -352,7 +236,7 @@ def _split_line(file: Path, number: int, line: str) -> tuple[str, str]:
 # ---- tables with named columns
 
 
-def _csv_entries(file: Path, text: str, delimiter: str) -> Iterator[Entry]:
+def _csv_entries(file: Path, text: str, delimiter: str, root: str) -> Iterator[Entry]:
     rows = csv_rows(file, text, delimiter=delimiter, skipinitialspace=True, strict=True)
     columns: list[str] = []
     for line, fields in rows:
@@ -368,11 +252,16 @@ def _csv_entries(file: Path, text: str, delimiter: str) -> Iterator[Entry]:
             continue
         where = f"{file}:{line}"
         if [column_name(field) for field in fields] == columns:
-            raise AnnotationError(f"{where}: the header stands here again; remove the line")
+            raise AnnotationError(f"{where}: {HEADER_AGAIN}")
         if len(fields) != len(columns):
+            if fields[0].startswith("#"):
+                check_comment(where, delimiter.join(fields), root)
+            advice = f"quote a field that contains {delimiter!r}"
+            if not any(fields[len(columns) :]) and len(fields) > len(columns):
+                advice = f"remove {delimiter!r} from the end of the line"
             raise AnnotationError(
-                f"{where}: {len(fields)} fields, but the header has {len(columns)} "
-                f"({', '.join(columns)}); quote a field that contains {delimiter!r}"
+                f"{where}: {counted(len(fields), 'field')}, but the header has {len(columns)} "
+                f"({', '.join(columns)}); {advice}"
             )
         yield where, dict(zip(columns, (field.strip() for field in fields), strict=True))
 
@@ -417,8 +306,8 @@ def _json_entries(file: Path, text: str) -> Iterator[Entry]:
     entries = load_json(text, str(file), AnnotationError)
     if not isinstance(entries, list):
         raise AnnotationError(
-            f"{file}: expected a list of videos; set class_names to use a label map, and let "
-            "`hiera-video data build-lists` make a list of iNaturalist's json"
+            f"{file}: a JSON object with the keys {listing(list(entries))}; expected a list such "
+            f"as [{EXAMPLE}, ...]: {object_advice(entries)}"
         )
     for number, entry in enumerate(entries, 1):
         where = f"{file}: entry {number}"
@@ -445,10 +334,10 @@ def _kinetics_rows(table: list[Entry], root: str) -> Iterator[Row]:
         label = str(fields.get("label") or "")
         if label not in folders:
             spellings = (label, label.replace(" ", "_"))
-            present = (name for name in spellings if os.path.isdir(_below(root, name)))
+            present = (name for name in spellings if os.path.isdir(below(root, name)))
             folders[label] = next(present, "")
         name = f"{fields.get('youtube_id')}_{start:06d}_{end:06d}.mp4"
-        path = _below(root, os.path.join(folders[label], name))
+        path = below(root, os.path.join(folders[label], name))
         yield Row(where, name, path, (label,) if label else ())
 
 
@@ -460,7 +349,7 @@ def _ssv2_rows(table: list[Entry], root: str) -> Iterator[Row]:
         if not name or not isinstance(template, str):
             raise AnnotationError(f"{where}: expected an id and a template, which is a string")
         is_mp4 = f"{name}.mp4" in present and f"{name}.webm" not in present
-        path = _below(root, name + (".mp4" if is_mp4 else ".webm"))
+        path = below(root, name + (".mp4" if is_mp4 else ".webm"))
         class_name = template.replace("[", "").replace("]", "")
         yield Row(where, name, path, (class_name,) if class_name else ())
 
@@ -475,7 +364,13 @@ def _split_labels(value: Any, where: str, known: frozenset[str]) -> tuple[str | 
         if text in known:
             value = text
         elif text.startswith("[") and text.endswith("]"):
-            value = load_json(text, where, AnnotationError)
+            try:
+                value = parse_json(text)
+            except ValueError:
+                raise AnnotationError(
+                    f'{where}: label {text} is not JSON, such as ["run", "jump"]; labels may also '
+                    "be separated by ;"
+                ) from None
         else:
             value = [part.strip() for part in re.split(r"[;|]", text) if part.strip()]
     labels = value if isinstance(value, list) else [] if value is None else [value]
@@ -484,8 +379,9 @@ def _split_labels(value: Any, where: str, known: frozenset[str]) -> tuple[str | 
     for label in labels:
         if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
             raise AnnotationError(f"{where}: label {label!r} must be a class id or a class name")
+        if label not in known and isinstance(label, str) and QUOTED.fullmatch(label):
+            raise AnnotationError(
+                f"{where}: the quotes in {label} are read as a part of the class name; write "
+                f'{label[1:-1]} without quotes, or "{label[1:-1]}"'
+            )
     return tuple(dict.fromkeys(labels))
-
-
-def _below(root: str, name: str) -> str:
-    return os.path.normpath(os.path.join(root, os.path.expanduser(name)))

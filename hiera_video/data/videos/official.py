@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.videos.files import Row, read_folder, read_list
+from hiera_video.data.videos.files import read_list
+from hiera_video.data.videos.folders import Row, read_folder
 from hiera_video.data.videos.records import check_class_name
 from hiera_video.errors import AnnotationError
 from hiera_video.files import load_json, read_text

@@ -25,8 +25,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.videos.files import NUM_FILES_CHECKED, Row, read_folder, read_list
-from hiera_video.errors import AnnotationError, UnknownClassError, did_you_mean, listing
+from hiera_video.data.videos.columns import argument
+from hiera_video.data.videos.files import read_list
+from hiera_video.data.videos.folders import Row, read_folder
+from hiera_video.data.videos.mistakes import (
+    check_content,
+    check_found,
+    check_only_names,
+    check_order,
+    path_comes_first,
+)
+from hiera_video.errors import AnnotationError, UnknownClassError, counted, did_you_mean, listing
 from hiera_video.files import (
     json_text,
     load_json,
@@ -55,7 +64,9 @@ class VideoRecord:
     labels: tuple[int, ...]  # class ids, ascending; () if the video has no label
     name: str  # as in the list, and the part, `#t=2,4.5`; identifies the record in outputs
     part: Part | None = None  # None: the whole video
-    frames_fps: float | None = None  # of a folder of frames. None: the list does not state it
+    frames_fps: float | None = (
+        None  # of a folder of frames or TIFF pages. None: the list does not state it
+    )
 
     def open(self, open_video: OpenVideo) -> VideoReader:
         """The reader of the video or of the part.
@@ -122,10 +133,12 @@ def read_video_list(
     names = None if class_names is None else read_class_names(class_names)
     if source.is_dir():
         if root is not None:
-            raise AnnotationError(f"{source}: a folder, which takes no root; root={root} is given")
+            raise AnnotationError(
+                f"{source}: a folder, which takes no root; {argument('root')} is {root}"
+            )
         if split is not None:
             raise AnnotationError(
-                f"{source}: a folder, which has no column split; split={split} is given"
+                f"{source}: a folder, which has no column split; {argument('split')} is {split}"
             )
         labels_are_names, folder = True, str(source)
         has_frames = frames_fps is not None
@@ -135,26 +148,19 @@ def read_video_list(
     else:
         folder = _root_folder(source, root)
         rows, labels_are_names = read_list(source, folder, frozenset(names or ()), split)
+        check_order(rows)
+        check_found(rows, folder, source)
     if not rows:
         raise AnnotationError(f"{source}: no videos listed")
     if not labelled:
         rows = [replace(row, labels=()) for row in rows]
-    _check_label_counts(rows, multi_label)
+    _check_label_counts(rows, folder, multi_label)
     if names is None:
         names = _derive_class_names(rows, labels_are_names)
     for name in names:
         check_class_name(name, str(source))
     _check_forms(names, str(source))
     records = _to_records(rows, names, labels_are_names, source)
-
-    checked = records[:NUM_FILES_CHECKED]
-    if not any(os.path.exists(record.path) for record in checked):
-        hint = similar_path(checked[0].path)
-        hint = hint or "; set root to the folder to which paths are relative"
-        raise AnnotationError(
-            f"{source}: none of the first {len(checked)} videos exists below the root {folder}, "
-            f"for example {checked[0].path}{hint}"
-        )
     return VideoList(str(source), records, names)
 
 
@@ -170,10 +176,12 @@ def read_class_names(source: str | os.PathLike[str] | Sequence[str]) -> tuple[st
     if isinstance(source, (str, os.PathLike)):
         path = own_or_shipped(source)
         where, text = str(path), read_text(path, AnnotationError).rstrip()
+        check_content(path, text)
         if path.suffix.lower() == ".json":
             names = _names_of_json(load_json(text, where, AnnotationError), where)
         else:
             names = [line.strip() for line in text.split("\n")] if text else []
+            check_only_names(where, names)
     else:
         where, names = "class_names", list(source)
     if not names:
@@ -275,7 +283,7 @@ def require_labels(videos: VideoList) -> None:
     unlabelled = [record.name for record in videos.records if not record.labels]
     if unlabelled:
         raise AnnotationError(
-            f"{videos.source}: {len(unlabelled)} videos have no label, for example "
+            f"{videos.source}: no label for {counted(len(unlabelled), 'video')}, for example "
             f"{unlabelled[0]}; each needs a class: one folder for each class, or a list with "
             "labels (`hiera-video predict` needs none)"
         )
@@ -288,8 +296,9 @@ def _refuse_splits(folder: Path, found: Sequence[str], names: Sequence[str]) -> 
     if trained and held_out:
         raise AnnotationError(
             f"{folder}: its folders {listing([*trained, *held_out])} are splits, not classes; give "
-            f"them one by one, as data.train={folder / trained[0]} and "
-            f"data.val={folder / held_out[0]} (if they are classes, name them in data.class_names)"
+            f"them one by one, in commands as data.train={folder / trained[0]} and "
+            f"data.val={folder / held_out[0]} (if they are classes, name them in class_names, "
+            "data.class_names in commands)"
         )
 
 
@@ -299,24 +308,27 @@ def _root_folder(source: Path, root: str | os.PathLike[str] | None) -> str:
     folder = os.path.abspath(source.parent if root is None else user_path(root))
     if not os.path.isdir(folder):
         raise AnnotationError(
-            f"{source}: the root {folder} is not a folder; set root to the folder to which paths "
-            "are relative"
+            f"{source}: the root {folder} is not a folder; set {argument('root')} to the folder "
+            "to which paths are relative"
         )
     return folder
 
 
-def _check_label_counts(rows: list[Row], multi_label: bool) -> None:
+def _check_label_counts(rows: list[Row], root: str, multi_label: bool) -> None:
     labelled = sum(bool(row.labels) for row in rows)
     for row in rows:
         if labelled and not row.labels:
+            if swapped := path_comes_first(row, root):
+                raise AnnotationError(f"{row.where}: {swapped}")
             raise AnnotationError(
-                f"{row.where}: {row.name!r} has no label, but {labelled} other videos have one; "
-                "label all of them or none"
+                f"{row.where}: {row.name!r} has no label, unlike "
+                f"{counted(labelled, 'other video')}; label all of them or none"
             )
         if len(row.labels) > 1 and not multi_label:
             raise AnnotationError(
                 f"{row.where}: {row.name!r} has {len(row.labels)} labels, {listing(row.labels)}; "
-                "keep one or set multi_label; if ';' or '|' belongs to a name, set class_names"
+                f"keep one, or train with {argument('multi_label')}; if ';' or '|' belongs to a "
+                f"name, set {argument('class_names')}"
             )
 
 
@@ -324,16 +336,22 @@ def _derive_class_names(rows: list[Row], labels_are_names: bool) -> tuple[str, .
     labels = [(row.where, label) for row in rows for label in row.labels]
     ids = [None if labels_are_names else _as_id(label) for _, label in labels]
     for (where, label), class_id in zip(labels, ids, strict=True):
+        if not labels_are_names and re.fullmatch(r"[+-]?\d*\.\d*[1-9]\d*|nan|NaN", str(label)):
+            raise AnnotationError(
+                f"{where}: label {label!r} is no class id, which is a whole number; if it is a "
+                f"name, call the column class_name or set {argument('class_names')}"
+            )
         if (class_id is None) != (ids[0] is None):
             hint = _leading_zeros(label) or _leading_zeros(labels[0][1])
             raise AnnotationError(
                 f"{where}: label {label!r}, but {labels[0][1]!r} in {labels[0][0]}; use either ids "
-                f"or names, set class_names, or call the column class_name if all are names{hint}"
+                f"or names, set {argument('class_names')}, or call the column class_name if all "
+                f"are names{hint}"
             )
         if class_id is not None and not 0 <= class_id < MAX_DERIVED_CLASSES:
             raise AnnotationError(
-                f"{where}: class id {label} must be 0 to {MAX_DERIVED_CLASSES - 1}; set "
-                "class_names, or check that this is the column of labels"
+                f"{where}: class id {label} must be 0 to {MAX_DERIVED_CLASSES - 1}; check that "
+                f"this is the column of labels, or set {argument('class_names')}"
             )
     known_ids = [class_id for class_id in ids if class_id is not None]
     if known_ids:

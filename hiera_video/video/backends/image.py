@@ -4,19 +4,24 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from hiera_video.runtime.logging import warnings_about
 from hiera_video.settings.video import Decoding
 from hiera_video.video.orientation import EXIF_ORIENTATIONS, Orientation, upright
-from hiera_video.video.reader import Cause, Deadline, VideoError, VideoReader
+from hiera_video.video.reader import Cause, Deadline, VideoError, VideoReader, warn_once
 
 _bound_lock = threading.Lock()
 IMAGE_DURATION_SEC = 0.04  # one frame at 25 fps, as in libavformat
 END_OF_JPEG = b"\xff\xd9"
-BITS_PER_SAMPLE, ORIENTATION, SAMPLE_FORMAT, SIGNED = 258, 274, 339, 2  # tags, and a value
+BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT = 258, 262, 274, 339  # tags
+WHITE_IS_ZERO, SIGNED = 0, 2  # values of the second and of the last
+# Pillow's names of big-endian pixels, and of those in the order of this machine.
+NATIVE_MODES = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF"}
 
 
 @contextmanager
@@ -24,7 +29,7 @@ def opened_image(path: str) -> Iterator[Image.Image]:
     """An image whose header has been read; errors of Pillow become VideoErrors."""
     try:
         # Of a path, Pillow would map the file into memory, and then turns TIFF wrongly.
-        with Path(path).open("rb") as file:
+        with Path(path).open("rb") as file, warnings_about(path):
             with _bound_lock:
                 bound, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # readers have theirs
                 try:
@@ -63,11 +68,12 @@ def read_picture(path: str, check_size: Callable[[int, int], None]) -> np.ndarra
                 flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
                 decoded = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
                 if decoded is not None:
-                    return upright(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB), _orientation(image))
-        return upright_rgb(image)
+                    rgb = cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB)
+                    return upright(rgb, _orientation(path, image))
+        return upright_rgb(path, image)
 
 
-def upright_rgb(image: Image.Image) -> np.ndarray:
+def upright_rgb(path: str, image: Image.Image) -> np.ndarray:
     """uint8 [H, W, 3] with the EXIF orientation applied and without transparency.
 
     Grey pictures of more than 8 bits are scaled by the range of their type: unsigned integers of
@@ -77,32 +83,52 @@ def upright_rgb(image: Image.Image) -> np.ndarray:
     Raises:
         ValueError: values are negative, not finite, or floats above 1.
     """
+    if image.format == "TIFF":
+        image.tile = [_as_libtiff_returns(tile) for tile in image.tile]
     image.load()
     rgb = np.array(image.convert("RGB") if image.mode[0] not in "IF" else _eight_bits(image))
-    return upright(rgb, _orientation(image))
+    return upright(rgb, _orientation(path, image))
+
+
+def _as_libtiff_returns(tile: Any) -> Any:
+    """Pillow's instruction for decoding, by which it swaps no bytes that libtiff has swapped."""
+    decoder, extents, offset, args = tile
+    if decoder != "libtiff" or args[0] not in NATIVE_MODES:
+        return tile
+    changed = decoder, extents, offset, (NATIVE_MODES[args[0]], *args[1:])
+    return changed if type(tile) is tuple else type(tile)(*changed)  # a class since Pillow 11
 
 
 def _eight_bits(image: Image.Image) -> np.ndarray:
     """uint8 [H, W, 3] of grey integers or floats."""
     values = np.asarray(image)
-    bits, is_signed = 16, False
+    bits, is_signed, is_inverted = 16, False, False
     if image.format == "TIFF":
+        is_inverted = image.tag_v2.get(PHOTOMETRIC) == WHITE_IS_ZERO
         bits = image.tag_v2.get(BITS_PER_SAMPLE, (1,))[0]
         is_signed = image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == SIGNED
     if bits == 32 and image.mode == "I" and not is_signed:
         values = values.view(np.uint32)  # Pillow has int32 only
     white = 1.0 if image.mode == "F" else 2.0 ** (bits - is_signed) - 1
     grey = np.rint(values * np.float32(255 / white))
-    if not ((grey >= 0) & (grey <= 255)).all():  # nor NaN
+    is_negative = image.mode != "F" and values.min() < 0
+    if is_negative or not ((grey >= 0) & (grey <= 255)).all():  # nor NaN
         raise ValueError(
             f"its values are {values.min():g} to {values.max():g}; allowed are 0 to {white:g}"
         )
+    if is_inverted:
+        grey = 255 - grey
     return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
 
 
-def _orientation(image: Image.Image) -> Orientation:
+def _orientation(path: str, image: Image.Image) -> Orientation:
     """What is left to do: Pillow turns TIFF when it loads it, and then states no orientation."""
-    return EXIF_ORIENTATIONS.get(image.getexif().get(ORIENTATION, 1), Orientation())
+    try:
+        stated = image.getexif().get(ORIENTATION, 1)
+    except Exception as error:  # Pillow raises many types
+        warn_once(f"{path}: its EXIF data is damaged ({error}); the picture is not turned")
+        return Orientation()
+    return EXIF_ORIENTATIONS.get(stated, Orientation())
 
 
 class ImageReader(VideoReader):

@@ -5,6 +5,7 @@ frames of animated PNG wrongly.
 """
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 
@@ -21,7 +22,14 @@ from hiera_video.video.backends.image import (
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 MIN_DURATION_MS, USUAL_DURATION_MS = 10, 100  # what browsers make of shorter ones
-SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, LENGTH, ORIENTATION = 254, 255, 256, 257, 274  # tags
+SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, LENGTH, DESCRIPTION, ORIENTATION = (
+    254,
+    255,
+    256,
+    257,
+    270,
+    274,
+)  # tags
 REDUCED, MASK, OLD_REDUCED = 1, 4, 2  # their values: pages that are no pictures of their own
 
 
@@ -65,7 +73,7 @@ class MovingPictureReader(VideoReader):
                     image.seek(page)
                     image.load()
                 done = wanted + 1
-                yield position, upright_rgb(image)
+                yield position, upright_rgb(self.path, image)
 
     def _check_file_size(self) -> None:
         """Raises VideoError if the file, which Pillow reads whole, is larger than a read may be."""
@@ -74,8 +82,8 @@ class MovingPictureReader(VideoReader):
             raise VideoError(
                 self.path,
                 "too_large",
-                f"is a WebP file of {size:.1f} GiB; max_read_gib={allowed:g} is allowed; set "
-                "data.max_read_gib higher, or leave the file out",
+                f"is a WebP file of {size:.1f} GiB; max_read_gib={allowed:g} is allowed; "
+                "raise it (data.max_read_gib in commands), or leave the file out",
             )
 
 
@@ -136,7 +144,8 @@ class TiffReader(MovingPictureReader):
     """Pages of a TIFF file, without reduced copies and masks, at a constant rate.
 
     Raises:
-        VideoError: pages differ in size, or the list of pages is damaged.
+        VideoError: pages differ in size, the list of pages is damaged, or the images of an ImageJ
+            stack have no pages.
     """
 
     _needs_earlier = False
@@ -144,6 +153,7 @@ class TiffReader(MovingPictureReader):
     def __init__(self, path: str, limits: Decoding, fps: float) -> None:
         super().__init__(path, limits)
         deadline = Deadline(path, limits.deadline_sec)
+        num_images = 0
         sizes: dict[int, tuple[int, int]] = {}  # (width, height) of pages
         with opened_image(path) as image:
             page = 0
@@ -153,10 +163,18 @@ class TiffReader(MovingPictureReader):
                     image.seek(page)
                 except EOFError:
                     break
+                if page == 0:
+                    num_images = _imagej_images(image)
                 if not _is_subordinate(image):
                     self.check_size(image.height, image.width)
                     sizes[page] = _upright_size(image)
                 page += 1
+        if num_images > page:
+            sentence = (
+                f"is an ImageJ stack of {num_images} images, of which its TIFF pages state "
+                f"{page}; save it as an image sequence"
+            )
+            raise VideoError(path, "backend", sentence)
         self.pages = [*sizes] or [0]
         self.frame_times_sec = np.arange(len(self.pages)) / fps
         self.end_sec = len(self.pages) / fps
@@ -175,6 +193,16 @@ def _is_subordinate(image: Image.Image) -> bool:
     tags = image.tag_v2
     kind, old_kind = tags.get(SUBFILE_TYPE, 0), tags.get(OLD_SUBFILE_TYPE, 1)
     return bool(kind & (REDUCED | MASK)) or old_kind == OLD_REDUCED
+
+
+def _imagej_images(image: Image.Image) -> int:
+    """The number of images that ImageJ, or what writes as it does, states; 0 for other files.
+
+    They may lie behind one another without pages of their own.
+    """
+    description = str(image.tag_v2.get(DESCRIPTION, ""))
+    stated = re.search(r"^images=(\d{1,9})\s*$", description, re.MULTILINE)
+    return int(stated[1]) if stated and description.startswith("ImageJ=") else 0
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
