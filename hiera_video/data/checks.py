@@ -222,14 +222,14 @@ def warn_of_still_model(name: str, num_frames: int, records: Sequence[VideoRecor
     """
     videos = [record for record in records if not has_picture_name(record.path)]
     if num_frames == 1 and videos:
-        moving = name.partition(".")[0].replace("_224", "_16x224")
+        moving = re.sub(r"(_abswin)?_\d+$", "_16x224", name.partition(".")[0])
         logger.warning(
             "%d of %d training files are videos, and %s is a model of pictures: it learns from "
             "single frames of them, not from motion; model.name=%s is for videos",
             len(videos),
             len(records),
             name,
-            moving if moving in VARIANTS else "hiera_base_16x224",
+            moving if moving.endswith("_16x224") else "hiera_base_16x224",
         )
 
 
