@@ -17,7 +17,6 @@ from hiera_video.data.loader import num_workers
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import ConfigError, counted, listing
 from hiera_video.files import similar_path
-from hiera_video.models.variants import VARIANTS
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Death, Report, Workers
 from hiera_video.settings.video import Listed, Reading
