@@ -143,7 +143,7 @@ def test_the_json_of_inaturalist(commands, place):
     assert listed == [("train_val2018/Aves/1/a.jpg", (2,)), ("train_val2018/Fungi/0/b.jpg", (0,))]
     direct = commands.run("finetune", "data.train=train2018.json")
     assert direct.code == 1
-    direct.reports("`hiera-video data build-lists` make a list of iNaturalist's json")
+    direct.reports("`hiera-video data build-lists` makes a list of iNaturalist's json")
 
 
 def test_the_lines_of_places365(commands, place):
