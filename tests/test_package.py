@@ -119,7 +119,7 @@ import hiera_video
 from hiera_video.data.boxes.table import read_label_map
 from hiera_video.data.videos.records import read_class_names
 
-names = ("kinetics400", "kinetics600", "kinetics700", "ssv2")
+names = ("kinetics400", "kinetics600", "kinetics700", "ssv2", "places365")
 model = hiera_video.create_model("hiera_tiny_16x224", num_frames=4, num_classes=3)
 print(json.dumps({
     "file": hiera_video.__file__,
@@ -131,7 +131,7 @@ print(json.dumps({
 """
     found = json.loads(run("python", "-c", program))
     assert not Path(found["file"]).is_relative_to(ROOT)
-    assert found["classes"] == [400, 600, 700, 174]
+    assert found["classes"] == [400, 600, 700, 174, 365]
     assert found["actions"] == 60
     assert found["models"] == hiera_video.list_models("hiera_tiny*")
     assert found["parameters"] == 3 * 768 + 3

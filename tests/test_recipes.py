@@ -21,7 +21,7 @@ from hiera_video.settings.evaluation import (
     EvaluateSettings,
     ExtractSettings,
 )
-from hiera_video.settings.load import load_settings, read_yaml
+from hiera_video.settings.load import differences, load_settings, read_yaml
 from hiera_video.settings.training import (
     DetectTrainSettings,
     FinetuneSettings,
@@ -42,6 +42,7 @@ SIZES = {
     "kinetics700": "base base_plus large huge",
     "ssv2": "large_16x224 large_32x224",
     "imagenet1k": "tiny small base base_plus large huge",
+    "transfer": "base base_plus large huge huge_448",
     "ava": "base base_plus large huge",
 }
 NUM_CLASSES = {
@@ -50,6 +51,7 @@ NUM_CLASSES = {
     "kinetics700": 700,
     "ssv2": 174,
     "imagenet1k": 1000,
+    "transfer": 8142,  # of iNaturalist 2018, which their commands name
 }
 
 # Millions, with 1000 classes for images and 400 for videos, counted from the widths and depths of
@@ -192,6 +194,13 @@ def test_opens_with_command_source_and_figure(name):
         figure = (
             r"nothing for this size" if figure is None else re.escape(f"{figure} mAP (AVA v2.2")
         )
+    if name.startswith("transfer/"):
+        figure = r"nothing that is known here"
+        if name.endswith("_448.yaml"):
+            figure = (
+                r"87\.3 % top-1 on iNaturalist 2018; 83\.8 on 2017, 88\.5 on 2019, 60\.6 on Places"
+            )
+        assert re.search(r"^- NOT PUBLISHED: learning rate, epochs, batch", text, re.M)
     assert re.search(rf"^Published: ({figure})", text, re.M)
     assert re.search(r"^Obtained: .*(Not yet run by us\.|\d\d\.\d)", text, re.M)
     assert f"configs/{name}" in text
@@ -264,8 +273,10 @@ def test_model_has_the_published_size(name):
     other_frames = (config.num_frames or 16) - 16
     expected = PARAMETERS[config.name] * 1e6 + other_classes * (model.num_features + 1)
     expected += other_frames // 2 * model.stage_dims[0]  # of the temporal position embedding
+    side = config.image_size or 224
+    expected += ((side // 4) ** 2 - 56**2) * model.stage_dims[0]  # of the spatial one
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(expected, abs=0.006e6)
-    assert model.input_size == ((1 if is_image else 16 + other_frames), 224, 224)
+    assert model.input_size == ((1 if is_image else 16 + other_frames), side, side)
 
 
 @pytest.mark.parametrize("name", DETECT)
@@ -404,6 +415,20 @@ def test_imagenet_follows_table_14(size):
     assert (a.rand_augment_magnitude, a.rand_augment_std) == (9, 0.5)
     assert (a.mixup, a.cutmix, a.label_smoothing) == (0.8, 1, 0.1)
     assert (v.num_clips, v.num_crops) == (1, 1)
+
+
+@pytest.mark.parametrize("size", SIZES["transfer"].split())
+def test_transfer_follows_imagenet_but_for_the_epochs(size):
+    """Tab. 14 of the same weights on ImageNet, 360 epochs of DeiT-B on iNaturalist; A.2 at 448."""
+    c = load_recipe(f"transfer/hiera_{size}.yaml")
+    is_448 = size.endswith("_448")
+    neighbour = load_recipe(f"imagenet1k/hiera_{size.removesuffix('_448')}.yaml")
+    assert c.model.image_size == (448 if is_448 else None)
+    assert c.optim.pos_embed_lr_scale == (0.5 if is_448 else None)
+    assert c.train.epochs == 360
+    changed = {key.split(":")[0] for key in differences(neighbour, c)}
+    at_448 = {"model.image_size", "optim.pos_embed_lr_scale"} if is_448 else set()
+    assert changed == {"train.epochs", "run_dir"} | at_448
 
 
 def check_pretraining(c: PretrainSettings, mask_ratio: float, decoder_heads: int) -> None:

@@ -258,6 +258,7 @@ HANDLERS: dict[str, Handle] = {
     "aten::upsample_bilinear2d": _interpolation(4),
     "aten::upsample_trilinear3d": _interpolation(8),
     "aten::upsample_bicubic2d": _interpolation(16),
+    "aten::_upsample_bicubic2d_aa": _interpolation(16),  # of the kernel that enlarges
     "torchvision::roi_align": _named("interpolation", _values_of_roi_align),
 }
 
@@ -277,6 +278,7 @@ NEGLIGIBLE = (
     "aten::scatter",
     "aten::scatter_",
     "aten::sub",
+    "aten::tile",
     "aten::unflatten",
     "aten::unfold",
 )

@@ -66,7 +66,7 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
     "data build-lists": (
         "datasets/kinetics/README.md",
         "videos/train annotations=train.csv output=train_list.csv",
-        "replacement/ videos/ annotations=train.csv output=train_list.csv --json",
+        "inat2018 annotations=inat2018/train2018.json output=inat2018/train.csv",
     ),
     "data check-ava": (
         "datasets/ava/README.md",

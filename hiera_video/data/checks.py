@@ -17,7 +17,6 @@ from hiera_video.data.loader import num_workers
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import ConfigError, counted, listing
 from hiera_video.files import similar_path
-from hiera_video.models.variants import VARIANTS
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Death, Report, Workers
 from hiera_video.settings.video import Listed, Reading
@@ -222,14 +221,14 @@ def warn_of_still_model(name: str, num_frames: int, records: Sequence[VideoRecor
     """
     videos = [record for record in records if not has_picture_name(record.path)]
     if num_frames == 1 and videos:
-        moving = name.partition(".")[0].replace("_224", "_16x224")
+        moving = re.sub(r"(_abswin)?_\d+$", "_16x224", name.partition(".")[0])
         logger.warning(
             "%d of %d training files are videos, and %s is a model of pictures: it learns from "
             "single frames of them, not from motion; model.name=%s is for videos",
             len(videos),
             len(records),
             name,
-            moving if moving in VARIANTS else "hiera_base_16x224",
+            moving if moving.endswith("_16x224") else "hiera_base_16x224",
         )
 
 

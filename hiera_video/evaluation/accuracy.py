@@ -1,4 +1,5 @@
-"""Accuracy of classification: top-k, average precision of several labels per video, confusion."""
+"""Accuracy of classification: top-k, of each class, average precision of several labels per video,
+confusion."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +34,19 @@ def top_k_correct(scores: np.ndarray, labels: np.ndarray, k: int) -> np.ndarray:
         (scores == at_label) & (np.arange(scores.shape[1]) < labels[:, None])
     )
     return ahead.sum(axis=1) < k
+
+
+def mean_class_accuracy(correct: np.ndarray, labels: np.ndarray) -> float:
+    """The mean over classes of the part of their examples that are correct ("balanced accuracy").
+
+    Classes without examples are left out.
+
+    Args:
+        correct: bool [N], of one example or more.
+        labels: class ids, int [N].
+    """
+    counts = np.bincount(labels)
+    return mean_of_known(np.bincount(labels, correct)[counts > 0] / counts[counts > 0])
 
 
 def average_precision_by_class(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -87,8 +101,9 @@ def summarize(
         multi_label: videos may have several labels.
 
     Returns:
-        Top-k accuracies, or mean average precision with several labels per video, as fractions
-        0..1, under "video" (views averaged), "clip" (each view alone) and "video_failed_as_wrong".
+        Top-k accuracies and the mean accuracy of the classes, or mean average precision with
+        several labels per video, as fractions 0..1, under "video" (views averaged), "clip" (each
+        view alone) and "video_failed_as_wrong".
     """
     result: dict[str, Any] = {"expected": len(expected), "decoded": len(videos)}
     if not videos:
@@ -98,9 +113,9 @@ def summarize(
     view_truth = [expected[video.index] for video in videos for _ in video.views]
     views = np.concatenate([video.views for video in videos])
     levels = {"video": (averaged, truth), "clip": (views, view_truth)}
+    read = {video.index for video in videos}
+    missing = [labels for i, labels in enumerate(expected) if i not in read]
     if multi_label:
-        read = {video.index for video in videos}
-        missing = [labels for i, labels in enumerate(expected) if i not in read]
         padded = np.concatenate([averaged, np.zeros((len(missing), averaged.shape[1]))])
         levels["video_failed_as_wrong"] = (padded, truth + missing)
         for level, (scores, labels) in levels.items():
@@ -110,13 +125,15 @@ def summarize(
         present = {label for labels in truth for label in labels}
         result["classes_without_positives"] = averaged.shape[1] - len(present)
         return result
+    levels["video_failed_as_wrong"] = (averaged, truth + missing)
     for level, (scores, labels) in levels.items():
         right = np.array([ids[0] for ids in labels])
-        result[level] = {
-            f"top{k}": float(top_k_correct(scores, right, k).mean())
+        failed = np.zeros(len(labels) - len(scores), bool)
+        correct = {
+            k: np.append(top_k_correct(scores, right[: len(scores)], k), failed)
             for k in (1, 5)
             if k < scores.shape[1] or k == 1
         }
-    read_frac = len(videos) / len(expected)
-    result["video_failed_as_wrong"] = {k: v * read_frac for k, v in result["video"].items()}
+        result[level] = {f"top{k}": float(hits.mean()) for k, hits in correct.items()}
+        result[level]["mean_class_accuracy"] = mean_class_accuracy(correct[1], right)
     return result

@@ -28,7 +28,7 @@ from hiera_video.models.layouts import (
 )
 from hiera_video.models.sources import Source, find, load_card
 from hiera_video.models.tensors import read_metadata, read_state
-from hiera_video.models.variants import PUBLISHED, PUBLISHED_LICENSE, VARIANTS
+from hiera_video.models.variants import PLAIN, PUBLISHED, VARIANTS
 from hiera_video.settings.tools import Layout
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,10 @@ DECODER = re.compile(
     r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred|blocks)\..+|multi_scale_fusion_heads\..+"
 )
 READ = re.compile(
-    r"pos_embed(_spatial|_temporal)?"
+    r"pos_embed(_spatial|_temporal|_win)?"
     r"|(patch_embed\.proj|norm|head\.projection|roi_head\.projection)\.(weight|bias)"
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
+    r"|blocks\.\d+\.ls[12]\.gamma"
     rf"|{DECODER.pattern}"
 )
 # The equivalent keys in transformers checkpoints, which are not read, and AveragedModel's counter.
@@ -112,7 +113,8 @@ def read_checkpoint(
         card.require(kind, source)
     if path is None:
         try:
-            file = fetch_file(PUBLISHED[str(source)], PUBLISHED_LICENSE)
+            url, license, name, _ = PUBLISHED[str(source)]
+            file = fetch_file(url, license, name)
         except NotFetched as what:
             assert card is not None
             return _stand_in(str(source), card, what)
@@ -122,11 +124,14 @@ def read_checkpoint(
     layout, state = to_official(found.tensors)
     renamed = ["encoder_norm -> norm"] if "encoder_norm.weight" in state else []
     state = {
-        rename(key, {"encoder_norm.": "norm."}): value.unsqueeze(2) if value.dim() == 4 else value
+        rename(key, {"encoder_norm.": "norm."}): value.unsqueeze(2)
+        if value.dim() == 4 and not key.startswith("pos_embed")
+        else value
         for key, value in state.items()  # the kernels of images have two dimensions
     }
     dropped = [key for key in state if DROPPED.fullmatch(key)]
-    dropped += [key for key in found.beside if weights_key or DROPPED.fullmatch(key)]
+    all_beside = weights_key is not None or layout == "sam2"
+    dropped += [key for key in found.beside if all_beside or DROPPED.fullmatch(key)]
     if beside := [key for key in found.beside if key not in dropped]:
         raise WeightsError(
             f"{source} holds other tensors beside the weights in {found.name}: {shorten(beside)}. "
@@ -171,10 +176,9 @@ def _check_described(state: Mapping[str, Tensor], card: ModelCard, source: objec
         source: names the card's file in errors.
     """
     for key, shown in architecture_shown(state).items():  # before a model of any depth is built
-        if (stated := card.architecture[key]) != shown:
-            raise WeightsError(
-                f"{source}: architecture.{key} is {stated}, the weights have {shown}"
-            )
+        value = {**PLAIN, **card.architecture}[key]
+        if value != shown:
+            raise WeightsError(f"{source}: architecture.{key} is {value}, the weights have {shown}")
     try:
         described = described_tensors(card)
     except ModelError as error:
@@ -254,10 +258,15 @@ def architecture_shown(state: Mapping[str, Tensor]) -> dict[str, Any]:
         widths.append(state[key].shape[0])
     if not widths or PATCHES not in state:
         return {}
+    grid = state.get("pos_embed", torch.empty(0))
+    firsts = [i for i, width in enumerate(widths) if i and width != widths[i - 1]]  # of a stage
     return {
         "patch_kernel": tuple(state[PATCHES].shape[2:]),
         "embed_dim": min(widths),
         "stages": tuple(widths.count(width) for width in sorted(set(widths))),
+        "global_pos_size": tuple(grid.shape[2:]) if grid.dim() == 4 else None,
+        "layer_scale": "blocks.0.ls1.gamma" in state,
+        "expand_proj": not firsts or f"blocks.{firsts[0]}.proj.weight" in state,
     }
 
 
@@ -267,7 +276,7 @@ def _variant_shown(checkpoint: Checkpoint) -> dict[str, Any]:
     found = [
         name
         for name, arguments in VARIANTS.items()
-        if shown and all(arguments[key] == value for key, value in shown.items())
+        if shown and all({**PLAIN, **arguments}[key] == value for key, value in shown.items())
     ]
     spatial = state.get("pos_embed_spatial", state.get("pos_embed"))
     if not found or spatial is None:
@@ -277,6 +286,8 @@ def _variant_shown(checkpoint: Checkpoint) -> dict[str, Any]:
         )
     (name,) = found
     arguments = {key: value for key, value in VARIANTS[name].items() if key != "num_classes"}
+    if arguments.get("global_pos_size"):
+        return arguments  # any size of input has the same embeddings
     stride, step, _ = arguments["patch_stride"]
     side = math.isqrt(spatial.shape[1])
     if side**2 != spatial.shape[1]:

@@ -16,6 +16,9 @@ from hiera_video.models.loading import card_of
 from hiera_video.models.pretrained import save_model, write_folder
 from hiera_video.settings.tools import Layout
 
+# Layouts of a single file, and the entry that holds the state.
+FILES: dict[Layout, str] = {"official": "model_state", "sam2": "model"}
+
 logger = logging.getLogger(__name__)
 
 
@@ -28,7 +31,7 @@ def check_absent(output: Path) -> None:
 def convert(model: Hiera, card: ModelCard, to: Layout, output: Path) -> int:
     """Writes `output` in another layout, reads it again, and compares all tensors.
 
-    A file that torch.load reads for "official"; else a folder with model.safetensors and
+    A file that torch.load reads for "official" and "sam2"; else a folder with model.safetensors and
     config.json. What was there is left alone.
 
     Args:
@@ -48,15 +51,19 @@ def convert(model: Hiera, card: ModelCard, to: Layout, output: Path) -> int:
     if lost := [key for key in card.entries() if key not in CARRIED.get(to, card.entries())]:
         logger.info("the %s layout has no place for %s", to, ", ".join(lost))
     state = {key: value.detach().cpu() for key, value in model.state_dict().items()}
+    if to == "sam2":
+        outside = [key for key in state if key.startswith(("norm.", "head."))]
+        logger.warning("the sam2 layout has no place for %s", ", ".join(outside))
+        state = {key: value for key, value in state.items() if key not in outside}
     output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(output) as part:
         if to == "hiera_video":
             save_model(part, model, card)
         else:
             renamed = from_official(state, to, model.architecture["stages"])
-            if to == "official":
+            if to in FILES:
                 content = io.BytesIO()  # torch does not say why it cannot write to a file
-                torch.save({"model_state": renamed}, content)
+                torch.save({FILES[to]: renamed}, content)
                 part.write_bytes(content.getbuffer())
             else:
                 write_folder(part, renamed, config_of(to, card))

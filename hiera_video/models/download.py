@@ -19,14 +19,17 @@ logger = logging.getLogger(__name__)
 BLOCK_BYTES = 1 << 20
 
 
-def fetch_file(url: str, license: str) -> Path:
+def fetch_file(url: str, license: str, name: str | None = None) -> Path:
     """The file of that address in torch.hub's cache, fetched if it is not there yet.
+
+    Args:
+        name: of the file in the cache. None: as at the end of the address.
 
     Raises:
         FetchError: it cannot be fetched; says which file to put where by hand.
         NotFetched: it is not there, and this is a dry run.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / (name or url.rpartition("/")[2])
     if path.is_file():
         return path
     if is_dry_run():

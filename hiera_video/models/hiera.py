@@ -22,122 +22,28 @@ import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import ModelError
-from hiera_video.models.attention import attend
+from hiera_video.models.blocks import Attends, HieraBlock, LayerScale
 from hiera_video.models.inputs import check_input
-from hiera_video.models.linear import Linear
 from hiera_video.models.patches import PatchEmbed
+from hiera_video.models.positions import absolute_window
 from hiera_video.models.units import (
     Size3,
     check_patches,
     check_sizes,
+    check_windows,
     divided,
-    pool_tokens,
     reroll,
     size3,
     unroll,
 )
+from hiera_video.models.variants import PLAIN
 from hiera_video.settings.base import takes
 from hiera_video.settings.model import HieraArguments
 
 if TYPE_CHECKING:
     from hiera_video.models.card import ModelCard
-
-
-class DropPath(nn.Module):
-    """Drops a residual branch for a whole sample with probability `rate` (stochastic depth)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.rate == 0.0 or not self.training:
-            return x
-        keep = 1.0 - self.rate
-        kept = x.new_empty((x.shape[0],) + (1,) * (x.dim() - 1)).bernoulli_(keep)
-        return x * kept.div_(keep)
-
-    def extra_repr(self) -> str:
-        return f"rate={self.rate:.3f}"
-
-
-class MaskUnitAttention(nn.Module):
-    """Attention within each mask unit, or over all tokens; queries may be pooled on the way.
-
-    Replaces the pooling attention of MViTv2 (paper, section 3.2 and Tab. 1f).
-    """
-
-    def __init__(self, dim: int, dim_out: int, heads: int, pool: int, within_units: bool) -> None:
-        super().__init__()
-        self.heads, self.pool, self.within_units = heads, pool, within_units
-        self.qkv = Linear(dim, 3 * dim_out)
-        self.proj = Linear(dim_out, dim_out)
-
-    def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
-        qkv = rearrange(self.qkv(x), "b m u (three h d) -> three b m u h d", three=3, h=self.heads)
-        q, k, v = qkv.unbind(0)
-        q = pool_tokens(q, self.pool)
-        # Windows fold into the batch as views: fused kernels take 4-D tensors only, and the 5-D
-        # call of the official code runs the unfused one (2.3x slower over 1568 tokens on a CPU).
-        fold = "(b m) h u d" if self.within_units else "b h (m u) d"
-        y = attend(*(rearrange(a, f"b m u h d -> {fold}") for a in (q, k, v)))
-        return self.proj(rearrange(y, f"{fold} -> b m u (h d)", m=x.shape[1]))
-
-
-class Mlp(nn.Module):
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = Linear(dim, hidden)
-        self.fc2 = Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
-        if not (self.training and torch.is_grad_enabled()):
-            return self.project(x)
-        # gelu(x), the widest activation of a block, is a fifth of the memory of a training step and
-        # takes 1 % of its time. It is computed again for the backward pass; fc2's product is not.
-        return checkpoint(self.project, x, use_reentrant=False)
-
-    def project(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(x))
-
-
-class HieraBlock(nn.Module):
-    """Pre-norm transformer block. A change of width takes the residual along: linear, then pool."""
-
-    def __init__(
-        self,
-        dim: int,
-        dim_out: int,
-        heads: int,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        pool: int = 1,
-        within_units: bool = False,
-    ) -> None:
-        super().__init__()
-        self.pool, self.recompute = pool, False
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = MaskUnitAttention(dim, dim_out, heads, pool, within_units)
-        self.norm2 = nn.LayerNorm(dim_out, eps=1e-6)
-        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
-        self.proj = Linear(dim, dim_out) if dim != dim_out else None
-
-    def forward(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
-        if self.recompute and self.training:
-            return checkpoint(self.compute, x, use_reentrant=False)
-        return self.compute(x)
-
-    def compute(self, x: Float[Tensor, "B M U D"]) -> Float[Tensor, "B M V E"]:
-        y = self.norm1(x)
-        if self.proj is not None:
-            x = pool_tokens(self.proj(y), self.pool)
-        x = x + self.drop_path(self.attn(y))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 class Head(nn.Module):
@@ -212,8 +118,17 @@ class Hiera(Trainable):
             as one, and the window of early attention. A multiple of `q_stride ** q_pool`.
         mask_unit_attn: for each stage, attend within units (True) or everywhere. The first block of
             a stage follows the stage before it, since its keys are not pooled yet.
+        window_units: mask units, along (time, height, width), of the windows in which those blocks
+            attend that do not within units; None: everywhere. `global_blocks`, which are counted
+            from 0 through all stages, attend everywhere all the same (SAM 2's encoders).
         patch_kernel, patch_stride, patch_padding: of the patchifying convolution.
         sep_pos_embed: learn the position embedding as a spatial plus a temporal part (video).
+        global_pos_size: tokens, along (height, width), of the global part of an absolute-window
+            embedding, `hiera_video.models.positions.absolute_window`, which fits any size of input;
+            None: one embedding for each token. `global_pos_antialias`: how that is interpolated.
+        layer_scale: a learned factor for each channel of both branches of a block.
+        expand_proj: where the width doubles, the residual goes through a linear layer; else it is
+            the maximum of the pooled tokens beside their mean (timm's absolute-window models).
         mlp_ratio: hidden width of the MLP over the block's width.
         drop_path: rate of stochastic depth in the last block, growing linearly from 0 in the first.
         head_dropout: dropout before the classifier.
@@ -236,10 +151,16 @@ class Hiera(Trainable):
         q_stride: Size3 = (1, 2, 2),
         mask_unit: Size3 = (1, 8, 8),
         mask_unit_attn: Sequence[bool] = (True, True, False, False),
+        window_units: Size3 | None = None,
+        global_blocks: Sequence[int] = (),
         patch_kernel: Size3 = (3, 7, 7),
         patch_stride: Size3 = (2, 4, 4),
         patch_padding: Size3 = (1, 3, 3),
         sep_pos_embed: bool = True,
+        global_pos_size: tuple[int, int] | None = None,
+        global_pos_antialias: bool = True,
+        layer_scale: bool = False,
+        expand_proj: bool = True,
         mlp_ratio: float = 4.0,
         drop_path: float = 0.0,
         head_dropout: float = 0.0,
@@ -254,6 +175,10 @@ class Hiera(Trainable):
             raise ModelError(
                 f"mask_unit_attn has {len(mask_unit_attn)} entries for {len(stages)} stages"
             )
+        if unknown := set(global_blocks) - set(range(sum(stages))):
+            raise ModelError(
+                f"global_blocks has {min(unknown)}: the blocks are 0 to {sum(stages) - 1}"
+            )
         if embed_dim % num_heads:
             raise ModelError(f"embed_dim is {embed_dim}: num_heads={num_heads} does not divide it")
         check_sizes(input_size, patch_stride, mask_unit, q_stride, q_pool)
@@ -261,13 +186,21 @@ class Hiera(Trainable):
 
         # What builds the network again, except for its classifier's outputs.
         others = ("self", "__class__", "num_classes", "drop_path", "head_dropout")
-        self.architecture = {key: arguments[key] for key in arguments if key not in others}
+        self.architecture = {
+            key: value
+            for key, value in arguments.items()
+            if key not in others and (key not in PLAIN or value != PLAIN[key])
+        }
         self.input_size = size3(input_size)
         self.in_chans, self.head_dropout = in_chans, head_dropout
         self.mask_unit, self.patch_stride = size3(mask_unit), size3(patch_stride)
         self.tokens_shape = divided(input_size, patch_stride)
         self.units_shape = divided(self.tokens_shape, mask_unit)
         self.num_units = math.prod(self.units_shape)
+        if window_units is not None:
+            check_windows(self.units_shape, window_units)
+        if global_pos_size is not None and self.tokens_shape[0] > 1 and not sep_pos_embed:
+            raise ModelError("global_pos_size is set: for several frames, set sep_pos_embed too")
         self.pools: list[Size3] = [size3(q_stride)] * q_pool
         self.pooled_unit = divided(mask_unit, [s**q_pool for s in q_stride])  # tokens left of it
         self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
@@ -278,17 +211,27 @@ class Hiera(Trainable):
         )
         t, h, w = self.tokens_shape
         self.sep_pos_embed = sep_pos_embed
-        if sep_pos_embed:
+        self.global_pos_antialias = global_pos_antialias
+        self.is_absolute_window = global_pos_size is not None
+        if global_pos_size is not None:
+            self.pos_embed = nn.Parameter(torch.empty(1, embed_dim, *global_pos_size))
+            self.pos_embed_win = nn.Parameter(torch.empty(1, embed_dim, *mask_unit[1:]))
+        elif sep_pos_embed:
             self.pos_embed_spatial = nn.Parameter(torch.empty(1, h * w, embed_dim))
-            self.pos_embed_temporal = nn.Parameter(torch.empty(1, t, embed_dim))
         else:
             self.pos_embed = nn.Parameter(torch.empty(1, t * h * w, embed_dim))
+        if sep_pos_embed:
+            self.pos_embed_temporal = nn.Parameter(torch.empty(1, t, embed_dim))
 
+        beyond: Attends = "everywhere" if window_units is None else size3(window_units)
         depth = sum(stages)
         self.blocks = nn.ModuleList()
         for stage, num_blocks in enumerate(stages):
             for i in range(num_blocks):
                 first = stage > 0 and i == 0
+                attends = beyond if len(self.blocks) not in global_blocks else "everywhere"
+                if mask_unit_attn[stage - 1 if first else stage]:
+                    attends = "within units"
                 self.blocks.append(
                     HieraBlock(
                         dim=self.stage_dims[stage - 1 if first else stage],
@@ -297,7 +240,9 @@ class Hiera(Trainable):
                         mlp_ratio=mlp_ratio,
                         drop_path=drop_path * len(self.blocks) / max(depth - 1, 1),
                         pool=math.prod(q_stride) if first and stage <= q_pool else 1,
-                        within_units=mask_unit_attn[stage - 1 if first else stage],
+                        attends=attends,
+                        layer_scale=layer_scale,
+                        expand_proj=expand_proj,
                     )
                 )
         self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
@@ -335,6 +280,8 @@ class Hiera(Trainable):
                 nn.init.constant_(module.bias, 0.02)
             if isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
+            if isinstance(module, LayerScale):
+                module.reset_parameters()
         for parameter in self.head.parameters():
             parameter.mul_(0.001)
 
@@ -392,8 +339,9 @@ class Hiera(Trainable):
         x = self.as_clips(x)
         x = self.embed(x) if kept is None else self.embed_units(x, kept)
         outputs = []
+        grid = self.units_shape if kept is None else None
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            x = block(x, grid)
             if i in self.stage_ends:
                 outputs.append(x)
             if len(outputs) == num_stages:
@@ -421,17 +369,26 @@ class Hiera(Trainable):
         tokens = torch.arange(t * h * w, device=kept.device).view(1, 1, t, h, w)
         tokens = unroll(tokens, self.mask_unit, self.pools)[0, ..., 0][kept]  # [B, K, U]
         if not self.sep_pos_embed:
-            return x + F.embedding(tokens, self.pos_embed[0])
-        spatial = F.embedding(tokens % (h * w), self.pos_embed_spatial[0])
+            return x + F.embedding(tokens, self.spatial_pos_embed()[0])
+        spatial = F.embedding(tokens % (h * w), self.spatial_pos_embed()[0])
         return x + (spatial + F.embedding(tokens // (h * w), self.pos_embed_temporal[0]))
 
     def get_pos_embed(self) -> Float[Tensor, "1 D t h w"]:
         """The position embedding on the token grid."""
         t, h, w = self.tokens_shape
         if not self.sep_pos_embed:
-            return rearrange(self.pos_embed, "b (t h w) d -> b d t h w", t=t, h=h, w=w)
-        spatial = rearrange(self.pos_embed_spatial, "b (h w) d -> b d 1 h w", h=h, w=w)
+            return rearrange(self.spatial_pos_embed(), "b (t h w) d -> b d t h w", t=t, h=h, w=w)
+        spatial = rearrange(self.spatial_pos_embed(), "b (h w) d -> b d 1 h w", h=h, w=w)
         return spatial + rearrange(self.pos_embed_temporal, "b t d -> b d t 1 1")
+
+    def spatial_pos_embed(self) -> Float[Tensor, "1 n D"]:
+        """That of the n tokens of a time step; of all tokens, without `sep_pos_embed`."""
+        if not self.is_absolute_window:
+            return self.pos_embed_spatial if self.sep_pos_embed else self.pos_embed
+        _, *size = self.tokens_shape
+        parts = self.pos_embed, self.pos_embed_win
+        grid = absolute_window(*parts, size, self.global_pos_antialias)
+        return rearrange(grid, "1 d h w -> 1 (h w) d")
 
     def reroll(self, x: Float[Tensor, "B M U D"], stage: int) -> Float[Tensor, "B t h w D"]:
         """The unrolled output of a stage, with all units present, in space-time order."""

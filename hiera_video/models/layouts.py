@@ -16,11 +16,14 @@ from torch import Tensor
 from hiera_video.errors import WeightsError
 from hiera_video.models.card import ModelCard, first_mistake
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.variants import VARIANTS, as_tuple, is_image, variant_name
+from hiera_video.models.variants import PLAIN, VARIANTS, as_tuple, is_image, variant_name
 from hiera_video.settings.tools import Layout
 
 PATCHES = "patch_embed.proj.weight"
 TIMM = {"head.fc.": "head.projection.", "head.norm.": "norm."}
+SAM2 = {"mlp.layers.0.": "mlp.fc1.", "mlp.layers.1.": "mlp.fc2."}
+SAM2_WINDOW, WINDOW = "pos_embed_window", "pos_embed_win"  # also of timm's models of SAM 2
+SAM2_PREFIX = "image_encoder.trunk."
 TRANSFORMERS = {
     "embeddings.patch_embeddings.projection.": "patch_embed.proj.",
     "embeddings.position_embeddings": "pos_embed",
@@ -50,12 +53,37 @@ TRANSFORMERS_LAYER = re.compile(r"(?:hiera\.)?encoder\.stages\.(\d+)\.layers\.(\
 
 def to_official(state: Mapping[str, Tensor]) -> tuple[Layout, dict[str, Tensor]]:
     """The layout of a state dict, and its tensors under official names."""
+    if SAM2_WINDOW in state:
+        return "sam2", _from_sam2(state)
     if any(key.startswith(tuple(TIMM)) for key in state):
         return "timm", {rename(key, TIMM): value for key, value in state.items()}
     if any("embeddings.patch_embeddings" in key for key in state):
         return "transformers", _from_transformers(state)
     # Those of an autoencoder or detector here, which torch.save wrote.
     return "official", {key.removeprefix("encoder."): value for key, value in state.items()}
+
+
+def _from_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Official names for those of an encoder in SAM 2, or of the same in timm."""
+    official = {}
+    for key, value in state.items():
+        place = re.match(r"blocks\.\d+\.|", key)
+        assert place is not None
+        rest = rename(key[place.end() :], {SAM2_WINDOW: WINDOW, **SAM2, **TIMM})
+        official[place[0] + rest] = value
+    return official
+
+
+def _to_sam2(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """SAM 2's names for the tensors of an encoder, which has no norm after the last block."""
+    names = {own: theirs for theirs, own in SAM2.items()}
+    renamed = {}
+    for key, value in state.items():
+        place = re.match(r"blocks\.\d+\.|", key)
+        assert place is not None
+        rest = rename(key[place.end() :], {WINDOW: SAM2_WINDOW, **names})
+        renamed[SAM2_PREFIX + place[0] + rest] = value
+    return renamed
 
 
 def from_official(
@@ -75,7 +103,7 @@ def from_official(
         return {rename(key, names): value for key, value in state.items()}
     if layout == "transformers":
         return _to_transformers(state, stages)
-    return state
+    return _to_sam2(state) if layout == "sam2" else state
 
 
 def _from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -121,12 +149,21 @@ CARRIED: dict[Layout, tuple[str, ...]] = {  # of a card, beside what the model i
     "official": (),
     "timm": ("class_names", "mean", "std"),
     "transformers": ("class_names", "multi_label"),
+    "sam2": (),
 }
 
 
 def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
     """Raises WeightsError for a model that the other project cannot build."""
-    if layout in ("hiera_video", "official"):
+    if layout == "hiera_video":
+        return
+    name, special = variant_name(architecture), sorted(architecture.keys() & PLAIN.keys())
+    fits = {"timm": name == "hiera_small_abswin_256", "sam2": name in VARIANTS and "sam2" in name}
+    if (layout == "sam2" or special) and not fits.get(layout):
+        others = " or ".join(["hiera_video", *(key for key in fits if fits[key])])
+        what = ", ".join(special) or "no absolute-window embedding"
+        raise WeightsError(f"{layout} has no model like {name}, with {what}: take {others}")
+    if layout in ("official", "sam2"):
         return
     if not is_image(architecture) or architecture["sep_pos_embed"]:
         raise WeightsError(
@@ -139,7 +176,6 @@ def check_writable(layout: Layout, architecture: Mapping[str, Any]) -> None:
         raise WeightsError(
             f"transformers refuses mask units of {unit} tokens: expected a multiple of {needed}"
         )
-    name = variant_name(architecture)
     with torch.device("meta"):
         variant = Hiera(**VARIANTS[name]).architecture if name in VARIANTS else {}
     if layout == "timm" and variant != architecture:

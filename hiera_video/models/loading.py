@@ -6,14 +6,14 @@ checkpoint lacks is an error; only a classifier and a decoder may start with ran
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
@@ -31,8 +31,9 @@ from hiera_video.models.checkpoint import (
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import PATCHES
 from hiera_video.models.mae import MaskedAutoencoderHiera
+from hiera_video.models.positions import resize_spatial, resize_temporal
 from hiera_video.models.units import divided
-from hiera_video.models.variants import as_tuple, check_known, variant_name
+from hiera_video.models.variants import PLAIN, as_tuple, check_known, variant_name
 from hiera_video.settings.model import PosEmbedResize
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def load_weights(
     _check_architecture(checkpoint, encoder)
     parameters = {key.removeprefix("encoder."): value for key, value in model.named_parameters()}
     may_be_fresh = {key for key in parameters if key in ROI_HEAD or DECODER.fullmatch(key)}
+    if checkpoint.layout == "sam2":
+        may_be_fresh |= {"norm.weight", "norm.bias"}
     unused = _unfitting_decoder(checkpoint, model)
     if checkpoint.num_classes != encoder.num_classes:
         may_be_fresh |= set(HEAD)
@@ -124,6 +127,8 @@ def load_weights(
         for key, value in state.items():
             parameters[key].copy_(value)
     if absent and not isinstance(model, MaskedAutoencoderHiera):
+        if "norm.weight" in absent:
+            encoder.norm.reset_parameters()
         model.reset_classifier(model.num_classes)
     card = checkpoint.card
     if card is not None and HEAD[0] not in state and ROI_HEAD[0] not in state:
@@ -207,12 +212,13 @@ def encoder_of(model: Model) -> Hiera:
 
 def _check_architecture(checkpoint: Checkpoint, model: Hiera) -> None:
     """Compares widths and depths, as shapes show them, and what only a card states."""
-    theirs, own = checkpoint.likely_architecture, model.architecture
+    theirs, own = checkpoint.likely_architecture, {**PLAIN, **model.architecture}
     if not theirs:
         return  # the caller reports what is missing
+    keys = ("embed_dim", "stages", "num_heads", "q_stride", "mask_unit_attn", *PLAIN)
     differs = [
         f"{key} {theirs[key]}, not {own[key]}"
-        for key in ("embed_dim", "stages", "num_heads", "q_stride", "mask_unit_attn")
+        for key in keys
         if as_tuple(theirs.get(key, own[key])) != as_tuple(own[key])
     ]
     if differs:
@@ -247,15 +253,19 @@ def adapt_state(
         changes.append(f"{PATCHES}: inflated over {frames} frames, zero but in the middle")
 
     times, *size = model.tokens_shape
-    if model.sep_pos_embed and "pos_embed" in state:
-        state["pos_embed_spatial"] = state.pop("pos_embed")
-        state["pos_embed_temporal"] = torch.zeros(1, times, state["pos_embed_spatial"].shape[2])
+    if model.sep_pos_embed and "pos_embed" in state and "pos_embed_temporal" not in state:
+        if not model.is_absolute_window:
+            state["pos_embed_spatial"] = state.pop("pos_embed")
+        width = model.pos_embed_temporal.shape[2]
+        state["pos_embed_temporal"] = torch.zeros(1, times, width)
         changes.append(f"pos_embed_temporal: {times} zeros, an image has no times")
     temporal = state.get("pos_embed_temporal")
     if temporal is not None and temporal.shape[1] != times:
         state["pos_embed_temporal"] = resize_temporal(temporal, times)
         changes.append(f"pos_embed_temporal: {temporal.shape[1]} -> {times} (linear)")
 
+    if model.is_absolute_window:
+        return changes  # it fits any size
     key = "pos_embed_spatial" if model.sep_pos_embed else "pos_embed"
     if key not in state or (times > 1 and not model.sep_pos_embed):
         return changes  # one embedding over space and time is taken as it is
@@ -297,39 +307,3 @@ def token_grid(tokens: int, own: list[int], trained: Mapping[str, Any]) -> list[
             "known: use a weights folder, which states it"
         )
     return [side, side] if square else own
-
-
-def resize_spatial(
-    grid: Float[Tensor, "n D h w"],
-    size: Sequence[int],
-    window: Sequence[int],
-    mode: str,
-) -> Float[Tensor, "n D H W"]:
-    """Position embeddings for `size` = (H, W) tokens, in float32.
-
-    Learned embeddings repeat a pattern with every attention window of `window` = (h, w) tokens, and
-    stretching it puts it out of step with the windows (arXiv 2311.05613). "window" tiles the mean
-    over windows and interpolates the rest; "bicubic" interpolates all of it.
-    """
-    grid, (height, width) = grid.float(), grid.shape[2:]
-    if mode == "bicubic":
-        return F.interpolate(grid, size=tuple(size), mode="bicubic", align_corners=False)
-    if mode != "window":
-        raise WeightsError(f"pos_embed_resize is {mode!r}: allowed are 'window' and 'bicubic'")
-    i, j = window
-    if height % i or width % j:
-        raise WeightsError(
-            f"a position embedding of {height}x{width} tokens does not divide into windows of "
-            f"{i}x{j}: take pos_embed_resize='bicubic'"
-        )
-    pattern = reduce(grid, "n d (h i) (w j) -> n d i j", "mean", i=i, j=j)
-    rest = grid - pattern.tile(height // i, width // j)
-    tiled = pattern.tile(math.ceil(size[0] / i), math.ceil(size[1] / j))[..., : size[0], : size[1]]
-    return tiled + resize_spatial(rest, size, window, "bicubic")
-
-
-def resize_temporal(embed: Float[Tensor, "n t D"], length: int) -> Float[Tensor, "n T D"]:
-    """Position embeddings for `length` time steps by linear interpolation, in float32."""
-    x = rearrange(embed.float(), "n t d -> n d t")
-    x = F.interpolate(x, size=length, mode="linear", align_corners=False)
-    return rearrange(x, "n d t -> n t d")

@@ -21,7 +21,8 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from hiera_video.errors import ModelError, counted
-from hiera_video.models.hiera import Hiera, HieraBlock, Trainable
+from hiera_video.models.blocks import HieraBlock, LayerScale
+from hiera_video.models.hiera import Hiera, Trainable
 from hiera_video.models.linear import Linear
 from hiera_video.models.masking import hidden_units
 from hiera_video.models.units import Size3, divided, size3, times, unravel, unroll
@@ -55,6 +56,11 @@ class MaskedAutoencoderHiera(Trainable):
         super().__init__()
         if encoder.num_classes:
             raise ModelError(f"the encoder has {counted(encoder.num_classes, 'class')}: expected 0")
+        if "window_units" in encoder.architecture:
+            raise ModelError(
+                "window_units is set: windows of several mask units have holes where units are "
+                "hidden; an autoencoder needs window_units=None"
+            )
         if decoder_heads < 1 or decoder_dim % decoder_heads:
             raise ModelError(
                 f"decoder_heads is {decoder_heads}: decoder_dim={decoder_dim} does not divide by it"
@@ -107,7 +113,7 @@ class MaskedAutoencoderHiera(Trainable):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm | nn.Conv3d):
+            elif isinstance(module, nn.LayerNorm | nn.Conv3d | LayerScale):
                 module.reset_parameters()
         nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.flatten(1))
         for name, parameter in self.named_parameters():

@@ -10,6 +10,7 @@ A source is one of:
 * a repository of the Hugging Face Hub, hf://OWNER/NAME or hf://OWNER/NAME@REVISION.
 """
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,6 @@ from hiera_video.models.card import EXAMPLES, Kind, ModelCard
 from hiera_video.models.hub import SCHEME, fetch_repository
 from hiera_video.models.variants import (
     PUBLISHED,
-    PUBLISHED_LICENSE,
     VARIANTS,
     is_image,
     paper_mask_ratio,
@@ -135,7 +135,10 @@ def check_source(source: Source, kind: Kind | None = None) -> None:
 
 
 def _published_kind(name: str) -> Kind:
-    return "classifier" if "_ft_" in name else "autoencoder"
+    num_classes = PUBLISHED[name].num_classes
+    if num_classes is None:
+        return "autoencoder"
+    return "classifier" if num_classes else "backbone"
 
 
 # Published weights.
@@ -148,20 +151,23 @@ def published_card(name: str) -> ModelCard:
     """
     variant, _ = name.split(".")
     architecture = dict(VARIANTS[variant])
-    num_classes = architecture.pop("num_classes")
+    del architecture["num_classes"]
+    url, license, _, num_classes = PUBLISHED[name]
     image = is_image(architecture)
     entries: dict[str, Any] = {
         "clips": Clips(sampling_rate=1) if image else Clips(sampling_rate=4, target_fps=30.0),
-        "url": PUBLISHED[name],
-        "license": PUBLISHED_LICENSE,
+        "url": url,
+        "license": license,
     }
     if _published_kind(name) == "autoencoder":
-        num_classes, architecture["q_pool"] = None, 2
+        architecture["q_pool"] = 2
         # Nothing says how many heads the decoder has.
         entries["autoencoder"] = {"decoder_dim": 512, "decoder_depth": 8, "target": "pixels"}
         entries["masking"] = Masking(kind="random", mask_ratio=paper_mask_ratio(architecture))
     elif image:
-        entries["views"] = Views(num_clips=1, num_crops=1)
+        # timm's models are tested on crops of 0.95 of the short side, rounded down.
+        short_side = math.floor(architecture["input_size"][1] / 0.95) if "abswin" in name else None
+        entries["views"] = Views(num_clips=1, num_crops=1, short_side=short_side)
     else:
         entries["views"] = Views(num_clips=5, num_crops=3)
         names = shipped_folder("datasets") / "kinetics400" / "class_names.txt"

@@ -108,6 +108,16 @@ def check_sizes(
     )
 
 
+def check_windows(units: Size3, window_units: Size3) -> None:
+    """Raises ModelError unless a grid of `units` mask units divides into windows of such."""
+    if not _fits(units, window_units):
+        near = [_divisor(n, 1, w) for n, w in zip(units, window_units, strict=True)]
+        raise ModelError(
+            f"window_units is {tuple(window_units)}: the input has {units} mask units along (time, "
+            f"height, width), which do not divide by it; for example {size3(near)}"
+        )
+
+
 def check_patches(input_size: Size3, kernel: Size3, stride: Size3, padding: Size3) -> None:
     """Raises ModelError unless the patches of a clip are as many as its size over their stride."""
     axes = zip(input_size, kernel, stride, padding, strict=True)

@@ -1,13 +1,13 @@
 """The variants of Hiera, and the published weights: tables, and what their names say.
 
 A name is ARCHITECTURE (`hiera_base_16x224`), or ARCHITECTURE.TAG for published weights
-(`hiera_base_16x224.mae_k400_ft_k400`). Sizes are those of the paper's table 8. Nothing here needs
-torch.
+(`hiera_base_16x224.mae_k400_ft_k400`). Sizes are those of the paper's table 8. Names with `abswin`
+are timm's, as are those of the encoders of SAM 2. Nothing here needs torch.
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 from hiera_video.errors import ModelError, did_you_mean
 
@@ -42,10 +42,48 @@ VIDEO: dict[str, Any] = {
     "patch_padding": (1, 3, 3),
     "sep_pos_embed": True,
 }
+PLAIN: dict[str, Any] = {  # where the paper's models differ from others that came after it
+    "global_pos_size": None,
+    "global_pos_antialias": True,
+    "layer_scale": False,
+    "expand_proj": True,
+    "window_units": None,
+    "global_blocks": (),
+}
+
+
+def _sam2(size: str, side: int, units: int, global_blocks: tuple[int, ...]) -> dict[str, Any]:
+    """An encoder of SAM 2, at a size whose mask units divide into its windows."""
+    return {
+        **SIZES[size],
+        **IMAGE,
+        "input_size": (1, side, side),
+        "num_classes": 0,
+        "global_pos_size": (14, 14) if size == "base_plus" else (7, 7),
+        "global_pos_antialias": False,
+        "window_units": (1, units, units),
+        "global_blocks": global_blocks,
+    }
+
+
 VARIANTS: dict[str, dict[str, Any]] = {
-    f"hiera_{size}_{clip}": {**dims, **kind}
-    for clip, kind in (("224", IMAGE), ("16x224", VIDEO))
-    for size, dims in SIZES.items()
+    **{
+        f"hiera_{size}_{clip}": {**dims, **kind}
+        for clip, kind in (("224", IMAGE), ("16x224", VIDEO))
+        for size, dims in SIZES.items()
+    },
+    "hiera_small_abswin_256": {
+        **SIZES["small"],
+        **IMAGE,
+        "input_size": (1, 256, 256),
+        "global_pos_size": (16, 16),
+        "layer_scale": True,
+        "expand_proj": False,
+    },
+    "sam2_hiera_tiny": _sam2("tiny", 896, 7, (5, 7, 9)),
+    "sam2_hiera_small": _sam2("small", 896, 7, (7, 10, 13)),
+    "sam2_hiera_base_plus": _sam2("base_plus", 896, 7, (12, 16, 20)),
+    "sam2_hiera_large": _sam2("large", 1024, 8, (23, 33, 43)),
 }
 
 
@@ -66,19 +104,40 @@ def input_statistics(arguments: Mapping[str, Any]) -> tuple[Statistics, Statisti
     return KINETICS_MEAN, KINETICS_STD
 
 
-def _published() -> Iterable[tuple[str, str]]:
-    """Name and address of each file of facebookresearch/hiera."""
-    folder = "https://dl.fbaipublicfiles.com/hiera"
+class Published(NamedTuple):
+    """A file of weights on the web."""
+
+    url: str
+    license: str
+    file: str  # its name in the cache
+    num_classes: int | None  # None: a masked autoencoder; 0: a backbone
+
+
+def _published() -> Iterator[tuple[str, Published]]:
+    """The files of facebookresearch/hiera, timm and facebookresearch/sam2."""
+    web = "https://dl.fbaipublicfiles.com"
     for name, arguments in VARIANTS.items():
-        if name in ("hiera_tiny_16x224", "hiera_small_16x224"):
-            continue  # nobody has released any
+        if not name.endswith("224") or name in ("hiera_tiny_16x224", "hiera_small_16x224"):
+            continue  # of these two, nobody has released any
         data = "in1k" if is_image(arguments) else "k400"
-        yield f"{name}.mae_{data}", f"{folder}/mae_{name}.pth"
-        yield f"{name}.mae_{data}_ft_{data}", f"{folder}/{name}.pth"
+        for tag, file, classes in (
+            (f"mae_{data}", f"mae_{name}.pth", None),
+            (f"mae_{data}_ft_{data}", f"{name}.pth", arguments["num_classes"]),
+        ):
+            yield f"{name}.{tag}", Published(f"{web}/hiera/{file}", "CC-BY-NC-4.0", file, classes)
+    for run in ("sbb2_e200_in12k", "sbb2_pd_e200_in12k"):
+        for tag, classes in ((run, 11821), (f"{run}_ft_in1k", 1000)):
+            name = f"hiera_small_abswin_256.{tag}"
+            url = f"https://huggingface.co/timm/{name}/resolve/main/model.safetensors"
+            yield name, Published(url, "Apache-2.0", f"{name}.safetensors", classes)
+    for name in fnmatch.filter(VARIANTS, "sam2_*"):
+        for version, end, folder in (("sam2", "", "072824"), ("sam2.1", "_2pt1", "092824")):
+            tag, file = f"fb_r{VARIANTS[name]['input_size'][1]}{end}", f"{version}{name[4:]}.pt"
+            url = f"{web}/segment_anything_2/{folder}/{file}"
+            yield f"{name}.{tag}", Published(url, "Apache-2.0", file, 0)
 
 
-PUBLISHED: dict[str, str] = dict(_published())
-PUBLISHED_LICENSE = "CC-BY-NC-4.0"
+PUBLISHED: dict[str, Published] = dict(_published())
 
 
 def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
@@ -89,16 +148,22 @@ def list_models(pattern: str = "*", pretrained: bool = False) -> list[str]:
 def variant_name(arguments: Mapping[str, Any]) -> str:
     """The variant that these keyword arguments build, at any size of input, or the nearest one."""
 
-    def distance(name: str) -> float:
+    def distance(name: str) -> tuple[int, float]:
         size = VARIANTS[name]
         width = abs(size["embed_dim"] / arguments["embed_dim"] - 1)
         depth = abs(sum(size["stages"]) / sum(arguments["stages"]) - 1)
-        return width + depth
+        return sum(stated(arguments, key) != stated(size, key) for key in PLAIN), width + depth
 
-    name = min(list_models("*_224" if is_image(arguments) else "*_16x224"), key=distance)
+    kind = is_image(arguments)
+    name = min((name for name in VARIANTS if is_image(VARIANTS[name]) == kind), key=distance)
     sizes = {key: VARIANTS[name][key] for key in ("embed_dim", "num_heads", "stages")}
     exact = all(as_tuple(arguments.get(key, sizes[key])) == sizes[key] for key in sizes)
-    return name if exact else f"custom (nearest {name})"
+    return name if exact and distance(name)[0] == 0 else f"custom (nearest {name})"
+
+
+def stated(arguments: Mapping[str, Any], key: str) -> Any:
+    """The value of a keyword argument of `Hiera`, of `PLAIN` where it is left out."""
+    return as_tuple(arguments.get(key, PLAIN[key]))
 
 
 def check_known(name: str, allowed: Iterable[str], what: str) -> None:

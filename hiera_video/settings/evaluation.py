@@ -246,23 +246,26 @@ class VisualizeSettings(Trained):
 
 
 class BuildListsSettings(Settings):
-    """Write a list of the videos of Kinetics that are there, from an official annotation file.
+    """Write a list of the files of Kinetics, iNaturalist or Places365 that are there.
 
-    The folders are searched at any depth for videos named YOUTUBE-ID_START_END (seconds, six
-    digits) or YOUTUBE-ID. Of several files, that of the folder which stands first is taken, so a
-    folder of replacements goes first. Labels are class names; paths are relative to the list.
-    Missing and empty videos are left out, and named in a file beside the list.
+    An official annotation file names them. Videos of Kinetics are called YOUTUBE-ID_START_END
+    (seconds, six digits) or YOUTUBE-ID, at any depth of the folders; pictures are looked up by
+    their paths in the annotations. Of several files, that of the folder which stands first is
+    taken, so a folder of replacements goes first. Paths are relative to the list. Missing and empty
+    files are left out, and named in a file beside the list.
     """
 
     inputs: Annotated[list[Path], MinLen(1), Operand("FOLDER"), Allowed("at least one folder")]
-    """Folders of videos."""
+    """Folders of videos or pictures."""
     annotations: Path
-    """Official csv: label,youtube_id,time_start,time_end,split."""
+    """Official file: Kinetics' csv (label,youtube_id,time_start,time_end,split), iNaturalist's json
+    (images, annotations, categories), or Places365's txt (lines of a path and a class id)."""
     split: str | None = None
     """Rows of the csv to use, by its column `split`, e.g. train. Null: it has one split or no such
     column."""
     output: Annotated[Output, Allowed("the name of a file that does not exist")]
-    """The list: csv with path,label."""
+    """The list: csv with path,label. Of iNaturalist's json, all class names are written beside it,
+    as LIST.class_names.txt."""
 
 
 class CheckAvaSettings(Settings):

@@ -5,12 +5,13 @@ from typing import Annotated, Any, Literal
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from pydantic import model_serializer
 
-from hiera_video.settings.base import ImageSize, Length, Rate, Settings, Size3, Weights
+from hiera_video.settings.base import ImageSize, Length, Natural, Rate, Settings, Size3, Weights
 
 Width = Annotated[int, Ge(1), Le(16_384)]
 Heads = Annotated[int, Ge(1), Le(1024)]
 Depth = Annotated[int, Ge(1), Le(1000)]
 Padding = Annotated[int, Ge(0), Le(1024)]
+GridSide = Annotated[int, Ge(1), Le(1024)]
 Bins = Annotated[int, Ge(1), Le(128)]
 PosEmbedResize = Literal["window", "bicubic"]
 Target = Literal["pixels", "hog"]
@@ -39,6 +40,10 @@ class Architecture(Settings):
     """Tokens of a mask unit, along (time, height, width)."""
     mask_unit_attn: tuple[bool, ...] | None = None
     """For each stage, attention within mask units (true) or over all tokens."""
+    window_units: Size3 | None = None
+    """Mask units, along (time, height, width), of the windows in which other blocks attend."""
+    global_blocks: tuple[Natural, ...] | None = None
+    """Blocks that attend over all tokens in spite of window_units, counted from 0."""
     patch_kernel: Size3 | None = None
     """Kernel of the patch embedding, along (time, height, width), pixels."""
     patch_stride: Size3 | None = None
@@ -47,6 +52,14 @@ class Architecture(Settings):
     """Padding of the patch embedding, along (time, height, width), pixels."""
     sep_pos_embed: bool | None = None
     """A spatial plus a temporal position embedding instead of one over space and time."""
+    global_pos_size: tuple[GridSide, GridSide] | None = None
+    """Size in tokens, (height, width), of the global part of an absolute-window embedding."""
+    global_pos_antialias: bool | None = None
+    """Interpolate the global part with antialiasing (timm), or without (SAM 2)."""
+    layer_scale: bool | None = None
+    """A learned factor for each channel of the branches of a block."""
+    expand_proj: bool | None = None
+    """A linear layer in the residual where the width doubles, or maximum beside mean (timm)."""
     mlp_ratio: Annotated[float, Gt(0), Le(64)] | None = None
     """Hidden width of the MLP over the width of the block."""
 

@@ -20,7 +20,7 @@ from hiera_video.settings.model import Architecture, Masking, Target
 from hiera_video.settings.video import Reading
 
 Work = Literal["inference", "finetuning", "pretraining"]
-Layout = Literal["hiera_video", "official", "timm", "transformers"]
+Layout = Literal["hiera_video", "official", "timm", "transformers", "sam2"]
 
 
 class FlopsSettings(Settings):
@@ -152,9 +152,9 @@ class ConvertSettings(Trained):
     """A file or folder in any of the layouts, or published weights."""
     layout: Layout = "hiera_video"
     """Layout to write: a weights folder of this project; a .pth file; or, of image models, a
-    folder for timm or transformers."""
+    folder for timm or transformers, or a .pt file with an encoder of SAM 2."""
     output: Annotated[Output, Allowed("the name of a file or folder that does not exist")]
-    """Folder, or file with layout=official; must not exist."""
+    """Folder, or file with layout=official and layout=sam2; must not exist."""
     data: ClassNames = ClassNames()
 
     def check_rules(self) -> None:

@@ -158,6 +158,9 @@ class Optim(Settings):
     """Weight decay of matrices; vectors and position embeddings have none."""
     layer_decay: Share = 1.0
     """Learning rate of a block over that of the block above it."""
+    pos_embed_lr_scale: Positive | None = None
+    """Learning rate of position embeddings over `lr`, in place of what layer_decay leaves of it:
+    0.5 in the paper at 448 pixels. Null: as layer_decay says."""
     clip_grad: Positive | None = 5.0
     """Largest norm of the gradient. Null: not clipped."""
 

@@ -41,24 +41,31 @@ def parameter_groups(
     layer_decay: float,
     layer_ids: dict[str, int],
     no_weight_decay: set[str],
+    pos_embed_lr_scale: float | None = None,
 ) -> list[dict[str, object]]:
     """Groups of trainable parameters, each with its `lr_scale` and `weight_decay`.
 
     Layer decay as SlowFast counts it (slowfast/models/optimizer.py): the head learns at full rate,
     the last block at `layer_decay` of it, and so on down to the stem. Vectors (biases, norms) and
     the parameters named in `no_weight_decay` are not decayed.
+
+    Args:
+        pos_embed_lr_scale: the `lr_scale` of position embeddings. None: that of the stem.
     """
     top = max(layer_ids.values())
-    groups: dict[tuple[int, bool], dict[str, object]] = {}
+    groups: dict[tuple[int, bool, float], dict[str, object]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         decayed = parameter.ndim > 1 and name not in no_weight_decay
+        scale = layer_decay ** (top - layer_ids[name])
+        if pos_embed_lr_scale is not None and "pos_embed" in name:
+            scale = pos_embed_lr_scale
         group = groups.setdefault(
-            (layer_ids[name], decayed),
+            (layer_ids[name], decayed, scale),
             {
                 "params": [],
-                "lr_scale": layer_decay ** (top - layer_ids[name]),
+                "lr_scale": scale,
                 "weight_decay": weight_decay if decayed else 0.0,
             },
         )
@@ -77,6 +84,7 @@ def build_optimizer(model: Model, optim: Optim) -> torch.optim.Optimizer:
         layer_decay=optim.layer_decay,
         layer_ids=model.layer_ids(),
         no_weight_decay=model.no_weight_decay(),
+        pos_embed_lr_scale=optim.pos_embed_lr_scale,
     )
     if optim.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=optim.lr, momentum=0.9, nesterov=True, fused=True)

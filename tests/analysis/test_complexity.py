@@ -76,6 +76,12 @@ def tiny(task, device="meta"):
         clip, kept = torch.rand(1, 3, 4, 64, 64), torch.empty(1, 3, dtype=torch.long)
         if task == "classification":
             return create_model("hiera_tiny_16x224", **size), (clip,)
+        if task == "timm":
+            model = create_model("hiera_small_abswin_256", image_size=64)
+            return model, (clip[:, :, 0],)
+        if task == "sam2":
+            model = create_model("sam2_hiera_tiny", image_size=64, window_units=(1, 1, 1))
+            return model, (clip[:, :, 0],)
         if task == "pretraining":
             model = create_autoencoder("hiera_tiny_16x224", decoder_heads=8, **size)
             return model, (clip, kept)
@@ -83,7 +89,7 @@ def tiny(task, device="meta"):
         return create_detector("hiera_tiny_16x224", **size), (clip, *boxes)
 
 
-@pytest.mark.parametrize("task", ["classification", "pretraining", "detection"])
+@pytest.mark.parametrize("task", ["classification", "pretraining", "detection", "timm", "sam2"])
 def test_torch_counts_the_same(task):
     """Its counter takes two for a multiply-add, and no LayerNorm."""
     model, inputs = tiny(task)  # on a CPU, its counter does not see fused attention

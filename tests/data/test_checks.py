@@ -298,6 +298,8 @@ def test_class_names_that_are_written_in_two_ways(caplog, name):
     [
         ("hiera_tiny_224", 1, "a.mp4 b.png c.mp4", "2 of 3 training files are videos"),
         ("hiera_base_224.mae_in1k", 1, "a.mp4", "model.name=hiera_base_16x224 is for videos"),
+        ("hiera_small_abswin_256", 1, "a.mp4", "model.name=hiera_small_16x224 is for videos"),
+        ("sam2_hiera_tiny", 1, "a.mp4", "model.name=hiera_base_16x224 is for videos"),
         ("hiera_tiny_224", 1, "b.png", ""),
         ("hiera_tiny_16x224", 16, "a.mp4", ""),
     ],

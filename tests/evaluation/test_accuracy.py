@@ -7,6 +7,7 @@ from hiera_video.evaluation.accuracy import (
     VideoScores,
     average_precision_by_class,
     confusion,
+    mean_class_accuracy,
     summarize,
     top_k_correct,
 )
@@ -55,6 +56,23 @@ def test_top_k_equals_a_stable_sort(seed):
         ]
 
 
+def test_mean_class_accuracy_by_hand():
+    # 3 of 4 of class 0, none of class 2, 1 of 1 of class 3; class 1 has no example.
+    correct = np.array([True, True, True, False, False, True])
+    labels = np.array([0, 0, 0, 0, 2, 3])
+    assert mean_class_accuracy(correct, labels) == pytest.approx((3 / 4 + 0 + 1) / 3)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_mean_class_accuracy_is_the_mean_recall_of_the_confusion_matrix(seed):
+    rng = np.random.default_rng(seed)
+    scores, labels = rng.random((12, 5)), rng.integers(0, 5, 12)
+    counts = confusion(scores, labels)
+    recall = [row[c] / row.sum() for c, row in enumerate(counts) if row.sum()]
+    found = mean_class_accuracy(top_k_correct(scores, labels, 1), labels)
+    assert found == pytest.approx(sum(recall) / len(recall))
+
+
 def test_average_precision_by_hand():
     # ranks: positive, negative, positive -> (1/1 + 2/3) / 2
     scores = np.array([[0.9], [0.8], [0.7]])
@@ -86,9 +104,19 @@ def test_summary_counts_failures_as_wrong_and_views_apart():
     ]
     report = summarize(videos, expected=[(0,), (0,), (1,), (1,)], multi_label=False)
     assert report["decoded"] == 2
-    assert report["video"] == {"top1": 0.5}
-    assert report["video_failed_as_wrong"] == {"top1": 0.25}
-    assert report["clip"] == {"top1": 0.25}
+    assert report["video"] == {"top1": 0.5, "mean_class_accuracy": 0.5}
+    assert report["video_failed_as_wrong"] == {"top1": 0.25, "mean_class_accuracy": 0.25}
+    assert report["clip"] == {"top1": 0.25, "mean_class_accuracy": 0.25}
+
+
+def test_a_failed_video_counts_in_its_class():
+    """Of class 0, one of three was read; class 1 has one, which is wrong; class 2 has none."""
+    videos = [views(0, [0.9, 0.1, 0.0]), views(3, [0.8, 0.2, 0.0])]
+    report = summarize(videos, expected=[(0,), (0,), (0,), (1,)], multi_label=False)
+    assert report["video"]["mean_class_accuracy"] == 1 / 2
+    failed = report["video_failed_as_wrong"]
+    assert failed["top1"] == 1 / 4
+    assert failed["mean_class_accuracy"] == pytest.approx(1 / 6)
 
 
 def test_summary_of_several_labels():

@@ -1,5 +1,6 @@
 """`data build-lists` end to end: what is listed, what is missing, mistakes in one line."""
 
+import copy
 import json
 
 import pytest
@@ -93,4 +94,100 @@ def test_mistakes_in_the_annotations(commands, place, content, said):
 def test_a_file_in_place_of_a_folder(commands, place):
     result = build(commands, "train_all.csv")
     assert result.code == 2
-    result.reports("FOLDER is train_all.csv: expected a folder of videos")
+    result.reports("FOLDER is train_all.csv: expected a folder of videos or pictures")
+
+
+INATURALIST = {
+    "info": {"year": 2018},
+    "images": [
+        {"id": 7, "file_name": "train_val2018/Aves/1/a.jpg"},
+        {"id": 3, "file_name": "train_val2018/Fungi/0/b.jpg"},
+        {"id": 4, "file_name": "train_val2018/Aves/2/c.jpg"},
+    ],
+    "annotations": [
+        {"id": 0, "image_id": 3, "category_id": 0},
+        {"id": 1, "image_id": 7, "category_id": 2},
+        {"id": 2, "image_id": 4, "category_id": 1},
+        {"id": 9, "image_id": 4, "category_id": 1},  # as where boxes are annotated
+    ],
+    "categories": [
+        {"id": 2, "name": "Ara ararauna"},
+        {"id": 0, "name": "2"},  # hidden, as in 2018 and 2019
+        {"id": 1, "name": "Anser  anser"},
+    ],
+}
+
+
+def pictures(commands, place, annotations, *more):
+    for name in ("train_val2018/Aves/1/a.jpg", "train_val2018/Fungi/0/b.jpg", "a/arch/1.jpg"):
+        (place / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / "data" / name).write_bytes(b"picture")
+    line = ("data", "build-lists", "data", f"annotations={annotations}", "output=train.csv")
+    return commands.run(*line, *more)
+
+
+def test_the_json_of_inaturalist(commands, place):
+    (place / "train2018.json").write_text(json.dumps(INATURALIST))
+    result = pictures(commands, place, "train2018.json", "--json")
+    assert result.code == 3
+    report = json.loads(result.out)
+    assert (report["videos"], report["listed"], report["class_names"]) == (
+        3,
+        2,
+        "train.class_names.txt",
+    )
+    assert report["missing"] == ["train_val2018/Aves/2/c.jpg"]
+    assert (place / "train.class_names.txt").read_text() == "2\nAnser anser\nAra ararauna\n"
+    videos = read_video_list(place / "train.csv", class_names=place / "train.class_names.txt")
+    listed = [(record.name.removeprefix("data/"), record.labels) for record in videos.records]
+    assert listed == [("train_val2018/Aves/1/a.jpg", (2,)), ("train_val2018/Fungi/0/b.jpg", (0,))]
+    direct = commands.run("finetune", "data.train=train2018.json")
+    assert direct.code == 1
+    direct.reports("`hiera-video data build-lists` makes a list of iNaturalist's json")
+
+
+def test_the_lines_of_places365(commands, place):
+    (place / "places.txt").write_text("/a/arch/1.jpg 12\n/a/arch/2.jpg 12\n/b/bar/1.jpg 39\n")
+    result = pictures(commands, place, "places.txt")
+    assert result.code == 3
+    assert "train.csv: 1 of 3 pictures, 2 missing or empty" in result.out
+    assert "no picture is left of 39" in result.out
+    assert (place / "train.csv").read_text() == "path,label\ndata/a/arch/1.jpg,12\n"
+    assert not (place / "train.class_names.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "said"),
+    [
+        (["images"], None, "no list 'images'; expected images, annotations and categories"),
+        (["images", 0, "id"], "7", "entry 1 of 'images' has no whole number as id"),
+        (["images", 0, "id"], 3, "id 3 stands twice in 'images'"),
+        (["images", 0, "id"], 8, "annotation 1: image_id is 7, which no image of the file has"),
+        (["images", 0, "file_name"], 5, "image 7: file_name is 5; expected a path"),
+        (["annotations", 2, "image_id"], 3, "annotation 2: image 3 is of category 1 here, but of"),
+        (["annotations", 1, "category_id"], 3, "annotation 1: category_id is 3, which no category"),
+        (["annotations", 1, "image_id"], [7], "annotation 1: image_id is [7], which no image of"),
+        (["annotations", 1, "image_id"], 3, "image 3 is of category 2 here, but of 0 before"),
+        (["annotations"], INATURALIST["annotations"][:1], "image 7: no annotation has this"),
+        (["categories", 2, "id"], 3, "no category has the id 1; ids are class ids, 0 to 2 for 3"),
+        (["categories", 2, "name"], "2 ", "categories 0 and 1 are both called '2'"),
+        (["categories", 2, "name"], None, "category 1: None is not a name"),
+    ],
+)
+def test_mistakes_in_json_are_named_with_their_id(commands, place, keys, value, said):
+    content = copy.deepcopy(INATURALIST)
+    entry = content
+    for key in keys[:-1]:
+        entry = entry[key]
+    entry[keys[-1]] = value
+    (place / "a.json").write_text(json.dumps(content))
+    result = pictures(commands, place, "a.json")
+    assert result.code == 1
+    result.reports(f"a.json: {said}" if keys[-1] in ("images", "id") else said, "a.json: ")
+
+
+def test_json_has_no_splits(commands, place):
+    (place / "a.json").write_text(json.dumps(INATURALIST))
+    result = pictures(commands, place, "a.json", "split=val")
+    assert result.code == 1
+    result.reports("a.json: the split 'val' is asked for, but a .json file has no column split")

@@ -132,6 +132,26 @@ def make_videos(folder: Path, toy: Path) -> None:
             image = folder / "imagenet1k" / split / label / "1.JPEG"
             image.parent.mkdir(parents=True)
             cv2.imwrite(str(image), np.zeros((40, 40, 3), np.uint8))
+    make_annotated_pictures(folder, image)
+
+
+def make_annotated_pictures(folder: Path, image: Path) -> None:
+    for data, name in (("data", "train_standard"), ("val", "val")):
+        (folder / f"places365/{data}_large/a/arch").mkdir(parents=True)
+        for i in (1, 2):
+            shutil.copy(image, folder / f"places365/{data}_large/a/arch/{i}.jpg")
+        (folder / f"places365/places365_{name}.txt").write_text("/a/arch/1.jpg 12\n/a/arch/2.jpg 0")
+    for year in ("2017", "2018", "2019"):
+        (folder / f"inat{year}").mkdir()
+        for split in ("train", "val"):
+            for i in (0, 1):
+                shutil.copy(image, folder / f"inat{year}/{split}_{i}.jpg")
+            content = {
+                "images": [{"id": i, "file_name": f"{split}_{i}.jpg"} for i in (0, 1)],
+                "annotations": [{"id": i, "image_id": i, "category_id": i} for i in (0, 1)],
+                "categories": [{"id": i, "name": f"species {i}"} for i in (0, 1)],
+            }
+            (folder / f"inat{year}/{split}{year}.json").write_text(json.dumps(content))
 
 
 def make_lists(folder: Path) -> None:
@@ -290,6 +310,13 @@ def check_export(found: dict[str, Any]) -> None:
     assert found["card"].class_names == ("walk", "run")
 
 
+def check_images(found: dict[str, Any]) -> None:
+    assert found["model"].tokens_shape == (1, 80, 112)
+    assert found["detector"].backbone.body.strides == [4, 8, 16, 32]
+    (picture,) = found["found"]
+    assert picture["masks"].shape[1:] == (1, 480, 640)
+
+
 def check_pytorchvideo(found: dict[str, Any]) -> None:
     assert found["loss"].isfinite()
     assert [p.shape for p in found["predictions"].values()] == [(2,)] * 5
@@ -303,6 +330,7 @@ CHECKS = {
     "docs/evaluation.md": check_evaluation,
     "docs/extraction.md": check_extraction,
     "docs/export.md": check_export,
+    "docs/images.md": check_images,
     "docs/pytorchvideo.md": check_pytorchvideo,
 }
 LIBRARIES = {

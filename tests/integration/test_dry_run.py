@@ -179,7 +179,7 @@ def test_a_dry_run_says_what_it_would_download(commands, list_of, no_network, tm
     assert result.code == 0, result.err
     size = f"about {megabytes('hiera_tiny_224'):.0f} MB"
     file = no_network / "hiera_tiny_224.pth"
-    result.reports(f"would download {PUBLISHED[tag]}", "CC-BY-NC-4.0", f"to {file}", size)
+    result.reports(f"would download {PUBLISHED[tag].url}", "CC-BY-NC-4.0", f"to {file}", size)
     assert not no_network.exists()
     assert not out.exists()
 

@@ -80,7 +80,7 @@ def test_predictions(evaluated, commands):
 
 
 def test_the_confusion_matrix_adds_up(evaluated):
-    folder, _ = evaluated
+    folder, result = evaluated
     with open(folder / "confusion.csv", encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)
     assert header == ["class", "left", "right"]
@@ -89,6 +89,9 @@ def test_the_confusion_matrix_adds_up(evaluated):
     assert counts.sum(axis=1).tolist() == [4, 2]  # the unreadable video is one of "right"
     report = json.loads((folder / "report.json").read_text())
     assert np.trace(counts) / counts.sum() == report["video"]["top1"]
+    recall = np.diagonal(counts) / counts.sum(axis=1)
+    assert report["video"]["mean_class_accuracy"] == pytest.approx(recall.mean())
+    assert f"mean_class_accuracy {100 * recall.mean():.2f} %" in result.out
     assert report["decoded_by"] == {"pyav": 6}
 
 
@@ -249,7 +252,7 @@ def published(monkeypatch, tmp_path):
         model = build(arguments)
         folder = tmp_path / "hub" / "checkpoints"
         folder.mkdir(parents=True)
-        file = variants.PUBLISHED[tag].rpartition("/")[2]
+        file = variants.PUBLISHED[tag].file
         torch.save({"model_state": model.state_dict()}, folder / file)
         return model
 

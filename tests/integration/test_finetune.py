@@ -280,7 +280,7 @@ def test_a_video_model_is_refused_two_frames_of_an_image_model(commands, tmp_pat
         ("clips.target_fps=10",),
         ("clips.spacing=strided", "clips.end_policy=wrap"),
         ("train.precision=bf16",),
-        ("optim.optimizer=sgd", "optim.layer_decay=0.7"),
+        ("optim.optimizer=sgd", "optim.layer_decay=0.7", "optim.pos_embed_lr_scale=0.5"),
         ("data.balanced=true",),
         ("train.class_weights=balanced",),
         ("model.grad_checkpointing=true", "train.num_repeats=2"),

@@ -172,11 +172,12 @@ def test_a_finished_run_started_again_changes_nothing(commands, tmp_path, weight
 def test_a_run_of_another_configuration_is_refused(commands, tmp_path, lines_of):
     commands.train(tmp_path)
     config = (tmp_path / "config.yaml").read_bytes()
-    changes = ("optim.lr=0.5", "train.epochs=4")
+    changes = ("optim.lr=0.5", "optim.pos_embed_lr_scale=0.5", "train.epochs=4")
+    names = ("optim.lr: 0.01 -> 0.5", "train.epochs: 3.0 -> 4.0", "overwrite_config=true")
     for options in ((), ("--dry-run",)):
         result = commands.run(*commands.finetune(tmp_path, *changes, *options))
         assert result.code == 2
-        result.reports("optim.lr: 0.01 -> 0.5", "train.epochs: 3.0 -> 4.0", "overwrite_config=true")
+        result.reports(*names, "optim.pos_embed_lr_scale: None -> 0.5")
     assert (tmp_path / "config.yaml").read_bytes() == config
 
     commands.train(tmp_path, *changes, "overwrite_config=true")

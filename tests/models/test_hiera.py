@@ -12,10 +12,10 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
-from hiera_video.models import hiera
-from hiera_video.models.hiera import DropPath, Hiera, reroll, unroll
+from hiera_video.models.blocks import DropPath, Mlp
+from hiera_video.models.hiera import Hiera, reroll, unroll
 from hiera_video.models.masking import kept_units
-from hiera_video.models.units import size3
+from hiera_video.models.units import pool_tokens, size3
 
 SMALL: dict[str, Any] = {
     "input_size": (8, 64, 64),
@@ -75,7 +75,7 @@ def test_unroll_and_reroll(
     expected = x
     while left:
         step = left.pop(0)
-        pooled = hiera.pool_tokens(pooled, math.prod(step))
+        pooled = pool_tokens(pooled, math.prod(step))
         expected = F.max_pool3d(expected, step, step)
         assert torch.equal(reroll(pooled, units, last, left), expected.movedim(1, -1))
 
@@ -344,7 +344,7 @@ def test_an_mlp_has_the_gradients_of_its_parts(
     change: str, dtype: torch.dtype, checkpointed: bool
 ) -> None:
     torch.manual_seed(0)
-    mlp = hiera.Mlp(8, 32)
+    mlp = Mlp(8, 32)
     if change == "frozen":
         mlp.fc2.requires_grad_(False)
     if change == "adapter":
@@ -365,7 +365,7 @@ def test_an_mlp_has_the_gradients_of_its_parts(
 
 @pytest.mark.parametrize("training", [False, True])
 def test_an_mlp_keeps_no_gelu_for_the_backward_pass(training: bool) -> None:
-    mlp = hiera.Mlp(8, 32).train(training)
+    mlp = Mlp(8, 32).train(training)
     inputs = []  # of fc2
     mlp.fc2.register_forward_hook(
         lambda module, args, out: inputs.append(StorageWeakRef(args[0].untyped_storage()))
@@ -379,7 +379,7 @@ def test_an_mlp_keeps_no_gelu_for_the_backward_pass(training: bool) -> None:
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("name", ["fc1", "fc2"])
 def test_forward_hooks_of_an_mlp_are_called(name: str, grad: bool) -> None:
-    mlp, x = hiera.Mlp(6, 8), torch.randn(3, 6)
+    mlp, x = Mlp(6, 8), torch.randn(3, 6)
     before = mlp(x)
     getattr(mlp, name).register_forward_hook(lambda module, args, out: out + 1)
     with torch.set_grad_enabled(grad):

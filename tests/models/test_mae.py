@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from hiera_video.models.hiera import Hiera, HieraBlock, Size3, reroll, unroll
+from hiera_video.models.blocks import HieraBlock
+from hiera_video.models.hiera import Hiera, Size3, reroll, unroll
 from hiera_video.models.mae import (
     MaskedAutoencoderHiera,
     fuse_stage,

@@ -12,7 +12,8 @@ from hiera_video import create_model, list_models
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.variants import variant_name
 
-# Millions of parameters: the paper's sizes, counted from its table 8, 1000 and 400 classes.
+# Millions of parameters: the paper's sizes, counted from its table 8, 1000 and 400 classes; the
+# last five as timm 1.0.31 has them.
 PARAMETERS = {
     "hiera_tiny_224": 27.91,
     "hiera_small_224": 35.01,
@@ -26,6 +27,11 @@ PARAMETERS = {
     "hiera_base_plus_16x224": 69.39,
     "hiera_large_16x224": 213.09,
     "hiera_huge_16x224": 671.63,
+    "hiera_small_abswin_256": 34.36,
+    "sam2_hiera_tiny": 26.85,
+    "sam2_hiera_small": 33.95,
+    "sam2_hiera_base_plus": 68.68,
+    "sam2_hiera_large": 212.15,
 }
 
 
@@ -37,7 +43,7 @@ def create_on_meta(*args: Any, **kwargs: Any) -> Hiera:
 def test_list_models() -> None:
     assert list_models() == list(PARAMETERS)
     assert list_models("*base*_16x224") == ["hiera_base_16x224", "hiera_base_plus_16x224"]
-    assert len(list_models(pretrained=True)) == 20
+    assert len(list_models(pretrained=True)) == 32
     assert "hiera_base_16x224.mae_k400_ft_k400" in list_models("*16x224*", pretrained=True)
     assert not list_models("hiera_tiny_16x224*", pretrained=True)
 

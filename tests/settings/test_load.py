@@ -484,6 +484,7 @@ def test_training_needs_data():
         ("optim.betas=[0.9, 1]", "a list of 2, each a number of at least 0 and below 1"),
         ("optim.layer_decay=1.1", "a number above 0 and of at most 1"),
         ("optim.layer_decay=0", "a number above 0 and of at most 1"),
+        ("optim.pos_embed_lr_scale=0", "a number above 0, or null"),
         ("clips.sampling_rate=0", "a whole number of at least 1"),
         ("clips.target_fps=0", "a number of at least 0.001 and of at most 10000, or null"),
         ("views.num_crops=2", "1 or 3"),

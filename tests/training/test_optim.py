@@ -17,13 +17,14 @@ SMALL = dict(
 )
 
 
-def groups_of(model, layer_decay):
+def groups_of(model, layer_decay, pos_embed_lr_scale=None):
     return parameter_groups(
         model,
         weight_decay=0.05,
         layer_decay=layer_decay,
         layer_ids=model.layer_ids(),
         no_weight_decay=model.no_weight_decay(),
+        pos_embed_lr_scale=pos_embed_lr_scale,
     )
 
 
@@ -37,6 +38,32 @@ def test_layer_decay_follows_slowfast():
     assert scale[id(model.blocks[0].mlp.fc1.weight)] == 0.5**4
     assert scale[id(model.patch_embed.proj.weight)] == 0.5**5
     assert scale[id(model.pos_embed_spatial)] == 0.5**5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "embeddings"),
+    [
+        ({}, {"pos_embed_spatial", "pos_embed_temporal"}),
+        (
+            {"input_size": (1, 32, 32), "patch_kernel": (1, 7, 7), "patch_stride": (1, 4, 4)}
+            | {"patch_padding": (0, 3, 3), "sep_pos_embed": False, "global_pos_size": (2, 2)},
+            {"pos_embed", "pos_embed_win"},
+        ),
+    ],
+)
+def test_position_embeddings_have_a_rate_of_their_own(arguments, embeddings):
+    """In place of layer decay (arXiv 2306.00989, A.2), which all others follow."""
+    model = Hiera(**SMALL | arguments)
+    groups = groups_of(model, 0.5, pos_embed_lr_scale=0.3)
+    group_of = {id(p): g for g in groups for p in g["params"]}
+    for name, depth in model.layer_ids().items():
+        scale = 0.3 if name in embeddings else 0.5 ** (5 - depth)
+        assert group_of[id(model.get_parameter(name))]["lr_scale"] == scale, name
+    assert embeddings <= model.layer_ids().keys()
+    optimizer = build_optimizer(model, Optim(lr=1.0, layer_decay=0.5, pos_embed_lr_scale=0.3))
+    set_learning_rate(optimizer, 0.1)
+    rates = {group["lr"] for group in optimizer.param_groups}
+    assert rates == {0.1 * scale for scale in (0.3, *(0.5**k for k in range(6)))}
 
 
 def test_vectors_and_position_embeddings_are_not_decayed():

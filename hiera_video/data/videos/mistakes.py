@@ -78,7 +78,10 @@ def object_advice(content: dict[str, Any]) -> str:
     if columns:
         return "this is one video: put [ ] around it"
     if "annotations" in nested and len(nested) > 1:
-        return "this is COCO's form: write one object for each video, with the keys path and label"
+        return (
+            "this is COCO's form: write one object for each video, with the keys path and label; "
+            "`hiera-video data build-lists` makes a list of iNaturalist's json"
+        )
     if nested:
         return f"write what stands under {listing(nested)} into a file of its own"
     if values and all(isinstance(value, dict) for value in values):
