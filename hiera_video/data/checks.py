@@ -220,8 +220,9 @@ def warn_of_still_model(name: str, num_frames: int, records: Sequence[VideoRecor
         name: of the model.
         num_frames: of its clips.
     """
-    videos = [record for record in records if not has_picture_name(record.path)]
-    if num_frames == 1 and videos:
+    if num_frames > 1:
+        return
+    if videos := [record for record in records if not has_picture_name(record.path)]:
         moving = name.partition(".")[0].replace("_224", "_16x224")
         logger.warning(
             "%d of %d training files are videos, and %s is a model of pictures: it learns from "

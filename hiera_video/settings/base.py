@@ -217,7 +217,7 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def _bounds(metadata: Sequence[Any]) -> str:
     words = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
     stated = [(words[type(m)], astuple(m)[0]) for m in metadata if type(m) in words]
-    return " and".join(f" {word} {bound:g}" for word, bound in stated if bound < MAX_WHOLE)
+    return " and".join(f" {word} {bound:.15g}" for word, bound in stated if bound < MAX_WHOLE)
 
 
 def shown(value: Any) -> str:

@@ -56,6 +56,9 @@ def test_all_files_are_looked_up_and_the_first_that_is_missing_is_named(tmp_path
     text = f"data.val: 3 of 602 files of list.csv are missing, the first is {paths[400]}"
     assert caplog.messages == [text]
     caplog.clear()
+    check_videos("data.val", "list.csv", records[550:551], Reading())
+    assert f"link.mp4; it is a link to '{tmp_path}/nothing.mp4', which does not" in caplog.text
+    caplog.clear()
     assert not check_videos("data.val", "list.csv", records[:100], Reading())
     assert not caplog.messages
 

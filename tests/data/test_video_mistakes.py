@@ -164,7 +164,14 @@ def test_class_names_in_another_form(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
-    "names", [("2 fingers", "1 finger"), ("level 1", "level 2"), ("7 up",), ("[a] b", "{c}")]
+    "names",
+    [
+        ("2 fingers", "1 finger"),
+        ("level 1", "level 2"),
+        ("7 up",),
+        ("[a] b", "{c}"),
+        ("1 run", "999999999 jumps"),  # quickly: the numbers between them are not listed
+    ],
 )
 def test_names_that_hold_numbers_or_brackets(tmp_path, names):
     assert read_class_names(write(tmp_path, "n.txt", "\n".join(names))) == names
@@ -253,6 +260,7 @@ def test_a_first_line_may_state_the_separator(root, separator, header):
         ("l.txt", "a.avi run\n", {}, "there is 'a.mp4': write names as they are, with the suffix"),
         ("l.txt", "a run\nb jump\n", {}, "there is 'a.mp4': write names as they are"),
         ("l.txt", "A.MP4 run\n", {}, "there is 'a.mp4': write names as they are"),
+        ("l.txt", "l.mp4 run\n", {}, "HERE/l.mp4; set root (data.root) to the folder"),  # not l.txt
         ("l.txt", "vidoes/e.mp4 run\n", {}, "did you mean 'HERE/videos'?"),
         ("l.txt", "d.mp4 videos\n", {}, "there is 'videos/d.mp4': write the folders into the list"),
         ("l.txt", "gone.mp4 run\n", {}, "HERE/gone.mp4; set root (data.root) to the folder"),

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def check_only_names(where: str, names: Sequence[str]) -> None:
     for pattern in (r"(\d{1,9})[\s,;:]+\S.*", r".*\S[\t,;:]\s*(\d{1,9})"):
         found = [re.fullmatch(pattern, name) for name in names]
         ids = [int(match[1]) for match in found[found[:1] == [None] :] if match]
-        if len(ids) > 1 and len(ids) >= len(names) - 1 and ids == [*range(ids[0], ids[-1] + 1)]:
+        is_counted = all(after == before + 1 for before, after in pairwise(ids))
+        if len(ids) > 1 and len(ids) >= len(names) - 1 and is_counted:
             raise AnnotationError(
                 f"{where}: its lines hold ids and names, such as {names[-1]!r}; write the names "
                 "alone, in the order of the ids, or, if the numbers belong to the names, a "
@@ -303,6 +304,7 @@ def _other_name(path: str) -> str:
     found = [other for other in others if os.path.exists(os.path.join(folder, other))]
     with suppress(OSError):
         for entry in islice(os.scandir(folder), MAX_COMPARED):
-            if os.path.splitext(entry.name)[0].casefold() == stem.casefold():
+            is_alike = os.path.splitext(entry.name)[0].casefold() == stem.casefold()
+            if is_alike and (is_media(entry.name) or entry.is_dir()):
                 found.append(entry.name)
     return f"; there is {found[0]!r}: write names as they are, with the suffix" if found else ""
