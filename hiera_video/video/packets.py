@@ -16,6 +16,7 @@ from hiera_video.video.reader import Deadline
 GAP_SEC = 10.0  # between two frames; longer ones are reported. FFmpeg's dts_delta_threshold
 # Formats whose frames are put together by parsers, with other offsets after a seek.
 PARSED_FORMATS = frozenset({"mpegts", "mpeg"})
+MAY_HIDE = frozenset({"vp8", "libvpx", "theora"})  # codecs of `_is_hidden`
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ def read_packets(stream: VideoStream, deadline: Deadline) -> Packets:
     damaged: set[int] = set()
     pairs = FieldPairs(stream)
     codec = stream.codec_context.name
+    may_hide = codec in MAY_HIDE
     name = stream.container.format.name
     is_parsed = name in PARSED_FORMATS
     problems: list[str] = []
@@ -58,8 +60,8 @@ def read_packets(stream: VideoStream, deadline: Deadline) -> Packets:
         is_key.append(key and not second)
         if packet.is_corrupt:
             damaged.add(number)
-        hides = _is_hidden(codec, memoryview(packet)[0])
-        is_shown.append(not (packet.is_discard or hides or second))
+        is_hidden = may_hide and _is_hidden(codec, memoryview(packet)[0])
+        is_shown.append(not (packet.is_discard or is_hidden or second))
     pairs.end()
     begins = [offset for offset, _ in places]
     on_clock: tuple[Stamps, Stamps] = pts, dts
@@ -108,9 +110,9 @@ def read_packets(stream: VideoStream, deadline: Deadline) -> Packets:
 
 def _is_hidden(codec: str, byte: int) -> bool:
     """Whether a packet holds no frame to show, by its first byte."""
-    if codec in ("vp8", "libvpx"):  # RFC 6386, section 9.1: show_frame
-        return not byte & 0x10
-    return codec == "theora" and byte >= 0x80  # a header, of a recording that was joined
+    if codec == "theora":
+        return byte >= 0x80  # a header, of a recording that was joined
+    return not byte & 0x10  # of VP8: show_frame (RFC 6386, section 9.1)
 
 
 def _before_recordings(

@@ -240,7 +240,7 @@ def test_a_key_with_dots_in_a_file(tmp_path, text, groups):
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_settings(FinetuneSettings, [str(file)])
-    assert str(error.value).endswith(f"one key with dots; in files, groups are nested: {groups}")
+    assert str(error.value).endswith(f"one key with dots; in YAML, groups are nested: {groups}")
 
 
 @pytest.mark.parametrize(
@@ -389,7 +389,7 @@ def test_a_message_has_no_name_of_the_code_and_no_sentence_of_a_library(override
         ("optim:\n\tlr: 1", "not valid YAML: a tab; write blanks in its place (line 2, column 1)"),
         ("optim: lr: 1", "not valid YAML: a second ':'; write each key in a line of its own"),
         ("optim: lr=1", "optim is 'lr=1'; it must be a group with optimizer, lr, warmup_lr"),
-        ("optim: {lr = 1}", "'optim.lr = 1' is one key; in files, write lr: 1"),
+        ("optim: {lr = 1}", "'optim.lr = 1' is one key; in YAML, write lr: 1"),
         (
             "optim: {lr: 1}\nmodel: {}\noptim: {lr: 2}",
             "not valid YAML: duplicate key optim, which stands in line 1 too; join them (line 3, ",
