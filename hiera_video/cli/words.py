@@ -45,7 +45,7 @@ def operands_of(command: str, words: Sequence[str]) -> list[str]:
             raise ConfigError(f"{word!r} is not a {operand[1].name}{hint}")
         if found and not operand[1].is_list:
             raise ConfigError(f"{word!r} is a second {operand[1].name}: only one is allowed")
-        if is_weights(word) and "checkpoint" in cls.model_fields:
+        if _is_weights(word) and "checkpoint" in cls.model_fields:
             raise ConfigError(
                 f"FILE is {word!r}, which are weights: write checkpoint={word}, and a video as FILE"
             )
@@ -108,12 +108,11 @@ def _is_list(name: str = "", other: str = "") -> bool:
         return b"\0" not in file.read(4096)  # as videos have, whatever they are called
 
 
-def is_weights(name: str) -> bool:
+def _is_weights(name: str) -> bool:
     """Whether a name is that of published weights, of a run folder, or of what else has weights."""
-    folder = Path(name)
-    marks = ("model.safetensors", "weights/model.safetensors", "checkpoints")
+    marks = ("model.safetensors", "weights/model.safetensors", "checkpoints/step_*")
     return (
         name in PUBLISHED
         or name.lower().endswith(WEIGHTS)
-        or any((folder / mark).exists() for mark in marks)
+        or any(True for mark in marks for _ in Path(name).glob(mark))
     )

@@ -144,6 +144,8 @@ def test_a_picture_under_the_name_of_a_video_is_no_clip(tmp_path):
     with pytest.raises(VideoError, match=r"page\.mp4: is a picture.*data\.stills=true") as caught:
         record.open(opener(Reading(), 4))
     assert caught.value.cause == "not_a_video"
+    check = Reading(check="decode", num_workers=0)
+    assert check_videos("data.val", "", [record], check, 4) == {"not_a_video": 1}
     for data, num_frames in ((Reading(stills=True), 4), (Reading(), 1)):
         with record.open(opener(data, num_frames)) as video:
             assert len(video) == 1
