@@ -110,7 +110,7 @@ def load_json(text: str, where: str, error: type[UserError]) -> Any:
         return parse_json(text)
     except json.JSONDecodeError as failure:
         line = f":{failure.lineno}" if failure.lineno > 1 else ""
-        hint = "; lines of JSON belong into a .jsonl file" if "Extra" in failure.msg else ""
+        hint = "; lines of JSON belong in a .jsonl file" if "Extra" in failure.msg else ""
         raise error(
             f"{where}{line}: not JSON ({failure.msg} at column {failure.colno}){hint}"
         ) from None

@@ -12,7 +12,7 @@ from hiera_video.settings.base import Settings, existing_paths, shown_key
 from hiera_video.settings.tools import BenchmarkSettings, FlopsSettings
 from hiera_video.settings.training import RunSettings
 
-# Suffixes of files that are written or read: a folder of results is not called so.
+# Suffixes of files that are written or read: no folder of results has them.
 FILE_SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".csv", ".json", ".jsonl", ".npz", ".mp4", ".png")
 
 

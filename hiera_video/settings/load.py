@@ -211,7 +211,7 @@ class _TextLoader(yaml.SafeLoader):
             key, mark = self.construct_object(key_node, deep=True), key_node.start_mark
             what = "" if isinstance(key, str) else "a key that is not text"
             if isinstance(key, str) and key in lines:
-                what = f"duplicate key {key}, which stands in line {lines[key]} too; join them"
+                what = f"duplicate key {key}, which is also in line {lines[key]}; join them"
             if what:
                 raise yaml.constructor.ConstructorError(None, None, what, mark)
             lines[key] = mark.line + 1

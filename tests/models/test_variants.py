@@ -104,7 +104,7 @@ def test_images_without_a_time_axis() -> None:
             r"^'zzz' is unknown\. Arguments are: [^?]*, num_frames, image_size$",
         ),
         (None, {}, "name is None"),
-        ("hiera_base_224.mae_in1k_ft", {}, r"published weights are called so; did you mean .*1k'"),
+        ("hiera_base_224.mae_in1k_ft", {}, r"published weights have this name; did you mean .*1k'"),
         ("hiera_base_224.zzz", {}, r"weights are hiera_base_224\.mae_in1k, .*_ft_in1k$"),
         ("hiera_tiny_16x224.mae_k40", {}, r"of hiera_tiny_16x224 are published; there are"),
         ("facebook/hiera-base-224-hf", {}, "not the name of a variant, .* hf://OWNER/NAME"),

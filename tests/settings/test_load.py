@@ -392,7 +392,7 @@ def test_a_message_has_no_name_of_the_code_and_no_sentence_of_a_library(override
         ("optim: {lr = 1}", "'optim.lr = 1' is one key; in YAML, write lr: 1"),
         (
             "optim: {lr: 1}\nmodel: {}\noptim: {lr: 2}",
-            "not valid YAML: duplicate key optim, which stands in line 1 too; join them (line 3, ",
+            "not valid YAML: duplicate key optim, which is also in line 1; join them (line 3, ",
         ),
         ("optim: {lr: !!python/object/apply:os.getcwd []}", "not valid YAML: "),
         ("optim: &a {lr: 1}\nmodel: *a", "not valid YAML: an alias; write the value itself"),

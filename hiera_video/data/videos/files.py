@@ -27,7 +27,7 @@ from hiera_video.data.videos.columns import (
     report_unused,
     selected,
 )
-from hiera_video.data.videos.folders import MEDIA_SUFFIXES, Row, below, is_media
+from hiera_video.data.videos.folders import SUFFIX_PATTERN, Row, below, is_media
 from hiera_video.data.videos.mistakes import (
     HEADER_ADVICE,
     NUM_FILES_CHECKED,
@@ -44,10 +44,9 @@ from hiera_video.files import MAX_LINE, is_address, load_json, parse_json, read_
 EXAMPLE = '{"path": ..., "label": ...}'
 KNOWN_COLUMNS = {*PATH_COLUMNS, *LABEL_COLUMNS, *START_COLUMNS, *END_COLUMNS, "split"}
 LINE_SEPARATORS = "\t, ;"  # in the order in which they are tried
-HEADER_AGAIN = "the header stands here again; remove the line"
+HEADER_AGAIN = "the header is repeated here; remove the line"
 SSV2_COLUMNS = ("id", "template", "label", "placeholders")
-_SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES))
-PATH_AND_FIELDS = re.compile(rf'"?(.*?(?:{_SUFFIX}))"?[\t;, ]+(.+)', re.IGNORECASE)
+PATH_AND_FIELDS = re.compile(rf'"?(.*?(?:{SUFFIX_PATTERN}))"?[\t;, ]+(.+)', re.IGNORECASE)
 # mmaction2's lines of folders of frames.
 FRAMES_LINE = re.compile(r"(?P<path>.*[^\t, ])[\t, ]+(?P<end_frame>\d+)[\t, ]+(?P<label>\d+)")
 NUMBERS_ADVICE = (

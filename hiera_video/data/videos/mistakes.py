@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.videos.columns import LABEL_COLUMNS, PATH_COLUMNS, argument, column_name
-from hiera_video.data.videos.folders import MEDIA_SUFFIXES, Row, below, is_media
+from hiera_video.data.videos.folders import MEDIA_SUFFIXES, SUFFIX_PATTERN, Row, below, is_media
 from hiera_video.errors import MAX_COMPARED, AnnotationError, listing
 from hiera_video.files import missing_path, similar_path
 from hiera_video.video.content import is_frame_folder
@@ -32,8 +32,7 @@ HEADER_ADVICE = (
     f"if this is a header, call the column of paths {listing(PATH_COLUMNS)}, the column of labels "
     f"{listing(LABEL_COLUMNS)}"
 )
-_SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES))
-_SUFFIX_AND_MORE = re.compile(rf"(.*?(?:{_SUFFIX}))([^\w.].*)", re.IGNORECASE)
+_SUFFIX_AND_MORE = re.compile(rf"(.*?(?:{SUFFIX_PATTERN}))([^\w.].*)", re.IGNORECASE)
 
 
 # ---- the content of a file
@@ -56,7 +55,7 @@ def check_content(file: Path, text: str) -> None:
     elif start and start[1] == "[" and suffix != ".json":
         raise AnnotationError(
             f"{file}: a line of {suffix} is an object, which begins with {{; a JSON list belongs "
-            "into a .json file"
+            "in a .json file"
         )
 
 
@@ -80,7 +79,7 @@ def object_advice(content: dict[str, Any]) -> str:
     if "annotations" in nested and len(nested) > 1:
         return "this is COCO's form: write one object for each video, with the keys path and label"
     if nested:
-        return f"write what stands under {listing(nested)} into a file of its own"
+        return f"write what is under {listing(nested)} to a file of its own"
     if values and all(isinstance(value, dict) for value in values):
         return "put the key of each video into its object, as the path"
     if content and all(map(is_media, content)):
@@ -102,10 +101,16 @@ def stated_separator(text: str) -> tuple[str, str]:
 
 
 def check_only_names(where: str, names: Sequence[str]) -> None:
-    """Raises AnnotationError if lines of a file of class names hold paths, or ids beside the names.
+    """Raises AnnotationError if lines of a file of class names hold paths or JSON objects, or ids
+    beside the names.
 
     They hold ids if all but a header have a number, each the next one.
     """
+    if names and all(JSON_START.match(name) for name in names):
+        raise AnnotationError(
+            f"{where}: its lines are JSON, such as {names[0][:60]}; write names, one a line, or a "
+            "JSON list of names in a .json file"
+        )
     if names and all(is_media(name) or _SUFFIX_AND_MORE.fullmatch(name) for name in names):
         raise AnnotationError(
             f"{where}: a list of videos, such as {names[0]!r}; expected class names, one a line"
@@ -262,10 +267,7 @@ def _other_separator(rows: Sequence[Row], root: str) -> str:
             advice = "separate path and label by a space, a tab, a comma or a semicolon"
             if found[2][0] in "\t, ;":  # below a header of one column
                 advice = "the header must name all columns, such as path,label"
-            return (
-                f"; there is {found[1]!r}, after which {found[2][:20]!r} stands in the list: "
-                f"{advice}"
-            )
+            return f"; there is {found[1]!r}, followed by {found[2][:20]!r} in the list: {advice}"
     return ""
 
 
