@@ -145,3 +145,10 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
         FileNotFoundError, match="hiera_large_224 has no such tag; did you mean 'mae_in1k_ft_in1k"
     ):
         create_model("hiera_large_224", checkpoint="mae_in1k_ft_in")
+
+
+def test_none_stands_for_the_default() -> None:
+    """As messages about wrong arguments say (`or null`)."""
+    arguments: dict[str, Any] = {"input_size": None, "stages": None}
+    with torch.device("meta"):
+        assert Hiera(**arguments, num_classes=0).input_size == (16, 224, 224)

@@ -202,6 +202,8 @@ def test_home_folders_in_every_path(tmp_path, monkeypatch):
         assert (config.run_dir, config.data.train) == (f"{tmp_path}/runs", f"{tmp_path}/t.csv")
     config = load_settings(PredictSettings, [], ["checkpoint=~/c", {"inputs": ["~/a.mp4", "~$b"]}])
     assert (config.checkpoint, config.inputs) == (f"{tmp_path}/c", [f"{tmp_path}/a.mp4", "~$b"])
+    config = PredictSettings(checkpoint=Path("~/c"), inputs=[Path("a.mp4")])  # in Python
+    assert (config.checkpoint, config.inputs) == (f"{tmp_path}/c", ["a.mp4"])
 
 
 def test_configurations_are_frozen():
