@@ -8,8 +8,8 @@ from itertools import islice, takewhile
 
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MAX_MESSAGE = 10_000  # characters of a message in a terminal or a log
-MAX_COMPARED = 2000  # names with a misspelt one: a fraction of a second
-
+# Names that are compared with a misspelt one, and letters of a name: 2 s at most, measured.
+MAX_COMPARED, MAX_LETTERS = 2000, 100
 OTHER_WEIGHTS = "other weights, for example of an earlier checkpoint"  # where some are not finite
 
 # Of names, and of messages of libraries, what a terminal acts upon (control characters), what
@@ -138,20 +138,23 @@ def nearest(name: str, known: Iterable[str]) -> str:
     Similar are names of which one letter in four is wrong, missing, too many, or swapped with the
     next; and names that contain `name` and are at most twice as long. Case, spaces, hyphens and
     underscores do not count. Of names that are equally similar, the one with the longest common
-    beginning is taken.
+    beginning is taken. Only the first `MAX_COMPARED` names are compared, and none that is longer
+    than `MAX_LETTERS`.
     """
     own = _letters(name)
     best, found = (MAX_MESSAGE, 0), ""
     for other in islice(known, MAX_COMPARED):
         letters = _letters(other)
         longest = max(len(own), len(letters))
+        if longest > MAX_LETTERS:
+            continue
         allowed = max(longest > 2, longest // 4)
         if len(own) > 2 and own in letters and len(letters) <= 2 * len(own):
             allowed = longest
         fewest = max(abs(len(own) - len(letters)), len({*own} ^ {*letters}) // 2)  # mistakes
         if fewest > min(allowed, best[0]):
             continue
-        mistakes = _mistakes(own, letters)
+        mistakes = _mistakes(own, letters, min(allowed, best[0]))
         common = takewhile(lambda pair: pair[0] == pair[1], zip(own, letters, strict=False))
         rank = (mistakes, -len(list(common)))
         if mistakes <= allowed and rank < best:
@@ -163,8 +166,9 @@ def _letters(name: str) -> str:
     return re.sub("[-_ ]", "", name.casefold())
 
 
-def _mistakes(a: str, b: str) -> int:
-    """Letters to replace, insert, delete, or swap with the next, to make `b` of `a`."""
+def _mistakes(a: str, b: str, at_most: int) -> int:
+    """Letters to replace, insert, delete, or swap with the next, to make `b` of `a`; if they are
+    more than `at_most`, any larger number."""
     older: Sequence[int] = ()
     before: Sequence[int] = range(len(b) + 1)
     for i, letter in enumerate(a):
@@ -173,5 +177,7 @@ def _mistakes(a: str, b: str) -> int:
             row.append(min(before[j + 1] + 1, row[j] + 1, before[j] + (letter != other)))
             if i and j and letter == b[j - 1] and other == a[i - 1]:
                 row[-1] = min(row[-1], older[j - 1] + 1)
+        if min(row) > at_most:  # no later row has less
+            return min(row)
         older, before = before, row
     return before[-1]

@@ -110,7 +110,7 @@ def load_json(text: str, where: str, error: type[UserError]) -> Any:
         return parse_json(text)
     except json.JSONDecodeError as failure:
         line = f":{failure.lineno}" if failure.lineno > 1 else ""
-        hint = "; lines of JSON belong into a .jsonl file" if "Extra" in failure.msg else ""
+        hint = "; lines of JSON belong in a .jsonl file" if "Extra" in failure.msg else ""
         raise error(
             f"{where}{line}: not JSON ({failure.msg} at column {failure.colno}){hint}"
         ) from None
@@ -380,12 +380,12 @@ def missing_path(path: str | os.PathLike[str]) -> str:
 
 
 def is_address(path: str) -> bool:
-    """Whether a path has the form of an address, as `https://...` and `s3://...` have."""
-    return re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path) is not None
+    """Whether a path has the form of an address, as `https://...` has and `C://...` has not."""
+    return "://" in path and re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", path) is not None
 
 
 def similar_path(path: str) -> str:
-    """Why a path that does not exist may be misspelt, as the end of a message; "" if unknown.
+    """Why a path that does not exist may be wrong, as the end of a message; "" if unknown.
 
     It may have the separators of Windows, or letters in another Unicode form than the names of
     files: macOS writes `é` as two code points (NFD), other systems as one (NFC).
@@ -398,6 +398,8 @@ def similar_path(path: str) -> str:
         return "; write / between folders, not the backslashes of Windows"
     if "*" in path:
         return "; patterns are not expanded here: name a folder, or a list of files"
+    if os.path.islink(path):
+        return f"; it is a link to {os.readlink(path)!r}, which does not exist"
     found = os.sep if path.startswith(os.sep) else ""
     for part in filter(None, path.split(os.sep)):
         forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))

@@ -82,6 +82,7 @@ def test_no_message_says_1_classes_or_what_is_needed():
         ("hiera_tiny_1", "hiera_base_1 hiera_tiny_2", "hiera_tiny_2"),
         ("bb.a", "ba.a bb.b", "bb.b"),  # one mistake in each: the same beginning
         ("", "a", ""),
+        ("a" * 500, "a" * 499, ""),  # too long to be compared
     ],
 )
 def test_the_nearest_name(name, known, near):

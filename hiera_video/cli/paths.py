@@ -12,7 +12,8 @@ from hiera_video.settings.base import Settings, existing_paths, shown_key
 from hiera_video.settings.tools import BenchmarkSettings, FlopsSettings
 from hiera_video.settings.training import RunSettings
 
-FILES = (".onnx", ".pt2", ".pt", ".pth", ".csv", ".json", ".jsonl", ".npz", ".mp4", ".png")
+# Suffixes of files that are written or read: no folder of results has them.
+FILE_SUFFIXES = (".onnx", ".pt2", ".pt", ".pth", ".csv", ".json", ".jsonl", ".npz", ".mp4", ".png")
 
 
 def check_paths(settings: Settings, kind: Kind | None = None) -> None:
@@ -24,19 +25,19 @@ def check_paths(settings: Settings, kind: Kind | None = None) -> None:
     _check_output_folders(settings)
     _check_variants(settings)
     for key, paths, mark in existing_paths(settings):
-        where = f"{shown_key(type(settings), key)} is {paths[0]!r}"
+        first = reason = ""
         if mark.or_published:
             if not (isinstance(settings, RunSettings) and _starts_without(settings)):
                 try:
                     check_source(paths[0], kind)
                 except WeightsNotFoundError as error:
-                    reason = str(error).removeprefix(f"{paths[0]}: ")
-                    raise ConfigError(f"{where}: {reason}") from None
+                    first, reason = paths[0], str(error).removeprefix(f"{paths[0]}: ")
         elif missing := [path for path in paths if not os.path.exists(own_or_shipped(path))]:
-            where = f"{shown_key(type(settings), key)} is {missing[0]!r}"
             others = f" ({len(missing)} of {len(paths)} are missing)" if paths[1:] else ""
-            null = "; for none, write null" if missing[0].lower() == "none" else ""
-            raise ConfigError(f"{where}: {missing_path(missing[0])}{others}{null}")
+            first, reason = missing[0], f"{missing_path(missing[0])}{others}"
+        if reason:
+            null = "; for none, write null" if first.lower() == "none" else ""
+            raise ConfigError(f"{shown_key(type(settings), key)} is {first!r}: {reason}{null}")
 
 
 def _check_output_folders(settings: Settings) -> None:
@@ -48,7 +49,7 @@ def _check_output_folders(settings: Settings) -> None:
         if is_address(path):
             raise ConfigError(f"{key} is {path!r}: an address; name a folder of this machine")
         there = os.path.abspath(path)
-        if not os.path.exists(there) and there.lower().endswith(FILES):
+        if not os.path.exists(there) and there.lower().endswith(FILE_SUFFIXES):
             raise ConfigError(
                 f"{key} is {path!r}, which is the name of a file; name a folder: the files in it "
                 "get names of their own"

@@ -45,12 +45,13 @@ def operands_of(command: str, words: Sequence[str]) -> list[str]:
             raise ConfigError(f"{word!r} is not a {operand[1].name}{hint}")
         if found and not operand[1].is_list:
             raise ConfigError(f"{word!r} is a second {operand[1].name}: only one is allowed")
-        if is_weights(word) and "checkpoint" in cls.model_fields:
+        if _is_weights(word) and "checkpoint" in cls.model_fields:
             raise ConfigError(
                 f"FILE is {word!r}, which are weights: write checkpoint={word}, and a video as FILE"
             )
         found.append(word)
-    if operand and operand[1].name == "FILE" and command != TAKES_LISTS and _is_list(*found[:2]):
+    takes_videos = operand and operand[1].name == "FILE" and command != TAKES_LISTS
+    if takes_videos and len(found) == 1 and _is_list(found[0]):  # of several, it cannot be read
         raise ConfigError(
             f"FILE is {found[0]!r}, and {command} takes videos, not lists of them: name the "
             "videos; extract takes a list as FILE, and evaluate as data.val=LIST"
@@ -100,20 +101,19 @@ def _as_setting(cls: type[Settings], word: str) -> str:
     return f"; files are named as {' '.join(f'{key}=FILE' for key in keys)}" if keys else ""
 
 
-def _is_list(name: str = "", other: str = "") -> bool:
-    """Whether the only FILE is a list: among several, it is one that cannot be read."""
-    if other or not name.lower().endswith(LISTS) or not os.path.isfile(name):
+def _is_list(name: str) -> bool:
+    """Whether a file is a list of videos, by its name and its beginning."""
+    if not name.lower().endswith(LISTS) or not os.path.isfile(name):
         return False
     with open(name, "rb") as file:
         return b"\0" not in file.read(4096)  # as videos have, whatever they are called
 
 
-def is_weights(name: str) -> bool:
+def _is_weights(name: str) -> bool:
     """Whether a name is that of published weights, of a run folder, or of what else has weights."""
-    folder = Path(name)
-    marks = ("model.safetensors", "weights/model.safetensors", "checkpoints")
+    marks = ("model.safetensors", "weights/model.safetensors", "checkpoints/step_*")
     return (
         name in PUBLISHED
         or name.lower().endswith(WEIGHTS)
-        or any((folder / mark).exists() for mark in marks)
+        or any(True for mark in marks for _ in Path(name).glob(mark))
     )

@@ -75,7 +75,7 @@ def check_videos(
             _check_moving(key, there, num_frames, data)
     found = Counter({"missing": len(records) - len(there)} if missing else {})
     if data.check == "decode":
-        for failure in decoding_failures(there, data):
+        for failure in decoding_failures(there, data, num_frames):
             found[failure.cause] += 1
             logger.warning("%s", failure.message)
         causes = ", ".join(f"{count} {cause}" for cause, count in found.most_common())
@@ -141,15 +141,18 @@ def _check_moving(key: str, records: Sequence[Any], num_frames: int, data: Readi
             )
 
 
-def decoding_failures(records: Records, data: Listed) -> list[Failure]:
+def decoding_failures(records: Records, data: Listed, num_frames: int = 1) -> list[Failure]:
     """Decodes all frames of all records, in supervised processes; those of a film once.
+
+    Args:
+        num_frames: of a clip, as for `opener`.
 
     Returns:
         The records whose frames cannot all be read, in order.
     """
     distinct = {(r.path, getattr(r, "part", None)): r for r in records}
     jobs = [[record] for record in distinct.values()]
-    work = partial(_decode, opener(data))
+    work = partial(_decode, opener(data, num_frames))
     failures: dict[int, Failure | None] = {}
     with Progress(unit="file", total=len(jobs)) as bar:
         count = min(num_workers(data, 1), len(jobs))
@@ -219,8 +222,9 @@ def warn_of_still_model(name: str, num_frames: int, records: Sequence[VideoRecor
         name: of the model.
         num_frames: of its clips.
     """
-    videos = [record for record in records if not has_picture_name(record.path)]
-    if num_frames == 1 and videos:
+    if num_frames > 1:
+        return
+    if videos := [record for record in records if not has_picture_name(record.path)]:
         moving = re.sub(r"(_abswin)?_\d+$", "_16x224", name.partition(".")[0])
         logger.warning(
             "%d of %d training files are videos, and %s is a model of pictures: it learns from "

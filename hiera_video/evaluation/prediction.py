@@ -29,7 +29,6 @@ from hiera_video.video.open import opener
 Classes = list[tuple[str, float]]
 """Names and probabilities, most likely first."""
 
-
 PAIR = "load_model returns a pair: write model, card = load_model(...)"
 
 
@@ -42,7 +41,7 @@ class LoadedModel(NamedTuple):
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise TypeError(f"{PAIR}, and call the model")
 
-    def __getattr__(self, name: str) -> NoReturn:
+    def __getattr__(self, name: str) -> Any:
         if not name.startswith("__") and hasattr(self.model, name):
             raise AttributeError(f"{PAIR}, which has {name!r}: model.{name}")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")

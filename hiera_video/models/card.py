@@ -75,7 +75,7 @@ ALLOWED = {  # in words, by the beginning of pydantic's name of a mistake
     "model_": "keys with values",
 }
 Mean = Annotated[float, Ge(0), Le(1)]
-Deviation = Annotated[float, Ge(1e-6), Le(1e6)]
+Deviation = Annotated[float, Ge(1e-6), Le(1)]
 
 
 class DetectorArguments(Settings):

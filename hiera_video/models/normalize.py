@@ -27,7 +27,10 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         for name, values in (("mean", mean), ("std", std)):
-            numbers = np.asarray(values)
+            try:
+                numbers = np.asarray(values, np.float64)
+            except (TypeError, ValueError):
+                numbers = np.array(np.nan)
             is_allowed = (numbers >= 0) & (numbers <= 1) & (numbers > 0 if name == "std" else True)
             if numbers.ndim != 1 or not is_allowed.all():
                 raise ModelError(

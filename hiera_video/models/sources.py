@@ -126,7 +126,7 @@ def check_source(source: Source, kind: Kind | None = None) -> None:
         )
     if near:
         raise WeightsNotFoundError(
-            f"{what}, and no published weights are called so; did you mean {called[near]!r}?"
+            f"{what}, and no published weights have this name; did you mean {called[near]!r}?"
         )
     hub = ""
     if name.count("/") == 1 and not path.parent.is_dir():

@@ -138,8 +138,10 @@ class Operand:
 def _possible_path(value: Any) -> str:
     """Any name that a file can have: of bytes that are not UTF-8 too, which `str` would refuse.
 
-    `~` becomes the home folder, as the shell replaces it only where it begins a word.
+    `~` becomes the home folder, as the shell replaces it only where it begins a word. In Python, a
+    `pathlib.Path` becomes text.
     """
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("not a path")
     os.fsencode(value)
@@ -217,7 +219,7 @@ def allowed_values(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 def _bounds(metadata: Sequence[Any]) -> str:
     words = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
     stated = [(words[type(m)], astuple(m)[0]) for m in metadata if type(m) in words]
-    return " and".join(f" {word} {bound:g}" for word, bound in stated if bound < MAX_WHOLE)
+    return " and".join(f" {word} {bound:.15g}" for word, bound in stated if bound < MAX_WHOLE)
 
 
 def shown(value: Any) -> str:
@@ -358,12 +360,14 @@ def checked(cls: type[Settings], arguments: Mapping[str, Any]) -> dict[str, Any]
 
 
 def takes(cls: type[Settings]) -> Callable[[Callable[P, None]], Callable[P, None]]:
-    """Decorates an `__init__` of keyword arguments, which become `checked` ones."""
+    """Decorates an `__init__` of keyword arguments, which become `checked` ones. None stands for
+    the default."""
 
     def decorate(init: Callable[P, None]) -> Callable[P, None]:
         @functools.wraps(init)
         def with_checks(*args: P.args, **arguments: P.kwargs) -> None:
-            cast("Callable[..., None]", init)(*args, **checked(cls, arguments))
+            given = {key: v for key, v in checked(cls, arguments).items() if v is not None}
+            cast("Callable[..., None]", init)(*args, **given)
 
         return with_checks
 

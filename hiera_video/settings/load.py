@@ -211,7 +211,7 @@ class _TextLoader(yaml.SafeLoader):
             key, mark = self.construct_object(key_node, deep=True), key_node.start_mark
             what = "" if isinstance(key, str) else "a key that is not text"
             if isinstance(key, str) and key in lines:
-                what = f"duplicate key {key}, which stands in line {lines[key]} too; join them"
+                what = f"duplicate key {key}, which is also in line {lines[key]}; join them"
             if what:
                 raise yaml.constructor.ConstructorError(None, None, what, mark)
             lines[key] = mark.line + 1
@@ -238,7 +238,7 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
     text = error.get("input")
     if error["type"] in ("model_type", "model_attributes_type", "dict_type"):  # for a group
         line = re.match(r"(\w+)\s*[=:]\s*(.+)", text) if isinstance(text, str) else None
-        hint = f"; in files, write {line[1]}: {line[2]} below {key}:" if line else ""
+        hint = f"; in YAML, write {line[1]}: {line[2]} below {key}:" if line else ""
         return is_unset, key, f"{sentence}{hint or advice(cls, key)}"
     if error["type"] == "extra_forbidden":
         last = str(error["loc"][-1])
@@ -246,10 +246,10 @@ def _mistake(cls: type[Settings], error: Any, values: dict[str, Any]) -> tuple[b
         if "." in last:  # of a file: in overrides, dots lead into groups
             parts = last.split(".")
             nested = ": {".join(parts) + ": ..." + "}" * (len(parts) - 1)
-            sentence = f"{key} is one key with dots; in files, groups are nested: {nested}"
+            sentence = f"{key} is one key with dots; in YAML, groups are nested: {nested}"
         elif "=" in last:  # of a file
             name, _, text = (part.strip() for part in last.partition("="))
-            sentence = f"{key!r} is one key; in files, write {name}: {text}"
+            sentence = f"{key!r} is one key; in YAML, write {name}: {text}"
         elif more := advice(cls, whole):
             sentence = f"{whole} is unknown{more}"
     return is_unset, key, sentence

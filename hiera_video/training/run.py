@@ -150,14 +150,15 @@ def find_run(folder: Path, task: Task, schedule: "Schedule") -> Path | None:
     latest = on_main(lambda: latest_checkpoint(folder / "checkpoints"))
     if latest:
         step, facts = read_facts(latest)
-        check_same_run(latest, facts, settings, task.data)
-        if step > schedule.end_step:
+        is_same_data = facts["data"]["fingerprint"] == task.data["fingerprint"]
+        if step > schedule.end_step and is_same_data:  # before overwrite_config is advised
             raise ConfigError(
                 f"train.epochs is {settings.train.epochs:g}, which are "
                 f"{counted(schedule.end_step, 'step')} of {settings.train.global_batch_size} "
                 f"{task.unit}, and {folder} has taken {step}: raise train.epochs, or choose "
                 "another run_dir"
             )
+        check_same_run(latest, facts, settings, task.data)
     elif (folder / "weights").exists():  # a start that failed leaves neither
         raise UserError(
             f"{folder} holds a finished run without checkpoints: choose another run_dir"

@@ -42,7 +42,8 @@ def jumps_within_groups(dts: Stamps, is_key: Sequence[bool]) -> bool:
     known = [n for n, time in enumerate(dts) if time is not None]
     steps = np.diff([dts[n] for n in known])
     after = np.array([is_key[n] for n in known[1:]], bool)
-    return bool(len(steps) and (steps[~after] > MAX_REORDERED * np.median(steps)).any())
+    rising = steps[steps > 0]  # two fields of a frame may have one time
+    return bool(len(rising) and (steps[~after] > MAX_REORDERED * np.median(rising)).any())
 
 
 def unwrapped(container: str, pts: Stamps, dts: Stamps) -> tuple[Stamps, Stamps]:

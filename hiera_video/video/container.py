@@ -1,6 +1,5 @@
 """Containers as libavformat reads them: streams, packets, and whether the end is missing."""
 
-import mmap
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ BEGINNINGS = {
     "matroska,webm": rb"\x1a\x45\xdf\xa3.{1,64}?(?:matroska|webm)",
     "mov,mp4,m4a,3gp,3g2,mj2": rb"\0\0\0[\x10-\xff]ftyp",
 }
+LONGEST_BEGINNING, BLOCK_BYTES = 128, 2**20
 ROUNDING_SEC = 1.5e-3
 PADDING_SEC = 0.15  # of sound
 UNSUPPORTED = "holds something that FFmpeg does not implement, or is damaged; convert it to H.264"
@@ -167,23 +167,25 @@ def damaged_offsets(stream: VideoStream, last: int | None, deadline: Deadline) -
     return offsets
 
 
-def unread_recording(path: str, container: str, end: int) -> str | None:
+def unread_recording(path: str, container: str, end: int, deadline: Deadline) -> str | None:
     """Describes another recording behind the one that libavformat reads; None if there is none.
 
     Args:
         container: libavformat's name of the format.
-        end: where the last packet ends in the file.
+        end: where the last packet ends in the file; negative if that is not known.
     """
-    if container not in BEGINNINGS or not 0 < end < os.path.getsize(path):
+    if container not in BEGINNINGS or end < 0:
         return None
-    with (
-        open(path, "rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        match = re.compile(BEGINNINGS[container], re.DOTALL).search(content, end)
-    if match is None:
-        return None
-    return f"another recording begins at byte {match.start()}, which FFmpeg does not read"
+    pattern, block = re.compile(BEGINNINGS[container], re.DOTALL), b""
+    with open(path, "rb") as file:
+        file.seek(end)
+        while more := file.read(BLOCK_BYTES):
+            deadline.check()
+            block = block[-LONGEST_BEGINNING:] + more
+            if match := pattern.search(block):
+                begin = file.tell() - len(block) + match.start()
+                return f"another recording begins at byte {begin}, which FFmpeg does not read"
+    return None
 
 
 def missing_end(

@@ -29,13 +29,10 @@ from hiera_video.video.clock import (
     fits_b_frames,
     jumps_within_groups,
     placed,
-    rises,
-    unwrapped,
     without_gaps,
 )
 from hiera_video.video.container import (
     choose_stream,
-    damaged_offsets,
     filled_packets,
     missing_end,
     open_container,
@@ -43,15 +40,12 @@ from hiera_video.video.container import (
     video_streams,
 )
 from hiera_video.video.decoder import Decoder
-from hiera_video.video.fields import FieldPairs
+from hiera_video.video.packets import GAP_SEC, PARSED_FORMATS, Packets, read_packets
 from hiera_video.video.reader import Deadline, VideoError, warn_once
 
 MAX_NOT_CODED_BYTES = 16
 FALLBACK_FPS = 25.0  # libavformat's, for streams that state no rate
 NO_STAMP = np.iinfo(np.int64).min
-GAP_SEC = 10.0  # between two frames; longer ones are reported. FFmpeg's dts_delta_threshold
-# Formats whose frames are put together by parsers, with other offsets after a seek.
-PARSED_FORMATS = frozenset({"mpegts", "mpeg"})
 # Long videos are opened once for each of hundreds of clips; short ones are indexed quickly.
 MIN_CACHED_FRAMES = 3_000
 MAX_CACHED_FRAMES = 4_000_000  # of all videos together, 64 bytes each; 150 times 15 minutes
@@ -133,24 +127,6 @@ class VideoIndex:
 _cache: dict[tuple[str, int, int, float | None], VideoIndex] = {}  # the most recently used last
 
 
-@dataclass(frozen=True)
-class _Packets:
-    """One entry per packet, in decoding order."""
-
-    pts: Stamps  # on one rising clock, as `dts`
-    dts: Stamps
-    in_file: dict[str, Stamps]  # the same, as the file has them
-    falls: list[Fall]  # of the clock of the file
-    duration: list[int]  # 0 = unknown
-    places: np.ndarray  # int64 [P, 2]
-    is_key: np.ndarray  # bool
-    is_shown: np.ndarray  # bool: neither marked as never displayed nor a second field
-    is_second: np.ndarray  # bool: the second field of the frame of the packet before
-    num_single: int  # fields without a second one
-    damaged: frozenset[int]
-    problems: list[str]  # descriptions of damage
-
-
 def cached_scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     """`scan`, whose results for long videos are cached: it takes 4 times as long as a clip."""
     status = os.stat(path)
@@ -170,7 +146,7 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
         VideoError: the cause is "no_frames", "timeout", or "truncated" if no frame decodes.
     """
     deadline = Deadline(path, limits.deadline_sec)
-    packets = _read_packets(stream, deadline)
+    packets = read_packets(stream, deadline)
     if not packets.is_shown.any():
         if packets.damaged:
             raise VideoError(path, "truncated", "no frame of it is whole; fetch it again")
@@ -211,7 +187,8 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     problems = [*packets.problems, *falls]
     if not packets.falls and (problem := _missing_end(packets, stream, deadline)):
         problems.append(problem)
-    if problem := unread_recording(path, stream.container.format.name, _end(packets.places)):
+    name, end = stream.container.format.name, _end(packets.places)
+    if problem := unread_recording(path, name, end, deadline):
         problems.append(problem)
     damage = f"is damaged: {'; '.join(problems)}" if problems else None
     for sentence in (damage, note):
@@ -238,97 +215,6 @@ def scan(path: str, stream: VideoStream, limits: Decoding) -> VideoIndex:
     )
 
 
-def _read_packets(stream: VideoStream, deadline: Deadline) -> _Packets:
-    pts, dts, duration, places, is_key, is_shown, is_second = [], [], [], [], [], [], []
-    damaged: set[int] = set()
-    pairs = FieldPairs(stream)
-    codec = stream.codec_context.name
-    name = stream.container.format.name
-    is_parsed = name in PARSED_FORMATS
-    problems: list[str] = []
-    for number, packet in enumerate(filled_packets(deadline, stream, problems=problems)):
-        pts.append(packet.pts)
-        dts.append(packet.dts)
-        duration.append(packet.duration or 0)
-        places.append((-1 if packet.pos is None else packet.pos, packet.size))
-        key = packet.is_keyframe
-        second = (key or pairs.may_follow) and pairs.completes(packet)
-        if second:  # of a frame that lasts as long as both fields, whatever is stated
-            duration[-2] = 0 if None in pts[-2:] else max(0, 2 * (pts[-1] - pts[-2]))
-        is_second.append(second)
-        is_key.append(key and not second)
-        if packet.is_corrupt:
-            damaged.add(number)
-        hides = _is_hidden(codec, memoryview(packet)[0])
-        is_shown.append(not (packet.is_discard or hides or second))
-    pairs.end()
-    begins = [offset for offset, _ in places]
-    on_clock: tuple[Stamps, Stamps] = pts, dts
-    falls = list[Fall]()
-    least = int(name == "mpegts" and not any(is_second))  # in which no two frames have one time
-    if not rises(dts, least):
-        on_clock = unwrapped(name, pts, dts)
-        is_stated = [not is_parsed or begin >= 0 for begin in begins]
-        is_guessed = name in WITHOUT_DTS and bool(stream.codec_context.has_b_frames)
-        shown = [time if is_in else None for time, is_in in zip(on_clock[0], is_shown, strict=True)]
-        falls = find_falls(
-            on_clock[1], is_stated, shown=shown, is_key=is_key, is_guessed=is_guessed, least=least
-        )
-    if is_parsed and places:
-        # The flags of the first packet are lost, as no packet comes before it.
-        end = None if damaged else begins[0]
-        lost = damaged_offsets(stream, end, deadline)
-        damaged = {n for n, begin in enumerate(begins) if begin in lost}
-        # A packet of the container may also be the end of a frame that begins in an earlier one.
-        damaged |= {bisect.bisect(begins[1:], offset) for offset in lost.difference(begins)}
-        if damaged:
-            damaged -= _before_recordings(on_clock[1], is_key, begins, stream)
-    # The file was cut off in the last packets that are not whole: they count as missing.
-    last = len(pts) - 1
-    while last in damaged or (last > 0 and is_second[last] and last - 1 in damaged):
-        is_shown[last] = False
-        last -= 1
-    if damaged:
-        problems.append(f"{len(damaged)} of {counted(len(pts), 'packet')} not whole")
-    placed_pts, placed_dts = placed(falls, *on_clock, duration)
-    return _Packets(
-        placed_pts,
-        placed_dts,
-        {"pts": pts, "dts": dts},
-        falls,
-        duration,
-        np.array([(-1 if is_parsed else begin, size) for begin, size in places], np.int64),
-        np.array(is_key, bool),
-        np.array(is_shown, bool),
-        np.array(is_second, bool),
-        pairs.num_single,
-        frozenset(damaged),
-        problems,
-    )
-
-
-def _is_hidden(codec: str, byte: int) -> bool:
-    """Whether a packet holds no frame to show, by its first byte."""
-    if codec in ("vp8", "libvpx"):  # RFC 6386, section 9.1: show_frame
-        return not byte & 0x10
-    return codec == "theora" and byte >= 0x80  # a header, of a recording that was joined
-
-
-def _before_recordings(
-    dts: Stamps, is_key: list[bool], begins: list[int], stream: VideoStream
-) -> set[int]:
-    """The last packets before a key frame with which another recording begins.
-
-    The container calls them damaged, as its next packet does not continue them.
-    """
-    known = [n for n, begin in enumerate(begins) if begin >= 0 and dts[n] is not None]
-    longest, last = GAP_SEC / float(stream.time_base or 1), set[int]()
-    for before, after in itertools.pairwise(known):
-        if is_key[after] and not 0 < dts[after] - dts[before] <= longest:  # type: ignore[operator]
-            last.update(range(before, after))
-    return last
-
-
 def _some(places: list[str]) -> str:
     more = f" and {len(places) - 5} more" if len(places) > 5 else ""
     return ", ".join(places[:5]) + more
@@ -347,7 +233,7 @@ def _long_gaps(times_sec: np.ndarray) -> str | None:
     return f"has no frame {_some(gaps)}; {advice}" if gaps else None
 
 
-def _missing_end(packets: _Packets, stream: VideoStream, deadline: Deadline) -> str | None:
+def _missing_end(packets: Packets, stream: VideoStream, deadline: Deadline) -> str | None:
     is_avi = stream.container.format.name == "avi"
     stamps = sorted(t for t in (packets.dts if is_avi else packets.pts) if t is not None)
     if not stamps:
@@ -371,7 +257,7 @@ def _all_differ(stamps: Stamps, is_second: np.ndarray) -> bool:
     return None not in stamps and len(set(stamps)) == len(stamps)
 
 
-def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:
+def _has_ordered_timestamps(packets: Packets, stream: VideoStream) -> bool:
     """Whether presentation times determine the order of frames."""
     if packets.num_single or not _all_differ(packets.pts, packets.is_second):
         return False
@@ -396,8 +282,8 @@ def _has_ordered_timestamps(packets: _Packets, stream: VideoStream) -> bool:
 
 
 def _decoded_order(
-    path: str, packets: _Packets, limits: Decoding, deadline: Deadline
-) -> tuple[np.ndarray, _Packets]:
+    path: str, packets: Packets, limits: Decoding, deadline: Deadline
+) -> tuple[np.ndarray, Packets]:
     """Packet numbers in the decoder's order of presentation, int64; the packets, corrected.
 
     A packet that fails keeps a place in the order, so that later frames keep theirs.
@@ -449,7 +335,7 @@ def _decoded_order(
 
 
 def _presentation_times(
-    packets: _Packets, order: np.ndarray, position_of: np.ndarray, stream: VideoStream
+    packets: Packets, order: np.ndarray, position_of: np.ndarray, stream: VideoStream
 ) -> tuple[np.ndarray, float, list[str]]:
     """Times of frames in presentation order, float64 [F], and the end of the last; seconds. And a
     description of the falls of the clock."""

@@ -375,6 +375,8 @@ def test_the_tag_of_published_weights_and_files_of_the_package_exist(seen, tmp_p
         ("predict https://x/a.mp4 checkpoint=run", "addresses are not opened: download it"),
         ("predict videos/*.mp4 checkpoint=run", "patterns are not expanded here"),
         ("finetune data.train=list.csv data.val=None", "for none, write null"),
+        ("finetune data.train=list.csv model.init=none", "for none, write null"),
+        ("predict videos checkpoint=b", "checkpoint is 'b': there is no such"),
         ("finetune data.train=nothing", "there is no such file or folder in "),
         ("finetune data.train=list.csv run_dir=s3://bucket/run", "an address; name a folder"),
         ("export checkpoint=run output_dir=model.onnx", "the name of a file; name a folder"),
@@ -393,8 +395,8 @@ def test_the_tag_of_published_weights_and_files_of_the_package_exist(seen, tmp_p
 )
 def test_files_in_the_wrong_place_and_other_names(arguments, part, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for folder in ("videos", "my videos"):
-        (tmp_path / folder).mkdir()
+    for folder in ("videos/checkpoints", "my videos"):  # a class may be called so
+        (tmp_path / folder).mkdir(parents=True)
     for file in ("list.csv", "a.mp4"):
         (tmp_path / file).touch()
     save_card(tmp_path / "run", kind="classifier")

@@ -56,6 +56,9 @@ def test_all_files_are_looked_up_and_the_first_that_is_missing_is_named(tmp_path
     text = f"data.val: 3 of 602 files of list.csv are missing, the first is {paths[400]}"
     assert caplog.messages == [text]
     caplog.clear()
+    check_videos("data.val", "list.csv", records[550:551], Reading())
+    assert f"link.mp4; it is a link to '{tmp_path}/nothing.mp4', which does not" in caplog.text
+    caplog.clear()
     assert not check_videos("data.val", "list.csv", records[:100], Reading())
     assert not caplog.messages
 
@@ -141,6 +144,8 @@ def test_a_picture_under_the_name_of_a_video_is_no_clip(tmp_path):
     with pytest.raises(VideoError, match=r"page\.mp4: is a picture.*data\.stills=true") as caught:
         record.open(opener(Reading(), 4))
     assert caught.value.cause == "not_a_video"
+    check = Reading(check="decode", num_workers=0)
+    assert check_videos("data.val", "", [record], check, 4) == {"not_a_video": 1}
     for data, num_frames in ((Reading(stills=True), 4), (Reading(), 1)):
         with record.open(opener(data, num_frames)) as video:
             assert len(video) == 1

@@ -262,7 +262,7 @@ def test_a_header_that_is_not_known_before_a_line_that_is_no_video(root):
 
 
 def test_a_header_that_stands_twice(root):
-    with pytest.raises(AnnotationError, match=r"l\.csv:3: the header stands here again; remove"):
+    with pytest.raises(AnnotationError, match=r"l\.csv:3: the header is repeated here; remove"):
         read_video_list(write(root, "l.csv", "path,label\na.mp4,x\nPath, label\nb.mp4,y\n"))
 
 

@@ -115,7 +115,7 @@ def test_lines_in_a_file_of_json(root, name, content):
         ({"path": {"0": "a.mp4"}, "label": {"0": "run"}}, r"to_json\(FILE, orient='records'\)"),
         ({"path": ["a.mp4"], "label": ["run"]}, r"orient='records'"),
         ({"columns": ["path"], "index": [0], "data": [["a.mp4"]]}, r"orient='records'"),
-        ({"train": AB, "val": AB}, "what stands under 'train', 'val' into a file of its own"),
+        ({"train": AB, "val": AB}, "what is under 'train', 'val' to a file of its own"),
         ({"videos": [{"id": 1}], "annotations": [{"video_id": 1}]}, "this is COCO's form"),
         ({"run": ["a.mp4"], "jump": ["b.mp4"]}, "write an object for each path, with its label"),
         ({"a": {"label": "run"}}, "put the key of each video into its object, as the path"),
@@ -130,7 +130,7 @@ def test_json_objects_say_how_to_make_a_list(root, content, advice):
 
 
 def test_a_list_in_json_lines(root):
-    refused(write(root, "l.jsonl", AB), r"a line of \.jsonl is an object.* into a \.json file")
+    refused(write(root, "l.jsonl", AB), r"a line of \.jsonl is an object.* in a \.json file")
 
 
 @pytest.mark.parametrize(
@@ -155,6 +155,7 @@ def test_files_that_are_no_text(root, content, message):
         ("n.csv", "name,id\nrun,0\njump,1\n", "ids and names, such as 'jump,1'"),
         ("n.txt", "a.mp4 run\nb.mp4 jump\n", "n.txt: a list of videos, such as 'a.mp4 run'; exp"),
         ("n.txt", '["run", "jump"]', r"n\.txt: its content is JSON; call the file \.json"),
+        ("n.jsonl", '{"id": 0, "name": "run"}\n', r"n\.jsonl: its lines are JSON, such as \{"),
         ("n.json", "run\njump\n", r"n\.json: its content is not JSON"),
     ],
 )
@@ -164,7 +165,14 @@ def test_class_names_in_another_form(tmp_path, name, content, message):
 
 
 @pytest.mark.parametrize(
-    "names", [("2 fingers", "1 finger"), ("level 1", "level 2"), ("7 up",), ("[a] b", "{c}")]
+    "names",
+    [
+        ("2 fingers", "1 finger"),
+        ("level 1", "level 2"),
+        ("7 up",),
+        ("[a] b", "{c}"),
+        ("1 run", "999999999 jumps"),  # quickly: the numbers between them are not listed
+    ],
 )
 def test_names_that_hold_numbers_or_brackets(tmp_path, names):
     assert read_class_names(write(tmp_path, "n.txt", "\n".join(names))) == names
@@ -186,7 +194,7 @@ def test_names_that_hold_numbers_or_brackets(tmp_path, names):
         ("a.mp4 run # good\n", r"l\.txt:1: .*lists have no comments; remove '# good'"),
         ("a.mp4 = run\n", r"l\.txt:1: .*; remove '=' between path and label"),
         ("a.mp4 -> run fast\n", r"l\.txt:1: .*; remove '->' between path and label"),
-        ("path\na.mp4,run\n", r"after which ',run' stands .* the header must name all columns"),
+        ("path\na.mp4,run\n", r"followed by ',run' .* the header must name all columns"),
         ("# all videos\na.mp4 run\n", r"l\.txt:1: '# all videos' is no comment"),
         ("a.mp4 run\n# of day 2\nb.mp4 jump\n", r"l\.txt:2: '# of day 2' is no comment"),
         ("a.mp4 run\n#gone.mp4 jump\n", r"l\.txt:2: .*or begin it with \./ if it is a path"),
@@ -195,8 +203,8 @@ def test_names_that_hold_numbers_or_brackets(tmp_path, names):
         ("path,label\n#gone.mp4,run\na.mp4,run\n", r"l\.txt:2: '#gone\.mp4' is no comment"),
         ("a.mp4,run,\n", r"l\.txt:1: .*remove ',' from the end of the line"),
         ("path,label\na.mp4,run,,\n", r"l\.txt:2: 4 fields.*remove ',' from the end of the line"),
-        ("path label\na.mp4 run\npath label\n", r"l\.txt:3: the header stands here again"),
-        ("a.mp4|run\nb.mp4|jump\n", r"after which '\|run' stands in the list: separate path and"),
+        ("path label\na.mp4 run\npath label\n", r"l\.txt:3: the header is repeated here"),
+        ("a.mp4|run\nb.mp4|jump\n", r"followed by '\|run' in the list: separate path and"),
         ("a.mp4 0.5\nb.mp4 1.5\n", r"l\.txt:1: label '0\.5' is no class id, which is a whole"),
         ("path,label\na.mp4,run\nb.mp4,nan\n", r"l\.txt:3: label 'nan' is no class id"),
         ("path,label\na.mp4,\"['run']\"\n", r"l\.txt:2: label \['run'\] is not JSON, such as \["),
@@ -253,6 +261,7 @@ def test_a_first_line_may_state_the_separator(root, separator, header):
         ("l.txt", "a.avi run\n", {}, "there is 'a.mp4': write names as they are, with the suffix"),
         ("l.txt", "a run\nb jump\n", {}, "there is 'a.mp4': write names as they are"),
         ("l.txt", "A.MP4 run\n", {}, "there is 'a.mp4': write names as they are"),
+        ("l.txt", "l.mp4 run\n", {}, "HERE/l.mp4; set root (data.root) to the folder"),  # not l.txt
         ("l.txt", "vidoes/e.mp4 run\n", {}, "did you mean 'HERE/videos'?"),
         ("l.txt", "d.mp4 videos\n", {}, "there is 'videos/d.mp4': write the folders into the list"),
         ("l.txt", "gone.mp4 run\n", {}, "HERE/gone.mp4; set root (data.root) to the folder"),

@@ -257,7 +257,7 @@ def test_a_damaged_config_json_is_named(commands, trained, tmp_path):
 
 
 def test_an_error_in_a_decoding_process_ends_the_command(commands, monkeypatch, tmp_path):
-    monkeypatch.setattr(finetune, "opener", lambda decoding: open_with_a_defect)
+    monkeypatch.setattr(finetune, "opener", lambda *_: open_with_a_defect)
     arguments = commands.finetune(tmp_path, "data.num_workers=2")
     with pytest.raises(ZeroDivisionError, match="a defect of ours") as caught:
         commands.run(*arguments)

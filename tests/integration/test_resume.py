@@ -158,9 +158,8 @@ def test_a_finished_run_started_again_changes_nothing(commands, tmp_path, weight
     before = weights_of(tmp_path), lines_of(tmp_path / "metrics.jsonl")
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     commands.train(tmp_path).reports("nothing was left to train", "all 9 steps", "train.epochs")
-    shorter = ("train.epochs=1", "overwrite_config=true")
-    for options in ((), ("--dry-run",)):
-        result = commands.run(*commands.finetune(tmp_path, *shorter, *options))
+    for options in ((), ("overwrite_config=true",), ("overwrite_config=true", "--dry-run")):
+        result = commands.run(*commands.finetune(tmp_path, "train.epochs=1", *options))
         assert result.code == 2
         result.reports(
             "train.epochs is 1, which are 3 steps of 4 videos", f"{tmp_path} has taken 9"

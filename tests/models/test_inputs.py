@@ -170,7 +170,13 @@ def test_clips_that_are_not_normalised(clips: Any, words: str) -> None:
 
 
 def test_statistics() -> None:
-    for mean, std in (((114,) * 3, (57,) * 3), (0.5, 0.5), ((0.5,), (0,))):
+    for mean, std in (
+        ((114,) * 3, (57,) * 3),
+        (0.5, 0.5),
+        ((0.5,), (0,)),
+        ("abc", (1,)),
+        ((1,), [None]),
+    ):
         statistics: Any = {"mean": mean, "std": std}
         with pytest.raises(ModelError, match=r"(mean|std) is .*: expected a number for each"):
             Normalize(**statistics)

@@ -160,6 +160,7 @@ def test_an_unknown_key_in_a_group(group: str, tmp_path: Path) -> None:
         ({"detector": {"num_classes": 1}}, "num_classes is 4: of an detector, expected null"),
         ({"label_map": {"1": "a"}}, "label_map has 1: the detector has 0 actions"),
         ({"std": [0.2, 0.0, 0.2]}, "std.1 is 0; it must be 1e-06 or more"),
+        ({"std": [58, 58, 58]}, "std.2 is 58; it must be 1 or less"),
         ({"mean": [123.7, 116.3, 103.5]}, "mean.2 is 103.5; it must be 1 or less"),
         ({"views": {"num_clips": 10**9}}, "views.num_clips is 1000000000; it must be 256 or less"),
         ({"views": {"num_crops": 2}}, "views.num_crops: it is neither 1 nor 3"),

@@ -129,6 +129,7 @@ def test_the_sizes_of_a_name_are_a_warning_where_the_checkpoint_has_others(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A name states sizes, as the docstring says; without one they are the checkpoint's."""
+    caplog.set_level("WARNING")  # whatever tests before this one have set
     narrow: dict[str, Any] = {"embed_dim": 8, "num_heads": 1, "stages": [1, 1, 1, 1]}
     trained = create_model("hiera_tiny_16x224", num_frames=4, image_size=64, **narrow)
     save_model(tmp_path / "run", trained)

@@ -110,7 +110,7 @@ def test_images_without_a_time_axis() -> None:
             r"^'zzz' is unknown\. Arguments are: [^?]*, num_frames, image_size$",
         ),
         (None, {}, "name is None"),
-        ("hiera_base_224.mae_in1k_ft", {}, r"published weights are called so; did you mean .*1k'"),
+        ("hiera_base_224.mae_in1k_ft", {}, r"published weights have this name; did you mean .*1k'"),
         ("hiera_base_224.zzz", {}, r"weights are hiera_base_224\.mae_in1k, .*_ft_in1k$"),
         ("hiera_tiny_16x224.mae_k40", {}, r"of hiera_tiny_16x224 are published; there are"),
         ("facebook/hiera-base-224-hf", {}, "not the name of a variant, .* hf://OWNER/NAME"),
@@ -151,3 +151,10 @@ def test_missing_checkpoint(tmp_path: Path) -> None:
         FileNotFoundError, match="hiera_large_224 has no such tag; did you mean 'mae_in1k_ft_in1k"
     ):
         create_model("hiera_large_224", checkpoint="mae_in1k_ft_in")
+
+
+def test_none_stands_for_the_default() -> None:
+    """As messages about wrong arguments say (`or null`)."""
+    arguments: dict[str, Any] = {"input_size": None, "stages": None}
+    with torch.device("meta"):
+        assert Hiera(**arguments, num_classes=0).input_size == (16, 224, 224)

@@ -202,6 +202,8 @@ def test_home_folders_in_every_path(tmp_path, monkeypatch):
         assert (config.run_dir, config.data.train) == (f"{tmp_path}/runs", f"{tmp_path}/t.csv")
     config = load_settings(PredictSettings, [], ["checkpoint=~/c", {"inputs": ["~/a.mp4", "~$b"]}])
     assert (config.checkpoint, config.inputs) == (f"{tmp_path}/c", [f"{tmp_path}/a.mp4", "~$b"])
+    config = PredictSettings(checkpoint=Path("~/c"), inputs=[Path("a.mp4")])  # in Python
+    assert (config.checkpoint, config.inputs) == (f"{tmp_path}/c", ["a.mp4"])
 
 
 def test_configurations_are_frozen():
@@ -240,7 +242,7 @@ def test_a_key_with_dots_in_a_file(tmp_path, text, groups):
     file.write_text(text)
     with pytest.raises(ConfigError) as error:
         load_settings(FinetuneSettings, [str(file)])
-    assert str(error.value).endswith(f"one key with dots; in files, groups are nested: {groups}")
+    assert str(error.value).endswith(f"one key with dots; in YAML, groups are nested: {groups}")
 
 
 @pytest.mark.parametrize(
@@ -389,10 +391,10 @@ def test_a_message_has_no_name_of_the_code_and_no_sentence_of_a_library(override
         ("optim:\n\tlr: 1", "not valid YAML: a tab; write blanks in its place (line 2, column 1)"),
         ("optim: lr: 1", "not valid YAML: a second ':'; write each key in a line of its own"),
         ("optim: lr=1", "optim is 'lr=1'; it must be a group with optimizer, lr, warmup_lr"),
-        ("optim: {lr = 1}", "'optim.lr = 1' is one key; in files, write lr: 1"),
+        ("optim: {lr = 1}", "'optim.lr = 1' is one key; in YAML, write lr: 1"),
         (
             "optim: {lr: 1}\nmodel: {}\noptim: {lr: 2}",
-            "not valid YAML: duplicate key optim, which stands in line 1 too; join them (line 3, ",
+            "not valid YAML: duplicate key optim, which is also in line 1; join them (line 3, ",
         ),
         ("optim: {lr: !!python/object/apply:os.getcwd []}", "not valid YAML: "),
         ("optim: &a {lr: 1}\nmodel: *a", "not valid YAML: an alias; write the value itself"),

@@ -19,8 +19,8 @@ from hiera_video.video.clock import (
     unwrapped,
     without_gaps,
 )
-from hiera_video.video.index import _is_hidden
 from hiera_video.video.open import open_video
+from hiera_video.video.packets import _is_hidden
 from hiera_video.video.reader import warn_once
 from tests.video.field_video import make_field_video
 from tests.video.striped_video import decode_linearly, make_striped_video, read_number
@@ -360,6 +360,8 @@ def test_a_jump_within_a_group_of_pictures_makes_the_order_doubtful():
         is_key = [number in (0, key) for number in range(30)]
         assert jumps_within_groups(dts, is_key) == (key != 12)
     assert not jumps_within_groups([*range(30), None], [True] + [False] * 30)
+    fields = [number // 2 for number in range(61)]  # more steps of 0 than of 1
+    assert not jumps_within_groups([*fields, 30], [True] + [False] * 61)
 
 
 def test_stretches_in_order_of_decoding_have_no_gaps():

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from hiera_video.errors import AnnotationError, counted, listing
@@ -33,7 +32,6 @@ def argument(name: str, value: str = "") -> str:
     return f"{name} (data.{name}{value and f'={value}'})"
 
 
-@cache
 def column_name(name: str) -> str:
     """The name of a column as it is known here: `File Name` is file_name."""
     return re.sub(r"\W+", "_", name.strip().lower()).strip("_")

@@ -27,7 +27,7 @@ from hiera_video.data.videos.columns import (
     report_unused,
     selected,
 )
-from hiera_video.data.videos.folders import MEDIA_SUFFIXES, Row, below, is_media
+from hiera_video.data.videos.folders import SUFFIX_PATTERN, Row, below, is_media
 from hiera_video.data.videos.mistakes import (
     HEADER_ADVICE,
     NUM_FILES_CHECKED,
@@ -39,15 +39,14 @@ from hiera_video.data.videos.mistakes import (
     stated_separator,
 )
 from hiera_video.errors import AnnotationError, counted, listing
-from hiera_video.files import MAX_LINE, load_json, parse_json, read_text
+from hiera_video.files import MAX_LINE, is_address, load_json, parse_json, read_text
 
 EXAMPLE = '{"path": ..., "label": ...}'
 KNOWN_COLUMNS = {*PATH_COLUMNS, *LABEL_COLUMNS, *START_COLUMNS, *END_COLUMNS, "split"}
 LINE_SEPARATORS = "\t, ;"  # in the order in which they are tried
-HEADER_AGAIN = "the header stands here again; remove the line"
+HEADER_AGAIN = "the header is repeated here; remove the line"
 SSV2_COLUMNS = ("id", "template", "label", "placeholders")
-_SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES))
-PATH_AND_FIELDS = re.compile(rf'"?(.*?(?:{_SUFFIX}))"?[\t;, ]+(.+)', re.IGNORECASE)
+PATH_AND_FIELDS = re.compile(rf'"?(.*?(?:{SUFFIX_PATTERN}))"?[\t;, ]+(.+)', re.IGNORECASE)
 # mmaction2's lines of folders of frames.
 FRAMES_LINE = re.compile(r"(?P<path>.*[^\t, ])[\t, ]+(?P<end_frame>\d+)[\t, ]+(?P<label>\d+)")
 NUMBERS_ADVICE = (
@@ -115,7 +114,7 @@ def read_list(
         if not isinstance(name, str) or not name:
             raise AnnotationError(f"{where}: no path in column {columns.path!r}")
         check_name(where, name, root)
-        if "://" in name and re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+://", name):
+        if is_address(name):
             raise AnnotationError(
                 f"{where}: {name!r} is an address; videos are read from files: fetch it, and list "
                 "the file"
@@ -149,11 +148,12 @@ def _line_entries(
 ) -> list[Entry]:
     """Entries of lines `path label` or `path`, or of mmaction2's `path number-of-frames label`."""
     stripped = ((number, line.strip()) for number, line in enumerate(text.split("\n"), 1))
-    lines = [(number, line) for number, line in stripped if line][bool(header) :]
+    lines = [(number, line) for number, line in stripped if line]
+    first = lines.pop(0)[1].lower() if header else None
     for number, line in lines:
         if line.startswith("#"):
             check_comment(f"{file}:{number}", line, root)
-        if header and [column_name(word) for word in line.split()] == header:
+        if first and line.lower() == first:
             raise AnnotationError(f"{file}:{number}: {HEADER_AGAIN}")
     matches = [FRAMES_LINE.fullmatch(line) for _, line in lines]
     found = [match.groupdict() for match in matches if match and not is_media(match["path"])]
@@ -238,11 +238,12 @@ def _split_line(file: Path, number: int, line: str, separators: str) -> tuple[st
 
 def _csv_entries(file: Path, text: str, delimiter: str, root: str) -> Iterator[Entry]:
     rows = csv_rows(file, text, delimiter=delimiter, skipinitialspace=True, strict=True)
-    columns: list[str] = []
+    columns, header = list[str](), list[str]()
     for line, fields in rows:
         if not any(field.strip() for field in fields):
             continue
         if not columns:
+            header = [field.strip().lower() for field in fields]
             columns = [column_name(field) for field in fields]
             repeated = [name for name, n in Counter(columns).items() if name and n > 1]
             if repeated:
@@ -251,7 +252,7 @@ def _csv_entries(file: Path, text: str, delimiter: str, root: str) -> Iterator[E
                 )
             continue
         where = f"{file}:{line}"
-        if [column_name(field) for field in fields] == columns:
+        if [field.strip().lower() for field in fields] == header:
             raise AnnotationError(f"{where}: {HEADER_AGAIN}")
         if len(fields) != len(columns):
             if fields[0].startswith("#"):

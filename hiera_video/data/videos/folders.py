@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hiera_video.video.reader import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 logger = logging.getLogger(__name__)
 
 MEDIA_SUFFIXES = VIDEO_SUFFIXES | IMAGE_SUFFIXES
+SUFFIX_PATTERN = "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES))
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from hiera_video.data.videos.columns import LABEL_COLUMNS, PATH_COLUMNS, argument, column_name
-from hiera_video.data.videos.folders import MEDIA_SUFFIXES, Row, below, is_media
+from hiera_video.data.videos.folders import MEDIA_SUFFIXES, SUFFIX_PATTERN, Row, below, is_media
 from hiera_video.errors import MAX_COMPARED, AnnotationError, listing
 from hiera_video.files import missing_path, similar_path
 from hiera_video.video.content import is_frame_folder
@@ -32,8 +32,7 @@ HEADER_ADVICE = (
     f"if this is a header, call the column of paths {listing(PATH_COLUMNS)}, the column of labels "
     f"{listing(LABEL_COLUMNS)}"
 )
-_SUFFIX = "|".join(re.escape(suffix) for suffix in sorted(MEDIA_SUFFIXES))
-_SUFFIX_AND_MORE = re.compile(rf"(.*?(?:{_SUFFIX}))([^\w.].*)", re.IGNORECASE)
+_SUFFIX_AND_MORE = re.compile(rf"(.*?(?:{SUFFIX_PATTERN}))([^\w.].*)", re.IGNORECASE)
 
 
 # ---- the content of a file
@@ -56,7 +55,7 @@ def check_content(file: Path, text: str) -> None:
     elif start and start[1] == "[" and suffix != ".json":
         raise AnnotationError(
             f"{file}: a line of {suffix} is an object, which begins with {{; a JSON list belongs "
-            "into a .json file"
+            "in a .json file"
         )
 
 
@@ -83,7 +82,7 @@ def object_advice(content: dict[str, Any]) -> str:
             "`hiera-video data build-lists` makes a list of iNaturalist's json"
         )
     if nested:
-        return f"write what stands under {listing(nested)} into a file of its own"
+        return f"write what is under {listing(nested)} to a file of its own"
     if values and all(isinstance(value, dict) for value in values):
         return "put the key of each video into its object, as the path"
     if content and all(map(is_media, content)):
@@ -105,10 +104,16 @@ def stated_separator(text: str) -> tuple[str, str]:
 
 
 def check_only_names(where: str, names: Sequence[str]) -> None:
-    """Raises AnnotationError if lines of a file of class names hold paths, or ids beside the names.
+    """Raises AnnotationError if lines of a file of class names hold paths or JSON objects, or ids
+    beside the names.
 
     They hold ids if all but a header have a number, each the next one.
     """
+    if names and all(JSON_START.match(name) for name in names):
+        raise AnnotationError(
+            f"{where}: its lines are JSON, such as {names[0][:60]}; write names, one a line, or a "
+            "JSON list of names in a .json file"
+        )
     if names and all(is_media(name) or _SUFFIX_AND_MORE.fullmatch(name) for name in names):
         raise AnnotationError(
             f"{where}: a list of videos, such as {names[0]!r}; expected class names, one a line"
@@ -116,7 +121,8 @@ def check_only_names(where: str, names: Sequence[str]) -> None:
     for pattern in (r"(\d{1,9})[\s,;:]+\S.*", r".*\S[\t,;:]\s*(\d{1,9})"):
         found = [re.fullmatch(pattern, name) for name in names]
         ids = [int(match[1]) for match in found[found[:1] == [None] :] if match]
-        if len(ids) > 1 and len(ids) >= len(names) - 1 and ids == [*range(ids[0], ids[-1] + 1)]:
+        is_counted = all(after == before + 1 for before, after in pairwise(ids))
+        if len(ids) > 1 and len(ids) >= len(names) - 1 and is_counted:
             raise AnnotationError(
                 f"{where}: its lines hold ids and names, such as {names[-1]!r}; write the names "
                 "alone, in the order of the ids, or, if the numbers belong to the names, a "
@@ -264,10 +270,7 @@ def _other_separator(rows: Sequence[Row], root: str) -> str:
             advice = "separate path and label by a space, a tab, a comma or a semicolon"
             if found[2][0] in "\t, ;":  # below a header of one column
                 advice = "the header must name all columns, such as path,label"
-            return (
-                f"; there is {found[1]!r}, after which {found[2][:20]!r} stands in the list: "
-                f"{advice}"
-            )
+            return f"; there is {found[1]!r}, followed by {found[2][:20]!r} in the list: {advice}"
     return ""
 
 
@@ -306,6 +309,7 @@ def _other_name(path: str) -> str:
     found = [other for other in others if os.path.exists(os.path.join(folder, other))]
     with suppress(OSError):
         for entry in islice(os.scandir(folder), MAX_COMPARED):
-            if os.path.splitext(entry.name)[0].casefold() == stem.casefold():
+            is_alike = os.path.splitext(entry.name)[0].casefold() == stem.casefold()
+            if is_alike and (is_media(entry.name) or entry.is_dir()):
                 found.append(entry.name)
     return f"; there is {found[0]!r}: write names as they are, with the suffix" if found else ""

@@ -22,14 +22,8 @@ from hiera_video.video.backends.image import (
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 MIN_DURATION_MS, USUAL_DURATION_MS = 10, 100  # what browsers make of shorter ones
-SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, LENGTH, DESCRIPTION, ORIENTATION = (
-    254,
-    255,
-    256,
-    257,
-    270,
-    274,
-)  # tags
+SUBFILE_TYPE, OLD_SUBFILE_TYPE, WIDTH, LENGTH = 254, 255, 256, 257  # tags
+DESCRIPTION, ORIENTATION = 270, 274  # tags
 REDUCED, MASK, OLD_REDUCED = 1, 4, 2  # their values: pages that are no pictures of their own
 
 

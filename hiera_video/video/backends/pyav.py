@@ -27,8 +27,9 @@ from hiera_video.video.container import (
     open_container,
 )
 from hiera_video.video.decoder import Decoder, listening
-from hiera_video.video.index import NO_STAMP, PARSED_FORMATS, cached_scan
+from hiera_video.video.index import NO_STAMP, cached_scan
 from hiera_video.video.orientation import Orientation, orientation_of, upright
+from hiera_video.video.packets import PARSED_FORMATS
 from hiera_video.video.reader import Deadline, VideoError, VideoReader
 
 # Codecs in which no other frame refers to a "non-reference" frame. Not HEVC, where a "sub-layer
