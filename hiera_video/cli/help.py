@@ -95,7 +95,7 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
     ),
     "benchmark": (
         "docs/benchmarks.md",
-        "hiera_tiny_16x224 work=[inference] batch_sizes=[1,8]",
+        "hiera_tiny_16x224 'work=[inference]' 'batch_sizes=[1,8]'",
         "hiera_base_16x224 --peers --output-dir speed",
     ),
     "demo": ("README.md", "", "--output-dir try seed=1"),

@@ -41,6 +41,7 @@ def operands_of(command: str, words: Sequence[str]) -> list[str]:
         if operand is None:
             what = f"{word!r} is not of the form key.path=value"
             raise ConfigError(what + (hint or _misspelt(cls, word) or _as_setting(cls, word)))
+        hint = hint or ("=" in word and _misspelt(cls, word)) or ""
         if hint and not os.path.exists(word):
             raise ConfigError(f"{word!r} is not a {operand[1].name}{hint}")
         if found and not operand[1].is_list:

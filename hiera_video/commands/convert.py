@@ -8,7 +8,7 @@ from hiera_video.models.checkpoint import not_finite, shorten
 from hiera_video.models.conversion import check_absent, convert
 from hiera_video.models.layouts import check_writable
 from hiera_video.models.pretrained import load_model
-from hiera_video.runtime.results import print_lines, print_result
+from hiera_video.runtime.results import print_planned, print_result
 from hiera_video.settings.tools import ConvertSettings
 
 
@@ -22,7 +22,7 @@ def run(config: ConvertSettings, *, dry_run: bool = False, as_json: bool = False
     with configured():
         check_writable(config.layout, model.architecture)
     if dry_run:
-        print_lines([config.output])
+        print_planned([config.output], as_json=as_json)
         return 0
     tensors = convert(model, card, config.layout, Path(config.output))
     print_result(

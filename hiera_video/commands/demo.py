@@ -22,7 +22,7 @@ from hiera_video.errors import UserError, message_line
 from hiera_video.evaluation.ava import frame_ap
 from hiera_video.files import write_json
 from hiera_video.runtime.dry_run import in_the_way
-from hiera_video.runtime.results import print_json, print_lines
+from hiera_video.runtime.results import print_json, print_lines, print_planned
 from hiera_video.runtime.signals import handling_stops
 from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
 
@@ -52,7 +52,7 @@ def run(
         check_folder(folder, made)
     steps = detection_steps(folder, seed) if is_ava else class_steps(folder, seed)
     if dry_run:
-        print_lines(as_typed(command) for command, _ in steps)
+        print_planned((as_typed(command) for command, _ in steps), as_json=as_json)
         return 0
 
     started = time.monotonic()

@@ -27,7 +27,7 @@ from hiera_video.models.detector import ActionDetector
 from hiera_video.models.people import announce_weights, detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
-from hiera_video.runtime.results import exit_code, output_files, print_lines, print_result
+from hiera_video.runtime.results import exit_code, output_files, print_planned, print_result
 from hiera_video.settings.evaluation import DetectPredictSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError, VideoReader
@@ -51,7 +51,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     if dry_run:
         if table is None and config.detector is None:
             announce_weights()
-        print_lines(str(file) for files in outputs for file in files.values())
+        print_planned((file for files in outputs for file in files.values()), as_json=as_json)
         return 0
 
     failed = 0

@@ -16,7 +16,7 @@ from hiera_video.models.pretrained import load_model
 from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
 from hiera_video.models.sources import find
 from hiera_video.runtime.dry_run import in_the_way
-from hiera_video.runtime.results import print_json, print_lines
+from hiera_video.runtime.results import print_json, print_lines, print_planned
 from hiera_video.settings.tools import ExportSettings
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,9 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
     assert not isinstance(model, MaskedAutoencoderHiera)
     parts = parts_of(model)
     if dry_run:
-        print_lines(f"{folder / part.name}.{end}" for part in parts for end in formats)
+        print_planned(
+            (f"{folder / part.name}.{end}" for part in parts for end in formats), as_json=as_json
+        )
         return 0
 
     with replacing(folder) as unfinished:

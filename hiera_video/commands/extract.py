@@ -39,6 +39,10 @@ MAX_PRINTED = 10  # videos of a kind; the files have all
 
 def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Extracts the features that are missing and writes the tables; returns the exit code."""
+    if config.engine == "ray":
+        from hiera_video.extraction.ray import check_installed
+
+        check_installed()
     with process_group(config.device) as process, ExitStack() as stack:
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)

@@ -11,7 +11,7 @@ from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.prediction import classify, load_model, views_of
 from hiera_video.evaluation.views import Scorer
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.results import exit_code, print_lines, print_result
+from hiera_video.runtime.results import exit_code, print_planned, print_result
 from hiera_video.settings.evaluation import PredictSettings
 from hiera_video.video.content import has_picture_name
 
@@ -36,7 +36,7 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
             config.checkpoint,
         )
     if dry_run:
-        print_lines(paths)
+        print_planned(paths, as_json=as_json)
         return 0
     failures: list[Failure] = []
     with process_group(config.device) as process:

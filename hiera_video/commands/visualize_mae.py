@@ -20,7 +20,7 @@ from hiera_video.models.masking import UnitMasking
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.results import exit_code, output_files, print_lines, print_result
+from hiera_video.runtime.results import exit_code, output_files, print_planned, print_result
 from hiera_video.settings.evaluation import VisualizeSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -47,7 +47,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
     if model.encoder.tokens_shape[0] == 1:  # a picture does not move
         outputs = [{"png": files["png"]} for files in outputs]
     if dry_run:
-        print_lines(str(file) for files in outputs for file in files.values())
+        print_planned((file for files in outputs for file in files.values()), as_json=as_json)
         return 0
 
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)

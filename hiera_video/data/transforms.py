@@ -262,7 +262,7 @@ def check_frames(frames: np.ndarray) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
         raise ModelError(
             f"the frames are {frames.dtype} of shape {frames.shape}; allowed: uint8 [T, H, W, 3], "
-            "none of them zero"
+            "with frames and pixels"
         )
 
 

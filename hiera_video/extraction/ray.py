@@ -10,11 +10,13 @@ import pickle
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
 
+from hiera_video.errors import MissingLibrary
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.reading import End, ReadWindows, Window
 from hiera_video.extraction.runner import Assembly, extract_windows
@@ -61,18 +63,18 @@ def _pickled(values: Sequence[Any]) -> np.ndarray:
     return np.array([pickle.dumps(value) for value in values], object)
 
 
+def check_installed() -> None:
+    """Raises MissingLibrary if Ray is not installed."""
+    if find_spec("ray") is None:
+        raise MissingLibrary("engine=ray needs Ray: pip install 'hiera-video[ray]'")
+
+
 def extract_with_ray(
     assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor, *, batch_size: int
 ) -> None:
-    """What `extract` does, on the Ray cluster that this process belongs to, or a local one.
+    """What `extract` does, on the Ray cluster that this process belongs to, or a local one."""
+    import ray
 
-    Raises:
-        ImportError: Ray is not installed.
-    """
-    try:
-        import ray
-    except ImportError:
-        raise ImportError("engine=ray needs Ray: pip install 'hiera-video[ray]'") from None
     if not assembly.videos:
         return
     if not ray.is_initialized():

@@ -134,7 +134,7 @@ def _undamaged(path: Path) -> Iterator[None]:
         yield
     except Exception as error:  # each format fails in its own ways
         raise StoreError(
-            f"{path}: not a file of features, or damaged; if it is in the way, delete it"
+            f"{path}: not a file of features that `extract` wrote, or damaged"
         ) from error
 
 

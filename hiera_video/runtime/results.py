@@ -76,6 +76,12 @@ def print_result(record: Any, lines: Iterable[str], *, as_json: bool) -> None:
         print_lines(lines)
 
 
+def print_planned(outputs: Iterable[Any], *, as_json: bool) -> None:
+    """Prints what a command would read or write, in a dry run: a line for each, or a JSON list."""
+    names = list(map(str, outputs))
+    print_json(names) if as_json else print_lines(names)
+
+
 def print_json(content: Any, *, indent: int | None = None) -> None:
     """Prints JSON at once, into a pipe too; in ASCII, which every terminal and encoding takes."""
     print(json_text(content, indent=indent, ensure_ascii=True), flush=True)

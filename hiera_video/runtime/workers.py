@@ -109,7 +109,13 @@ def start_fork_server(module: str) -> None:
     temporary_folder()  # for its socket
     # Not `__main__`, which the server imports in some releases of Python only: processes do so.
     multiprocessing.get_context("forkserver").set_forkserver_preload([module])
-    forkserver.ensure_running()
+    # With its modules half imported, the server would answer Ctrl-C with a trace. It and the
+    # processes that it starts leave signals of the terminal to this one, which ends them.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Workers:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch
 from hiera_video.data.mixing import mix, multi_hot
+from hiera_video.errors import ModelError
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
 from hiera_video.models.normalize import Normalize
@@ -58,6 +59,11 @@ class ClassificationLoss(_Loss):
             generator=rng,
         )
         logits = model(clips).float()
+        if logits.shape[1] != self.num_classes:
+            raise ModelError(
+                f"the model has {logits.shape[1]} outputs, and the loss is of num_classes="
+                f"{self.num_classes}: give both the number of classes"
+            )
         if self.multi_label:
             losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
             losses = losses / self.num_classes

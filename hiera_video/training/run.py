@@ -104,7 +104,7 @@ def train(
             average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
         unit = task.unit.removesuffix("s")
         for line in (*task.describe(model), schedule.describe(process, unit)):
-            print_lines([line]) if dry_run else logger.info(line)
+            print_lines([line]) if dry_run and not as_json else logger.info(line)
         schedule.check_batch(unit)
 
         start_step, facts = 0, dict[str, Any]()
@@ -134,7 +134,9 @@ def train(
             for batch in islice(batches, 1):
                 for failure in batch.failures:
                     unreadable[failure.cause] += 1
-                    print_lines([f"cannot be read: {failure.message}"])
+                    logger.warning("cannot be read: %s", failure.message)
+            if as_json:
+                print_json({"records": task.num_records, "unreadable": unreadable})
             return 3 if any_process(bool(unreadable)) else 0
         if latest:
             logger.info("resumed from %s", latest)
