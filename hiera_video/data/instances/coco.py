@@ -306,7 +306,7 @@ class _Objects:
     def __init__(self, source: Path, noun: str, items: Any) -> None:
         if not isinstance(items, list) or not all(type(item) is dict for item in items):
             raise AnnotationError(
-                f"{source}: expected a list with an object {{...}} for each {noun}"
+                f"{source}: expected a list with an object {{...}} for each {noun}, as COCO has"
             )
         self.source, self.noun, self.items = source, noun, items
         self.ids = np.arange(1, len(items) + 1)  # places, where there are no ids

@@ -16,6 +16,7 @@ Segmentation = list[Any] | dict[str, Any]
 """Polygons, `[array of x1 y1 x2 y2 ..., ...]`, or a run-length encoding, `{"size", "counts"}`."""
 
 MAX_PIXELS = 2**31 - 1  # of a picture: run lengths are numbers of 32 bits
+MAX_REACH = 10  # sizes of the picture; the library allocates memory for every pixel of an outline
 NUM_CHECKED = 20_000  # segmentations that are checked at once
 
 
@@ -80,7 +81,7 @@ def mistakes(segmentations: Sequence[Any], height: np.ndarray, width: np.ndarray
         return found
     for start in range(0, len(segmentations), NUM_CHECKED):
         part = slice(start, start + NUM_CHECKED)
-        is_far = _reach(segmentations[part]) > 2 * np.maximum(height, width)[part]
+        is_far = _reach(segmentations[part]) > MAX_REACH * np.maximum(height, width)[part]
         covered = _num_covered(segmentations[part])
         is_wrong = (covered >= 0) & (covered != (height * width)[part])
         text = "a polygon reaches far beyond the picture"
