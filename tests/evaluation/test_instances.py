@@ -3,16 +3,19 @@
 import copy
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from hiera_video.data.instances.coco import read_coco, read_detections
 from hiera_video.data.instances.masks import encode_masks
 from hiera_video.errors import AnnotationError, MissingLibrary
 from hiera_video.evaluation.instances import score_instances
+
+pytest.importorskip("faster_coco_eval")
+coco = pytest.importorskip("pycocotools.coco")
+cocoeval = pytest.importorskip("pycocotools.cocoeval")
 
 HEIGHT, WIDTH = 140, 190
 
@@ -94,10 +97,10 @@ def problem(seed, *, with_boxes=True):
 
 def reference(truth, detections, kind):
     """pycocotools' twelve figures, and AP by class."""
-    known = COCO()
+    known = coco.COCO()
     known.dataset = copy.deepcopy(truth)
     known.createIndex()
-    scorer = COCOeval(known, known.loadRes(copy.deepcopy(detections)), kind)
+    scorer = cocoeval.COCOeval(known, known.loadRes(copy.deepcopy(detections)), kind)
     scorer.evaluate()
     scorer.accumulate()
     scorer.summarize()
@@ -191,6 +194,6 @@ def test_what_scores_need_is_named(read, monkeypatch):
     other.score[0] = np.nan
     with pytest.raises(ValueError, match="every score must be a number, and finite"):
         score_instances(instances, other)
-    monkeypatch.setitem(__import__("sys").modules, "faster_coco_eval.core", None)
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
     with pytest.raises(MissingLibrary, match=r"pip install 'hiera-video\[instances\]'"):
         score_instances(instances, other)

@@ -257,7 +257,7 @@ def read_detections(path: str | os.PathLike[str], instances: InstanceList) -> De
     known = [category.id for category in instances.categories]
     unknown = ~np.isin(category_id, known)
     first = f" (such as {category_id[unknown][0]})" if unknown.any() else ""
-    text = f"a category{first} that {instances.source} does not have, and do not count"
+    text = f"a category that {instances.source} does not have{first}, which do not count"
     return Detections(
         source=str(source),
         image_id=image_ids[image],
