@@ -19,7 +19,7 @@ import tempfile
 import time
 import unicodedata
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from multiprocessing import util
@@ -29,6 +29,8 @@ from typing import Any, Literal, NoReturn
 from hiera_video.errors import OutputError, UserError, nearest
 
 logger = logging.getLogger(__name__)
+
+ObjectHook = Callable[[dict[str, Any]], Any]
 
 MAX_FILE_BYTES = 2**30  # lists of ten million videos have less
 MAX_LINE = 2**20  # characters
@@ -99,7 +101,9 @@ def _kind_of_content(content: bytes) -> str:
     return ""
 
 
-def load_json(text: str, where: str, error: type[UserError]) -> Any:
+def load_json(
+    text: str, where: str, error: type[UserError], object_hook: ObjectHook | None = None
+) -> Any:
     """`parse_json`, whose errors name a place.
 
     Args:
@@ -107,7 +111,7 @@ def load_json(text: str, where: str, error: type[UserError]) -> Any:
         error: what is raised instead of a ValueError.
     """
     try:
-        return parse_json(text)
+        return parse_json(text, object_hook)
     except json.JSONDecodeError as failure:
         line = f":{failure.lineno}" if failure.lineno > 1 else ""
         hint = "; lines of JSON belong in a .jsonl file" if "Extra" in failure.msg else ""
@@ -118,8 +122,11 @@ def load_json(text: str, where: str, error: type[UserError]) -> Any:
         raise error(f"{where}: not JSON ({failure})") from None
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, object_hook: ObjectHook | None = None) -> Any:
     """Parses JSON text.
+
+    Args:
+        object_hook: gives what an object becomes, as soon as it is parsed.
 
     Raises:
         ValueError: text that is not JSON, NaN and Infinity included, or numbers and nesting beyond
@@ -130,7 +137,7 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError(f"{constant} is not a value of JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_constant=refuse, object_hook=object_hook)
     except json.JSONDecodeError:
         raise
     except RecursionError:

@@ -38,6 +38,7 @@ PARTS = [
 ]
 OPTIONAL = {
     "decord",
+    "faster_coco_eval",
     "torchcodec",
     "pytorchvideo",
     "pyarrow",

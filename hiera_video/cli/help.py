@@ -63,6 +63,11 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
         "ground_truth=val.csv detections=detections.csv label_map=actions.txt",
         "ground_truth=val.csv detections=detections.csv label_map=actions.txt protocol=slowfast",
     ),
+    "instances score": (
+        "docs/instances.md",
+        "ground_truth=instances_val2017.json detections=detections.json",
+        "ground_truth=instances_val2017.json detections=detections.json kinds=bbox --json",
+    ),
     "data build-lists": (
         "datasets/kinetics/README.md",
         "videos/train annotations=train.csv output=train_list.csv",

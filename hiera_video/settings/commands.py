@@ -13,6 +13,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "detect evaluate": evaluation.DetectEvaluateSettings,
     "detect predict": evaluation.DetectPredictSettings,
     "detect score": evaluation.DetectScoreSettings,
+    "instances score": evaluation.InstancesScoreSettings,
     "data build-lists": evaluation.BuildListsSettings,
     "data check-ava": evaluation.CheckAvaSettings,
     "extract": evaluation.ExtractSettings,

@@ -219,6 +219,18 @@ class DetectScoreSettings(Settings):
     without ground truth, or SlowFast's, which leaves out excluded key frames."""
 
 
+class InstancesScoreSettings(Settings):
+    """Compute the AP of detected boxes and masks from COCO's json files alone."""
+
+    ground_truth: Annotated[Path, Allowed("COCO's json")]
+    """Json with images, annotations and categories, as instances_val2017.json."""
+    detections: Annotated[Path, Allowed("COCO's json")]
+    """Json with a list of image_id, category_id, bbox, score and, for masks, segmentation."""
+    kinds: Literal["bbox", "segm", "both"] | None = None
+    """What is compared: boxes (bbox) or masks (segm). Null: masks too, if the detections have
+    them."""
+
+
 class VisualizeSettings(Trained):
     """Show what a masked autoencoder sees and predicts, as pictures."""
 

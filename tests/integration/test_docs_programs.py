@@ -155,6 +155,14 @@ def make_annotated_pictures(folder: Path, image: Path) -> None:
 
 
 def make_lists(folder: Path) -> None:
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 8, 9]}
+    truth = {
+        "images": [{"id": 1, "file_name": "1.jpg", "height": 20, "width": 30}],
+        "annotations": [{"id": 1, "area": 72, "iscrowd": 0, **box}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (folder / "instances_val2017.json").write_text(json.dumps(truth))
+    (folder / "detections.json").write_text(json.dumps([{"score": 0.5, **box}]))
     names = (shipped_folder("datasets") / "kinetics400/class_names.txt").read_text().splitlines()
     for data in ("kinetics400", "k400"):
         (folder / data / "annotations").mkdir(parents=True, exist_ok=True)
@@ -335,6 +343,7 @@ CHECKS = {
 }
 LIBRARIES = {
     "docs/export.md": ("onnxruntime", "onnxscript"),
+    "docs/instances.md": ("faster_coco_eval",),
     "docs/pytorchvideo.md": ("pytorchvideo",),
 }
 
