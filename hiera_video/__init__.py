@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from hiera_video.models.pretrained import Hiera as Hiera
     from hiera_video.models.pretrained import create_autoencoder as create_autoencoder
     from hiera_video.models.pretrained import create_model as create_model
-    from hiera_video.models.pretrained import save_model as save_model
+    from hiera_video.models.saving import save_model as save_model
     from hiera_video.models.variants import list_models as list_models
     from hiera_video.video.open import open_video as open_video
 
@@ -24,7 +24,8 @@ _NAMES = {
     "extraction.store": ("Features", "load_features"),
     "models.card": ("ModelCard",),
     "models.mae": ("MaskedAutoencoderHiera",),
-    "models.pretrained": ("Hiera", "create_autoencoder", "create_model", "save_model"),
+    "models.pretrained": ("Hiera", "create_autoencoder", "create_model"),
+    "models.saving": ("save_model",),
     "models.variants": ("list_models",),
     "video.open": ("open_video",),
 }

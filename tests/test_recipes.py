@@ -13,21 +13,29 @@ import torch
 
 from hiera_video.cli import main as cli
 from hiera_video.files import shipped_folder
-from hiera_video.models.pretrained import create_autoencoder, create_detector, create_model
+from hiera_video.models.pretrained import (
+    create_autoencoder,
+    create_detector,
+    create_model,
+    create_segmenter,
+)
 from hiera_video.models.variants import PUBLISHED
 from hiera_video.settings.base import defaults
 from hiera_video.settings.evaluation import (
     DetectEvaluateSettings,
     EvaluateSettings,
     ExtractSettings,
+    InstancesEvaluateSettings,
 )
 from hiera_video.settings.load import differences, load_settings, read_yaml
 from hiera_video.settings.training import (
     DetectTrainSettings,
     FinetuneSettings,
+    InstancesTrainSettings,
     Optim,
     PretrainSettings,
 )
+from hiera_video.training.run import Schedule
 
 CONFIGS = shipped_folder("configs")
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))
@@ -35,7 +43,8 @@ EXTRACT = [name for name in RECIPES if name.startswith("extract/")]
 PAPER = [name for name in RECIPES if not name.startswith(("demo/", "extract/"))]
 PRETRAIN = [name for name in PAPER if name.startswith("pretrain/")]
 DETECT = [name for name in PAPER if name.startswith("ava/")]
-FINETUNE = [name for name in PAPER if name not in PRETRAIN + DETECT]
+COCO = [name for name in PAPER if name.startswith("coco/")]
+FINETUNE = [name for name in PAPER if name not in PRETRAIN + DETECT + COCO]
 SIZES = {
     "kinetics400": "base base_plus large huge",
     "kinetics600": "base base_plus large huge",
@@ -44,6 +53,7 @@ SIZES = {
     "imagenet1k": "tiny small base base_plus large huge",
     "transfer": "base base_plus large huge huge_448",
     "ava": "base base_plus large huge",
+    "coco": "base base_plus large",
 }
 NUM_CLASSES = {
     "kinetics400": 400,
@@ -119,6 +129,8 @@ def load_recipe(name: str) -> Any:
     elif name in DETECT or name == "demo/ava.yaml":
         settings = ["data.train=t", "data.val=v", "data.label_map=l"]
         config = load_settings(DetectTrainSettings, [str(CONFIGS / name)], settings)
+    elif name in COCO or name == "demo/instances.yaml":
+        config = load_settings(InstancesTrainSettings, [str(CONFIGS / name)], ["data.train=t"])
     else:
         config = load_settings(
             FinetuneSettings, [str(CONFIGS / name)], ["data.train=t", "data.val=v"]
@@ -194,6 +206,12 @@ def test_opens_with_command_source_and_figure(name):
         figure = (
             r"nothing for this size" if figure is None else re.escape(f"{figure} mAP (AVA v2.2")
         )
+    if name in COCO:
+        box, mask = COCO_PUBLISHED[name.removeprefix("coco/hiera_").removesuffix(".yaml")]
+        figure = rf"{box} box AP, {mask} mask AP \(COCO val2017\)"
+        assert "Tab. 15 (settings) and Tab. 10 (figures)" in text
+        assert re.search(r"^- NOT PUBLISHED: which model has which drop path", text, re.M)
+        assert re.search(r"^- From ViTDet", text, re.M)
     if name.startswith("transfer/"):
         figure = r"nothing that is known here"
         if name.endswith("_448.yaml"):
@@ -251,12 +269,26 @@ def test_its_commands_train_and_evaluate_a_detector(name, monkeypatch):
     assert evaluation.data.label_map.endswith("_for_activitynet_2019.pbtxt")  # 60 of them
 
 
+@pytest.mark.parametrize("name", COCO)
+def test_its_commands_train_and_evaluate_a_segmenter(name, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    recipe, evaluation = header_commands(name)
+    assert isinstance(recipe, InstancesTrainSettings)
+    assert isinstance(evaluation, InstancesEvaluateSettings)
+    assert recipe.run_dir == load_recipe(name).run_dir
+    assert evaluation.checkpoint == recipe.run_dir
+    assert evaluation.data.val == recipe.data.val == "coco/annotations/instances_val2017.json"
+    assert evaluation.data.root == recipe.data.val_root == "coco/val2017"
+    assert recipe.data.train == "coco/annotations/instances_train2017.json"
+    assert recipe.data.root == "coco/train2017"
+
+
 def test_run_folders_differ():
     folders = [load_recipe(name).run_dir for name in PAPER]
     assert len(set(folders)) == len(folders)
 
 
-@pytest.mark.parametrize("name", FINETUNE + DETECT)
+@pytest.mark.parametrize("name", FINETUNE + DETECT + COCO)
 def test_starts_from_published_weights(name):
     model = load_recipe(name).model
     assert f"{model.name}.{model.init}" in PUBLISHED
@@ -291,6 +323,26 @@ def test_detector_has_the_published_encoder(name):
     assert sum(p.numel() for p in model.parameters()) == encoder + 80 * (width + 1)
     assert model.encoder.input_size == (16, 224, 224)
     assert model.roi_resolution == 7
+
+
+@pytest.mark.parametrize("name", COCO)
+def test_segmenter_has_the_published_encoder(name):
+    config = load_recipe(name).model
+    with torch.device("meta"):
+        model = create_segmenter(num_classes=80, **config.arguments(None))
+    encoder, width = model.encoder, model.encoder.stage_dims[0]
+    assert encoder.input_size == (1, 1024, 1024)
+    expected = PARAMETERS[config.name] * 1e6 - 1000 * (encoder.num_features + 1)
+    expected += (256**2 - 56**2) * width  # of the position embedding
+    assert sum(p.numel() for p in encoder.parameters()) == pytest.approx(expected, abs=0.006e6)
+    # ViTDet's heads: convolutions with a LayerNorm have no bias.
+    conv, norm, classes = 256 * 256 * 9, 2 * 256, 81  # with the background
+    pyramid = 256 * sum(encoder.stage_dims) + 4 * (norm + conv + norm)
+    rpn = 2 * (conv + 256) + 257 * 3 * (1 + 4)
+    boxes = 4 * (conv + norm) + (256 * 7 * 7 + 1) * 1024 + 1025 * classes * (1 + 4)
+    masks = 4 * (conv + norm) + 256 * 256 * 4 + 256 + 257 * classes
+    whole = sum(p.numel() for p in model.parameters())
+    assert whole == sum(p.numel() for p in encoder.parameters()) + pyramid + rpn + boxes + masks
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
@@ -346,6 +398,18 @@ AVA_SCALED = {  # drop path and layer decay: Tab. 13 for L and H, of Tab. 11b fo
 }
 
 
+COCO_PUBLISHED = {  # Tab. 10: box and mask AP
+    "base": (52.2, 46.3),
+    "base_plus": (53.5, 47.3),
+    "large": ("55.0", 48.6),
+}
+COCO_TABLE = {  # Tab. 15: lr; drop path, of which it does not say which model has which
+    "base": (3.5e-5, 0.2),
+    "base_plus": (3.5e-5, 0.2),
+    "large": (3e-5, 0.4),
+}
+
+
 def check_ends(optim: Optim, first: float, last: float) -> None:
     """First and last learning rate as parts of the peak, which no table of the paper has.
 
@@ -368,6 +432,27 @@ def test_ava_follows_table_13(size):
     assert (c.clips.sampling_rate, c.clips.target_fps) == (4, 30)
     assert (c.augment.flip, c.augment.zoom) == (True, (8 / 7, 10 / 7))
     assert (c.data.proposal_score, c.data.proposal_iou) == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("size", COCO_TABLE)
+def test_coco_follows_table_15_and_vitdet(size):
+    c = load_recipe(f"coco/hiera_{size}.yaml")
+    m, o, t, a = c.model, c.optim, c.train, c.augment
+    assert (m.name, m.init, m.image_size) == (f"hiera_{size}_224", "mae_in1k", 1024)
+    assert (o.lr, m.drop_path) == COCO_TABLE[size]
+    assert (o.optimizer, o.weight_decay, o.layer_decay) == ("adamw", 0.1, 1)
+    assert (t.epochs, t.global_batch_size, t.num_repeats, a.scale) == (100, 64, 1, (0.1, 2))
+    # What the paper leaves out, of ViTDet.
+    assert (m.channels, m.hidden, m.num_boxes) == (256, 1024, 512)
+    assert (o.betas, o.clip_grad, o.pos_embed_lr_scale, a.flip) == ((0.9, 0.999), None, None, True)
+    lr_at = Schedule(118_287, t, o).lr_at
+    rates = [lr_at(step) / o.lr for step in (0, 125, 250)]
+    assert rates == pytest.approx([0.001, (0.001 + 1) / 2, 1])
+    end = Schedule(118_287, t, o).end_step
+    for milestone, before, after in ((163_889, 1, 0.1), (177_546, 0.1, 0.01)):
+        step = round(milestone * end / 184_375)
+        found = lr_at(step - 1) / o.lr, lr_at(step) / o.lr
+        assert found == pytest.approx((before, after))
 
 
 @pytest.mark.parametrize("size", KINETICS)

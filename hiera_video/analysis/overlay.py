@@ -12,7 +12,7 @@ from itertools import cycle
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from hiera_video.data.boxes.table import common_area
@@ -46,6 +46,7 @@ class Person:
 
     box: Rectangle  # fractions of the frame
     actions: tuple[tuple[str, float], ...]  # names and scores, in the order of the label
+    mask: Bool[np.ndarray, "H W"] | None = None  # pixels of the frame to tint
 
 
 Keyframe = tuple[float, Sequence[Person]]
@@ -97,11 +98,12 @@ def nearest_keyframes(
 
 
 def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
-    """Draws boxes and labels onto a frame, which is enlarged if it is small.
+    """Draws masks, boxes and labels onto a frame, which is enlarged if it is small.
 
     An odd last row or column is cut off, or a single one is doubled, because video needs even
     sides.
     """
+    frame = tinted(frame, people)
     short, long = sorted(frame.shape[:2])
     factor: float = min(math.ceil(LEGIBLE_PX / short), PLAYABLE_PX // long)
     if factor < 2:
@@ -138,6 +140,17 @@ def draw_people(frame: Picture, people: Sequence[Person]) -> Picture:
         draw.rectangle((x1, y1, x1 + 2 * line_px - 1, y2 - 1), fill=colour)
         draw.text((x1 + 3 * line_px, y1 + line_px), text, TEXT_COLOUR, font, spacing=line_px)
     return np.asarray(picture)
+
+
+def tinted(frame: Picture, people: Sequence[Person]) -> Picture:
+    """The frame with the pixels of each mask half in the colour of its box."""
+    if all(person.mask is None for person in people):
+        return frame
+    frame = frame.copy()
+    for person, colour in zip(people, cycle(COLOURS), strict=False):
+        if person.mask is not None:
+            frame[person.mask] = (frame[person.mask] // 2) + np.array(colour, np.uint8) // 2
+    return frame
 
 
 def fit_lines(

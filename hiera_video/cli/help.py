@@ -63,6 +63,23 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
         "ground_truth=val.csv detections=detections.csv label_map=actions.txt",
         "ground_truth=val.csv detections=detections.csv label_map=actions.txt protocol=slowfast",
     ),
+    "instances train": (
+        "docs/instances.md",
+        "--config coco/hiera_base data.train=instances_train2017.json data.root=train2017 "
+        "data.val=instances_val2017.json data.val_root=val2017",
+        "data.train=train.json data.val=val.json model.name=hiera_tiny_224 "
+        "model.init=mae_in1k_ft_in1k model.image_size=512",
+    ),
+    "instances evaluate": (
+        "docs/instances.md",
+        "checkpoint=runs/instances data.val=instances_val2017.json data.root=val2017",
+        "checkpoint=runs/instances data.val=val.json --output-dir results",
+    ),
+    "instances predict": (
+        "docs/instances.md",
+        "picture.jpg checkpoint=runs/instances",
+        "*.jpg checkpoint=runs/instances min_score=0.7 --output-dir found",
+    ),
     "instances score": (
         "docs/instances.md",
         "ground_truth=instances_val2017.json detections=detections.json",
@@ -105,6 +122,7 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
     ),
     "demo": ("README.md", "", "--output-dir try seed=1"),
     "demo ava": ("docs/detection.md", "", "--output-dir try_ava --json"),
+    "demo instances": ("docs/instances.md", "", "--output-dir try_instances seed=1"),
 }
 
 COMPLETION = "Print what makes bash, zsh or fish complete commands and settings."

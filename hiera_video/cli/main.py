@@ -66,8 +66,13 @@ CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a
     "detect evaluate": "detector",
     "detect predict": "detector",
     "visualize mae": "autoencoder",
+    "instances evaluate": "segmenter",
+    "instances predict": "segmenter",
 }
-MODULES = {"demo ava": "demo"}  # of commands; others are in one of their own
+MODULES = {
+    "demo ava": "demo",
+    "demo instances": "demo",
+}  # of commands; others are in one of their own
 
 
 def parser() -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""`hiera-video demo` and `demo ava`: the way from videos to figures, on generated data, in minutes.
+"""`hiera-video demo`, `demo ava`, `demo instances`: from data to figures, on generated data.
 
 The steps are commands as a user would type them; each is printed and runs in its own process.
 """
@@ -17,19 +17,20 @@ import numpy as np
 from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
 from hiera_video.data.boxes.table import read_label_map
-from hiera_video.demo import actions, motions
+from hiera_video.demo import actions, motions, shapes
 from hiera_video.errors import UserError, message_line
 from hiera_video.evaluation.ava import frame_ap
 from hiera_video.files import write_json
 from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import print_json, print_lines, print_planned
 from hiera_video.runtime.signals import handling_stops
-from hiera_video.settings.tools import DemoAvaSettings, DemoSettings
+from hiera_video.settings.tools import DemoAvaSettings, DemoInstancesSettings, DemoSettings
 
 MARKER = "demo.json"  # in a folder that this command made: {"seed": ...}
 # More threads do not make so small a model faster, and beside the decoding processes on 2 cores its
 # steps took 0.3 to 1.0 s with two, 0.3 to 0.5 s with one.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
+KINDS = {DemoAvaSettings: "ava", DemoInstancesSettings: "instances"}  # others: classes
 PROTOCOL = "slowfast"  # of the figures that `demo ava` prints
 RUNS = {  # of `demo ava`: what the detector sees, and the settings of its training
     "run": ("8 frames around the key frame", []),
@@ -41,16 +42,15 @@ RUNS = {  # of `demo ava`: what the detector sees, and the settings of its train
 Steps = list[tuple[list[str], Path | None]]  # commands, and the reports that evaluations write
 
 
-def run(
-    config: DemoSettings | DemoAvaSettings, *, dry_run: bool = False, as_json: bool = False
-) -> int:
+def run(config: DemoSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Resumes an earlier call with the same folder; returns the exit code."""
     folder, seed = Path(config.output_dir), config.seed
-    is_ava = isinstance(config, DemoAvaSettings)
-    made = {"seed": seed, "kind": "ava" if is_ava else "classes"}
+    kind = KINDS.get(type(config), "classes")
+    made = {"seed": seed, "kind": kind}
     with in_the_way(config, "output_dir"):
         check_folder(folder, made)
-    steps = detection_steps(folder, seed) if is_ava else class_steps(folder, seed)
+    make_steps = {"ava": detection_steps, "instances": instance_steps}.get(kind, class_steps)
+    steps = make_steps(folder, seed)
     if dry_run:
         print_planned((as_typed(command) for command, _ in steps), as_json=as_json)
         return 0
@@ -58,11 +58,15 @@ def run(
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / MARKER, made)
-    print_progress(f"Writing videos of figures, whose classes are motions, to {folder}/data")
-    if is_ava:
-        actions.generate(actions.DemoAvaData(folder / "data"), seed=seed)
+    if kind == "instances":
+        print_progress(f"Writing pictures of shapes, with masks, to {folder}/data")
+        shapes.generate(shapes.DemoInstancesData(folder / "data"), seed=seed)
     else:
-        motions.generate(motions.DemoData(folder / "data"), seed=seed)
+        print_progress(f"Writing videos of figures, whose classes are motions, to {folder}/data")
+        if kind == "ava":
+            actions.generate(actions.DemoAvaData(folder / "data"), seed=seed)
+        else:
+            motions.generate(motions.DemoData(folder / "data"), seed=seed)
     printed = ""
     for command, report in steps:
         if report and report.exists():
@@ -72,9 +76,14 @@ def run(
         if code:
             return code
     seconds = round(time.monotonic() - started)
-    result, text = detection_result(folder, seed) if is_ava else class_result(folder, printed)
+    if kind == "ava":
+        result, text = detection_result(folder, seed)
+    elif kind == "instances":
+        result, text = instance_result(folder)
+    else:
+        result, text = class_result(folder, printed)
     parts = {"data": "data", "training": "run", "weights": "run/weights", "evaluation": "run/eval"}
-    parts |= {"overlay": "predicted"} if is_ava else {}
+    parts |= {"overlay": "predicted"} if kind != "classes" else {}
     paths = {name: str(folder / part) for name, part in parts.items()}
     if as_json:
         print_json({"seed": seed, **result, "seconds": seconds, "paths": paths})
@@ -160,7 +169,32 @@ def chance(data: actions.DemoAvaData, seed: int) -> float:
     return float(np.mean(means))
 
 
-# Both.
+# Objects in pictures.
+
+
+def instance_steps(folder: Path, seed: int) -> Steps:
+    data, run_dir = shapes.DemoInstancesData(folder / "data"), folder / "run"
+    root, checkpoint = f"data.root={data.pictures}", f"checkpoint={run_dir}"
+    train = ["instances", "train", "--config=demo/instances", f"data.train={data.train}", root]
+    evaluate = ["instances", "evaluate", checkpoint, f"data.val={data.val}", root]
+    predict = ["instances", "predict", str(data.example), checkpoint]
+    return [
+        ([*train, f"run_dir={run_dir}", f"train.seed={seed}"], None),
+        (evaluate, report_of(run_dir)),
+        ([*predict, f"output_dir={folder / 'predicted'}", "overwrite=true"], None),
+    ]
+
+
+def instance_result(folder: Path) -> tuple[dict[str, Any], str]:
+    """The AP of boxes and masks: as JSON data, and as text."""
+    report = json.loads(report_of(folder / "run").read_text(encoding="utf-8"))
+    lines = ["AP on pictures that were not trained on, at IoU 0.5:"]
+    for kind, name in (("bbox", "boxes"), ("segm", "masks")):
+        lines.append(f"  {100 * report['kinds'][kind]['ap_50']:5.1f} %  {name}")
+    return {"kinds": report["kinds"]}, "\n".join(lines)
+
+
+# All.
 
 
 def check_folder(folder: Path, made: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from hiera_video.analysis.overlay import Keyframe, Person, write_overlay
 from hiera_video.data.boxes.files import read_boxes
@@ -18,13 +19,14 @@ from hiera_video.data.boxes.keyframes import (
 )
 from hiera_video.data.boxes.table import BoxTable, LabelMap, write_detections
 from hiera_video.data.transforms import MAX_ASPECT
-from hiera_video.errors import counted, did_you_mean
+from hiera_video.errors import WeightsError, counted, did_you_mean
+from hiera_video.evaluation.people import PersonDetector, person_detector
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
 from hiera_video.files import replacing_all, utf8_text, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
-from hiera_video.models.people import announce_weights, detect_people, load_person_detector
+from hiera_video.models.people import announce_weights
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import Process, process_group
 from hiera_video.runtime.results import exit_code, output_files, print_planned, print_result
@@ -33,7 +35,7 @@ from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError, VideoReader
 from hiera_video.video.sampling import FRAME_TIME_TOLERANCE_SEC
 
-FRAMES_AT_ONCE = 4  # in the person detector, which enlarges them to 800 pixels
+FRAMES_AT_ONCE = 4  # in the person detector; torchvision's enlarges them to 800 pixels
 OUTPUTS = {"csv": "detections.csv", "json": "detections.json", "overlay": "overlay.mp4"}
 
 
@@ -49,7 +51,9 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     # Which actions the boxes have, if any, does not matter here.
     table = None if config.boxes is None else read_boxes("proposals", config.boxes, label_map)
     if dry_run:
-        if table is None and config.detector is None:
+        if config.detector is not None:
+            person_detector(config.detector, torch.device("cpu"))
+        elif table is None:
             announce_weights()
         print_planned((file for files in outputs for file in files.values()), as_json=as_json)
         return 0
@@ -57,9 +61,9 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     failed = 0
     with process_group(config.device) as process:
         models = {model.encoder.input_size[1:]: model}  # by size of the clip
-        people = None
+        detect = None
         if table is None:
-            people = load_person_detector(config.detector).to(process.device)
+            detect = person_detector(config.detector, process.device, config.precision)
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
@@ -80,9 +84,10 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                             image_size=size,
                         )
                     interval_sec = config.every_sec
-                    if table is None:
-                        records = detected_boxes(video, people, config)
+                    if detect is not None:
+                        records = detected_boxes(video, detect, config)
                     else:
+                        assert table is not None
                         records = given_boxes(video, table, config)
                         gaps = np.diff([record.second for record in records])
                         interval_sec = min(gaps, default=interval_sec)
@@ -144,7 +149,7 @@ def given_boxes(
 
 
 def detected_boxes(
-    video: VideoReader, detector: Any, config: DetectPredictSettings
+    video: VideoReader, detect: PersonDetector, config: DetectPredictSettings
 ) -> list[KeyframeRecord]:
     """A key frame every `every_sec` from the first frame on, without those that show nobody."""
     begin = float(video.frame_times_sec[0])
@@ -156,7 +161,10 @@ def detected_boxes(
     frames = (frame for _, frame in video.stream(wanted))
     found: list[np.ndarray] = []
     while batch := list(islice(frames, FRAMES_AT_ONCE)):
-        detected = detect_people(detector, batch, min_score=config.detector_score)
+        try:
+            detected = detect(batch, min_score=config.detector_score)
+        except WeightsError as error:
+            raise NoResult(f"{video.path}: {error}") from error
         found += [people.boxes for people in detected]
     return [
         record_of(video.path, second, found[of_frame])

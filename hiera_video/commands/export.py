@@ -11,7 +11,6 @@ from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.checkpoint import read_checkpoint, with_card
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.programs import Format, Part, check_installed, export, parts_of
 from hiera_video.models.sources import find
@@ -44,7 +43,7 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
     weights = with_card(read_checkpoint(config.checkpoint, needed, config.weights_key))
     assert weights.card is not None
     model, card = load_model(weights, kind=exported_kind(weights.card))
-    assert not isinstance(model, MaskedAutoencoderHiera)
+    assert isinstance(model, Hiera | ActionDetector)
     parts = parts_of(model)
     if dry_run:
         print_planned(
@@ -74,8 +73,8 @@ def run(config: ExportSettings, *, dry_run: bool = False, as_json: bool = False)
 
 
 def exported_kind(card: ModelCard) -> Kind:
-    """The kind of the model itself; of an autoencoder one that refuses it, with advice."""
-    return "classifier" if card.kind == "autoencoder" else card.kind
+    """The kind of the model itself; of one that cannot be exported, one that refuses it."""
+    return card.kind if card.kind in ("classifier", "backbone", "detector") else "classifier"
 
 
 def description(

@@ -1,10 +1,13 @@
 """`hiera-video instances score`: computes box and mask AP from COCO's json files."""
 
-import math
-
 from hiera_video.data.instances.coco import read_coco, read_detections
-from hiera_video.errors import UserError
-from hiera_video.evaluation.instances import Kind, format_report, report_of, score_instances
+from hiera_video.evaluation.instances import (
+    Kind,
+    check_has_objects,
+    format_report,
+    report_of,
+    score_instances,
+)
 from hiera_video.runtime.results import print_json, print_result
 from hiera_video.settings.evaluation import InstancesScoreSettings
 
@@ -24,6 +27,5 @@ def run(config: InstancesScoreSettings, *, dry_run: bool = False, as_json: bool 
     results = score_instances(truth, detections, kinds)
     report = report_of(truth, detections, results)
     print_result(report, format_report(report), as_json=as_json)
-    if all(math.isnan(result.ap) for result in results.values()):
-        raise UserError(f"{truth.source}: no annotation but crowds, so there is no AP")
+    check_has_objects(truth)
     return 0

@@ -123,6 +123,48 @@ class DetectionBatch:
 
 
 @dataclass(frozen=True)
+class InstanceSample:
+    """One training picture and its objects, placed on the input of the model."""
+
+    name: str
+    clip: np.ndarray  # uint8 [1, H, W, C]
+    boxes: np.ndarray  # float32 [n, 4], x1 y1 x2 y2, pixels of `clip`
+    labels: np.ndarray  # int64 [n], from 1
+    masks: np.ndarray  # uint8 [n, H, W]
+    num_dropped: int  # objects of which the crop left nothing
+
+
+@dataclass
+class InstanceBatch:
+    """Several training pictures, their objects, and the pictures that could not be read."""
+
+    clips: Tensor  # uint8 [B, 1, H, W, C]
+    targets: list[dict[str, Tensor]]  # B times `boxes`, `labels` and `masks`, as in the sample
+    names: list[str]  # B pictures; empty if no picture of the batch could be read
+    failures: list[Failure] = field(default_factory=list)
+    num_dropped: int = 0  # objects of which the crop left nothing
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def num_targets(self) -> int:
+        """Number of pictures, over which the loss is averaged."""
+        return len(self)
+
+
+@dataclass(frozen=True)
+class PictureSample:
+    """A picture whose objects are looked for, placed on the input of the model."""
+
+    index: int  # of the record
+    clip: Tensor  # uint8 [1, H, W, C]
+    shape: tuple[int, int]  # height and width of the picture on it
+    size: tuple[int, int]  # height and width of the picture itself
+    backend: str  # the library that decoded
+
+
+@dataclass(frozen=True)
 class KeyframeSample:
     """The clip around a key frame whose boxes are scored."""
 
@@ -199,4 +241,27 @@ def collate_boxed_clips(
         names=[clip.name for clip in clips],
         failures=failures,
         num_dropped=sum(clip.num_dropped for clip in clips),
+    )
+
+
+def collate_instances(
+    samples: Sequence[list[InstanceSample] | Failure], clip_shape: tuple[int, int, int, int]
+) -> InstanceBatch:
+    """Stacks pictures as `collate_clips`, each with its objects."""
+    failures = [s for s in samples if isinstance(s, Failure)]
+    pictures = [picture for s in samples if not isinstance(s, Failure) for picture in s]
+    if not pictures:
+        none = {
+            "boxes": torch.zeros(0, 4),
+            "labels": torch.zeros(0, dtype=torch.int64),
+            "masks": torch.zeros(0, *clip_shape[1:3], dtype=torch.uint8),
+        }
+        return InstanceBatch(torch.zeros(1, *clip_shape, dtype=torch.uint8), [none], [], failures)
+    keys = ("boxes", "labels", "masks")
+    return InstanceBatch(
+        clips=torch.from_numpy(np.stack([picture.clip for picture in pictures])),
+        targets=[{k: torch.from_numpy(getattr(p, k)) for k in keys} for p in pictures],
+        names=[picture.name for picture in pictures],
+        failures=failures,
+        num_dropped=sum(picture.num_dropped for picture in pictures),
     )

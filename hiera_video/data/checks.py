@@ -13,6 +13,7 @@ from typing import Any
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.boxes.keyframes import KeyframeRecord
+from hiera_video.data.instances.coco import InstanceRecord
 from hiera_video.data.loader import num_workers
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import ConfigError, counted, listing
@@ -26,7 +27,7 @@ from hiera_video.video.reader import VideoError
 
 logger = logging.getLogger(__name__)
 
-Records = Sequence[VideoRecord | KeyframeRecord]
+Records = Sequence[VideoRecord | KeyframeRecord | InstanceRecord]
 
 # Files that are looked up at once. A local disk answers 300,000 in 1 to 2 s, with any number of
 # threads; one in a network takes up to a millisecond for each, and answers many at once.

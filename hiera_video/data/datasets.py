@@ -7,7 +7,7 @@ A sample is a pure function of (seed, epoch, index). A video that cannot be read
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from hiera_video.data.batches import (
     Failure,
     KeyframeSample,
     ViewSample,
+    collate_boxed_clips,
+    collate_clips,
 )
 from hiera_video.data.boxes.keyframes import KeyframeRecord
 from hiera_video.data.transforms import Boxes, Crops, Frames, centre_crop, shrink_to
@@ -43,6 +45,7 @@ class RecordDataset(ABC, Dataset[Any]):
 
     records: Sequence[Any]
     open_video: OpenVideo
+    collate: ClassVar[Callable[..., Any]]  # of training data sets: from samples to a batch
 
     def __len__(self) -> int:
         return len(self.records)
@@ -86,6 +89,7 @@ class TrainingClips(RecordDataset):
     short_side: int | None = None
     masking: Masking | None = None
     open_video: OpenVideo = open_video
+    collate = staticmethod(collate_clips)
 
     def sample(
         self, video: VideoReader, record: VideoRecord, key: tuple[int, int, int]
@@ -149,6 +153,7 @@ class TrainingKeyframes(RecordDataset):
     seed: int
     start_sec: float | None = None
     open_video: OpenVideo = open_video
+    collate = staticmethod(collate_boxed_clips)
 
     def sample(
         self, video: VideoReader, record: KeyframeRecord, key: tuple[int, int, int]

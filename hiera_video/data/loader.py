@@ -9,14 +9,8 @@ from functools import partial
 from operator import itemgetter
 from typing import Any
 
-from hiera_video.data.batches import Failure, Sample, collate_boxed_clips, collate_clips
-from hiera_video.data.datasets import (
-    EvaluationViews,
-    KeyframeClips,
-    RecordDataset,
-    TrainingClips,
-    TrainingKeyframes,
-)
+from hiera_video.data.batches import Failure, Sample
+from hiera_video.data.datasets import RecordDataset
 from hiera_video.data.order import TrainingOrder
 from hiera_video.runtime.distributed import ALONE, Process
 from hiera_video.runtime.prefetch import prefetch
@@ -114,18 +108,17 @@ def _read_batch(
 
 
 def training_loader(
-    dataset: TrainingClips | TrainingKeyframes,
+    dataset: RecordDataset,
     order: TrainingOrder,
     *,
     clip_shape: tuple[int, int, int, int],
     decoding: Decoding,
 ) -> Loader:
-    """Batches of `order`: `ClipBatch` or `DetectionBatch`; `clip_shape` is [T, H, W, C]."""
-    collate: Any = collate_clips if isinstance(dataset, TrainingClips) else collate_boxed_clips
+    """Batches of `order`, as the data set collates them; `clip_shape` is [T, H, W, C]."""
     return Loader(
         dataset,
         order,
-        partial(collate, clip_shape=clip_shape),
+        partial(dataset.collate, clip_shape=clip_shape),
         decoding=decoding,
         process=order.process,
         pin_memory=order.process.device.type == "cuda",
@@ -133,7 +126,7 @@ def training_loader(
 
 
 def evaluation_loader(
-    dataset: EvaluationViews | KeyframeClips, decoding: Decoding, process: Process = ALONE
+    dataset: RecordDataset, decoding: Decoding, process: Process = ALONE
 ) -> Loader:
     """One sample or `Failure` for each record of a process: disjoint, complete, no padding."""
     order = [[index] for index in range(process.rank, len(dataset), process.world_size)]

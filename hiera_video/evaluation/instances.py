@@ -80,7 +80,11 @@ def score_instances(
 
     if not np.isfinite(detections.score).all():
         raise ValueError("detections: every score must be a number, and finite")
-    _check_given(truth, detections, kinds)
+    check_truth(truth, kinds)
+    if "segm" in kinds and len(detections) and detections.segmentations is None:
+        raise AnnotationError(
+            f"{detections.source}: no segmentations, which segm needs; score bbox alone"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of the id 0, which is among the problems
         known = COCO(_dataset(truth))
@@ -94,8 +98,8 @@ def score_instances(
     return result
 
 
-def _check_given(truth: InstanceList, detections: Detections, kinds: Sequence[Kind]) -> None:
-    """Raises AnnotationError if something is missing that the kinds need."""
+def check_truth(truth: InstanceList, kinds: Sequence[Kind] = ("bbox", "segm")) -> None:
+    """Raises AnnotationError if something is missing in the annotations that the kinds need."""
     for record in truth.records:
         for place in np.flatnonzero(np.isnan(record.areas)).tolist():
             raise AnnotationError(
@@ -106,12 +110,14 @@ def _check_given(truth: InstanceList, detections: Detections, kinds: Sequence[Ki
             place = record.segmentations.index(None)
             raise AnnotationError(
                 f"{truth.source}: annotation {record.ids[place]}: segmentation is missing, which "
-                "segm needs; score bbox alone"
+                "segm needs; `hiera-video instances score kinds=bbox` scores boxes alone"
             )
-    if "segm" in kinds and len(detections) and detections.segmentations is None:
-        raise AnnotationError(
-            f"{detections.source}: no segmentations, which segm needs; score bbox alone"
-        )
+
+
+def check_has_objects(truth: InstanceList) -> None:
+    """Raises AnnotationError if no AP is defined."""
+    if all(record.crowd.all() for record in truth.records):
+        raise AnnotationError(f"{truth.source}: no annotation but crowds, so there is no AP")
 
 
 # faster-coco-eval fails with ids beyond 32 bits, and matches no annotation with a negative one, so

@@ -8,18 +8,25 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
 from itertools import islice
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hiera_video.data.batches import Failure, KeyframeSample, ViewSample
+from hiera_video.data.batches import Failure, ViewSample
 from hiera_video.models.card import ModelCard
 from hiera_video.models.normalize import Normalize
 from hiera_video.settings.training import Precision
 
-Sample = TypeVar("Sample", ViewSample, KeyframeSample)
+
+class Indexed(Protocol):
+    @property
+    def index(self) -> int:
+        """Of the record."""
+
+
+Sample = TypeVar("Sample", bound=Indexed)
 
 
 @dataclass(frozen=True)
@@ -71,13 +78,18 @@ class Scorer:
             clips: uint8 [B, T, h, w, C], on the device.
             boxes: further inputs of the model.
         """
-        is_bf16 = self.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
-            logits = self.model(self.normalize(clips), *boxes).float()
+        logits = self.outputs(clips, *boxes).float()
         scores = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
         # Asked of the logits, because the sigmoid of an infinite one is 0 or 1.
         is_finite = logits.isfinite().all(dim=1, keepdim=True)
         return scores.where(is_finite, torch.nan).cpu()
+
+    @torch.inference_mode()
+    def outputs(self, clips: Tensor, *boxes: Tensor) -> Any:
+        """What the model makes of the same arguments as of a call."""
+        is_bf16 = self.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
+            return self.model(self.normalize(clips), *boxes)
 
     def finite(
         self,

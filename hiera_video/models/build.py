@@ -50,8 +50,9 @@ def build(
     encoder: Mapping[str, Any],
     autoencoder: Mapping[str, Any] | None = None,
     detector: Mapping[str, Any] | None = None,
+    segmenter: Mapping[str, Any] | None = None,
 ) -> "Model":
-    """A `Hiera` of these keyword arguments, or the autoencoder or detector around it.
+    """A `Hiera` of these keyword arguments, or what else is named around it.
 
     Raises:
         ModelError: an unknown argument of `Hiera`, or a value that it does not take.
@@ -66,6 +67,10 @@ def build(
         from hiera_video.models.detector import ActionDetector  # torchvision takes its time
 
         return ActionDetector(Hiera(**encoder), **detector)
+    if segmenter is not None:
+        from hiera_video.models.segmenter import InstanceSegmenter
+
+        return InstanceSegmenter(Hiera(**encoder), **segmenter)
     return Hiera(**encoder)
 
 
@@ -80,4 +85,4 @@ def described_tensors(card: ModelCard) -> dict[str, Tensor]:
     if autoencoder is not None:
         autoencoder = {"decoder_heads": 1, **autoencoder}  # which no tensor's shape shows
     with torch.device("meta"):
-        return build(encoder, autoencoder, card.detector).state_dict()
+        return build(encoder, autoencoder, card.detector, card.segmenter).state_dict()

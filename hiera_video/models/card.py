@@ -31,15 +31,23 @@ from hiera_video.models.variants import (
     variant_name,
 )
 from hiera_video.settings.base import Checked, Settings, shown
-from hiera_video.settings.model import MAX_CLASSES, Bins, Decoder, FullArchitecture, Masking
+from hiera_video.settings.model import (
+    MAX_CLASSES,
+    Bins,
+    Decoder,
+    FullArchitecture,
+    Masking,
+    SegmenterHeads,
+)
 from hiera_video.settings.video import Clips, FrameSampling, Views
 
-Kind = Literal["classifier", "backbone", "autoencoder", "detector"]
+Kind = Literal["classifier", "backbone", "autoencoder", "detector", "segmenter"]
 
+AROUND: tuple[Kind, ...] = ("autoencoder", "detector", "segmenter")  # what has a Hiera inside
 FORMAT = "hiera_video"  # in the config.json of a weights folder
 REQUIRED = ("architecture", "num_classes")
 ARCHITECTURE_NEEDS = ("input_size", "embed_dim", "stages", "patch_kernel", "patch_stride")
-ID = re.compile("[1-9][0-9]{0,8}")
+ID = re.compile("0|-?[1-9][0-9]{0,18}")  # COCO's may be any whole number of 64 bits
 DERIVED = ("name", "format", "num_frames")  # written for readers, and not read
 
 A_KIND: dict[Kind, str] = {
@@ -47,6 +55,7 @@ A_KIND: dict[Kind, str] = {
     "backbone": "a backbone without a classifier",
     "autoencoder": "a masked autoencoder",
     "detector": "an action detector",
+    "segmenter": "an instance segmenter",
 }
 EXAMPLES: dict[Kind, str] = {
     "classifier": "a run of `hiera-video finetune`, or published weights such as "
@@ -54,6 +63,7 @@ EXAMPLES: dict[Kind, str] = {
     "autoencoder": "a run of `hiera-video pretrain`, or published weights such as "
     "hiera_base_16x224.mae_k400",
     "detector": "a run of `hiera-video detect train`",
+    "segmenter": "a run of `hiera-video instances train`",
 }
 
 
@@ -85,6 +95,11 @@ class DetectorArguments(Settings):
     """Bins of RoIAlign along each side of a box."""
 
 
+class SegmenterArguments(SegmenterHeads):
+    num_classes: Annotated[int, Ge(1), Le(MAX_CLASSES)]
+    """Classes of objects."""
+
+
 @dataclass(frozen=True)
 class ArgumentsOf:
     """Annotates a dict of the keyword arguments that are given, of those that `settings` has."""
@@ -112,16 +127,18 @@ class ModelCard(Checked):
 
     Args:
         architecture: keyword arguments of `Hiera`, but `num_classes`.
-        num_classes: outputs of the classifier, 0 for none. None: an autoencoder or a detector.
+        num_classes: outputs of the classifier, 0 for none. None: there is something else around
+            the backbone.
         autoencoder: keyword arguments of `MaskedAutoencoderHiera`, as far as they are known.
         detector: keyword arguments of `ActionDetector`.
+        segmenter: keyword arguments of `InstanceSegmenter`.
         class_names: in id order; empty where they are not known.
         mean, std: of the colour channels, by which input is normalised, for values in 0..1.
             Default: those of the published models of this kind.
         multi_label: a video may have several classes.
         clips, views, masking: the settings of these names that the model was trained with, or is to
             be evaluated with. None: not known.
-        label_map: actions of a detector by id, from 1.
+        label_map: actions of a detector by id, from 1; classes of a segmenter, by COCO's id.
         groups: group of each action, by its id, where the label map has groups.
         license, url: of the published file that the weights come from.
         notes: other entries of a config.json, kept as they are.
@@ -133,6 +150,7 @@ class ModelCard(Checked):
     num_classes: Annotated[int, Ge(0), Le(MAX_CLASSES)] | None
     autoencoder: Annotated[dict[str, Any], ArgumentsOf(Decoder)] | None = None
     detector: Annotated[dict[str, Any], ArgumentsOf(DetectorArguments)] | None = None
+    segmenter: Annotated[dict[str, Any], ArgumentsOf(SegmenterArguments)] | None = None
     class_names: tuple[str, ...] = ()
     mean: tuple[Mean, Mean, Mean] = Field(default=None, validate_default=True)
     std: tuple[Deviation, Deviation, Deviation] = Field(default=None, validate_default=True)
@@ -177,11 +195,12 @@ class ModelCard(Checked):
 
     @model_validator(mode="after")
     def _check_kind(self) -> ModelCard:
-        around = [name for name in ("autoencoder", "detector") if getattr(self, name) is not None]
-        if len(around) == 2:
-            raise ValueError("it has both an autoencoder and a detector")
+        around = [name for name in AROUND if getattr(self, name) is not None]
+        if len(around) > 1:
+            raise ValueError(f"it has both an {around[0]} and a {around[1]}")
         if (self.num_classes is None) != bool(around):
-            what = f"of an {around[0]}" if around else "without an autoencoder or detector"
+            without = f"without an {', '.join(AROUND[:-1])} or {AROUND[-1]}"
+            what = f"of {A_KIND[around[0]]}" if around else without
             needed = "null" if around else "a whole number"
             raise ValueError(f"num_classes is {self.num_classes}: {what}, expected {needed}")
         return self
@@ -200,6 +219,13 @@ class ModelCard(Checked):
             raise ValueError(f"there are {names} class_names for {counted(classes, 'class')}")
         if repeated := [name for name, n in Counter(self.class_names).items() if n > 1]:
             raise ValueError(f"class_names has {listing(repeated)} more than once")
+        if self.segmenter is not None:
+            if len(self.label_map) not in (0, self.segmenter["num_classes"]):
+                raise ValueError(
+                    f"label_map has {len(self.label_map)} entries for "
+                    f"{self.segmenter['num_classes']} classes"
+                )
+            return self
         actions = (self.detector or {}).get("num_classes", 0)
         for key in ("label_map", "groups"):
             if unknown := [id for id in getattr(self, key) if not 1 <= id <= actions]:
@@ -211,10 +237,9 @@ class ModelCard(Checked):
     @property
     def kind(self) -> Kind:
         """What model the weights are for."""
-        if self.autoencoder is not None:
-            return "autoencoder"
-        if self.detector is not None:
-            return "detector"
+        for kind in AROUND:
+            if getattr(self, kind) is not None:
+                return kind
         return "classifier" if self.num_classes else "backbone"
 
     @property
@@ -229,8 +254,8 @@ class ModelCard(Checked):
 
     @property
     def actions(self) -> dict[int, str]:
-        """Names of a detector's actions by id; the ids, where no names are known."""
-        number = (self.detector or {}).get("num_classes", 0)
+        """Names by id of what a detector or segmenter finds; the ids, where none are known."""
+        number = (self.detector or self.segmenter or {}).get("num_classes", 0)
         return self.label_map or {id: str(id) for id in range(1, number + 1)}
 
     def without_classes(self) -> ModelCard:
@@ -252,13 +277,15 @@ class ModelCard(Checked):
             advice = f". Fine-tune it: `hiera-video finetune ... model.init={source}`"
         elif self.kind == "detector":
             advice = ". The commands `hiera-video detect ...` take it"
+        elif self.kind == "segmenter":
+            advice = ". The commands `hiera-video instances ...` take it"
         raise WeightsError(
             f"{source} is {A_KIND[self.kind]}; expected {A_KIND[kind]}: {EXAMPLES[kind]}{advice}"
         )
 
     def entries(self) -> dict[str, Any]:
         """The fields that the model itself does not show, as far as they are set."""
-        shown = {"architecture", "num_classes", "autoencoder", "detector"}
+        shown = {"architecture", "num_classes", *AROUND}
         values = {key: getattr(self, key) for key in type(self).model_fields if key not in shown}
         return {key: value for key, value in values.items() if value}
 

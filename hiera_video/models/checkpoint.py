@@ -34,17 +34,21 @@ from hiera_video.settings.tools import Layout
 logger = logging.getLogger(__name__)
 
 HEAD = ("head.projection.weight", "head.projection.bias")
-ROI_HEAD = ("roi_head.projection.weight", "roi_head.projection.bias")  # of an action detector
+ROI_HEAD = re.compile(r"roi_head\.projection\.(weight|bias)")  # of an action detector
+# Of an instance segmenter: what is the same for all classes, and what is not.
+SEGMENTER = re.compile(r"(fpn|rpn|roi_heads\.(box|mask)_head)\..+")
+PREDICTORS = re.compile(r"roi_heads\.(box|mask)_predictor\..+")
 # What an official autoencoder has beside its encoder.
 DECODER = re.compile(
     r"mask_token|decoder_pos_embed|decoder_(embed|norm|pred|blocks)\..+|multi_scale_fusion_heads\..+"
 )
+IS_3D = re.compile(r"patch_embed\.|multi_scale_fusion_heads\.")  # kernels; those of images are 2-D
 READ = re.compile(
     r"pos_embed(_spatial|_temporal|_win)?"
-    r"|(patch_embed\.proj|norm|head\.projection|roi_head\.projection)\.(weight|bias)"
+    r"|(patch_embed\.proj|norm|head\.projection)\.(weight|bias)"
     r"|blocks\.\d+\.(norm[12]|attn\.qkv|attn\.proj|mlp\.fc[12]|proj)\.(weight|bias)"
     r"|blocks\.\d+\.ls[12]\.gamma"
-    rf"|{DECODER.pattern}"
+    rf"|{DECODER.pattern}|{ROI_HEAD.pattern}|{SEGMENTER.pattern}|{PREDICTORS.pattern}"
 )
 # The equivalent keys in transformers checkpoints, which are not read, and AveragedModel's counter.
 DROPPED = re.compile(r"decoder\..+|multiscale_fusion\..+|n_averaged")
@@ -125,7 +129,7 @@ def read_checkpoint(
     renamed = ["encoder_norm -> norm"] if "encoder_norm.weight" in state else []
     state = {
         rename(key, {"encoder_norm.": "norm."}): value.unsqueeze(2)
-        if value.dim() == 4 and not key.startswith("pos_embed")
+        if value.dim() == 4 and IS_3D.match(key)
         else value
         for key, value in state.items()  # the kernels of images have two dimensions
     }

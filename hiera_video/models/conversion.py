@@ -13,7 +13,7 @@ from hiera_video.models.checkpoint import read_checkpoint
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import CARRIED, check_writable, config_of, from_official
 from hiera_video.models.loading import card_of
-from hiera_video.models.pretrained import save_model, write_folder
+from hiera_video.models.saving import save_model, write_folder
 from hiera_video.settings.tools import Layout
 
 # Layouts of a single file, and the entry that holds the state.

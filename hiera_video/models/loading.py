@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +22,9 @@ from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import (
     DECODER,
     HEAD,
+    PREDICTORS,
     ROI_HEAD,
+    SEGMENTER,
     Checkpoint,
     differences,
     read_checkpoint,
@@ -38,10 +40,11 @@ from hiera_video.settings.model import PosEmbedResize
 
 if TYPE_CHECKING:
     from hiera_video.models.detector import ActionDetector
+    from hiera_video.models.segmenter import InstanceSegmenter
 
 logger = logging.getLogger(__name__)
 
-Model: TypeAlias = "Hiera | MaskedAutoencoderHiera | ActionDetector"
+Model: TypeAlias = "Hiera | MaskedAutoencoderHiera | ActionDetector | InstanceSegmenter"
 
 
 @dataclass
@@ -85,8 +88,10 @@ def load_weights(
     Patch kernels and position embeddings of another clip size are adapted, so that image weights
     fit a video model too. These parts start with random values: a classifier for another number of
     classes, or where the checkpoint has none; the head of an action detector for other actions;
-    the decoder of an autoencoder where the checkpoint has none, or has that of images for a video
-    model; and the decoder's position embedding at another clip size.
+    the last layers of an instance segmenter for other classes, and all its heads where the
+    checkpoint has none of its widths; the decoder of an autoencoder where the checkpoint has none,
+    or has that of images for a video model; and the decoder's position embedding at another clip
+    size.
 
     Args:
         source: as for `read_checkpoint`.
@@ -100,18 +105,21 @@ def load_weights(
     encoder = encoder_of(model)
     _check_architecture(checkpoint, encoder)
     parameters = {key.removeprefix("encoder."): value for key, value in model.named_parameters()}
-    may_be_fresh = {key for key in parameters if key in ROI_HEAD or DECODER.fullmatch(key)}
+    fresh = (ROI_HEAD, SEGMENTER, PREDICTORS, DECODER)
+    may_be_fresh = {key for key in parameters if any(part.fullmatch(key) for part in fresh)}
     if checkpoint.layout == "sam2":
         may_be_fresh |= {"norm.weight", "norm.bias"}
     unused = _unfitting_decoder(checkpoint, model)
     if checkpoint.num_classes != encoder.num_classes:
         may_be_fresh |= set(HEAD)
         unused |= set(HEAD)
-    shapes = [
-        [t[key].shape for key in ROI_HEAD if key in t] for t in (checkpoint.state, parameters)
-    ]
-    if shapes[0] != shapes[1]:
-        unused |= set(ROI_HEAD)
+    for part in (ROI_HEAD, SEGMENTER, PREDICTORS):  # each is loaded whole or not at all
+        shapes = [
+            {key: value.shape for key, value in tensors.items() if part.fullmatch(key)}
+            for tensors in (checkpoint.state, parameters)
+        ]
+        if shapes[0] != shapes[1]:
+            unused |= shapes[0].keys()
     state = {key: value for key, value in checkpoint.state.items() if key not in unused}
     dropped = checkpoint.dropped + [key for key in checkpoint.state if key in unused]
     try:
@@ -129,9 +137,14 @@ def load_weights(
     if absent and not isinstance(model, MaskedAutoencoderHiera):
         if "norm.weight" in absent:
             encoder.norm.reset_parameters()
-        model.reset_classifier(model.num_classes)
+        if any(map(SEGMENTER.fullmatch, absent)):
+            cast("InstanceSegmenter", model).reset_heads()
+        else:
+            model.reset_classifier(model.num_classes)
     card = checkpoint.card
-    if card is not None and HEAD[0] not in state and ROI_HEAD[0] not in state:
+    if card is not None and not any(
+        key in HEAD or ROI_HEAD.fullmatch(key) or PREDICTORS.fullmatch(key) for key in state
+    ):
         card = card.without_classes()
     model.card = None if card is None else card_of(model, card)
     report = LoadReport(
@@ -169,8 +182,10 @@ def card_of(model: Model, card: ModelCard | None = None, **entries: Any) -> Mode
         shown["num_classes"] = model.num_classes
     elif isinstance(model, MaskedAutoencoderHiera):
         shown["autoencoder"] = model.decoder_architecture
-    else:
+    elif hasattr(model, "detector_architecture"):
         shown["detector"] = model.detector_architecture
+    else:
+        shown["segmenter"] = model.segmenter_architecture
     if claimed := sorted(shown.keys() & entries.keys()):
         raise WeightsError(f"{', '.join(claimed)}: the model decides, give none")
     for entry in entries:

@@ -104,6 +104,16 @@ class Pyramid(nn.Module):
         return spatial + encoder.pos_embed_temporal.mean(dim=1)[..., None, None]
 
 
+def feature_pyramid(encoder: Hiera, channels: int) -> FeaturePyramidNetwork:
+    """The network that makes maps of `channels` of the stages, and one of twice the last stride."""
+    return FeaturePyramidNetwork(
+        encoder.stage_dims,
+        channels,
+        extra_blocks=LastLevelMaxPool(),
+        norm_layer=partial(LayerNorm2d, eps=1e-6),
+    )
+
+
 class FeaturePyramid(nn.Module):
     """A Hiera and a feature pyramid network (arXiv 1612.03144), as a backbone for torchvision.
 
@@ -117,12 +127,7 @@ class FeaturePyramid(nn.Module):
     def __init__(self, encoder: Hiera, out_channels: int = 256) -> None:
         super().__init__()
         self.body = Pyramid(encoder)
-        self.fpn = FeaturePyramidNetwork(
-            self.body.channels,
-            out_channels,
-            extra_blocks=LastLevelMaxPool(),
-            norm_layer=partial(LayerNorm2d, eps=1e-6),
-        )
+        self.fpn = feature_pyramid(encoder, out_channels)
         self.out_channels = out_channels
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> OrderedDict[str, Tensor]:

@@ -11,6 +11,8 @@ from hiera_video.settings.evaluation import (
     DetectEvaluateSettings,
     DetectPredictSettings,
     EvaluateSettings,
+    InstancesEvaluateSettings,
+    InstancesPredictSettings,
     VisualizeSettings,
 )
 from hiera_video.settings.tools import BenchmarkSettings
@@ -19,6 +21,8 @@ Writing = (
     EvaluateSettings
     | DetectEvaluateSettings
     | DetectPredictSettings
+    | InstancesEvaluateSettings
+    | InstancesPredictSettings
     | VisualizeSettings
     | BenchmarkSettings
 )
@@ -36,7 +40,8 @@ def refuse_existing(config: Writing, paths: Iterable[Path]) -> None:
 
 
 def evaluation_folder(
-    config: EvaluateSettings | DetectEvaluateSettings, results: Iterable[str]
+    config: EvaluateSettings | DetectEvaluateSettings | InstancesEvaluateSettings,
+    results: Iterable[str],
 ) -> Path:
     """`output_dir`, else eval/ beside the weights of a run, for files of these names."""
     path = Path(config.checkpoint)
@@ -47,7 +52,8 @@ def evaluation_folder(
 
 
 def output_files(
-    config: VisualizeSettings | DetectPredictSettings, ends: Mapping[str, str]
+    config: VisualizeSettings | DetectPredictSettings | InstancesPredictSettings,
+    ends: Mapping[str, str],
 ) -> list[dict[str, Path]]:
     """The files that each input gets: by kind, STEM_END in `output_dir`.
 

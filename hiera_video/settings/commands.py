@@ -13,6 +13,9 @@ COMMANDS: dict[str, type[Settings]] = {
     "detect evaluate": evaluation.DetectEvaluateSettings,
     "detect predict": evaluation.DetectPredictSettings,
     "detect score": evaluation.DetectScoreSettings,
+    "instances train": training.InstancesTrainSettings,
+    "instances evaluate": evaluation.InstancesEvaluateSettings,
+    "instances predict": evaluation.InstancesPredictSettings,
     "instances score": evaluation.InstancesScoreSettings,
     "data build-lists": evaluation.BuildListsSettings,
     "data check-ava": evaluation.CheckAvaSettings,
@@ -23,4 +26,5 @@ COMMANDS: dict[str, type[Settings]] = {
     "benchmark": tools.BenchmarkSettings,
     "demo": tools.DemoSettings,
     "demo ava": tools.DemoAvaSettings,
+    "demo instances": tools.DemoInstancesSettings,
 }

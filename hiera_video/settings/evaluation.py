@@ -24,6 +24,7 @@ from hiera_video.settings.video import (
     Clips,
     Decoding,
     FrameSampling,
+    Listed,
     MultiView,
     Reading,
     Windowing,
@@ -168,7 +169,7 @@ class DetectEvaluateSettings(WritingInference):
 class DetectPredictSettings(WritingInference):
     """Detect what the people in videos do, and draw an overlay.
 
-    People are found by torchvision's detector, or given in `boxes`.
+    People are found by torchvision's detector or an instance segmenter, or given in `boxes`.
     """
 
     inputs: Files
@@ -176,8 +177,10 @@ class DetectPredictSettings(WritingInference):
     boxes: Path | None = None
     """Boxes of people, and with them the key frames: csv of video,second,x1,y1,x2,y2,,score, where
     video is a file's name and second counts from its first frame. Null: they are detected."""
-    detector: Path | None = None
-    """Weights of torchvision's fasterrcnn_resnet50_fpn_v2, a .pth file. Null: fetched."""
+    detector: Annotated[Path, Allowed("a run of instances train, or a .pth file")] | None = None
+    """What finds people: a run, checkpoint or weights folder of `instances train` with a category
+    "person", or weights of torchvision's fasterrcnn_resnet50_fpn_v2, a .pth file. Null: the latter,
+    fetched."""
     detector_score: Probability = 0.8
     """Lowest score of a person's box that is used, detected or given."""
     every_sec: Positive = 1.0
@@ -199,6 +202,35 @@ class DetectPredictSettings(WritingInference):
             "detector",
             "null beside boxes, which replace detected people",
         )
+
+
+class InstancesEvaluationData(Listed):
+    val: Annotated[Path, Allowed("a json file")]
+    """Pictures to evaluate on, in COCO's json (instances_val2017.json)."""
+    root: Path | None = None
+    """Folder that the file names in `val` start from. Null: the folder of the json."""
+
+
+class InstancesEvaluateSettings(WritingInference):
+    """Compute the AP of a trained Mask R-CNN, of boxes and of masks."""
+
+    data: InstancesEvaluationData
+    batch_size: Count = 4
+    """Pictures in a forward pass."""
+    output_dir: Output | None = None
+    """Folder for report.json and detections.json, COCO's results. Null: eval/ of the run folder."""
+
+
+class InstancesPredictSettings(WritingInference):
+    """Find the objects in pictures, and draw them."""
+
+    inputs: Files
+    """Pictures."""
+    min_score: Probability = 0.5
+    """Lowest score of an object that is drawn and written."""
+    data: Decoding = Decoding()
+    output_dir: Output = "objects"
+    """Folder for NAME_objects.json and NAME_overlay.png of each file."""
 
 
 class DetectScoreSettings(Settings):

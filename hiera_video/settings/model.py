@@ -135,6 +135,20 @@ class Detector(Classifier):
     """Bins of RoIAlign along each side of a box."""
 
 
+class SegmenterHeads(Settings):
+    channels: Width = 256
+    """Channels of the feature pyramid and of the convolutions in the heads."""
+    hidden: Width = 1024
+    """Width of the linear layer that classifies boxes."""
+
+
+class Segmenter(SegmenterHeads, Backbone):
+    name: str = "hiera_base_224"
+    """An image variant of `hiera_video.list_models()`."""
+    num_boxes: Annotated[int, Ge(1), Le(10_000)] = 512
+    """Boxes of a picture of which a training step classifies a sample, a quarter with objects."""
+
+
 class Decoder(Settings):
     """Keyword arguments of `MaskedAutoencoderHiera` beside its encoder."""
 

@@ -182,3 +182,10 @@ class DemoAvaSettings(DemoSettings):
 
     output_dir: Output = "demo_ava"
     """Folder for the data and the runs."""
+
+
+class DemoInstancesSettings(DemoSettings):
+    """Generate pictures with masks in COCO's json, train a Mask R-CNN on them and score it."""
+
+    output_dir: Output = "demo_instances"
+    """Folder for the data and the run."""

@@ -1,4 +1,4 @@
-"""Settings of training: data, augmentation, optimizer, loop, and the three training commands."""
+"""Settings of training: data, augmentation, optimizer, loop, and the four training commands."""
 
 from typing import Annotated, Literal
 
@@ -20,7 +20,14 @@ from hiera_video.settings.base import (
     Settings,
     Share,
 )
-from hiera_video.settings.model import Autoencoder, Backbone, Classifier, Detector, Masking
+from hiera_video.settings.model import (
+    Autoencoder,
+    Backbone,
+    Classifier,
+    Detector,
+    Masking,
+    Segmenter,
+)
 from hiera_video.settings.video import Clips, Decoding, FrameSampling, Listed, MultiView, Reading
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
@@ -104,6 +111,22 @@ class DetectionData(KeyframeData, TrainingData):
     """Actions and their ids, from 1: AVA's pbtxt with all 80, or a text file with one a line."""
 
 
+class PictureData(Listed):
+    """Pictures with objects, in COCO's json."""
+
+    root: Path | None = None
+    """Folder that the file names in `train` start from. Null: the folder of the json."""
+    val_root: Path | None = None
+    """Folder that the file names in `val` start from. Null: as for `root`."""
+    val: Annotated[Path, Allowed("a json file")] | None = None
+    """Pictures to evaluate on, in COCO's json."""
+
+
+class InstanceData(PictureData, TrainingData):
+    train: Annotated[Path, Allowed("a json file")]
+    """Pictures to train on, in COCO's json (instances_train2017.json)."""
+
+
 class Crop(Settings):
     """Random resized crops and flips."""
 
@@ -143,6 +166,13 @@ class DetectionAugment(Settings):
     """Flip half of the clips horizontally."""
 
 
+class InstanceAugment(Settings):
+    scale: Annotated[tuple[Positive, Positive], Ascending] = (0.1, 2.0)
+    """Size of the picture over the largest that fits the input (large-scale jitter)."""
+    flip: bool = True
+    """Flip half of the pictures horizontally."""
+
+
 class Optim(Settings):
     optimizer: Literal["adamw", "sgd"] = "adamw"
     """SGD has Nesterov momentum 0.9."""
@@ -152,6 +182,9 @@ class Optim(Settings):
     """Learning rate of the first step."""
     final_lr: NonNegative = 1e-5
     """Learning rate at the end of the cosine."""
+    decay_at: tuple[Share, ...] | None = None
+    """Parts of the run, 0..1, after each of which the learning rate is a tenth, as in detectron2's
+    schedules; none of them, [], leaves it constant. Null: a cosine down to final_lr."""
     betas: tuple[Rate, Rate] = (0.9, 0.999)
     """Decay rates of AdamW's running averages."""
     weight_decay: NonNegative = 0.05
@@ -297,4 +330,20 @@ class DetectTrainSettings(RunSettings):
     batch_size: Count = 16
     """Clips in a forward pass of evaluation."""
     run_dir: Output = "runs/detect"
+    """Folder of the run; a run found there is resumed."""
+
+
+class InstancesTrainSettings(RunSettings):
+    """Train a Mask R-CNN on pictures with boxes and masks of objects, as in COCO."""
+
+    data: InstanceData
+    model: Segmenter = Segmenter()
+    augment: InstanceAugment = InstanceAugment()
+    optim: Optim = Optim(lr=3.5e-5, final_lr=3.5e-7, warmup_lr=3.5e-8, weight_decay=0.1)
+    train: DetectionLoop = DetectionLoop(
+        epochs=100.0, warmup_epochs=0.14, global_batch_size=64, num_repeats=1
+    )
+    batch_size: Count = 4
+    """Pictures in a forward pass of evaluation."""
+    run_dir: Output = "runs/instances"
     """Folder of the run; a run found there is resumed."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.files import json_text, parse_json, remove_unfinished, replacing
 from hiera_video.models.checkpoint import check_weights_folder, differences
-from hiera_video.models.pretrained import write_tensors
+from hiera_video.models.saving import write_tensors
 from hiera_video.models.tensors import read_content, read_metadata
 
 logger = logging.getLogger(__name__)

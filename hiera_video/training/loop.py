@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure
+from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure, InstanceBatch
 from hiera_video.runtime.distributed import Process, sum_over_processes
 from hiera_video.settings.training import Loop
 from hiera_video.training.optim import set_learning_rate
 
 LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]
 """(model, batch, random numbers) -> the sum of the losses of the batch's targets, float32."""
-Batch = ClipBatch | DetectionBatch
+Batch = ClipBatch | DetectionBatch | InstanceBatch
 
 
 @dataclass(frozen=True)

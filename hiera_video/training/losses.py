@@ -1,4 +1,4 @@
-"""Losses of the three training commands, each the sum over the targets of a batch, in float32."""
+"""Losses of the training commands, each the sum over the targets of a batch, in float32."""
 
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hiera_video.data.batches import ClipBatch, DetectionBatch
+from hiera_video.data.batches import ClipBatch, DetectionBatch, InstanceBatch
 from hiera_video.data.mixing import mix, multi_hot
 from hiera_video.errors import ModelError
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
@@ -27,7 +27,7 @@ class _Loss:
     def __post_init__(self) -> None:
         self.normalize = self.normalize.to(self.device)
 
-    def _inputs(self, batch: ClipBatch | DetectionBatch) -> Tensor:
+    def _inputs(self, batch: ClipBatch | DetectionBatch | InstanceBatch) -> Tensor:
         return self.normalize(batch.clips.to(self.device, non_blocking=True))
 
 
@@ -112,6 +112,18 @@ class DetectionLoss(_Loss):
         targets = multi_hot(columns, self.num_classes).to(self.device, non_blocking=True)
         losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
         return losses.sum() / self.num_classes
+
+
+@dataclass
+class InstanceLoss(_Loss):
+    """The losses of Mask R-CNN: of the RPN, of boxes and classes, and of masks."""
+
+    def __call__(self, model: nn.Module, batch: InstanceBatch, rng: np.random.Generator) -> Tensor:
+        targets = [
+            {key: value.to(self.device, non_blocking=True) for key, value in target.items()}
+            for target in batch.targets
+        ]
+        return model(self._inputs(batch), targets) * len(targets)
 
 
 def balanced_class_weights(labels: Sequence[tuple[int, ...]], num_classes: int) -> Tensor:

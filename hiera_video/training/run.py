@@ -26,7 +26,7 @@ from hiera_video.files import locked
 from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import check_weights_folder, not_finite, shorten
 from hiera_video.models.loading import Model, encoder_of
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.saving import save_model
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
@@ -228,6 +228,7 @@ class Schedule:
             peak=optim.lr,
             first=optim.warmup_lr,
             last=optim.final_lr,
+            decay_at=optim.decay_at,
         )
 
     def every(self, passes: float) -> int:

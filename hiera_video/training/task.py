@@ -10,7 +10,8 @@ import torch
 
 from hiera_video.data.batches import Failure
 from hiera_video.data.boxes.keyframes import KeyframeEvaluation, TrainingKeyframeList
-from hiera_video.data.datasets import TrainingClips, TrainingKeyframes
+from hiera_video.data.datasets import RecordDataset
+from hiera_video.data.instances.coco import InstanceList
 from hiera_video.data.videos.records import VideoList
 from hiera_video.errors import counted
 from hiera_video.models.card import ModelCard
@@ -18,25 +19,31 @@ from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.variants import input_statistics
 from hiera_video.runtime.distributed import Process
-from hiera_video.settings.training import DetectTrainSettings, FinetuneSettings, PretrainSettings
+from hiera_video.settings.training import (
+    DetectTrainSettings,
+    FinetuneSettings,
+    InstancesTrainSettings,
+    PretrainSettings,
+)
 from hiera_video.training.loop import LossFunction
 from hiera_video.video.clips import ClipSampler
 
 logger = logging.getLogger(__name__)
 
-TaskSettings = FinetuneSettings | PretrainSettings | DetectTrainSettings
+TaskSettings = FinetuneSettings | PretrainSettings | DetectTrainSettings | InstancesTrainSettings
+TrainingList = VideoList | TrainingKeyframeList | InstanceList
 
 
 class Task(ABC):
-    """One of fine-tuning, pretraining and detection.
+    """One of fine-tuning, pretraining, detection and instance segmentation.
 
     A task is made from the settings of its command and has read its lists then. `train` calls its
     methods in the order in which they stand here.
     """
 
     settings: TaskSettings
-    train: VideoList | TrainingKeyframeList
-    val: VideoList | KeyframeEvaluation | None = None
+    train: TrainingList
+    val: VideoList | KeyframeEvaluation | InstanceList | None = None
     unit = "videos"  # what a record is
     contents = ""  # of the training records, for the console
     val_note = "1 view"  # how validation differs from evaluation, for the console
@@ -44,7 +51,7 @@ class Task(ABC):
     ema_decay: float | None = None  # of the average of the weights that is evaluated and saved
     evaluate_every: float | None = None  # passes over the data; None: at the end only
 
-    def __init__(self, settings: TaskSettings, train: VideoList | TrainingKeyframeList) -> None:
+    def __init__(self, settings: TaskSettings, train: TrainingList) -> None:
         self.settings, self.train = settings, train
         self.num_records = len(train.records)
         self.data: dict[str, Any] = {  # for run.json
@@ -71,7 +78,7 @@ class Task(ABC):
 
     def describe(self, model: Any) -> list[str]:
         """What is about to be trained, in a few lines."""
-        sampler, settings = self.sampler(model), self.settings
+        settings = self.settings
         num_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
         unit = self.unit.removesuffix("s")
         val = "no validation"
@@ -81,21 +88,26 @@ class Task(ABC):
         return [
             f"{train}{self.contents} from {self.train.source}, {val}",
             f"{settings.model.name}, input {encoder_of(model).input_size}, "
-            f"{num_trained / 1e6:.2f} M trained parameters; {sampler.sampling} sampling "
-            f"{sampler.num_frames}x{sampler.sampling_rate}, "
+            f"{num_trained / 1e6:.2f} M trained parameters; {self.sampling(model)}, "
             f"flips {'on' if settings.augment.flip else 'off'}",
         ]
 
+    def sampling(self, model: Any) -> str:
+        """How samples are made of records, in words."""
+        sampler = self.sampler(model)
+        return f"{sampler.sampling} sampling {sampler.num_frames}x{sampler.sampling_rate}"
+
     def sampler(self, model: Any) -> ClipSampler:
         """Chooses the frames of clips for the model."""
-        return ClipSampler.of(self.settings.clips, encoder_of(model).input_size[0])
+        clips = self.settings.clips  # type: ignore[union-attr]  # tasks without clips do not call
+        return ClipSampler.of(clips, encoder_of(model).input_size[0])
 
     def normalize(self, model: Any) -> Normalize:
         """The normalisation of the model's input."""
         return Normalize(*input_statistics(encoder_of(model).architecture))
 
     @abstractmethod
-    def dataset(self, model: Any) -> TrainingClips | TrainingKeyframes:
+    def dataset(self, model: Any) -> RecordDataset:
         """The samples to train on."""
 
     @abstractmethod

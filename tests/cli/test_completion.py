@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
         ("detect ", ["train", "evaluate", "predict", "score"]),
         ("help visualize ", ["mae"]),
         ("completion ", ["bash", "zsh", "fish"]),
-        ("demo ", ["output_dir=", "seed=", "ava"]),
+        ("demo ", ["output_dir=", "seed=", "ava", "instances"]),
         ("detect train optim.l", ["optim.lr=", "optim.layer_decay="]),
         (
             "finetune data.train=x optim.optimizer=",

@@ -32,6 +32,7 @@ def save_card(folder, *, kind):
         "classifier": {"num_classes": 2},
         "autoencoder": {"num_classes": None, "autoencoder": {"decoder_heads": 2}},
         "detector": {"num_classes": None, "detector": {"num_classes": 2}},
+        "segmenter": {"num_classes": None, "segmenter": {"num_classes": 2}},
     }[kind]
     folder.mkdir()
     card = ModelCard(architecture=architecture, **entries)

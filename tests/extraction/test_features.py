@@ -7,12 +7,8 @@ import torch
 
 from hiera_video.extraction.features import FeatureExtractor, fingerprint
 from hiera_video.models.normalize import Normalize
-from hiera_video.models.pretrained import (
-    create_autoencoder,
-    create_model,
-    load_model,
-    save_model,
-)
+from hiera_video.models.pretrained import create_autoencoder, create_model, load_model
+from hiera_video.models.saving import save_model
 
 TINY = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
 NORMALIZE = Normalize((0.45,) * 3, (0.225,) * 3)

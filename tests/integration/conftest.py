@@ -22,10 +22,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from hiera_video.cli.main import main
-from hiera_video.models.pretrained import load_model, save_model
+from hiera_video.demo.shapes import DemoInstancesData, generate
+from hiera_video.models.pretrained import load_model
+from hiera_video.models.saving import save_model
 from hiera_video.video.writer import write_video
+from tests.integration import tiny_instances as tiny
 from tests.late_store import LateStore
 
 ROOT = Path(__file__).parents[2]
@@ -327,3 +331,48 @@ def list_of() -> Callable[..., Path]:
 def weights_of() -> Callable[[Path], bytes]:
     """The bytes of the weights that a run left."""
     return lambda run_dir: (run_dir / "weights" / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> DemoInstancesData:
+    """Generated pictures with masks, and base.yaml."""
+    data = DemoInstancesData(tmp_path_factory.mktemp("shapes"))
+    generate(data, seed=3, train_pictures=tiny.NUM_TRAIN, val_pictures=tiny.NUM_VAL)
+    paths = {"train": str(data.train), "root": str(data.pictures), "num_workers": 0}
+    (data.folder / "base.yaml").write_text(yaml.safe_dump(tiny.CONFIG | {"data": paths}))
+    return data
+
+
+@pytest.fixture(scope="session")
+def segmenter(
+    commands: Commands, shapes: DemoInstancesData, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A run folder of `instances train`, with validation. Do not write into it."""
+    folder = tmp_path_factory.mktemp("segmenter") / "run"
+    result = commands.run(*tiny.training(shapes, folder, f"data.val={shapes.val}", "--json"))
+    assert result.code == 0, result.err
+    (folder / "printed.json").write_text(result.out)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def broken_shapes(shapes: DemoInstancesData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pictures of `shapes`; one of each list is not a picture."""
+    folder = tmp_path_factory.mktemp("broken")
+    for path in shapes.pictures.iterdir():
+        (folder / path.name).symlink_to(path)
+    for name in ("val_0001.png", "train_0002.png"):
+        (folder / name).unlink()
+        (folder / name).write_text("not a picture\n" * 100)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def diverged_segmenter(segmenter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of `segmenter` with one bias of the classifier that is not a number."""
+    model, card = load_model(segmenter)
+    with torch.no_grad():
+        model.get_parameter("roi_heads.box_predictor.cls_score.bias")[1] = torch.nan
+    folder = tmp_path_factory.mktemp("diverged") / "weights"
+    save_model(folder, model, card)
+    return folder

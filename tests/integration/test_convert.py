@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.saving import save_model
 
 IMAGE = {
     "input_size": (1, 32, 32),

@@ -17,12 +17,8 @@ from safetensors.torch import load_file
 
 from hiera_video.data.boxes.files import read_boxes
 from hiera_video.demo.actions import DemoAvaData, generate
-from hiera_video.models.pretrained import (
-    create_autoencoder,
-    create_model,
-    load_model,
-    save_model,
-)
+from hiera_video.models.pretrained import create_autoencoder, create_model, load_model
+from hiera_video.models.saving import save_model
 
 SHAPE = {"embed_dim": 8, "num_heads": 1, "stages": [1, 1, 1, 1]}
 CONFIG = {

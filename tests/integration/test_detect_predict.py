@@ -13,10 +13,12 @@ import torch
 from hiera_video.commands.detect_predict import clip_size
 from hiera_video.data.boxes.files import read_boxes
 from hiera_video.models import people
-from hiera_video.models.pretrained import create_detector, load_model, save_model
+from hiera_video.models.pretrained import create_detector, create_segmenter, load_model
+from hiera_video.models.saving import save_model
 from hiera_video.video.open import open_video
 from hiera_video.video.writer import write_video
 
+MODULE = "hiera_video.commands.detect_predict"
 NAMES = {"1": "walk", "2": "über (etwas) sprechen", "3": "sit"}
 
 
@@ -108,15 +110,13 @@ def test_boxes_may_have_actions_by_name(commands, detector, files, tmp_path):
 def test_people_are_detected_at_key_frames(commands, detector, files, tmp_path, monkeypatch):
     seen = []
 
-    def detect(model, frames, *, min_score):
+    def detect(frames, *, min_score):
         assert min_score == 0.6
         seen.extend(frames)
         boxes = np.array([[0.1, 0.1, 0.6, 0.9]])
         return [people.People(boxes, np.array([0.9])) for _ in frames]
 
-    module = "hiera_video.commands.detect_predict"
-    monkeypatch.setattr(f"{module}.load_person_detector", lambda path: torch.nn.Identity())
-    monkeypatch.setattr(f"{module}.detect_people", detect)
+    monkeypatch.setattr(f"{MODULE}.person_detector", lambda *arguments: detect)
     result = predict(
         commands, detector, tmp_path, files / "a.mp4", "every_sec=0.08", "detector_score=0.6"
     )
@@ -129,15 +129,54 @@ def test_people_are_detected_at_key_frames(commands, detector, files, tmp_path, 
 
 
 def test_nobody_is_there(commands, detector, files, tmp_path, monkeypatch):
-    module = "hiera_video.commands.detect_predict"
     nobody = people.People(np.empty((0, 4)), np.empty(0))
-    monkeypatch.setattr(f"{module}.load_person_detector", lambda path: torch.nn.Identity())
-    monkeypatch.setattr(f"{module}.detect_people", lambda m, f, min_score: [nobody] * len(f))
+    monkeypatch.setattr(
+        f"{MODULE}.person_detector", lambda *arguments: lambda f, min_score: [nobody] * len(f)
+    )
     result = predict(commands, detector, tmp_path, files / "a.mp4")
     assert result.code == 0, result.err
     assert "0 boxes of people in 0 key frames" in result.out
     assert (tmp_path / "a_detections.csv").read_text() == ""
     assert (tmp_path / "a_overlay.mp4").exists()
+
+
+def test_people_are_found_by_a_segmenter(commands, detector, files, tmp_path):
+    """A run of `instances train` in place of torchvision's detector; its category 7 is people."""
+    torch.manual_seed(0)
+    model = create_segmenter(
+        "hiera_tiny_224",
+        image_size=64,
+        num_classes=2,
+        channels=8,
+        hidden=8,
+        embed_dim=8,
+        num_heads=1,
+        stages=(1, 1, 1, 1),
+    )
+    with torch.no_grad():
+        predictor = model.roi_heads.box_predictor
+        predictor.cls_score.weight.zero_()
+        predictor.cls_score.bias.copy_(torch.tensor([-9.0, -9.0, 9.0]))  # all is class 2
+        predictor.bbox_pred.weight.zero_()
+    save_model(tmp_path / "run/weights", model, label_map={3: "cat", 7: "person"})
+    save_model(tmp_path / "cats", model, label_map={3: "cat", 7: "dog"})
+    arguments = (files / "a.mp4", "every_sec=0.2", f"detector={tmp_path / 'run'}")
+    result = predict(commands, detector, tmp_path / "out", *arguments)
+    assert result.code == 0, result.err
+    said = json.loads((tmp_path / "out/a_detections.json").read_text(encoding="utf-8"))
+    boxes = [box["box"] for keyframe in said["keyframes"] for box in keyframe["boxes"]]
+    assert boxes
+    assert all(0 <= x1 < x2 <= 1 and 0 <= y1 < y2 <= 1 for x1, y1, x2, y2 in boxes)
+
+    for source, parts in (
+        (tmp_path / "cats", ("has no category 'person', but 'cat', 'dog'",)),
+        (detector, ("is an action detector; expected an instance segmenter",)),
+    ):
+        for option in ((), ("--dry-run",)):
+            arguments = (files / "a.mp4", f"detector={source}", *option)
+            result = predict(commands, detector, tmp_path / "none", *arguments)
+            assert result.code == 1
+            result.reports(str(source), *parts)
 
 
 def test_bad_files_are_reported_and_the_others_are_done(commands, detector, files, tmp_path):

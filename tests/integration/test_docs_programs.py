@@ -27,6 +27,7 @@ import torch
 import hiera_video
 from hiera_video import create_autoencoder, create_model, save_model
 from hiera_video.cli.main import COMMANDS, parse
+from hiera_video.demo import shapes
 from hiera_video.demo.actions import DemoAvaData, generate
 from hiera_video.files import shipped_folder
 from hiera_video.models.layouts import from_official
@@ -56,6 +57,7 @@ MORE = {  # for commands that take long, and are tested elsewhere
     ("README.md", "benchmark"): "--dry-run",
     ("docs/benchmarks.md", "benchmark"): "--dry-run",
     ("docs/export.md", "export"): "format=onnx",
+    ("datasets/coco/README.md", "instances train"): "model.image_size=64",
 }
 RUN = {page: [b for b in found if b.reason is None] for page, found in BLOCKS.items()}
 
@@ -152,6 +154,14 @@ def make_annotated_pictures(folder: Path, image: Path) -> None:
                 "categories": [{"id": i, "name": f"species {i}"} for i in (0, 1)],
             }
             (folder / f"inat{year}/{split}{year}.json").write_text(json.dumps(content))
+    objects = shapes.DemoInstancesData(folder / "my_pictures")
+    shapes.generate(objects, seed=0, train_pictures=2, val_pictures=1)
+    for path, split in ((objects.train, "train"), (objects.val, "val")):
+        path.write_text(path.read_text().replace("disc", "person"))
+        shutil.copytree(objects.pictures, folder / f"coco/{split}2017")
+        (folder / "coco/annotations").mkdir(exist_ok=True)
+        shutil.copy(path, folder / f"coco/annotations/instances_{split}2017.json")
+    shutil.copy(objects.example, folder / "picture.jpg")
 
 
 def make_lists(folder: Path) -> None:
@@ -249,6 +259,8 @@ def follow(page: str, words: list[str]) -> None:
     words = words[words.index(program) + 1 :]
     name = parse(words)[0].command
     known = {key for key, _, _ in leaves(COMMANDS[name])}
+    if any(word.startswith("detector=") for word in words):
+        known.remove("boxes")
     added = [f"{key}={value}" for key, value in SHORT.items() if key in known]
     if (page, name) in MORE and "format=pt2" not in words:
         added.append(MORE[page, name])
@@ -342,6 +354,8 @@ CHECKS = {
     "docs/pytorchvideo.md": check_pytorchvideo,
 }
 LIBRARIES = {
+    "README.md": ("faster_coco_eval",),
+    "datasets/coco/README.md": ("faster_coco_eval",),
     "docs/export.md": ("onnxruntime", "onnxscript"),
     "docs/instances.md": ("faster_coco_eval",),
     "docs/pytorchvideo.md": ("pytorchvideo",),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from hiera_video.models import programs as export_module
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.saving import save_model
 
 ARGUMENTS = {"input_size": (4, 32, 32), "embed_dim": 8, "stages": (1, 1, 1, 1)}
 

@@ -10,7 +10,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hiera_video.models.hiera import Hiera
-from hiera_video.models.pretrained import create_model, load_model, save_model
+from hiera_video.models.pretrained import create_model, load_model
+from hiera_video.models.saving import save_model
 
 HEAD = {"head.projection.weight", "head.projection.bias"}
 

@@ -14,7 +14,8 @@ import torch
 
 from hiera_video import create_autoencoder, create_model
 from hiera_video.models.loading import load_weights
-from hiera_video.models.pretrained import load_model, save_model
+from hiera_video.models.pretrained import load_model
+from hiera_video.models.saving import save_model
 from hiera_video.settings.model import Masking
 
 SHAPE = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from hiera_video import files
 from hiera_video.commands import finetune
 from hiera_video.files import locked
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.saving import save_model
 from hiera_video.training import checkpoint, run
 from hiera_video.training.checkpoint import latest_checkpoint
 from hiera_video.training.run_folder import RunReport
@@ -176,7 +176,7 @@ def test_a_run_of_another_configuration_is_refused(commands, tmp_path, lines_of)
     for options in ((), ("--dry-run",)):
         result = commands.run(*commands.finetune(tmp_path, *changes, *options))
         assert result.code == 2
-        result.reports(*names, "optim.pos_embed_lr_scale: None -> 0.5")
+        result.reports(*names, "optim.pos_embed_lr_scale: null -> 0.5")
     assert (tmp_path / "config.yaml").read_bytes() == config
 
     commands.train(tmp_path, *changes, "overwrite_config=true")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
-from hiera_video.models.pretrained import load_model, save_model
+from hiera_video.models.pretrained import load_model
+from hiera_video.models.saving import save_model
 from hiera_video.video.open import open_video
 
 MASKING = {"kind": "tube", "mask_ratio": 0.75}

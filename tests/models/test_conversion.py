@@ -18,12 +18,8 @@ from hiera_video.models.detector import ActionDetector
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.layouts import from_official, to_official
 from hiera_video.models.loading import card_of, load_weights
-from hiera_video.models.pretrained import (
-    create_autoencoder,
-    create_model,
-    load_model,
-    save_model,
-)
+from hiera_video.models.pretrained import create_autoencoder, create_model, load_model
+from hiera_video.models.saving import save_model
 from hiera_video.settings.tools import Layout
 
 IMAGE: dict[str, Any] = {

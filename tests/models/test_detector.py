@@ -11,8 +11,8 @@ from hiera_video.models.pretrained import (
     create_detector,
     create_model,
     load_model,
-    save_model,
 )
+from hiera_video.models.saving import save_model
 
 SMALL = {"embed_dim": 16, "stages": (1, 1, 1, 1)}
 

@@ -22,7 +22,7 @@ from hiera_video import load_model
 from hiera_video.errors import WeightsError
 from hiera_video.models.conversion import convert
 from hiera_video.models.loading import card_of, encoder_of
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.saving import save_model
 from hiera_video.models.sources import load_card
 from tests.models.tiny_models import IMAGE, hiera
 
@@ -154,10 +154,13 @@ def test_an_unknown_key_in_a_group(group: str, tmp_path: Path) -> None:
         ({"num_classes": 10**9}, "num_classes is 1000000000; it must be 1000000 or less"),
         (
             {"num_classes": None},
-            "num_classes is None: without an autoencoder or detector, expected",
+            "num_classes is None: without an autoencoder, detector or segmenter, expected",
         ),
-        ({"autoencoder": {}}, "num_classes is 4: of an autoencoder, expected null"),
-        ({"detector": {"num_classes": 1}}, "num_classes is 4: of an detector, expected null"),
+        ({"autoencoder": {}}, "num_classes is 4: of a masked autoencoder, expected null"),
+        (
+            {"detector": {"num_classes": 1}},
+            "num_classes is 4: of an action detector, expected null",
+        ),
         ({"label_map": {"1": "a"}}, "label_map has 1: the detector has 0 actions"),
         ({"std": [0.2, 0.0, 0.2]}, "std.1 is 0; it must be 1e-06 or more"),
         ({"std": [58, 58, 58]}, "std.2 is 58; it must be 1 or less"),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.errors import UserError
-from hiera_video.models.pretrained import save_model
+from hiera_video.models.saving import save_model
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,

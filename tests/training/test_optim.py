@@ -102,6 +102,17 @@ def test_schedule_without_warmup_starts_at_the_peak():
     assert lr == 1.0
 
 
+def test_schedule_in_steps_is_that_of_vitdet():
+    """detectron2, projects/ViTDet: milestones 163889 and 177546 of 184375, 250 steps of warmup."""
+    schedule = dict(total_steps=184_375, warmup_steps=250, peak=1.0, first=1e-3, last=0.5)
+    expected = {0: 1e-3, 125: (1e-3 + 1) / 2, 250: 1.0, 163_888: 1.0, 163_889: 0.1}
+    expected |= {177_545: 0.1, 177_546: 0.01, 184_374: 0.01}
+    for step, lr in expected.items():
+        found = learning_rate(step, **schedule, decay_at=(0.88889, 0.962962))
+        assert found == pytest.approx(lr), step
+    assert learning_rate(184_374, **schedule, decay_at=()) == 1.0
+
+
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
 def test_learning_rate_is_scaled_by_group(name):
     model = Hiera(**SMALL)

@@ -11,7 +11,7 @@ import hashlib
 import math
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -32,6 +32,8 @@ from hiera_video.data.instances.masks import (
 from hiera_video.data.videos.records import check_class_name
 from hiera_video.errors import AnnotationError, counted
 from hiera_video.files import json_text, load_json, read_text, user_path, write_text
+from hiera_video.video.open import OpenVideo
+from hiera_video.video.reader import VideoReader
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,15 @@ class InstanceRecord:
             [self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1
         )
 
+    @property
+    def is_trainable(self) -> Bool[np.ndarray, " n"]:
+        """Annotations of single objects whose boxes have an area."""
+        return ~self.crowd & (self.boxes_xywh[:, 2:] > 0).all(axis=1)
+
+    def open(self, open_video: OpenVideo) -> VideoReader:
+        """The reader of the picture."""
+        return open_video(self.path)
+
 
 @dataclass(frozen=True, eq=False)
 class InstanceList:
@@ -88,6 +99,34 @@ class InstanceList:
                 for polygon in polygons:
                     digest.update(polygon)
         return digest.hexdigest()
+
+
+def check_trainable(instances: InstanceList) -> None:
+    """Raises AnnotationError if an object lacks its mask, or if there are none."""
+    number = 0
+    for record in instances.records:
+        for place in np.flatnonzero(record.is_trainable).tolist():
+            number += 1
+            if record.segmentations[place] is None:
+                raise AnnotationError(
+                    f"{instances.source}: annotation {record.ids[place]}: segmentation is missing, "
+                    "from which masks are learnt"
+                )
+    if not number:
+        raise AnnotationError(
+            f"{instances.source}: no annotation of an object with an area: crowds are not learnt"
+        )
+
+
+def check_categories(instances: InstanceList, known: Mapping[int, str], source: object) -> None:
+    """Raises AnnotationError if the categories are others than those that `source` has, by id."""
+    own = {category.id: category.name for category in instances.categories}
+    if differing := sorted(own.items() ^ known.items()):
+        id, name = differing[0]
+        raise AnnotationError(
+            f"{instances.source} and {source} have other categories: {name!r} with id {id} is in "
+            "one of them alone"
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,10 +35,10 @@ def mask_library() -> ModuleType:
     return mask
 
 
-def bitmap(segmentation: Segmentation, height: int, width: int) -> np.ndarray:
-    """The mask as uint8 [height, width] of 0 and 1."""
+def bitmap(segmentation: Segmentation, height: int, width: int) -> Bool[np.ndarray, "H W"]:
+    """The mask of a picture of that size."""
     library = mask_library()
-    return library.decode(library.segmToRle(plain(segmentation), width, height))
+    return library.decode(library.segmToRle(plain(segmentation), width, height)).astype(bool)
 
 
 def encode_masks(bitmaps: Bool[np.ndarray, "n H W"]) -> tuple[Segmentation, ...]:
