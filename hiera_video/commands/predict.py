@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from hiera_video.data.batches import Failure
+from hiera_video.data.checks import opening_failures
 from hiera_video.data.loader import evaluation_loader, readable
 from hiera_video.data.videos.folders import read_folder
 from hiera_video.data.videos.records import VideoRecord
@@ -14,6 +15,7 @@ from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.results import exit_code, print_planned, print_result
 from hiera_video.settings.evaluation import PredictSettings
 from hiera_video.video.content import has_picture_name
+from hiera_video.video.open import opener
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +39,10 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
         )
     if dry_run:
         print_planned(paths, as_json=as_json)
-        return 0
+        unreadable = opening_failures(records, opener(config.data))
+        for failure in unreadable:
+            logger.warning("cannot be read: %s", failure.message)
+        return exit_code(done=len(paths) - len(unreadable), failed=len(unreadable))
     failures: list[Failure] = []
     with process_group(config.device) as process:
         scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)

@@ -142,6 +142,18 @@ def _check_moving(key: str, records: Sequence[Any], num_frames: int, data: Readi
             )
 
 
+def opening_failures(records: Records, open_video: OpenVideo) -> list[Failure]:
+    """The records that cannot be opened. Nothing is decoded."""
+    failures = []
+    for record in records:
+        try:
+            with record.open(open_video):
+                pass
+        except VideoError as error:
+            failures.append(Failure(record.name, record.path, error.cause, str(error)))
+    return failures
+
+
 def decoding_failures(records: Records, data: Listed, num_frames: int = 1) -> list[Failure]:
     """Decodes all frames of all records, in supervised processes; those of a film once.
 

@@ -280,9 +280,11 @@ def find_config(name: str) -> Path:
     if (user_path(name) / "config.yaml").is_file():
         raise ConfigError(f"{name} is a folder: write --config {name.rstrip('/')}/config.yaml")
     known = shipped_recipes()
-    hint = (
-        did_you_mean(relative.removesuffix(".yaml"), known) or f"; shipped are {', '.join(known)}"
-    )
+    short = relative.removesuffix(".yaml")
+    inside = [recipe for recipe in known if recipe.startswith(f"{short.rstrip('/')}/")]
+    hint = f"; shipped are {', '.join(inside or known)}"
+    if not inside:
+        hint = did_you_mean(short, known) or hint
     raise ConfigError(f"{name}: there is no such configuration file{hint}")
 
 

@@ -119,10 +119,13 @@ def test_scores_that_are_no_numbers(commands, diverged, files):
 
 def test_dry_run_lists_the_files(commands, trained, files):
     result = predict(commands, trained, files, "--dry-run")
-    assert result.code == 0
-    assert result.out.splitlines() == sorted(
-        str(files / n) for n in ("a.mp4", "ein Vídeo, 日本語 = 1.mp4", "empty.mp4", "picture.png")
-    )
+    assert result.code == 3
+    names = ("a.mp4", "ein Vídeo, 日本語 = 1.mp4", "empty.mp4", "picture.png")
+    expected = sorted(str(files / name) for name in names)
+    assert result.out.splitlines() == expected
+    result.reports("cannot be read:", "empty.mp4: is empty (0 bytes)")
+    assert json.loads(predict(commands, trained, files, "--dry-run", "--json").out) == expected
+    assert predict(commands, trained, files / "a.mp4", "--dry-run").code == 0
 
 
 def test_an_empty_folder(commands, trained, tmp_path):

@@ -425,6 +425,7 @@ def test_a_file_that_is_no_text(tmp_path):
         ("kinetics400/hiera_bse", "did you mean 'kinetics400/hiera_base'?"),
         ("configs/ssv2/hiera_large_16x244.yaml", "'ssv2/hiera_large_16x224'?"),
         ("/zzz", "shipped are"),
+        ("demo", "; shipped are demo/ava, demo/finetune, demo/instances"),
     ],
 )
 def test_a_file_that_is_not_there(name, hint):
