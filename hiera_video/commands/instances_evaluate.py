@@ -49,7 +49,9 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
             config.checkpoint, kind="segmenter", weights_key=config.weights_key
         )
         val = read_coco(data.val, data.root)
-        check_categories(val, card.actions, config.checkpoint)
+        names = {category.id: category.name for category in val.categories}
+        if card.label_map or len(names) != model.num_classes:
+            check_categories(val, card.actions, config.checkpoint)
         check_truth(val)
         check_has_objects(val)
         unreadable = on_main(lambda: check_videos("data.val", data.val, val.records, data))

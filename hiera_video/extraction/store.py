@@ -133,9 +133,7 @@ def _undamaged(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # each format fails in its own ways
-        raise StoreError(
-            f"{path}: not a file of features that `extract` wrote, or damaged"
-        ) from error
+        raise StoreError(f"{path}: not a file of features, or damaged") from error
 
 
 def _check_entries(record: Any, types: Mapping[str, type]) -> None:

@@ -220,11 +220,9 @@ class ModelCard(Checked):
         if repeated := [name for name, n in Counter(self.class_names).items() if n > 1]:
             raise ValueError(f"class_names has {listing(repeated)} more than once")
         if self.segmenter is not None:
-            if len(self.label_map) not in (0, self.segmenter["num_classes"]):
-                raise ValueError(
-                    f"label_map has {len(self.label_map)} entries for "
-                    f"{self.segmenter['num_classes']} classes"
-                )
+            objects = self.segmenter["num_classes"]
+            if (names := len(self.label_map)) not in (0, objects):
+                raise ValueError(f"label_map has {names} entries for {counted(objects, 'class')}")
             return self
         actions = (self.detector or {}).get("num_classes", 0)
         for key in ("label_map", "groups"):

@@ -24,7 +24,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
-from hiera_video.errors import ModelError
+from hiera_video.errors import ModelError, counted
 from hiera_video.models.hiera import Hiera, Trainable
 from hiera_video.models.pyramid import feature_pyramid
 
@@ -60,7 +60,7 @@ class InstanceSegmenter(Trainable):
     ) -> None:
         super().__init__()
         if encoder.num_classes:
-            raise ModelError(f"the encoder has {encoder.num_classes} classes: expected 0")
+            raise ModelError(f"the encoder has {counted(encoder.num_classes, 'class')}: expected 0")
         if min(num_classes, channels, hidden) < 1:
             raise ModelError(
                 f"num_classes is {num_classes}, channels {channels}, hidden {hidden}: expected 1 "

@@ -11,7 +11,8 @@ import torch
 
 from hiera_video import create_autoencoder, create_model, save_model
 from hiera_video.cli.main import COMMANDS
-from hiera_video.models.pretrained import create_detector
+from hiera_video.demo.shapes import DemoInstancesData, generate
+from hiera_video.models.pretrained import create_detector, create_segmenter
 
 NAME = "hiera_tiny_16x224"
 TINY: dict[str, Any] = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "stages": [1, 1, 1, 1]}
@@ -19,7 +20,7 @@ TINY: dict[str, Any] = {"num_frames": 4, "image_size": 32, "embed_dim": 8, "stag
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights folders classifier/ (with class names), nameless/, autoencoder/ and detector/."""
+    """Weights folders classifier/ (with class names), nameless/, and one of each other kind."""
     folder = tmp_path_factory.mktemp("bare")
     torch.manual_seed(0)
     model = create_model(NAME, num_classes=2, **TINY)
@@ -29,6 +30,10 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
     size = {**TINY, "num_frames": 8, "image_size": 64}
     save_model(folder / "autoencoder", create_autoencoder(NAME, **decoder, **size))
     save_model(folder / "detector", create_detector(NAME, num_classes=3, **TINY))
+    size = {**TINY, "num_frames": 1, "image_size": 64}
+    segmenter = create_segmenter("hiera_tiny_224", num_classes=3, channels=8, hidden=16, **size)
+    save_model(folder / "segmenter", segmenter)
+    generate(DemoInstancesData(folder / "shapes"), seed=0, train_pictures=1, val_pictures=2)
     return folder
 
 
@@ -45,6 +50,14 @@ ARGUMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("data.val=BOXES", "data.root=TOY", "output_dir=OUT", "device=cpu"),
     ),
     "detect predict": ("detector", ("TOY/val_0.mp4", "boxes=BOXES", "output_dir=OUT")),
+    "instances evaluate": (
+        "segmenter",
+        ("data.val=SHAPES/val.json", "data.root=SHAPES/pictures", "output_dir=OUT", "device=cpu"),
+    ),
+    "instances predict": (
+        "segmenter",
+        ("SHAPES/pictures/val_0000.png", "output_dir=OUT", "device=cpu"),
+    ),
 }
 
 
@@ -53,6 +66,8 @@ def run(commands: Any, bare: Path, tmp_path: Path, command: str, *more: str) -> 
     boxes = tmp_path / "boxes.csv"
     boxes.write_text("val_0,0.2,0.1,0.1,0.9,0.9,2,1\n")
     places = {"TOY": commands.toy, "OUT": tmp_path / "out", "BOXES": boxes}
+    if kind == "segmenter":
+        places["SHAPES"] = bare / "shapes"
     filled = []
     for argument in arguments:
         for place, path in places.items():

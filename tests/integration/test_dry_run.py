@@ -55,8 +55,7 @@ def test_the_first_batch_is_read(commands, list_of, tmp_path):
     data = f"data.train={list_of(tmp_path / 'train.csv', videos)}"
     result = commands.run(*commands.finetune(tmp_path / "run", data, "--dry-run"))
     assert result.code == 3
-    assert "cannot be read: " in result.out
-    assert "text.mp4" in result.out
+    result.reports("cannot be read: ", "text.mp4")
     assert not (tmp_path / "run").exists()
 
 

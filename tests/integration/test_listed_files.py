@@ -102,7 +102,7 @@ def test_all_files_are_decoded_on_request(commands, list_of, trained, tmp_path, 
 def test_a_decoder_that_dies_is_a_failure_of_its_file(
     commands, list_of, trained, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("hiera_video.data.checks.opener", lambda _: open_or_die)
+    monkeypatch.setattr("hiera_video.data.checks.opener", lambda *_: open_or_die)
     (tmp_path / "exit.mp4").touch()
     rows = [(commands.toy / "val_0.mp4", "left"), (tmp_path / "exit.mp4", "right")]
     listed = list_of(tmp_path / "list.csv", rows)

@@ -100,7 +100,7 @@ def test_an_autoencoder_is_no_classifier(commands, pretrained, tmp_path):
         result = commands.run(*command, f"checkpoint={pretrained}")
         assert result.code == 1
         result.reports(
-            "is a masked autoencoder; expected a classifier", "fine-tune it with model.init="
+            "is a masked autoencoder; expected a classifier", "Fine-tune it: ", "model.init="
         )
 
 
