@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from hiera_video.data.videos.official import find_official
-from hiera_video.errors import ConfigError, OutputExistsError, UserError, listing
+from hiera_video.errors import ConfigError, OutputExistsError, UserError, counted, listing
 from hiera_video.files import user_path, write_csv, write_text
 from hiera_video.runtime.results import exit_code, print_result
 from hiera_video.settings.evaluation import BuildListsSettings
@@ -47,7 +47,7 @@ def run(config: BuildListsSettings, *, dry_run: bool = False, as_json: bool = Fa
         none = f"; no {found.unit} is left of {', '.join(absent)}" if absent else ""
         lines.append(f"classes: {len(classes)}{none}")
     if found.class_names:
-        lines.append(f"{names}: the names of all {len(found.class_names)} classes")
+        lines.append(f"{names}: the names of {counted(len(found.class_names), 'class')}")
     if left_out:
         lines.append(f"{report}: what is missing")
     record = {
