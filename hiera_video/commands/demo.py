@@ -89,7 +89,7 @@ def run(config: DemoSettings, *, dry_run: bool = False, as_json: bool = False) -
         print_json({"seed": seed, **result, "seconds": seconds, "paths": paths})
         return 0
     listed = [f"  {name:10}  {path}" for name, path in paths.items()]
-    print_lines(["", f"Done in {seconds} s. {text}", *listed])
+    print_lines(["", *f"Done in {seconds} s. {text}".split("\n"), *listed])
     return 0
 
 
