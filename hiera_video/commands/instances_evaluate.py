@@ -89,8 +89,8 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
                 write_json(parts["report.json"], report)
                 write_detections(parts["detections.json"], detections)
             lines = [
-                f"{len(found)} of {len(val.records)} pictures decoded, {len(failures)} failed; of "
-                "those, all objects count as missed",
+                f"{len(found)} of {len(val.records)} pictures decoded, {len(failures)} failed; all "
+                "objects of those that failed count as missed",
                 *format_report(report),
                 *(f"failed: {failure.message}" for failure in failures),
                 f"results are in {folder}",

@@ -1,7 +1,7 @@
 """`hiera-video instances predict FILE...`: the objects in one's own pictures, drawn onto them."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,13 +11,14 @@ from hiera_video.analysis.visualize import write_png
 from hiera_video.data.batches import Failure, PictureSample
 from hiera_video.data.instances.masks import bitmap, mask_library, plain
 from hiera_video.data.instances.transforms import fitted
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.scoring import PictureObjects, objects_of
 from hiera_video.evaluation.views import Scorer
 from hiera_video.files import replacing_all, write_json
 from hiera_video.models.card import ModelCard
 from hiera_video.models.pretrained import load_model
 from hiera_video.runtime.distributed import process_group
-from hiera_video.runtime.results import exit_code, output_files, print_lines, print_result
+from hiera_video.runtime.results import exit_code, output_files, print_planned, print_result
 from hiera_video.settings.evaluation import InstancesPredictSettings
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
@@ -31,7 +32,7 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
     outputs = output_files(config, OUTPUTS)
     model, card = load_model(config.checkpoint, kind="segmenter", weights_key=config.weights_key)
     if dry_run:
-        print_lines(str(file) for files in outputs for file in files.values())
+        print_planned((file for files in outputs for file in files.values()), as_json=as_json)
         return 0
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     failed = 0
@@ -48,15 +49,15 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
                 objects = find(scorer, picture, model.encoder.input_size[1:], backend)
             except VideoError as error:
                 failed += 1
-                print_result({"path": path, "error": str(error)}, [str(error)], as_json=as_json)
+                said = {"path": path, "cause": error.cause, "error": str(error)}
+                print_result(said, [str(error)], as_json=as_json)
                 continue
             if objects is None:
                 failed += 1
-                record = Picture(path)
+                record = VideoRecord(path, (), path)
                 failure = Failure.not_finite(record, "its objects are", config.precision)
-                print_result(
-                    {"path": path, "error": failure.message}, [failure.message], as_json=as_json
-                )
+                said = {"path": path, "cause": failure.cause, "error": failure.message}
+                print_result(said, [failure.message], as_json=as_json)
                 continue
             found = described(objects, card, config.min_score)
             size = {"height": picture.shape[0], "width": picture.shape[1]}
@@ -70,16 +71,6 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
                 as_json=as_json,
             )
     return exit_code(done=len(config.inputs) - failed, failed=failed)
-
-
-class Picture(NamedTuple):
-    """A picture of the command line, as a record."""
-
-    path: str
-
-    @property
-    def name(self) -> str:
-        return self.path
 
 
 def find(

@@ -147,8 +147,7 @@ def opening_failures(records: Records, open_video: OpenVideo) -> list[Failure]:
     failures = []
     for record in records:
         try:
-            with record.open(open_video):
-                pass
+            record.open(open_video).close()
         except VideoError as error:
             failures.append(Failure(record.name, record.path, error.cause, str(error)))
     return failures

@@ -295,7 +295,7 @@ def _create(
     model.to_empty(device=torch.get_default_device())
     if isinstance(model, MaskedAutoencoderHiera):
         model.init_weights()
-    if not isinstance(model, Hiera | MaskedAutoencoderHiera) and "segmenter" in around:
+    elif "segmenter" in around:
         cast("InstanceSegmenter", model).reset_heads()
     if source is not None:
         load_weights(model, source, pos_embed_resize=pos_embed_resize)

@@ -61,10 +61,10 @@ class InstanceSegmenter(Trainable):
         super().__init__()
         if encoder.num_classes:
             raise ModelError(f"the encoder has {counted(encoder.num_classes, 'class')}: expected 0")
-        if min(num_classes, channels, hidden) < 1:
+        if min(num_classes, channels, hidden, num_boxes) < 1:
             raise ModelError(
-                f"num_classes is {num_classes}, channels {channels}, hidden {hidden}: expected 1 "
-                "or more"
+                f"num_classes is {num_classes}, channels {channels}, hidden {hidden}, num_boxes "
+                f"{num_boxes}: expected 1 or more"
             )
         if len(encoder.stage_dims) != len(LEVELS) or encoder.input_size[0] != 1:
             raise ModelError(
