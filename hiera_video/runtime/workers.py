@@ -26,7 +26,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import forkserver, util
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
@@ -111,6 +111,7 @@ def start_fork_server(module: str) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload([module])
     # With its modules half imported, the server would answer Ctrl-C with a trace. It and the
     # processes that it starts leave signals of the terminal to this one, which ends them.
+    resource_tracker.ensure_running()  # the server needs it, and its start unblocks SIGINT
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()

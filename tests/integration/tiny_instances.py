@@ -41,18 +41,14 @@ def training(shapes: DemoInstancesData, run_dir: Path, *overrides: str) -> tuple
 def evaluation(
     shapes: DemoInstancesData, checkpoint: Path, output: Path, *overrides: str
 ) -> tuple[object, ...]:
-    return (
-        *("instances", "evaluate", f"checkpoint={checkpoint}", f"output_dir={output}"),
-        *(f"data.val={shapes.val}", f"data.root={shapes.pictures}", "data.num_workers=0"),
-        *("device=cpu", *overrides),
-    )
+    data = (f"data.val={shapes.val}", f"data.root={shapes.pictures}", "data.num_workers=0")
+    command = ("instances", "evaluate", f"checkpoint={checkpoint}", f"output_dir={output}")
+    return (*command, *data, "device=cpu", *overrides)
 
 
 def prediction(checkpoint: Path, output: Path, *files: Path | str) -> tuple[object, ...]:
-    return (
-        *("instances", "predict", *files, f"checkpoint={checkpoint}", f"output_dir={output}"),
-        *("device=cpu", "min_score=0.05"),
-    )
+    how = (f"checkpoint={checkpoint}", f"output_dir={output}", "device=cpu", "min_score=0.05")
+    return ("instances", "predict", *files, *how)
 
 
 def changed(source: Path, path: Path, change: Callable[[Any], object]) -> Path:

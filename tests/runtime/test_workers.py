@@ -58,6 +58,22 @@ class Double:
         return done
 
 
+class HearsCtrlC:
+    """Whether the process of a job takes SIGINT."""
+
+    def __call__(self, items, deaths, report):
+        return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_ctrl_c_is_left_to_the_process_that_started_the_others():
+    """While the server imports modules, it would answer with a trace."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    with Workers(HearsCtrlC(), 1, limit_sec=60.0) as pool:
+        (hears,) = (value for result in pool.results([[0]]) if result for _, value in [result])
+    assert not hears
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+
+
 def gather(jobs, num_workers=2, limit_sec=60.0):
     ends = {}
     values = {i: [] for i in range(len(jobs))}
