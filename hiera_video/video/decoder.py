@@ -79,8 +79,8 @@ class Decoder:
             self.damaged.add(number)
             self.is_unsupported |= isinstance(error, av.error.PatchWelcomeError)
             return []
-        has_gap = self.finds_gaps and not is_key and any(GAP in message for _, _, message in log)
-        if has_gap or any(map(_states_damage, log)):
+        finds_gaps = self.finds_gaps and not is_key
+        if any(_states_damage(entry) or (finds_gaps and GAP in entry[2]) for entry in log):
             self.flagged.add(number)
         for frame in frames:
             assert frame.pts is not None

@@ -78,8 +78,10 @@ class VideoIndex:
 
     def is_packet(self, number: int, packet: av.Packet) -> bool:
         """Whether it is that packet; in damaged files, time stamps may differ after a seek."""
-        offset, size = self.places[number]
-        return packet.size == size and (offset < 0 or packet.pos == offset)
+        if packet.size != self.places.item(number, 1):
+            return False
+        offset = self.places.item(number, 0)
+        return offset < 0 or packet.pos == offset
 
     @property
     def key_positions(self) -> list[int]:
@@ -106,6 +108,8 @@ class VideoIndex:
             decoder: it has returned everything up to this packet.
             first: the packet with which it began.
         """
+        if not (decoder.flagged or decoder.damaged):
+            return True
         position = self.position_of
         latest_first = reversed(decoder.keys)
         keys = (k for k in latest_first if k <= number and position[k] <= position[number])

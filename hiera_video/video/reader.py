@@ -242,7 +242,7 @@ class VideoReader(ABC):
             if rank == 0:
                 self._check_bytes(len(slots) * frame.nbytes)
                 clip = np.empty((len(slots), *frame.shape), np.uint8)
-            clip[np.flatnonzero(slots == rank)] = frame
+            clip[slots == rank] = frame
         return clip
 
     def stream(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

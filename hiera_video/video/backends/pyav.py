@@ -87,13 +87,6 @@ class PyavReader(VideoReader):
         return self._stream
 
     def _read(self, positions: list[int], deadline: Deadline) -> Iterator[tuple[int, np.ndarray]]:
-        for position, frame in self.decode(positions, deadline):
-            yield position, self._to_rgb(frame)
-
-    def decode(
-        self, positions: list[int], deadline: Deadline
-    ) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Yields (position, frame as stored) of intact frames, as `_read` does."""
         with listening(av.logging.DEBUG if self._may_skip else av.logging.WARNING):
             for start, run in self._runs(positions):
                 yield from self._decode_run(start, run, deadline)
@@ -116,7 +109,7 @@ class PyavReader(VideoReader):
 
     def _decode_run(
         self, start: int, run: list[int], deadline: Deadline
-    ) -> Iterator[tuple[int, av.VideoFrame]]:
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields the frames of a run in order.
 
         Frames that do not decode from the key frame on (because it is not a true key frame, or the
@@ -125,7 +118,7 @@ class PyavReader(VideoReader):
         """
         done = 0
         for from_start in (False, True):
-            held: dict[int, av.VideoFrame] = {}
+            held: dict[int, np.ndarray] = {}
             for packet_number, frame in self._intact(start, run[done:], from_start, deadline):
                 held[packet_number] = frame
                 while done < len(run) and (packet := int(self.index.packet_of[run[done]])) in held:
@@ -146,12 +139,12 @@ class PyavReader(VideoReader):
 
     def _intact(
         self, start: int, positions: list[int], from_start: bool, deadline: Deadline
-    ) -> Iterator[tuple[int, av.VideoFrame]]:
+    ) -> Iterator[tuple[int, np.ndarray]]:
         """Yields (packet number, frame) of the frames at `positions` that rely on no damage.
 
         A frame waits until the decoder has returned all frames that it may refer to, because libav
         flags a damaged frame only when it returns it. If one of these was lost, more frames wait
-        than a decoder holds.
+        than a decoder holds. It waits in RGB: to convert it later takes twice as long.
         """
         index, last_shown = self.index, self.index.last_shown
         wanted = {*index.packet_of[positions].tolist(), *index.last_of[positions].tolist()}
@@ -163,7 +156,7 @@ class PyavReader(VideoReader):
         decoder = self._decoder  # of this read, which may have opened the file again
         decoder.begin(index.damaged)
         may_skip = decoder.finds_gaps = not from_start and self._may_skip
-        waiting: deque[av.VideoFrame] = deque()
+        waiting: deque[tuple[int, np.ndarray]] = deque()
         latest = max(int(index.position_of[first]) - 1, -1)  # position that was returned
 
         def reach(position: int) -> None:
@@ -178,19 +171,19 @@ class PyavReader(VideoReader):
             is_skipped = may_skip and number not in wanted
             decoder.context.skip_frame = "NONREF" if is_skipped else "DEFAULT"
             for frame in decoder.decode(number, packet):
-                reach(int(index.position_of[frame.pts]))
+                reach(index.position_of.item(frame.pts))
                 if frame.pts in wanted:
-                    waiting.append(frame)
+                    waiting.append((frame.pts, self._to_rgb(frame)))
             if packet is None and is_whole:
                 reach(int(last_shown[last]) + 1)
             while waiting and (
                 packet is None
-                or last_shown[waiting[0].pts] <= latest
+                or last_shown.item(waiting[0][0]) <= latest
                 or len(waiting) > MAX_HELD_FRAMES
             ):
-                frame = waiting.popleft()
-                if index.is_intact(frame.pts, decoder, first):
-                    yield frame.pts, frame
+                shown, rgb = waiting.popleft()
+                if index.is_intact(shown, decoder, first):
+                    yield shown, rgb
                     # Else libav would crash, or what another read noted would judge the frames.
                     if self._current_read is not packets:
                         raise ValueError(
@@ -230,9 +223,9 @@ class PyavReader(VideoReader):
 
     def _numbered(self, packets: Iterator[av.Packet]) -> Iterator[tuple[int, av.Packet]]:
         """Packets with their numbers in the index, up to the first that does not match it."""
-        stamps, number = self.index.stamps, None
+        stamps, stamp_name, number = self.index.stamps, self.index.stamp_name or "pts", None
         for packet in packets:
-            stamp = getattr(packet, self.index.stamp_name or "pts")
+            stamp = getattr(packet, stamp_name)
             stamp = NO_STAMP if stamp is None else stamp
             if number is None:
                 found = np.flatnonzero(stamps == stamp).tolist()
@@ -244,7 +237,7 @@ class PyavReader(VideoReader):
                 number = alike[0]
             else:
                 number += 1
-                if number == len(stamps) or stamps[number] != stamp:
+                if number == len(stamps) or stamps.item(number) != stamp:
                     return
                 if not self.index.is_packet(number, packet):
                     return
