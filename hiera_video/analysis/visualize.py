@@ -268,11 +268,17 @@ def write_movie(
     times_sec: Sequence[float],
     caption: str,
 ) -> None:
-    """Writes the pictures of `movie_frames` as mp4, at the speed of the video.
+    """Writes the pictures of `movie_frames` as mp4, at the speed of the video."""
+    write_video(
+        path,
+        movie_frames(reconstruction, times_sec, caption),
+        movie_fps(times_sec),
+        options={"crf": "18"},
+    )
 
-    The rate is 1 frame per second if all times are equal.
-    """
+
+def movie_fps(times_sec: Sequence[float]) -> float:
+    """The rate of frames with these times, per second; 1 if all times are equal."""
     steps = np.diff(times_sec)
     steps = steps[steps > 0]  # 0 where the last frame of a short video is repeated
-    fps = 1 / float(np.median(steps)) if steps.size else 1
-    write_video(path, movie_frames(reconstruction, times_sec, caption), fps, options={"crf": "18"})
+    return 1 / float(np.median(steps)) if steps.size else 1.0

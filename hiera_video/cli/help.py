@@ -100,6 +100,11 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
         f"videos/ checkpoint={PUBLISHED}",
         "list.csv checkpoint=runs/mine layer=stage4 pooling=spatial windows.clip_stride=8",
     ),
+    "report": (
+        "docs/report.md",
+        "runs/mine",
+        "runs/mine runs/other output_dir=compared num_videos=48",
+    ),
     "export": (
         "docs/export.md",
         "checkpoint=runs/mine",

@@ -77,6 +77,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
                 "boxes_outside_of_the_crop": sum(k.num_outside for k in scored),
                 "failed": [asdict(failure) for failure in failures],
                 "decoded_by": Counter(k.backend for k in scored),
+                "settings": config.model_dump(mode="json"),
                 "environment": environment(),
             }
             if lost:

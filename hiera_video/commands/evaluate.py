@@ -62,6 +62,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
                 "failed": [asdict(failure) for failure in failures],
                 **protocol,
                 "decoded_by": Counter(video.backend for video in videos),
+                "settings": config.model_dump(mode="json"),
                 "environment": environment(),
             }
             has_confusion = bool(videos) and not card.multi_label

@@ -83,6 +83,7 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
                 "failed": [asdict(failure) for failure in failures],
                 **protocol,
                 "decoded_by": Counter(objects.backend for objects in found),
+                "settings": config.model_dump(mode="json"),
                 "environment": environment(),
             }
             with replacing_all({name: folder / name for name in RESULTS}) as parts:

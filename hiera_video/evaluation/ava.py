@@ -57,6 +57,7 @@ class FrameAP:
     tie_range: tuple[float, float]  # mean_ap with equal scores in the worst and the best order
     groups: dict[str, float]  # mean AP of each group; NaN without ground truth
     counts: dict[str, int]  # numbers of key frames, and of rows that are left out, by reason
+    ranked: list[np.ndarray]  # bool [num_detections] of each class: which are right, best first
 
     @property
     def without_ground_truth(self) -> list[int]:
@@ -148,7 +149,10 @@ def frame_ap(
     counts["detections_right"] = int(right.sum())
     num_truth = np.bincount(truth.class_index[truth_rows], minlength=len(class_ids))
     num_detections = np.bincount(found.class_index[rows], minlength=len(class_ids))
-    ap = _ap_by_class(found.class_index[rows], score[rows], right, num_truth, num_detections)
+    by_class = np.argsort(found.class_index[rows], kind="stable")
+    members = np.split(by_class, np.cumsum(num_detections)[:-1])
+    parts = [(score[rows[m]], right[m]) for m in members]
+    ap = _ap_by_class(parts, num_truth)
     mean, worst, best = (mean_of_known(row) for row in ap)
     group_of = np.array([(groups or {}).get(int(c), "") for c in class_ids])
     return FrameAP(
@@ -162,6 +166,7 @@ def frame_ap(
             g: mean_of_known(ap[0, group_of == g]) for g in dict.fromkeys(group_of.tolist()) if g
         },
         counts=counts,
+        ranked=[hits[np.argsort(scores)[::-1]] for scores, hits in parts],
     )
 
 
@@ -211,37 +216,37 @@ class _Rows:
 
 
 def _ap_by_class(
-    class_index: np.ndarray,
-    score: np.ndarray,
-    right: np.ndarray,
-    num_truth: np.ndarray,
-    num_detections: np.ndarray,
+    classes: Sequence[tuple[np.ndarray, np.ndarray]], num_truth: np.ndarray
 ) -> np.ndarray:
     """AP float64 [3, C]: with ties as in the official programs, in the worst, and the best order.
 
     NaN for classes without ground truth.
 
     Args:
-        class_index, score, right: [N], of each detection.
-        num_truth, num_detections: [C].
+        classes: of the detections of each class, scores [n] and whether they are right [n].
+        num_truth: [C].
     """
     ap = np.full((3, len(num_truth)), np.nan)
-    by_class = np.argsort(class_index, kind="stable")
-    for c, members in enumerate(np.split(by_class, np.cumsum(num_detections)[:-1])):
+    for c, (scores, hits) in enumerate(classes):
         if num_truth[c]:
-            ranked, hits = score[members], right[members]
             orders = (
-                np.argsort(ranked)[::-1],
-                np.lexsort((hits, -ranked)),
-                np.lexsort((~hits, -ranked)),
+                np.argsort(scores)[::-1],
+                np.lexsort((hits, -scores)),
+                np.lexsort((~hits, -scores)),
             )
             ap[:, c] = [interpolated_average_precision(hits[o], num_truth[c]) for o in orders]
     return ap
 
 
+def precision_recall(hits: np.ndarray, num_ground_truth: int) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and recall, float64 [N] each, after each of the ranked detections, bool [N]."""
+    found = hits.cumsum()
+    return found / np.arange(1, len(hits) + 1), found / num_ground_truth
+
+
 def interpolated_average_precision(hits: np.ndarray, num_ground_truth: int) -> float:
     """Area below the monotone precision-recall curve of ranked detections, bool [N]; all points."""
-    precision = hits.cumsum() / np.arange(1, len(hits) + 1)
+    precision, _ = precision_recall(hits, num_ground_truth)
     precision = np.maximum.accumulate(precision[::-1])[::-1]
     return float(precision[hits].sum() / num_ground_truth)
 

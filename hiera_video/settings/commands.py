@@ -20,6 +20,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "data build-lists": evaluation.BuildListsSettings,
     "data check-ava": evaluation.CheckAvaSettings,
     "extract": evaluation.ExtractSettings,
+    "report": tools.ReportSettings,
     "export": tools.ExportSettings,
     "convert": tools.ConvertSettings,
     "flops": tools.FlopsSettings,

@@ -165,6 +165,30 @@ class ConvertSettings(Trained):
         )
 
 
+class ReportSettings(Settings):
+    """Write a page that shows the results of runs: curves, classes, confusions, videos, boxes.
+
+    RUN is the folder of a training run, of an evaluation or of an extraction. Several training runs
+    are drawn over one another, with the settings that differ.
+    """
+
+    runs: Annotated[list[Path], MinLen(1), Operand("RUN"), Allowed("at least one folder")]
+    """Folders of runs, evaluations or extractions."""
+    output_dir: Output | None = None
+    """Folder for index.html and what it shows. Null: report/ in the folder of the only run."""
+    num_videos: Count = 24
+    """Most videos that are shown in each list; a report of more takes longer and more space."""
+    overwrite: bool = False
+    """Replace an earlier report."""
+
+    def check_rules(self) -> None:
+        self.require(
+            self.output_dir is not None or len(self.runs) == 1,
+            "output_dir",
+            "a folder, when there are several runs",
+        )
+
+
 class DemoSettings(Settings):
     """Generate a small data set, fine-tune a classifier on it, evaluate and predict."""
 

@@ -1,0 +1,127 @@
+"""The section about an extraction: a map of its features, and the neighbours of each video."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import partial
+
+import numpy as np
+
+from hiera_video.errors import UserError, counted
+from hiera_video.extraction.store import load_features
+from hiera_video.report.blocks import Block, FeatureMap, Media, Notice, Section
+from hiera_video.report.media import MediaFolder
+from hiera_video.report.runs import Run, read_lines
+from hiera_video.settings.video import Decoding
+from hiera_video.video.open import opener
+
+MAX_POINTS = 5_000  # videos of a map
+NEIGHBOURS = 8
+BLOCK = 500  # rows of similarities that are in memory at once
+
+
+def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[Section]:
+    """The map of the features of the videos of an extraction.
+
+    Args:
+        num_videos: how many of the videos have pictures; they are spread over the list.
+    """
+    problems: list[str] = []
+    index = read_lines(run.folder / "index.jsonl", problems)
+    done = [line for line in index if line.get("status") == "done" and line.get("output")]
+    title = f"Features: {run.name}"
+    blocks: list[Block] = [Notice(problem) for problem in problems]
+    chosen = spread(len(done), MAX_POINTS)
+    if len(chosen) < len(done):
+        blocks.append(
+            Notice(f"{len(chosen):,} of {len(done):,} videos are shown, spread over the list.")
+        )
+    names: list[str] = []
+    paths: list[str] = []
+    vectors: list[np.ndarray] = []
+    for number in chosen:
+        line = done[number]
+        try:
+            features = load_features(run.folder / line["output"]).features
+        except (UserError, FileNotFoundError) as error:
+            blocks.append(Notice(str(error)))
+            continue
+        vector = features.mean(axis=tuple(range(features.ndim - 1)), dtype=np.float64)
+        if vectors and len(vector) != len(vectors[0]):
+            blocks.append(
+                Notice(f"{line['output']}: {len(vector)} numbers, others have {len(vectors[0])}")
+            )
+            continue
+        names.append(line["video"])
+        paths.append(line["path"])
+        vectors.append(vector)
+    intro = (
+        f"{run.folder}: {counted(len(done), 'video')} with features. A video is the mean of its "
+        "windows, and of all axes but the last."
+    )
+    if len(vectors) < 3:
+        blocks.append(Notice("A map needs the features of 3 videos."))
+        return [Section(title, blocks, intro)]
+    points = np.stack(vectors)
+    place, axes, method = planar(points)
+    with_media = set(spread(len(names), num_videos))
+    media: list[Media | None] = []
+    for number, path in enumerate(paths):
+        if number in with_media:
+            media.append(folder.of(partial(opener(Decoding()), path)))
+        else:
+            media.append(None)
+    caption = f"{method}; point at a video to see it, choose one to see its nearest neighbours"
+    blocks.append(
+        FeatureMap(
+            caption,
+            [(float(f"{x:.4g}"), float(f"{y:.4g}")) for x, y in place],
+            names,
+            media,
+            nearest(points),
+            axes,
+        )
+    )
+    return [Section(title, blocks, intro)]
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` numbers below `count`, at even distances."""
+    return np.unique(
+        np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(int)
+    ).tolist()
+
+
+def planar(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str], str]:
+    """Places in a plane [N, 2], names of the axes and of the method: UMAP where it is installed."""
+    if importlib.util.find_spec("umap") and len(points) > 15:
+        import umap
+
+        place = umap.UMAP(random_state=0, metric="cosine").fit_transform(points)
+        return place, ("", ""), "UMAP of cosine distances"
+    centred = points - points.mean(axis=0)
+    left, sizes, _ = np.linalg.svd(centred, full_matrices=False)
+    shares = sizes**2 / max(float((sizes**2).sum()), 1e-30)
+    place = (left * sizes)[:, :2]
+    place = np.pad(place, [(0, 0), (0, 2 - place.shape[1])])
+    shares = np.pad(shares, (0, 2))
+    names = tuple(f"component {k + 1} ({100 * shares[k]:.1f} % of the variance)" for k in range(2))
+    return place, names, "The first two principal components"  # type: ignore[return-value]
+
+
+def nearest(points: np.ndarray) -> list[list[tuple[int, float]]]:
+    """The most similar other points of each [N, D], by cosine, with their similarity."""
+    norms = np.linalg.norm(points, axis=1, keepdims=True)
+    unit = points / np.maximum(norms, 1e-12)
+    result: list[list[tuple[int, float]]] = []
+    most = min(NEIGHBOURS, len(points) - 1)
+    for begin in range(0, len(points), BLOCK):
+        similarity = unit[begin : begin + BLOCK] @ unit.T
+        rows = np.arange(len(similarity))
+        similarity[rows, begin + rows] = -np.inf
+        best = np.argsort(-similarity, axis=1, kind="stable")[:, :most]
+        result += [
+            [(int(n), round(float(row[n]), 4)) for n in near]
+            for row, near in zip(similarity, best, strict=True)
+        ]
+    return result

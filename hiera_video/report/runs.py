@@ -1,0 +1,183 @@
+"""What the folder of a run or of an evaluation holds, read without a model.
+
+A folder may be half-written: what is missing or damaged is described in `problems`, and what is
+there is shown.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hiera_video.errors import UserError, counted
+from hiera_video.files import load_json, parse_json, read_bytes, read_text
+from hiera_video.settings.load import read_yaml
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["classification", "pretraining", "detection", "instances", "extraction"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results of one of the `evaluate` commands."""
+
+    folder: Path
+    report: dict[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the command; {} in results of version 0.2.0 and older."""
+        return self.report.get("settings", {})
+
+
+@dataclass(frozen=True)
+class Run:
+    """The folder of a training run, of an evaluation or of an extraction."""
+
+    folder: Path
+    kind: Kind
+    config: dict[str, Any] = field(default_factory=dict)  # {}: there is none
+    record: dict[str, Any] = field(default_factory=dict)  # run.json
+    metrics: list[dict[str, Any]] = field(default_factory=list)  # lines of metrics.jsonl
+    failures: list[dict[str, Any]] = field(default_factory=list)  # lines of failures.jsonl
+    evaluations: list[Evaluation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.folder.name or str(self.folder)
+
+    def series(self, kind: str, key: str) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of a figure of metrics.jsonl, float64 [N] each; NaN is not in it."""
+        pairs = [
+            (line["step"], line[key])
+            for line in self.metrics
+            if line.get("kind") == kind and isinstance(line.get(key), int | float)
+        ]
+        steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
+        return steps, values
+
+
+def read_run(folder: Path) -> Run:
+    """Reads the folder of a run, of an evaluation or of an extraction.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], Any], missing: Any) -> Any:
+        try:
+            return read()
+        except (UserError, OSError) as error:
+            problems.append(str(error))
+            return missing
+
+    if (folder / "index.jsonl").is_file():
+        failures = read_lines(folder / "failures.jsonl", problems)
+        return Run(folder, "extraction", failures=failures, problems=problems)
+    found = [folder, *sorted(p for p in folder.iterdir() if p.is_dir())] if folder.is_dir() else []
+    evaluations = []
+    for path in found:
+        if (path / "report.json").is_file():
+            report = attempt(partial(json_file, path / "report.json"), None)
+            if isinstance(report, dict):
+                evaluations.append(Evaluation(path, report))
+    config = {}
+    if (folder / "config.yaml").is_file():
+        config = attempt(lambda: read_yaml(folder / "config.yaml"), {})
+    elif (folder / "metrics.jsonl").is_file():
+        problems.append(f"{folder / 'config.yaml'}: there is no such file")
+    record = {}
+    if (folder / "run.json").is_file():
+        record = attempt(lambda: json_file(folder / "run.json"), {})
+    metrics = read_lines(folder / "metrics.jsonl", problems)
+    kind = kind_of(config, evaluations, metrics)
+    if kind is None:
+        raise UserError(
+            f"{folder}: not the folder of a run, of an evaluation or of an extraction; expected "
+            "config.yaml, report.json or index.jsonl in it"
+        )
+    if config and not metrics:
+        problems.append(f"{folder / 'metrics.jsonl'}: no step was reported yet")
+    failures = read_lines(folder / "failures.jsonl", problems)
+    return Run(folder, kind, config, record, metrics, failures, evaluations, problems)
+
+
+def json_file(path: Path) -> Any:
+    return load_json(read_text(path, UserError), str(path), UserError)
+
+
+def kind_of(
+    config: dict[str, Any], evaluations: Sequence[Evaluation], metrics: Sequence[dict[str, Any]]
+) -> Kind | None:
+    """What a folder is about, by settings or results that only one command has."""
+    reports = [evaluation.report for evaluation in evaluations]
+    model = config.get("model") or {}
+    if "masking" in config:
+        return "pretraining"
+    if "num_boxes" in model or any("kinds" in report for report in reports):
+        return "instances"
+    data = config.get("data") or {}
+    if "label_map" in data or any("protocols" in report for report in reports):
+        return "detection"
+    return "classification" if config or reports or metrics else None
+
+
+def read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """The records of a file of JSON lines; [] if there is none.
+
+    The last line may be incomplete, because the file is being written or its writer was killed.
+    """
+    if not path.is_file():
+        return []
+    try:
+        lines = read_bytes(path, UserError).split(b"\n")
+    except UserError as error:
+        problems.append(str(error))
+        return []
+    records, damaged = [], 0
+    for line in filter(None, lines):
+        try:
+            record = parse_json(line)
+        except ValueError:
+            damaged += 1
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    if damaged:
+        problems.append(f"{path}: {counted(damaged, 'line')} cannot be read")
+    return records
+
+
+def unique_names(runs: Sequence[Run]) -> list[str]:
+    """A name for each run: of its folder, with as many parent folders as tell runs apart."""
+    parts = [run.folder.absolute().parts for run in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(run.folder) for run in runs]
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Keys with dots, and values as YAML on one line."""
+    if isinstance(config, dict) and config:
+        for key, value in config.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value_text(config)
+
+
+def value_text(value: Any) -> str:
+    """A value of `read_yaml`, whose scalars are text, on one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(value_text, value))}]"
+    return "null" if value is None else str(value)
