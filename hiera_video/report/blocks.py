@@ -87,6 +87,7 @@ class FeatureMap:
     caption: str
     points: Sequence[tuple[float, float]]
     names: Sequence[str]
+    groups: Sequence[str]  # "" for all: there are none
     media: Sequence[Media | None]
     neighbours: Sequence[Sequence[tuple[int, float]]]  # number of the point, cosine similarity
     axes: tuple[str, str] = ("", "")

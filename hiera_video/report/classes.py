@@ -91,11 +91,11 @@ class Scores:
     @cached_property
     def loss(self) -> np.ndarray:
         """Cross-entropy of each video with its label, nats; of several, of each class, summed."""
-        p = self.mean.clip(SMALLEST, 1)
         if not self.multi_label:
-            return -np.log(p[np.arange(len(p)), [ids[0] for ids in self.labels]])
-        missed = -np.log((1 - self.mean).clip(SMALLEST, 1))
-        return np.where(self.targets, -np.log(p), missed).sum(axis=1)
+            labels = [ids[0] for ids in self.labels]
+            return -np.log(self.mean[np.arange(len(labels)), labels].clip(SMALLEST, 1))
+        of_targets = np.where(self.targets, self.mean, 1 - self.mean)
+        return -np.log(of_targets.clip(SMALLEST, 1)).sum(axis=1)
 
     @cached_property
     def of_label(self) -> np.ndarray:

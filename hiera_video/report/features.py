@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from functools import partial
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from hiera_video.video.open import opener
 
 MAX_POINTS = 5_000  # videos of a map
 NEIGHBOURS = 8
+MAX_GROUPS = 20  # folders that have a colour
 BLOCK = 500  # rows of similarities that are in memory at once
 
 
@@ -77,12 +79,19 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
             caption,
             [(float(f"{x:.4g}"), float(f"{y:.4g}")) for x, y in place],
             names,
+            groups_of(names),
             media,
             nearest(points),
             axes,
         )
     )
     return [Section(title, blocks, intro)]
+
+
+def groups_of(names: list[str]) -> list[str]:
+    """The folder of each video, which often is its class; "" if there is one or too many."""
+    folders = [str(PurePosixPath(name).parent) for name in names]
+    return folders if 1 < len(set(folders)) <= MAX_GROUPS else [""] * len(names)
 
 
 def spread(count: int, most: int) -> list[int]:

@@ -83,6 +83,7 @@ def plotted(block: Block) -> Any:
         return {
             "points": [list(point) for point in block.points],
             "names": [printable(name) for name in block.names],
+            "groups": [printable(group) for group in block.groups],
             "media": [m and {"picture": m.picture, "video": m.video} for m in block.media],
             "neighbours": [[list(n) for n in near] for near in block.neighbours],
             "axes": list(block.axes),

@@ -13,6 +13,11 @@ function element(tag, text, attributes = {}) {
   return made;
 }
 
+// Plotly takes some tags in its texts for markup.
+function escaped(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+}
+
 // Tables.
 
 for (const figure of document.querySelectorAll("figure.table")) {
@@ -124,24 +129,30 @@ function drawPlot(canvas) {
 }
 
 function drawMap(figure) {
-  const { points, names, media, neighbours, axes } = payloads[figure.dataset.map];
+  const { points, names, groups, media, neighbours, axes } = payloads[figure.dataset.map];
   const canvas = figure.querySelector(".canvas");
   const choice = figure.querySelector("select");
   const tip = element("div", undefined, { class: "tip", hidden: "" });
   document.body.append(tip);
-  const has = media.map((item) => Boolean(item && (item.picture || item.video)));
-  const trace = {
-    type: points.length > 2000 ? "scattergl" : "scatter",
-    mode: "markers",
-    x: points.map(([x]) => x),
-    y: points.map(([, y]) => y),
-    hoverinfo: "none",
-    marker: { size: 9, opacity: 0.8, symbol: has.map((h) => (h ? "circle" : "circle-open")) },
-  };
+  const traces = [...new Set(groups)].sort().map((group) => {
+    const members = names.map((_, number) => number).filter((n) => groups[n] === group);
+    return {
+      type: points.length > 2000 ? "scattergl" : "scatter",
+      mode: "markers",
+      name: escaped(group),
+      x: members.map((n) => points[n][0]),
+      y: members.map((n) => points[n][1]),
+      customdata: members,
+      hoverinfo: "none",
+      marker: { size: 9, opacity: 0.8, symbol: members.map((n) => (media[n] ? "circle" : "circle-open")) },
+    };
+  });
   const chosen = { mode: "markers", x: [], y: [], hoverinfo: "skip", showlegend: false,
-    marker: { size: 16, symbol: "circle-open", line: { width: 3 } } };
-  draw(canvas, [trace, chosen], {
-    xaxis: { title: { text: axes[0] } }, yaxis: { title: { text: axes[1] } }, showlegend: false,
+    marker: { size: 18, symbol: "circle-open", color: "#e4572e", line: { width: 3 } } };
+  draw(canvas, [...traces, chosen], {
+    xaxis: { title: { text: axes[0] } },
+    yaxis: { title: { text: axes[1] } },
+    showlegend: traces.length > 1,
   });
   const picture = (number) => {
     const item = media[number];
@@ -149,8 +160,8 @@ function drawMap(figure) {
     return element("span", "no picture");
   };
   canvas.on("plotly_hover", ({ points: [point], event }) => {
-    if (point.curveNumber) return;
-    tip.replaceChildren(picture(point.pointNumber), element("span", names[point.pointNumber]));
+    if (point.customdata === undefined) return;
+    tip.replaceChildren(picture(point.customdata), element("span", names[point.customdata]));
     tip.style.left = `${Math.min(event.clientX + 15, innerWidth - 200)}px`;
     tip.style.top = `${event.clientY + 15}px`;
     tip.hidden = false;
@@ -178,10 +189,10 @@ function drawMap(figure) {
       line.append(button);
       return line;
     }));
-    Plotly.restyle(canvas, { x: [[points[number][0]]], y: [[points[number][1]]] }, [1]);
+    Plotly.restyle(canvas, { x: [[points[number][0]]], y: [[points[number][1]]] }, [traces.length]);
   };
   canvas.on("plotly_click", ({ points: [point] }) => {
-    if (!point.curveNumber) choose(point.pointNumber);
+    if (point.customdata !== undefined) choose(point.customdata);
   });
   choice.append(...names.map((name, number) => element("option", name, { value: number })));
   choice.addEventListener("change", () => choose(Number(choice.value)));
