@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 from pycocotools.coco import COCO
 
+from hiera_video.data.instances.coco import read_coco, read_detections
 from hiera_video.demo.shapes import CLASSES, SIDE, DemoInstancesData, draw, generate, run_lengths
+from hiera_video.evaluation.instances import score_instances
 
 
 def test_masks_boxes_and_areas_agree(tmp_path: Path) -> None:
@@ -29,6 +31,27 @@ def test_masks_boxes_and_areas_agree(tmp_path: Path) -> None:
     first = data.train.read_bytes()
     generate(data, seed=1, train_pictures=12, val_pictures=3)
     assert data.train.read_bytes() == first
+
+
+def test_only_masks_in_their_places_are_right(tmp_path: Path) -> None:
+    data = DemoInstancesData(tmp_path)
+    generate(data, seed=2, train_pictures=0, val_pictures=60)
+    objects = json.loads(data.val.read_text())["annotations"]
+    order = np.random.default_rng(0).permutation(len(objects))
+    figures = []
+    for places in (range(len(objects)), order):
+        found = [
+            {**known, "score": 0.5, "segmentation": objects[place]["segmentation"]}
+            for known, place in zip(objects, places, strict=True)
+        ]
+        (tmp_path / "found.json").write_text(json.dumps(found))
+        truth = read_coco(data.val)
+        scored = score_instances(truth, read_detections(tmp_path / "found.json", truth))
+        figures.append((scored["bbox"].ap_50, scored["segm"].ap_50))
+    assert figures[0] == (1, 1)
+    boxes, masks = figures[1]
+    assert boxes == 1
+    assert masks < 0.02
 
 
 def test_what_pictures_show() -> None:
