@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiera_video.analysis.speed import AUTOCAST
-from hiera_video.diagnosis.findings import Finding, described
+from hiera_video.diagnosis.findings import MAX_TEXT, Finding, described
 from hiera_video.diagnosis.model import known_clip, normalize, relative_error, tiny_model
 from hiera_video.errors import counted
 from hiera_video.models.attention import attend
@@ -69,9 +69,10 @@ def torch_build() -> Finding:
         advice = "install a build of torch for CUDA, see https://pytorch.org"
         return Finding("torch", f"{text}: it cannot use the GPU", "warning", advice, data)
     reasons = [str(warning.message) for warning in caught] or ["it finds no device"]
-    if hidden := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        reasons.append(f"CUDA_VISIBLE_DEVICES is {hidden}")
-    text += f": it cannot use the GPU ({'; '.join(' '.join(r.split()) for r in reasons)[:300]})"
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:  # "" and -1 hide all
+        reasons.append(f"CUDA_VISIBLE_DEVICES is {visible!r}")
+    reason = " ".join("; ".join(dict.fromkeys(reasons)).split())[:MAX_TEXT]
+    text += f": it cannot use the GPU ({reason})"
     advice = "nvidia-smi must work; take a driver for this CUDA, or a torch for the driver"
     return Finding("torch", text, "warning", advice, data)
 

@@ -132,7 +132,7 @@ def test_a_gpu_that_torch_cannot_use_for_the_reason_that_it_states(driver, monke
     found = devices.torch_build()
     assert found.status == "warning"
     assert "the driver is too old (found version 11000)" in found.text
-    assert "CUDA_VISIBLE_DEVICES is -1" in found.text
+    assert "CUDA_VISIBLE_DEVICES is '-1'" in found.text
 
 
 def test_drivers_of_open_kernel_modules_state_their_version_too(driver):
