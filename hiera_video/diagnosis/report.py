@@ -169,8 +169,8 @@ def lines(diagnosis: Diagnosis) -> Iterator[str]:
         yield from textwrap.wrap(diagnosis.install, width, initial_indent="  ")
         yield ""
     failed = dict.fromkeys(finding.name for finding in diagnosis.failed)
-    verdict = f"does not work: {', '.join(failed)}" if failed else "works"
-    yield from textwrap.wrap(f"This installation {verdict}.", width)
+    verdict = f"Does not work: {', '.join(failed)}." if failed else "This installation works."
+    yield from textwrap.wrap(verdict, width)
 
 
 def _library_lines(findings: Section, entry: Callable[[Finding], Iterator[str]]) -> Iterator[str]:

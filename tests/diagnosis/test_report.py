@@ -35,7 +35,7 @@ def test_what_failed_is_marked_has_advice_and_decides_the_verdict():
     place = shown.index("  decord  FAILS: does not import")
     assert shown[place + 1] == "          -> install it again"
     assert "  shm     note: 64 MiB" in shown
-    assert shown[-1] == "This installation does not work: decord."
+    assert shown[-1] == "Does not work: decord."
     assert diagnosis(failed, failed).record()["failed"] == ["decord"]
 
 
