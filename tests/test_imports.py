@@ -32,6 +32,7 @@ PARTS = [
     "extraction",
     "analysis",
     "demo",
+    "diagnosis",
     "commands",
     "cli",
     "__main__",

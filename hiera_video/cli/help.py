@@ -125,6 +125,7 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
         "hiera_tiny_16x224 'work=[inference]' 'batch_sizes=[1,8]'",
         "hiera_base_16x224 --peers --output-dir speed",
     ),
+    "doctor": ("docs/README.md", "", "--json"),
     "demo": ("README.md", "", "--output-dir try seed=1"),
     "demo ava": ("docs/detection.md", "", "--output-dir try_ava --json"),
     "demo instances": ("docs/instances.md", "", "--output-dir try_instances seed=1"),

@@ -2,8 +2,6 @@
 
 import importlib.util
 import logging
-import platform
-import re
 import time
 from collections.abc import Sequence
 from itertools import cycle, islice, product
@@ -36,6 +34,7 @@ from hiera_video.models.variants import VARIANTS, is_image
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.machine import processor_name
 from hiera_video.runtime.results import exit_code, print_json, print_lines, refuse_existing
 from hiera_video.settings.tools import BenchmarkSettings
 from hiera_video.settings.training import Precision
@@ -195,10 +194,3 @@ def write_results(folder: Path, report: dict[str, Any]) -> None:
     write_json(folder / "results.json", report)
     write_text(folder / "results.md", format_report(report))
     plot_accuracy_and_speed(report, folder / "accuracy_speed.png")
-
-
-def processor_name() -> str:
-    """The name of the processor."""
-    cpuinfo = Path("/proc/cpuinfo")
-    match = re.search(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else None
-    return match[1] if match is not None else platform.processor() or platform.machine()

@@ -2,7 +2,6 @@
 
 import contextlib
 import copy
-import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from hiera_video.data.batches import Failure, Sample
 from hiera_video.data.datasets import RecordDataset
 from hiera_video.data.order import TrainingOrder
 from hiera_video.runtime.distributed import ALONE, Process
+from hiera_video.runtime.machine import usable_cores
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.workers import NUM_JOBS, Death, Report, Workers, start_fork_server
 from hiera_video.settings.video import Decoding
@@ -155,5 +155,4 @@ def num_workers(decoding: Decoding, processes: int) -> int:
     """
     if decoding.num_workers is not None:
         return decoding.num_workers
-    granted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (granted or 1) // processes)
+    return max(1, usable_cores() // processes)

@@ -25,6 +25,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "convert": tools.ConvertSettings,
     "flops": tools.FlopsSettings,
     "benchmark": tools.BenchmarkSettings,
+    "doctor": tools.DoctorSettings,
     "demo": tools.DemoSettings,
     "demo ava": tools.DemoAvaSettings,
     "demo instances": tools.DemoInstancesSettings,

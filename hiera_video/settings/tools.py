@@ -213,3 +213,11 @@ class DemoInstancesSettings(DemoSettings):
 
     output_dir: Output = "demo_instances"
     """Folder for the data and the run."""
+
+
+class DoctorSettings(Settings):
+    """Report versions, devices and decoders, and test whether the installation works.
+
+    The report is for the author of a bug report, and for who wonders what is missing. It names no
+    user and no machine, and nothing is fetched.
+    """

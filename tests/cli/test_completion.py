@@ -58,7 +58,7 @@ def test_words_that_may_stand_next(line, words, tmp_path, monkeypatch):
 def test_every_key_that_is_offered_is_one(command):
     found = [word for word in candidates(command.split(), "") if word.endswith("=")]
     values = load_for_print(COMMANDS[command])
-    assert found
+    assert found or not COMMANDS[command].model_fields  # doctor has none
     for key in found:
         at = values
         for part in key.removesuffix("=").split("."):
