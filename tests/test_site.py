@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+import hiera_video
 from build_site import ROOT, build, public_names, stage
 
 pytest.importorskip("material")
@@ -102,6 +103,8 @@ def test_all_public_names_are_in_the_reference(site: Path) -> None:
     assert list(groups)[:2] == ["Models", "Video reading"]
     listed = [name for names in groups.values() for name in names]
     assert len(listed) == len(set(listed)) > 70
+    top = {f"hiera_video.{name}" for name in hiera_video.__all__}
+    assert top - set(listed) == {"hiera_video.__version__"}
     for group, names in groups.items():
         page = site / f"docs/reference/{group.lower().replace(' ', '-')}.html"
         assert set(names) <= Page(page.read_text()).ids
@@ -148,6 +151,44 @@ def test_the_site_has_the_structure_that_github_shows(pages: Path, site: Path) -
         text = re.sub(r"\A---.*?---\n", "", page.read_text(), flags=re.DOTALL)
         expected = Page(renderer.render(text)).tags
         assert [(t, shown[t]) for t in tags] == [(t, expected[t]) for t in tags], name
+
+
+def test_what_is_linked_becomes_a_page(tmp_path: Path) -> None:
+    root, pages = tmp_path / "root", tmp_path / "pages"
+    files = {
+        "README.md": '[a](configs), [b](docs/api.md#b), <img src="docs/c.png">\n',
+        "CHANGELOG.md": "[to](tools/run.py) `](no)`\n\n```\n[x](y)\n```\n",
+        "CONTRIBUTING.md": "* item\n\n  ```sh\n  ls\n  ```\n",
+        "configs/a/b.yaml": "# c\nlr: 1\n",
+        "docs/api.md": "### Some names\n\n| `hiera_video.a` | `b`, `C` |\n\n## Other\n",
+        "docs/c.png": "",
+        "docs/unlinked.png": "",
+        "tools/run.py": '"""Runs it.\n\n`more`\n"""\n\nimport os\n',
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    stage(pages, root)
+    found = {
+        path.relative_to(pages).as_posix(): path.read_text()
+        for path in pages.rglob("*")
+        if path.is_file()
+    }
+    assert found.pop("docs/c.png") == ""
+    hidden = "---\nsearch:\n  exclude: true\n---\n"
+    first = "---\nsearch:\n  boost: 2\n---\n"
+    assert found == {
+        "README.md": '[a](configs/README.md), [b](docs/api.md#b), <img src="docs/c.png">\n',
+        "CHANGELOG.md": files["CHANGELOG.md"].replace("run.py", "run.py.md"),
+        "CONTRIBUTING.md": "* item\n\n    ```sh\n    ls\n    ```\n",
+        "configs/README.md": f"{hidden}# configs/\n\n* [a/b.yaml](a/b.yaml.md)\n",
+        "configs/a/b.yaml.md": f"{hidden}# configs/a/b.yaml\n\n```yaml\n# c\nlr: 1\n```\n",
+        "docs/api.md": "### Some names\n\n| `hiera_video.a` | [`b`][hiera_video.a.b], "
+        "[`C`][hiera_video.a.C] |\n\n## Other\n",
+        "docs/reference/some-names.md": f"{first}# Some names\n\n::: hiera_video.a.b\n\n"
+        "::: hiera_video.a.C\n",
+        "tools/run.py.md": "# Runs it\n\n`more`\n\n`tools/run.py`:\n\n```python\nimport os\n```\n",
+    }
 
 
 def test_links_to_nothing_are_errors(tmp_path: Path, caplog: Any) -> None:

@@ -25,9 +25,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"(?<=\]\()(?!https?:|mailto:|#)(?P<path>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))")
-FENCE = re.compile(r"^( *```.*?^ *```$)", flags=re.DOTALL | re.MULTILINE)
+TAG = re.compile(r"""\b(?:src|srcset)="(?!https?:)([^"\s]+)\"""")  # of <img> and <source>
+CODE = re.compile(r"(^ *```.*?^ *```$|`[^`\n]+`)", flags=re.DOTALL | re.MULTILINE)
 LANGUAGES = {".sh": "sh", ".sbatch": "sh", ".yaml": "yaml", ".py": "python", ".json": "json"}
+SHOWN = {".gif", ".html", ".jpg", ".mp4", ".png", ".svg", ".webp"}  # by browsers, as they are
 HIDDEN = "---\nsearch:\n  exclude: true\n---\n"  # recipes and class names would hide the pages
+FIRST = "---\nsearch:\n  boost: 2\n---\n"  # whoever searches for a name looks for its description
 PUBLIC = re.compile(r"^\| `(hiera_video[\w.]*)` \| (`.*`) \|$", flags=re.MULTILINE)
 
 
@@ -62,7 +65,7 @@ def stage(pages: Path, root: Path = ROOT) -> None:
         done.add(source)
         target = pages / page_of(source.relative_to(root).as_posix(), source)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if source.suffix == ".png":
+        if source.suffix in SHOWN:
             shutil.copy(source, target)
             continue
         text, linked = with_links_to_pages(as_markdown(source, root), source)
@@ -75,14 +78,14 @@ def stage(pages: Path, root: Path = ROOT) -> None:
     for group, names in groups.items():
         entries = "\n\n".join(f"::: {name}" for name in names)
         path = pages / f"docs/reference/{group.lower().replace(' ', '-')}.md"
-        path.write_text(f"# {group}\n\n{entries}\n", encoding="utf-8")
+        path.write_text(f"{FIRST}# {group}\n\n{entries}\n", encoding="utf-8")
 
 
 def page_of(name: str, source: Path) -> str:
     """The name of the page of a file or folder."""
     if source.is_dir():
         return posixpath.join(name, "README.md")
-    return name if source.suffix in (".md", ".png") else f"{name}.md"
+    return name if source.suffix in {".md", *SHOWN} else f"{name}.md"
 
 
 def with_links_to_pages(text: str, source: Path) -> tuple[str, list[Path]]:
@@ -90,16 +93,21 @@ def with_links_to_pages(text: str, source: Path) -> tuple[str, list[Path]]:
     folder = source if source.is_dir() else source.parent
     linked = []
 
-    def replaced(match: re.Match[str]) -> str:
-        target = Path(os.path.normpath(folder / match["path"]))
+    def follow(path: str) -> Path:
+        target = Path(os.path.normpath(folder / path))
         if not target.exists():
-            raise FileNotFoundError(f"{source}: a link to {match['path']}, which does not exist")
+            raise FileNotFoundError(f"{source}: a link to {path}, which does not exist")
         readme = target / "README.md"
         linked.append(readme if readme.is_file() else target)
-        return page_of(match["path"], target) + (match["anchor"] or "")
+        return target
 
-    parts = FENCE.split(text)
+    def replaced(match: re.Match[str]) -> str:
+        return page_of(match["path"], follow(match["path"])) + (match["anchor"] or "")
+
+    parts = CODE.split(text)
     parts[::2] = [LINK.sub(replaced, part) for part in parts[::2]]
+    for path in TAG.findall("".join(parts[::2])):
+        follow(path)
     return "".join(parts), linked
 
 
