@@ -3,7 +3,7 @@
     pip install '.[report]' playwright scikit-learn
     python tools/draw_pictures.py WORK_DIR
 
-Runs the commands `demo` and `demo ava`, pretrains on drifting digits, writes reports as users would,
+Runs the commands `demo` and `demo ava`, pretrains on drifting digits, writes reports as users do,
 and takes pictures of them with Chromium, which must be installed. WORK_DIR keeps the runs: what is
 there is not trained again. The pictures go to docs/pictures/.
 """

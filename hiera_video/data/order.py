@@ -27,7 +27,8 @@ class TrainingOrder:
         num_videos: length of the data set.
         global_batch_size: videos in a step, over all processes.
         accumulation_steps: micro-batches of a step for each process.
-        start_step, end_step: steps to yield.
+        start_step: first step to yield.
+        end_step: the step behind the last.
         seed: decides, with the epoch, the order.
         process: this process, whose share of each step is yielded.
         weights: relative probability of each video; with it, an epoch draws with replacement.

@@ -125,7 +125,7 @@ class ArgumentsOf:
 class ModelCard(Checked):
     """What a set of weights is.
 
-    Args:
+    Attributes:
         architecture: keyword arguments of `Hiera`, but `num_classes`.
         num_classes: outputs of the classifier, 0 for none. None: there is something else around
             the backbone.
@@ -133,14 +133,17 @@ class ModelCard(Checked):
         detector: keyword arguments of `ActionDetector`.
         segmenter: keyword arguments of `InstanceSegmenter`.
         class_names: in id order; empty where they are not known.
-        mean, std: of the colour channels, by which input is normalised, for values in 0..1.
-            Default: those of the published models of this kind.
+        mean: of each colour channel, by which input is normalised, for values in 0..1. Default:
+            that of the published models of this kind.
+        std: standard deviation of each colour channel, likewise.
         multi_label: a video may have several classes.
-        clips, views, masking: the settings of these names that the model was trained with, or is to
-            be evaluated with. None: not known.
+        clips: the settings of this name that the model was trained with. None: not known.
+        views: the settings of this name that the model is to be evaluated with. None: not known.
+        masking: the settings of this name that the model was trained with. None: not known.
         label_map: actions of a detector by id, from 1; classes of a segmenter, by COCO's id.
         groups: group of each action, by its id, where the label map has groups.
-        license, url: of the published file that the weights come from.
+        license: of the published file that the weights come from.
+        url: of this file.
         notes: other entries of a config.json, kept as they are.
     """
 

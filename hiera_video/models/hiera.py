@@ -110,7 +110,8 @@ class Hiera(Trainable):
         input_size: frames, height and width of a clip, in pixels; (1, H, W) for images.
         in_chans: colour channels of the input.
         num_classes: outputs of the classifier; 0 leaves the pooled, normalised features.
-        embed_dim, num_heads: of the first stage; both double with each stage.
+        embed_dim: width of the first stage, which doubles with each stage.
+        num_heads: of attention in the first stage; they double with each stage.
         stages: blocks of each stage.
         q_pool: how many stage transitions pool (3 in classifiers; 2 in MAE pretraining).
         q_stride: tokens merged by a pooling step, along (time, height, width).
@@ -119,13 +120,17 @@ class Hiera(Trainable):
         mask_unit_attn: for each stage, attend within units (True) or everywhere. The first block of
             a stage follows the stage before it, since its keys are not pooled yet.
         window_units: mask units, along (time, height, width), of the windows in which those blocks
-            attend that do not within units; None: everywhere. `global_blocks`, which are counted
-            from 0 through all stages, attend everywhere all the same (SAM 2's encoders).
-        patch_kernel, patch_stride, patch_padding: of the patchifying convolution.
+            attend that do not within units; None: everywhere.
+        global_blocks: blocks, counted from 0 through all stages, that attend everywhere although
+            `window_units` is set (SAM 2's encoders).
+        patch_kernel: of the patchifying convolution, along (time, height, width).
+        patch_stride: likewise.
+        patch_padding: likewise.
         sep_pos_embed: learn the position embedding as a spatial plus a temporal part (video).
         global_pos_size: tokens, along (height, width), of the global part of an absolute-window
             embedding, `hiera_video.models.positions.absolute_window`, which fits any size of input;
-            None: one embedding for each token. `global_pos_antialias`: how that is interpolated.
+            None: one embedding for each token.
+        global_pos_antialias: whether the global part is interpolated with antialiasing.
         layer_scale: a learned factor for each channel of both branches of a block.
         expand_proj: where the width doubles, the residual goes through a linear layer; else it is
             the maximum of the pooled tokens beside their mean (timm's absolute-window models).

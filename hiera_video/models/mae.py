@@ -40,7 +40,8 @@ class MaskedAutoencoderHiera(Trainable):
         decoder_heads: 8 in the paper's video recipes (Tab. 11 and 12), 16 in its image recipes
             (Tab. 14) and in all public builders. No tensor's shape shows the number, so that the
             wrong one loads without an error: there is no default.
-        decoder_dim, decoder_depth: width and blocks of the decoder, 512 and 8 in the paper.
+        decoder_dim: width of the decoder, 512 in the paper.
+        decoder_depth: blocks of the decoder, 8 in the paper.
         target: what is predicted, see `targets`.
     """
 

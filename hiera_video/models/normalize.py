@@ -18,7 +18,8 @@ class Normalize(nn.Module):
     Frames travel as bytes until they are on the device of the model, and are normalised there.
 
     Args:
-        mean, std: of the colour channels, for values in 0..1, as a `ModelCard` states them.
+        mean: of each colour channel, for values in 0..1, as a `ModelCard` states it.
+        std: standard deviation of each colour channel, likewise.
     """
 
     mean: Tensor

@@ -110,11 +110,17 @@ def create_autoencoder(
     """A masked autoencoder around a Hiera, with random weights or those of `checkpoint`.
 
     Args:
-        decoder_heads, decoder_dim, decoder_depth, target: of `MaskedAutoencoderHiera`. None: as the
-            card of `checkpoint` states them, else 512, 8 and "pixels"; the heads must then be
-            given.
-        name, checkpoint, pos_embed_resize, arguments: as for `create_model`, but `q_pool` is 2
-            unless it is given, or stated by an autoencoder's `checkpoint` without a name.
+        name: as for `create_model`.
+        checkpoint: as for `create_model`.
+        decoder_heads: of `MaskedAutoencoderHiera`. None: as the card of `checkpoint` states it,
+            which it must then do.
+        decoder_dim: of `MaskedAutoencoderHiera`. None: as the card of `checkpoint` states it, else
+            512.
+        decoder_depth: likewise, else 8.
+        target: likewise, else "pixels".
+        pos_embed_resize: as for `create_model`.
+        arguments: as for `create_model`, but `q_pool` is 2 unless it is given, or stated by an
+            autoencoder's `checkpoint` without a name.
 
     Raises:
         ModelError: as for `create_model`, and where nothing says how many heads the decoder has.
@@ -149,9 +155,14 @@ def create_detector(
     """An action detector around a Hiera; the encoder starts from `checkpoint` of any kind.
 
     Args:
-        num_classes, roi_resolution, head_dropout: of `ActionDetector`. None: as the card of
-            `checkpoint` states them, else 80, the actions of AVA, and 7.
-        name, checkpoint, pos_embed_resize, arguments: as for `create_model`.
+        name: as for `create_model`.
+        checkpoint: as for `create_model`.
+        num_classes: of `ActionDetector`. None: as the card of `checkpoint` states it, else 80, the
+            actions of AVA.
+        head_dropout: of `ActionDetector`.
+        roi_resolution: of `ActionDetector`. None: as the card of `checkpoint` states it, else 7.
+        pos_embed_resize: as for `create_model`.
+        arguments: as for `create_model`.
 
     Raises:
         ModelError, WeightsError, FetchError: as for `create_model`.
@@ -176,10 +187,15 @@ def create_segmenter(
     """An instance segmenter around an image model, which starts from `checkpoint` of any kind.
 
     Args:
-        num_classes, channels, hidden: of `InstanceSegmenter`. None: as the card of `checkpoint`
-            states them, else 80, the classes of COCO, 256 and 1024.
+        name: as for `create_model`.
+        checkpoint: as for `create_model`.
+        num_classes: of `InstanceSegmenter`. None: as the card of `checkpoint` states it, else 80,
+            the classes of COCO.
+        channels: of `InstanceSegmenter`. None: as the card of `checkpoint` states it, else 256.
+        hidden: likewise, else 1024.
         num_boxes: of `InstanceSegmenter`.
-        name, checkpoint, pos_embed_resize, arguments: as for `create_model`.
+        pos_embed_resize: as for `create_model`.
+        arguments: as for `create_model`.
 
     Raises:
         ModelError, WeightsError, FetchError: as for `create_model`.

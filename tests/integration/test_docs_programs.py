@@ -296,15 +296,6 @@ def check_api(found: dict[str, Any]) -> None:
     assert found["features"].shape == (1, 768)
     shapes = [tuple(stage.shape[1:4]) for stage in found["stages"]]
     assert shapes == [(8, 56, 56), (8, 28, 28), (8, 14, 14), (8, 7, 7)]
-    assert found["step"] == 1
-    assert found["classes"] == ["left", "right"]
-    assert found["logits"].shape == (3, 2)
-    assert found["loss"].isfinite()
-    assert found["scores"].shape == (2, 8, 5)
-    assert len({group["lr"] for group in found["groups"]}) == 6  # stem, 4 blocks, heads
-    predicted = run("predict", "clip.mp4", "checkpoint=trained", "views.num_clips=1")
-    assert predicted.code == 0, predicted.err
-    assert {line.split()[-1] for line in predicted.out.splitlines()[1:]} == {"left", "right"}
 
 
 def check_pretraining(found: dict[str, Any]) -> None:
@@ -332,9 +323,14 @@ def check_export(found: dict[str, Any]) -> None:
 
 def check_images(found: dict[str, Any]) -> None:
     assert found["model"].tokens_shape == (1, 80, 112)
-    assert found["detector"].backbone.body.strides == [4, 8, 16, 32]
-    (picture,) = found["found"]
-    assert picture["masks"].shape[1:] == (1, 480, 640)
+
+
+def check_notebook(found: dict[str, Any]) -> None:
+    assert found["card"].class_names == ("falling", "sliding")
+    assert len(found["videos"]) == 4
+    assert found["found"].features.shape == (2, 64)  # windows of 64 / 30 s, in 3 s
+    assert found["probability"] <= 0.5
+    assert os.path.getsize(found["archive"])
 
 
 def check_pytorchvideo(found: dict[str, Any]) -> None:
@@ -351,6 +347,7 @@ CHECKS = {
     "docs/extraction.md": check_extraction,
     "docs/export.md": check_export,
     "docs/images.md": check_images,
+    "docs/examples/own_classes.ipynb": check_notebook,
     "docs/pytorchvideo.md": check_pytorchvideo,
 }
 LIBRARIES = {
@@ -376,11 +373,6 @@ def test_blocks_run_and_do_what_the_page_says(page: str, read: Callable[[str], A
 # ---- what the pages say beside
 
 
-def test_the_training_loop_has_40_lines() -> None:
-    (loop,) = (b.text for b in RUN["docs/api.md"] if "training_loader" in b.text)
-    assert len(loop.splitlines()) <= 40
-
-
 def test_public_names_are_those_of_the_page() -> None:
     page = PAGES["docs/api.md"]
     named = {cells[0].strip("`").partition("(")[0] for cells in rows(page, r"^`\w+(\(.*\))?`$")}
@@ -388,7 +380,7 @@ def test_public_names_are_those_of_the_page() -> None:
 
 
 def test_public_modules_have_the_names_of_the_page() -> None:
-    table = rows(PAGES["docs/api.md"], r"^`hiera_video\.[\w.]+`$")
+    table = rows(PAGES["docs/api.md"], r"^`hiera_video[\w.]*`$")
     assert table
     for module, names in table:
         loaded = importlib.import_module(module.strip("`"))

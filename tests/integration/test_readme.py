@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from build_site import as_markdown
 from hiera_video import list_models
 from hiera_video.cli.main import COMMANDS, configuration, parse, read_settings
 from hiera_video.settings.base import leaves
@@ -14,9 +15,10 @@ from hiera_video.settings.load import load_for_print
 from tests.analysis.paper_costs import PAPER
 
 ROOT = Path(__file__).parents[2]
+FOLDERS = ("datasets/**/*.md", "tests/**/*.md")
 PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for pattern in ("README.md", "docs/*.md", "datasets/**/*.md", "tests/**/*.md")
+    path.relative_to(ROOT).as_posix(): as_markdown(path, ROOT)
+    for pattern in ("README.md", "docs/**/*.md", "docs/**/*.ipynb", *FOLDERS)
     for path in sorted(ROOT.glob(pattern))
 }
 README = PAGES["README.md"]

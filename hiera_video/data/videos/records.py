@@ -113,7 +113,7 @@ def read_video_list(
     """Reads the videos of a folder or of a list, with class ids.
 
     Args:
-        source: the folder or the list, in one of the forms above.
+        source: the folder or the list, in one of the forms of datasets/README.md.
         root: folder to which paths in a list are relative. None: the folder of the list.
         class_names: the classes in id order, as a sequence, a text file (one per line) or a JSON
             file (a map from name to id, or a list). None: the sorted names of labels or folders, or
