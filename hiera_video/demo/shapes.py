@@ -1,8 +1,9 @@
 """The generated demo data set for instance segmentation, in COCO's json.
 
-Pictures of 128 x 128 pixels show discs, squares and triangles of random colour, size and turn on a
-background of coloured noise. A shape may hide a part of those before it; a mask has the visible
-pixels. Of a shape that is hidden by more than half nothing is annotated, and nothing is drawn.
+Pictures of 128 x 128 pixels show discs, squares and triangles of random size and turn, in colours
+unlike that of the background, which is noise. A shape may hide a part of those before it; a mask
+has the visible pixels. Of a shape that is hidden by more than half nothing is annotated, and
+nothing is drawn.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class DemoInstancesData:
 
 
 def generate(
-    data: DemoInstancesData, *, seed: int, train_pictures: int = 600, val_pictures: int = 150
+    data: DemoInstancesData, *, seed: int, train_pictures: int = 1200, val_pictures: int = 150
 ) -> None:
     """Writes pictures and annotations, which depend on the seed only."""
     data.pictures.mkdir(parents=True, exist_ok=True)
@@ -95,7 +96,8 @@ def draw(
             continue
         shapes = [*left, (class_id, mask)]
         areas.append(int(mask.sum()))
-        shade = rng.integers(0, 256, 3) + rng.normal(0, 6, (SIDE, SIDE, 3))
+        colour = rng.integers(0, 70, 3) + 185 * rng.integers(0, 2, 3)  # unlike the background
+        shade = colour + rng.normal(0, 6, (SIDE, SIDE, 3))
         picture[mask] = shade.clip(0, 255).astype(np.uint8)[mask]
     return picture, shapes
 
