@@ -179,6 +179,14 @@ class InstanceSegmenter(Trainable):
             )
         ]
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles the encoder alone, by torch.compile with these arguments.
+
+        The heads have another number of boxes in each step, for which they are compiled again.
+        """
+        encode = torch.compile(self.encoder.encode, *args, **kwargs)
+        self.encoder.encode = encode  # type: ignore[method-assign]
+
     @property
     def num_classes(self) -> int:
         """Classes of objects, without the background."""

@@ -258,6 +258,29 @@ def test_recomputing_changes_no_gradient():
     assert all(map(torch.equal, *gradients))
 
 
+def test_the_encoder_alone_is_compiled(monkeypatch):
+    """Whose inputs have the same sizes in all steps."""
+    model = segmenter()
+    images = pictures(model)
+
+    def loss():
+        torch.manual_seed(2)
+        return model(images, targets(1, 3)).item()
+
+    expected, compiled, calls = loss(), [], []
+
+    def compile_(function, **how):
+        compiled.append((function.__qualname__, how))
+        return lambda *inputs, **more: calls.append(inputs) or function(*inputs, **more)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model.compile(fullgraph=True)
+    assert compiled == [("Hiera.encode", {"fullgraph": True})]
+    assert loss() == expected
+    ((called_with,),) = calls
+    assert called_with is images
+
+
 def test_depth_of_parameters_as_in_the_encoder():
     model = segmenter(global_pos_size=(2, 2))
     ids = model.layer_ids()
