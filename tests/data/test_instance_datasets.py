@@ -1,6 +1,7 @@
 """Pictures with objects as samples: `hiera_video.data.instances.datasets`."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -72,3 +73,22 @@ def test_a_list_of_other_sizes(tmp_path: Path, size: tuple[int, int], remedy: st
         pytest.raises(VideoError, match=f"40 x 64 .* image 7 .* {size[0]} x .*{remedy}"),
     ):
         pictures.sample(video, record, (0, 0, 0))
+
+
+def test_the_masks_of_a_picture_are_not_in_memory_together(tmp_path: Path) -> None:
+    pictures = written(tmp_path, 1, 40, 64)
+    Image.new("RGB", (1000, 1000)).save(tmp_path / "a.jpg")
+    content = json.loads((tmp_path / "list.json").read_text())
+    content["images"][0] |= {"height": 1000, "width": 1000}
+    (annotation,) = content["annotations"]
+    content["annotations"] = [{**annotation, "id": i} for i in range(1, 41)]
+    (tmp_path / "list.json").write_text(json.dumps(content))
+    (record,) = read_coco(tmp_path / "list.json").records
+    with record.open(open_video) as video:
+        pictures.sample(video, record, (0, 0, 0))  # loads the library
+        tracemalloc.start()
+        (sample,) = pictures.sample(video, record, (0, 0, 0))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert len(sample.masks) == 40
+    assert peak < 20e6  # all 40 have 40e6 bytes, the picture has 3e6

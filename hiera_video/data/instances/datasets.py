@@ -38,9 +38,10 @@ class TrainingPictures(RecordDataset):
         rng = np.random.default_rng([self.seed, *key])
         picture = picture_of(video, record)
         objects = np.flatnonzero(record.is_trainable)
-        bitmaps = masks(record, objects.tolist())
         samples = []
         for _ in range(self.num_repeats):
+            # One at a time: 50 masks of a photograph of 12 million pixels have 600 MB.
+            bitmaps = (masks(record, [place])[0] for place in objects.tolist())
             canvas, target = self.transform(picture, bitmaps, rng)
             labels = record.labels[objects[target.kept]]
             lost = len(objects) - len(target.kept)
