@@ -45,7 +45,7 @@ class NoResult(Exception):
 
 def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
-    outputs = output_files(config, OUTPUTS)
+    outputs = output_files(config, config.inputs, OUTPUTS)
     model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
     label_map = LabelMap(card.actions, {})
     # Which actions the boxes have, if any, does not matter here.

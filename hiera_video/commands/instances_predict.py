@@ -9,8 +9,10 @@ import torch
 from hiera_video.analysis.overlay import Person, draw_people
 from hiera_video.analysis.visualize import write_png
 from hiera_video.data.batches import Failure, PictureSample
+from hiera_video.data.checks import warn_of_unreadable
 from hiera_video.data.instances.masks import bitmap, mask_library, plain
 from hiera_video.data.instances.transforms import fitted
+from hiera_video.data.videos.folders import files_among
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.scoring import PictureObjects, objects_of
 from hiera_video.evaluation.views import Scorer
@@ -29,16 +31,19 @@ OUTPUTS = {"json": "objects.json", "overlay": "overlay.png"}
 def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the objects and an overlay of each file, or prints why not; returns the exit code."""
     mask_library()
-    outputs = output_files(config, OUTPUTS)
+    paths = files_among(config.inputs)
+    outputs = output_files(config, paths, OUTPUTS)
     model, card = load_model(config.checkpoint, kind="segmenter", weights_key=config.weights_key)
     if dry_run:
         print_planned((file for files in outputs for file in files.values()), as_json=as_json)
-        return 0
+        records = [VideoRecord(path, (), path) for path in paths]
+        failed = warn_of_unreadable(records, opener(config.data))
+        return exit_code(done=len(paths) - failed, failed=failed)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     failed = 0
     with process_group(config.device) as process:
         scorer = Scorer.of(model, card, process.device, 1, config.precision)
-        for path, files in zip(config.inputs, outputs, strict=True):
+        for path, files in zip(paths, outputs, strict=True):
             try:
                 with opener(config.data)(path) as video:
                     if len(video) != 1:
@@ -70,7 +75,7 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
                 [f"{path}: {names}", *(f"  {file}" for file in files.values())],
                 as_json=as_json,
             )
-    return exit_code(done=len(config.inputs) - failed, failed=failed)
+    return exit_code(done=len(paths) - failed, failed=failed)
 
 
 def find(

@@ -1,11 +1,13 @@
 """`hiera-video instances train`: train a Mask R-CNN on pictures in COCO's json."""
 
+import logging
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from hiera_video.data.batches import Failure
+from hiera_video.data.checks import warn_of_flips, warn_of_similar
 from hiera_video.data.instances.coco import (
     InstanceList,
     check_categories,
@@ -29,6 +31,8 @@ from hiera_video.training.losses import InstanceLoss
 from hiera_video.training.run import train
 from hiera_video.training.task import Task
 from hiera_video.video.open import opener
+
+logger = logging.getLogger(__name__)
 
 
 class InstancesTrainTask(Task):
@@ -54,6 +58,11 @@ class InstancesTrainTask(Task):
             check_categories(self.val, self.names, self.train.source)
             check_truth(self.val)
             check_has_objects(self.val)
+        for instances in filter(None, (self.train, self.val)):
+            for problem in instances.problems:
+                logger.warning("%s: %s", instances.source, problem)
+        warn_of_flips(self.names.values(), settings.augment.flip)
+        warn_of_similar(self.names.values())
         self.evaluate_every = settings.train.evaluate_every
 
     def create(self, checkpoint: str | Path | None) -> InstanceSegmenter:

@@ -1,13 +1,11 @@
 """`hiera-video predict FILE...`: the most likely classes of videos or images."""
 
 import logging
-import os
-from pathlib import Path
 
 from hiera_video.data.batches import Failure
-from hiera_video.data.checks import opening_failures
+from hiera_video.data.checks import warn_of_unreadable
 from hiera_video.data.loader import evaluation_loader, readable
-from hiera_video.data.videos.folders import read_folder
+from hiera_video.data.videos.folders import files_among
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.evaluation.prediction import classify, load_model, views_of
 from hiera_video.evaluation.views import Scorer
@@ -22,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
-    paths = files(config.inputs, has_frames=config.data.frames_fps is not None)
+    paths = files_among(config.inputs, has_frames=config.data.frames_fps is not None)
     model, card = load_model(config.checkpoint, kind="classifier", weights_key=config.weights_key)
     records = [VideoRecord(path, (), path) for path in paths]
     views = views_of(records, model, config.clips, config.views, config.data)
@@ -39,10 +37,8 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
         )
     if dry_run:
         print_planned(paths, as_json=as_json)
-        unreadable = opening_failures(records, opener(config.data))
-        for failure in unreadable:
-            logger.warning("cannot be read: %s", failure.message)
-        return exit_code(done=len(paths) - len(unreadable), failed=len(unreadable))
+        num_failed = warn_of_unreadable(records, opener(config.data))
+        return exit_code(done=len(paths) - num_failed, failed=num_failed)
     failures: list[Failure] = []
     with process_group(config.device) as process:
         scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)
@@ -57,20 +53,3 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
         record = {"path": failure.path, "cause": failure.cause, "error": failure.message}
         print_result(record, [failure.message], as_json=as_json)
     return exit_code(done=len(paths) - len(failures), failed=len(failures))
-
-
-def files(inputs: list[str], *, has_frames: bool) -> list[str]:
-    """The files among the inputs, and the videos and images below the folders among them.
-
-    Args:
-        has_frames: folders of numbered pictures are videos.
-    """
-    found: list[str] = []
-    for name in inputs:
-        if os.path.isdir(name):
-            rows, _ = read_folder(Path(name), labelled=False, has_frames=has_frames)
-            is_video = rows[0].path == os.path.abspath(name)
-            found += [name if is_video else os.path.join(name, row.name) for row in rows]
-        else:
-            found.append(name)
-    return found

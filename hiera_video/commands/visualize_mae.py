@@ -29,7 +29,9 @@ from hiera_video.video.reader import VideoError
 
 def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes a contact sheet and a movie of each file's centre clip; returns the exit code."""
-    outputs = output_files(config, {end: f"{config.mode}.{end}" for end in ("png", "mp4")})
+    outputs = output_files(
+        config, config.inputs, {end: f"{config.mode}.{end}" for end in ("png", "mp4")}
+    )
     model, card = load_model(
         config.checkpoint,
         kind="autoencoder",

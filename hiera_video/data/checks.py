@@ -142,15 +142,16 @@ def _check_moving(key: str, records: Sequence[Any], num_frames: int, data: Readi
             )
 
 
-def opening_failures(records: Records, open_video: OpenVideo) -> list[Failure]:
-    """The records that cannot be opened. Nothing is decoded."""
-    failures = []
+def warn_of_unreadable(records: Records, open_video: OpenVideo) -> int:
+    """Opens all records, decodes nothing, and logs which cannot be opened; returns their number."""
+    num_failed = 0
     for record in records:
         try:
             record.open(open_video).close()
         except VideoError as error:
-            failures.append(Failure(record.name, record.path, error.cause, str(error)))
-    return failures
+            num_failed += 1
+            logger.warning("cannot be read: %s", error)
+    return num_failed
 
 
 def decoding_failures(records: Records, data: Listed, num_frames: int = 1) -> list[Failure]:

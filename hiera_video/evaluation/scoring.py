@@ -146,13 +146,13 @@ def find_objects(
 def objects_of(sample: PictureSample, found: Mapping[str, Tensor]) -> PictureObjects:
     """The outputs of a segmenter for a sample, in the pixels of its picture."""
     objects = on_picture(found, sample.shape, sample.size)
-    masks = whole_masks(objects["masks"].float(), objects["mask_boxes"], sample.size)
+    parts = whole_masks(objects["masks"].float(), objects["mask_boxes"], sample.size)
     return PictureObjects(
         sample.index,
         objects["boxes"].cpu().numpy(),
         objects["labels"].cpu().numpy(),
         objects["scores"].float().cpu().numpy(),
-        encode_masks(masks.cpu().numpy()),
+        [mask for part in parts for mask in encode_masks(part.cpu().numpy())],
         sample.backend,
     )
 

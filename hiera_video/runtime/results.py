@@ -53,6 +53,7 @@ def evaluation_folder(
 
 def output_files(
     config: VisualizeSettings | DetectPredictSettings | InstancesPredictSettings,
+    inputs: Iterable[str],
     ends: Mapping[str, str],
 ) -> list[dict[str, Path]]:
     """The files that each input gets: by kind, STEM_END in `output_dir`.
@@ -60,11 +61,12 @@ def output_files(
     Equal stems are numbered, whatever their case.
 
     Args:
+        inputs: files.
         ends: of the names, by kind.
     """
     outputs: list[dict[str, Path]] = []
     taken: set[str] = set()
-    for path in config.inputs:
+    for path in inputs:
         stem, number = utf8_text(Path(path).stem), 1
         while (name := stem if number == 1 else f"{stem}_{number}").casefold() in taken:
             number += 1

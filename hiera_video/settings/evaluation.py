@@ -225,7 +225,7 @@ class InstancesPredictSettings(WritingInference):
     """Find the objects in pictures, and draw them."""
 
     inputs: Files
-    """Pictures."""
+    """Pictures, or folders of pictures."""
     min_score: Probability = 0.5
     """Lowest score of an object that is drawn and written."""
     data: Decoding = Decoding()

@@ -158,8 +158,9 @@ class ConvertSettings(Trained):
     data: ClassNames = ClassNames()
 
     def check_rules(self) -> None:
+        is_file = self.layout in ("official", "sam2")
         self.require(
-            self.layout == "official" or not self.output.endswith((".pth", ".pt", ".safetensors")),
+            is_file or not self.output.endswith((".pth", ".pt", ".safetensors")),
             "output",
             f"the name of a folder with layout={self.layout}; layout=official writes a .pth file",
         )

@@ -63,6 +63,11 @@ def test_mistakes(commands, weights, tmp_path):
     result = commands.run(*convert, "layout=timm")
     assert result.code == 2
     result.reports("timm builds its models by name and at one size")
+    for layout, text in (("timm", "the name of a folder"), ("sam2", "sam2 has no model like")):
+        file = ("convert", f"checkpoint={weights}", f"output={tmp_path / 'x.pt'}")
+        result = commands.run(*file, f"layout={layout}")
+        assert result.code == 2
+        result.reports(text)
     assert not (tmp_path / "x").exists()
     report = json.loads(commands.run(*convert, "layout=official").out)
     assert (report["layout"], report["path"]) == ("official", str(tmp_path / "x"))

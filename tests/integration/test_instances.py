@@ -352,3 +352,23 @@ def test_pictures_that_cannot_be_predicted(
     assert result.code == 1
     assert "its objects are not finite" in result.out
     assert commands.run(*prediction(segmenter, tmp_path / "c", tmp_path / "no.png")).code == 2
+
+
+def test_the_pictures_of_a_folder(commands, shapes, segmenter, tmp_path):
+    folder = tmp_path / "my pictures" / "inside"
+    folder.mkdir(parents=True)
+    (folder / "café 1.png").write_bytes(shapes.example.read_bytes())
+    (folder / "text.png").write_text("no picture")
+    (folder / "notes.txt").write_text("no picture, by its name")
+    command = prediction(segmenter, tmp_path / "out", tmp_path / "my pictures", shapes.example)
+    for more in (["--dry-run"], []):
+        result = commands.run(*command, *more)
+        assert result.code == 3
+        (line,) = [line for line in (result.err + result.out).split("\n") if "libav" in line]
+        assert str(folder / "text.png") in line
+        assert (tmp_path / "out").exists() != bool(more)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {
+        f"{name}_{end}"
+        for name in ("café 1", "val_0000")
+        for end in ("objects.json", "overlay.png")
+    }

@@ -173,6 +173,31 @@ def test_what_is_odd_but_clear_is_used(commands, shapes, segmenter, tmp_path, li
     assert np.allclose(*boxes, atol=0.5)
 
 
+def test_what_may_be_a_mistake_is_named_with_file_and_id(commands, shapes, tmp_path):
+    """Boxes without area and beside the picture, and classes that flips or spellings mix up."""
+
+    def change(content):
+        content["annotations"][1]["bbox"] = [5, 5, 0, 4]
+        content["annotations"][2]["bbox"] = [500, 5, 9, 4]
+        for category, name in zip(content["categories"], ("left hand", "Cup", "cup"), strict=True):
+            category["name"] = name
+
+    train, val = (
+        changed(path, tmp_path / path.name, change) for path in (shapes.train, shapes.val)
+    )
+    lists = (f"data.train={train}", f"data.val={val}", "--dry-run")
+    result = commands.run(*training(shapes, tmp_path / "run", *lists))
+    assert result.code == 0, result.err
+    for path in (train, val):
+        assert (
+            f"{path}: 1 annotation with a box without area; the first is annotation 2" in result.err
+        )
+        beyond = "1 annotation with a box that reaches more than a pixel beyond the image"
+        assert f"{path}: {beyond}; the first is annotation 3" in result.err
+    assert "augment.flip is true" in result.err
+    assert "'Cup' and 'cup'" in result.err
+
+
 # ---- bad settings and weights
 
 

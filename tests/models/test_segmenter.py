@@ -258,6 +258,29 @@ def test_recomputing_changes_no_gradient():
     assert all(map(torch.equal, *gradients))
 
 
+def test_the_encoder_alone_is_compiled(monkeypatch):
+    """Whose inputs have the same sizes in all steps."""
+    model = segmenter()
+    images = pictures(model)
+
+    def loss():
+        torch.manual_seed(2)
+        return model(images, targets(1, 3)).item()
+
+    expected, compiled, calls = loss(), [], []
+
+    def compile_(function, **how):
+        compiled.append((function.__qualname__, how))
+        return lambda *inputs, **more: calls.append(inputs) or function(*inputs, **more)
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    model.compile(fullgraph=True)
+    assert compiled == [("Hiera.encode", {"fullgraph": True})]
+    assert loss() == expected
+    ((called_with,),) = calls
+    assert called_with is images
+
+
 def test_depth_of_parameters_as_in_the_encoder():
     model = segmenter(global_pos_size=(2, 2))
     ids = model.layer_ids()
@@ -355,14 +378,15 @@ def test_whole_masks_are_interpolated(monkeypatch):
         ]
     )
     masks = torch.rand(5, 28, 28)
-    found = whole_masks(masks, boxes, (30, 40))
-    assert found.shape == (5, 30, 40)
+    parts = list(whole_masks(masks, boxes, (30, 40)))
+    assert [len(part) for part in parts] == [2, 2, 1]
+    found = torch.cat(parts)
     for ours, mask, box in zip(found, masks.numpy(), boxes.tolist(), strict=True):
         expected = interpolated(mask, box, (30, 40))
         unsure = np.abs(expected - 0.5) < 1e-4
         assert np.array_equal(ours.numpy() | unsure, (expected >= 0.5) | unsure)
     assert not found[4].any()
-    assert whole_masks(masks[:0], boxes[:0], (30, 40)).shape == (0, 30, 40)
+    assert not sum(map(len, whole_masks(masks[:0], boxes[:0], (30, 40))))
 
 
 def test_masks_lie_where_those_that_were_learnt_do():
@@ -377,6 +401,6 @@ def test_masks_lie_where_those_that_were_learnt_do():
     for offset in torch.linspace(-0.4, 0.4, 5):
         moved = corners + offset
         learnt = project_masks_on_boxes(masks.to(torch.uint8), moved, torch.arange(3), 28)
-        found = whole_masks(learnt, moved + MASK_SHIFT, (64, 64))
+        found = torch.cat(list(whole_masks(learnt, moved + MASK_SHIFT, (64, 64))))
         common = (found & masks).sum(dim=(1, 2)) / (found | masks).sum(dim=(1, 2))
         assert common.min() > 0.95

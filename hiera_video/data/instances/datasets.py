@@ -38,9 +38,10 @@ class TrainingPictures(RecordDataset):
         rng = np.random.default_rng([self.seed, *key])
         picture = picture_of(video, record)
         objects = np.flatnonzero(record.is_trainable)
-        bitmaps = masks(record, objects.tolist())
         samples = []
         for _ in range(self.num_repeats):
+            # One at a time: 50 masks of a photograph of 12 million pixels have 600 MB.
+            bitmaps = (masks(record, [place])[0] for place in objects.tolist())
             canvas, target = self.transform(picture, bitmaps, rng)
             labels = record.labels[objects[target.kept]]
             lost = len(objects) - len(target.kept)
@@ -81,11 +82,16 @@ def picture_of(video: VideoReader, record: InstanceRecord) -> Picture:
     picture = video.frames([0])[0]
     stated = record.height, record.width
     if picture.shape[:2] != stated:
+        remedy = "correct the list, or fetch the picture again"
+        if picture.shape[1::-1] == stated:
+            remedy = (
+                "pictures are turned upright if they state an orientation (EXIF), and their list "
+                "must be of upright pictures; correct it, or remove the orientation"
+            )
         raise VideoError(
             record.path,
             "not_a_video",
             f"is {picture.shape[0]} x {picture.shape[1]} pixels (height x width), and image "
-            f"{record.image_id} of its list {stated[0]} x {stated[1]}: correct the list, or fetch "
-            "the picture again",
+            f"{record.image_id} of its list {stated[0]} x {stated[1]}: {remedy}",
         )
     return picture

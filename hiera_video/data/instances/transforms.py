@@ -4,6 +4,7 @@ The canvas is the input of the model; what no picture covers has the mean colour
 is 0 once it is normalised.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -41,9 +42,13 @@ class ScaleJitter:
     augment: InstanceAugment
 
     def __call__(
-        self, picture: Picture, masks: Bool[np.ndarray, "m H W"], rng: np.random.Generator
+        self, picture: Picture, masks: Iterable[Bool[np.ndarray, "H W"]], rng: np.random.Generator
     ) -> tuple[Picture, Target]:
-        """The canvas, and the objects of which a pixel is left on it."""
+        """The canvas, and the objects of which a pixel is left on it.
+
+        Args:
+            masks: of the objects; one is needed at a time.
+        """
         scale = rng.uniform(*self.augment.scale)
         shape = fitted_shape(picture.shape[:2], self.size, scale)
         spare = [max(n - m, 0) for n, m in zip(shape, self.size, strict=True)]
@@ -61,15 +66,18 @@ class ScaleJitter:
         canvas = np.empty((*self.size, 3), np.uint8)
         canvas[:] = PADDING
         placed(resized(picture, shape), canvas)
-        found = np.zeros((len(masks), *self.size), np.uint8)
-        for mask, own in zip(masks, found, strict=True):
+        found, kept = [], []
+        for place, mask in enumerate(masks):
             large = cv2.resize(
                 mask.astype(np.uint8), shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT
             )
+            own = np.zeros(self.size, np.uint8)
             placed(large, own)
-        kept = np.flatnonzero(found.any(axis=(1, 2)))
-        found = found[kept]
-        return canvas, Target(boxes_of(found), found, kept)
+            if own.any():
+                found.append(own)
+                kept.append(place)
+        seen = np.array(found, np.uint8).reshape(-1, *self.size)
+        return canvas, Target(boxes_of(seen), seen, np.array(kept, np.int64))
 
 
 def fitted(picture: Picture, size: tuple[int, int]) -> tuple[Picture, tuple[int, int]]:

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
@@ -66,6 +66,23 @@ def read_folder(
         raise AnnotationError(f"{folder}: no videos or images in it; known are {known}")
     rows = [Row(f"{folder}/{name}", name, os.path.join(base, name), ids) for name, ids in found]
     return rows, tuple(classes) or None
+
+
+def files_among(inputs: Sequence[str], *, has_frames: bool = False) -> list[str]:
+    """The files among the inputs, and the videos and images below the folders among them.
+
+    Args:
+        has_frames: folders of numbered pictures are videos.
+    """
+    found: list[str] = []
+    for name in inputs:
+        if os.path.isdir(name):
+            rows, _ = read_folder(Path(name), labelled=False, has_frames=has_frames)
+            is_video = rows[0].path == os.path.abspath(name)
+            found += [name if is_video else os.path.join(name, row.name) for row in rows]
+        else:
+            found.append(name)
+    return found
 
 
 def _walk(
