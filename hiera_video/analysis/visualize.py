@@ -16,29 +16,27 @@ from functools import partial
 import numpy as np
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, UInt8
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from hiera_video.files import replacing
+from hiera_video.analysis.sheets import (
+    TEXT_COLOUR,
+    Colour,
+    Frames,
+    Picture,
+    Row,
+    draw_grid,
+    timed_grid,
+    write_pictures,
+)
 from hiera_video.models.mae import MaskedAutoencoderHiera, reconstruction_losses
 from hiera_video.models.masking import UnitMasking, kept_units
 from hiera_video.models.normalize import Normalize
 from hiera_video.settings.evaluation import Mode
-from hiera_video.video.writer import write_video
-
-Frames = UInt8[np.ndarray, "t H W 3"]
-Picture = UInt8[np.ndarray, "H W 3"]
-Colour = tuple[int, int, int]
 
 NORMALISED_RANGE = 2.5  # standard deviations from mid grey to black and to white
 HIDDEN_GREY = 90  # darker than mid grey, which is a flat patch in normalised units
-TILE_PX = 224  # smaller frames are enlarged to about this height
-COLUMNS = 8  # frames side by side in a contact sheet; more are below
-GAP_PX = 6
-TEXT_COLOUR: Colour = (20, 20, 20)
 WARNING_COLOUR: Colour = (190, 0, 0)
-PAPER: Colour = (255, 255, 255)
 
 MODES: dict[Mode, tuple[str, str]] = {  # label of predictions, explanation
     "normalised": (
@@ -58,8 +56,6 @@ MODES: dict[Mode, tuple[str, str]] = {  # label of predictions, explanation
         "of the hidden patch, which the model has not predicted: it looks better than it is.",
     ),
 }
-Row = tuple[list[str], list[Picture], Colour]
-"""Labels, their colour, and between them the pictures below the labels: none, or one a column."""
 
 
 @dataclass(frozen=True)
@@ -180,12 +176,7 @@ def contact_sheet(
         times_sec: presentation time of each of the t frames.
         caption: from `describe`; the explanation of the mode is added.
     """
-    grid: list[Row] = []
-    for start in range(0, len(times_sec), COLUMNS):
-        shown = slice(start, start + COLUMNS)
-        grid.append(([f"{time_sec:.2f} s" for time_sec in times_sec[shown]], [], TEXT_COLOUR))
-        grid += [([label], [*frames[shown]], ink) for label, frames, ink in reconstruction.rows]
-    return _draw_grid(grid, reconstruction, caption)
+    return draw_grid(timed_grid(reconstruction.rows, times_sec), _notes(reconstruction, caption))
 
 
 def movie_frames(
@@ -200,66 +191,12 @@ def movie_frames(
         pictures = [frames[i] for frames in videos]
         grid: list[Row] = [([*labels[k : k + 2]], pictures[k : k + 2], inks[k]) for k in (0, 2)]
         grid.append(([f"{time_sec:.2f} s"], [], TEXT_COLOUR))
-        yield _draw_grid(grid, reconstruction, caption)
+        yield draw_grid(grid, _notes(reconstruction, caption))
 
 
-def _draw_grid(rows: list[Row], reconstruction: Reconstruction, caption: str) -> Picture:
-    """Draws rows, and below them the caption and the explanation of the mode; both sides are even.
-
-    All pictures have the same size; small ones are enlarged to a height of about `TILE_PX`, by
-    repeating pixels. The label of a row that has only one may extend over several columns.
-    """
-    shape = next(pictures[0].shape for _, pictures, _ in rows if pictures)
-    factor = max(1, round(TILE_PX / shape[0]))
-    tile_height, tile_width = (factor * side for side in shape[:2])
-    size = max(16, tile_height // 12)
-    font, line_px = ImageFont.load_default(size=size), round(1.4 * size)
-    widths = [[round(font.getlength(label)) for label in labels] for labels, _, _ in rows]
-    in_columns = (width for row in widths if len(row) > 1 for width in row)
-    column_px = max([tile_width, *in_columns]) + GAP_PX
-    width = GAP_PX + max(
-        column_px * max(len(pictures) for _, pictures, _ in rows),
-        max(map(max, widths)) + GAP_PX,
-        2 * tile_height,  # for the caption
-    )
+def _notes(reconstruction: Reconstruction, caption: str) -> list[tuple[str, Colour]]:
     explanation = MODES[reconstruction.mode][1]
-    for text, ink in ((caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)):
-        rows += [([line], [], ink) for line in _wrapped(text, font, width - 2 * GAP_PX)]
-    with_pictures = sum(bool(pictures) for _, pictures, _ in rows)
-    height = 2 * GAP_PX + len(rows) * line_px + with_pictures * (tile_height + GAP_PX)
-    sheet = Image.new("RGB", (width + width % 2, height + height % 2), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    top = GAP_PX
-    for labels, pictures, ink in rows:
-        for column, label in enumerate(labels):
-            draw.text((GAP_PX + column * column_px, top), label, ink, font)
-        top += line_px
-        for column, picture in enumerate(pictures):
-            tile = ImageOps.scale(Image.fromarray(picture), factor, Image.Resampling.NEAREST)
-            sheet.paste(tile, (GAP_PX + column * column_px, top))
-        top += tile_height + GAP_PX if pictures else 0
-    return np.asarray(sheet)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Breaks a text into lines of at most `width` pixels."""
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and font.getlength(longer) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
-
-
-# Files.
-
-
-def write_png(path: str | os.PathLike[str], picture: Picture) -> None:
-    """Writes a picture; an existing file is replaced when the new one is complete."""
-    with replacing(path) as part:
-        Image.fromarray(picture).save(part, format="png")
+    return [(caption, TEXT_COLOUR), (explanation, reconstruction.prediction_ink)]
 
 
 def write_movie(
@@ -269,16 +206,4 @@ def write_movie(
     caption: str,
 ) -> None:
     """Writes the pictures of `movie_frames` as mp4, at the speed of the video."""
-    write_video(
-        path,
-        movie_frames(reconstruction, times_sec, caption),
-        movie_fps(times_sec),
-        options={"crf": "18"},
-    )
-
-
-def movie_fps(times_sec: Sequence[float]) -> float:
-    """The rate of frames with these times, per second; 1 if all times are equal."""
-    steps = np.diff(times_sec)
-    steps = steps[steps > 0]  # 0 where the last frame of a short video is repeated
-    return 1 / float(np.median(steps)) if steps.size else 1.0
+    write_pictures(path, movie_frames(reconstruction, times_sec, caption), times_sec)

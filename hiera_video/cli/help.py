@@ -42,6 +42,11 @@ HELP: dict[str, tuple[str, str, str]] = {  # page of the documentation, and two 
         "video.mp4 checkpoint=runs/mae",
         "video.mp4 checkpoint=hiera_base_16x224.mae_k400 decoder_heads=16 masking.kind=tube",
     ),
+    "visualize attention": (
+        "docs/attention.md",
+        f"video.mp4 checkpoint={PUBLISHED}",
+        "video.mp4 checkpoint=runs/mine class_name=archery stage=stage2 --json",
+    ),
     "detect train": (
         "docs/detection.md",
         "--config ava/hiera_base data.train=train.csv data.val=val.csv data.root=videos "

@@ -66,6 +66,7 @@ CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a
     "detect evaluate": "detector",
     "detect predict": "detector",
     "visualize mae": "autoencoder",
+    "visualize attention": "classifier",
     "instances evaluate": "segmenter",
     "instances predict": "segmenter",
 }

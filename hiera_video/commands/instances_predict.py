@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from hiera_video.analysis.overlay import Person, draw_people
-from hiera_video.analysis.visualize import write_png
+from hiera_video.analysis.sheets import write_png
 from hiera_video.data.batches import Failure, PictureSample
 from hiera_video.data.checks import warn_of_unreadable
 from hiera_video.data.instances.masks import bitmap, mask_library, plain

@@ -6,13 +6,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hiera_video.analysis.visualize import (
-    contact_sheet,
-    describe,
-    reconstruct,
-    write_movie,
-    write_png,
-)
+from hiera_video.analysis.sheets import write_png
+from hiera_video.analysis.visualize import contact_sheet, describe, reconstruct, write_movie
 from hiera_video.errors import OTHER_WEIGHTS, ModelError, configured
 from hiera_video.evaluation.prediction import model_transform
 from hiera_video.files import replacing_all

@@ -54,9 +54,7 @@ class MaskUnitAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B M U D"], grid: Size3 | None = None
     ) -> Float[Tensor, "B M V E"]:
-        qkv = rearrange(self.qkv(x), "b m u (three h d) -> three b m u h d", three=3, h=self.heads)
-        q, k, v = qkv.unbind(0)
-        q = pool_tokens(q, self.pool)
+        q, k, v = self.queries_keys_values(x)
         # Windows fold into the batch, as views: fused kernels take 4-D tensors only, and the 5-D
         # call of the official code runs the unfused one (2.3x slower over 1568 tokens on a CPU).
         units, fold, sizes = "m", "b h (m u) d", {"m": x.shape[1]}
@@ -68,6 +66,14 @@ class MaskUnitAttention(nn.Module):
             sizes = dict(zip("tijTIJ", self.attends + divided(grid, self.attends), strict=True))
         y = attend(*(rearrange(a, f"b {units} u h d -> {fold}", **sizes) for a in (q, k, v)))
         return self.proj(rearrange(y, f"{fold} -> b {units} u (h d)", **sizes))
+
+    def queries_keys_values(
+        self, x: Float[Tensor, "B M U D"]
+    ) -> tuple[Float[Tensor, "B M V h d"], Float[Tensor, "B M U h d"], Float[Tensor, "B M U h d"]]:
+        """For each of h heads; the queries are pooled."""
+        qkv = rearrange(self.qkv(x), "b m u (three h d) -> three b m u h d", three=3, h=self.heads)
+        q, k, v = qkv.unbind(0)
+        return pool_tokens(q, self.pool), k, v
 
 
 class Mlp(nn.Module):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from hiera_video.analysis.visualize import describe, movie_fps, movie_frames, reconstruct
+from hiera_video.analysis.sheets import fps_of
+from hiera_video.analysis.visualize import describe, movie_frames, reconstruct
 from hiera_video.data.videos.records import read_video_list
 from hiera_video.errors import UserError
 from hiera_video.evaluation.prediction import model_transform
@@ -66,7 +67,7 @@ def reconstruction_sections(run: Run, folder: MediaFolder, num_videos: int) -> l
         made = reconstruct(model, transform(frames), visible[None], normalize=normalize)
         shown_sec = times_sec[:: model.token_pixels[0]].tolist()
         movie = movie_frames(made, shown_sec, describe(made, masking))
-        media = folder.of_stream(movie, movie_fps(shown_sec), PANEL_PX)
+        media = folder.of_stream(movie, fps_of(shown_sec), PANEL_PX)
         cards.append(Card(record.name, media, [("reconstruction loss", f"{made.loss:.4f}")]))
     blocks.append(Gallery("Input, visible units, prediction, and both", cards))
     intro = (

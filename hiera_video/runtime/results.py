@@ -8,6 +8,7 @@ from hiera_video.errors import UserError, printable
 from hiera_video.files import json_text, utf8_text
 from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.settings.evaluation import (
+    AttentionSettings,
     DetectEvaluateSettings,
     DetectPredictSettings,
     EvaluateSettings,
@@ -24,6 +25,7 @@ Writing = (
     | InstancesEvaluateSettings
     | InstancesPredictSettings
     | VisualizeSettings
+    | AttentionSettings
     | BenchmarkSettings
 )
 
@@ -52,7 +54,10 @@ def evaluation_folder(
 
 
 def output_files(
-    config: VisualizeSettings | DetectPredictSettings | InstancesPredictSettings,
+    config: VisualizeSettings
+    | AttentionSettings
+    | DetectPredictSettings
+    | InstancesPredictSettings,
     inputs: Iterable[str],
     ends: Mapping[str, str],
 ) -> list[dict[str, Path]]:

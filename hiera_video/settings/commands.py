@@ -9,6 +9,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "predict": evaluation.PredictSettings,
     "pretrain": training.PretrainSettings,
     "visualize mae": evaluation.VisualizeSettings,
+    "visualize attention": evaluation.AttentionSettings,
     "detect train": training.DetectTrainSettings,
     "detect evaluate": evaluation.DetectEvaluateSettings,
     "detect predict": evaluation.DetectPredictSettings,

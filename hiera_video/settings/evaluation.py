@@ -39,6 +39,8 @@ Files = Annotated[list[Path], MinLen(1), Operand("FILE"), Allowed("at least one 
 Layer = Literal["stage1", "stage2", "stage3", "stage4", "pre_logits", "logits"]
 Pooling = Literal["mean", "spatial", "temporal", "none"]
 DType = Literal["float32", "float16", "bfloat16"]
+MapMethod = Literal["gradient", "rollout"]
+Stage = Literal["stage1", "stage2", "stage3", "stage4"]
 Mode = Literal["normalised", "visible_statistics", "ground_truth_statistics"]
 
 
@@ -287,6 +289,42 @@ class VisualizeSettings(Trained):
     """Decides, with the position of a file among the inputs, which units are visible."""
     data: Decoding = Decoding()
     device: Device = "auto"
+
+
+class AttentionSettings(Trained):
+    """Show where a classifier looks in a clip, as maps over space and time.
+
+    The middle clip of each file is shown, in its middle crop: what the model sees in one view.
+    """
+
+    inputs: Files
+    """Files."""
+    checkpoint: Checkpoint
+    """A run, checkpoint or weights folder, published weights, or a file of weights, of a
+    classifier."""
+    method: MapMethod = "gradient"
+    """Gradient of a class times the output of a stage; or attention rollout, which is the same for
+    all classes."""
+    class_name: str | None = None
+    """Class that the gradient is of: a name, or an id from 0. Null: the most likely of the clip."""
+    stage: Stage | None = None
+    """Stage at whose output the gradient is taken. Null: the last with 8 x 8 tokens or more."""
+    clips: Clips = Clips()
+    output_dir: Output = "visualize"
+    """Folder for NAME_METHOD.mp4 (of image models, .png), NAME_METHOD_panels.png and
+    NAME_METHOD.npz of each file."""
+    overwrite: bool = False
+    """Replace files in output_dir."""
+    data: Decoding = Decoding()
+    device: Device = "auto"
+
+    def check_rules(self) -> None:
+        for key in ("class_name", "stage"):
+            self.require(
+                self.method == "gradient" or getattr(self, key) is None,
+                key,
+                "null with method=rollout, which does not use it",
+            )
 
 
 class BuildListsSettings(Settings):

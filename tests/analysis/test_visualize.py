@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from hiera_video.analysis.sheets import COLUMNS, write_png
 from hiera_video.analysis.visualize import (
-    COLUMNS,
     HIDDEN_GREY,
     NORMALISED_RANGE,
     WARNING_COLOUR,
@@ -27,7 +27,6 @@ from hiera_video.analysis.visualize import (
     movie_frames,
     reconstruct,
     write_movie,
-    write_png,
 )
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera

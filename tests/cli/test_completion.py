@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
     [
         ("fi", ["finetune"]),
         ("detect ", ["train", "evaluate", "predict", "score"]),
-        ("help visualize ", ["mae"]),
+        ("help visualize ", ["mae", "attention"]),
         ("completion ", ["bash", "zsh", "fish"]),
         ("demo ", ["output_dir=", "seed=", "ava", "instances"]),
         ("detect train optim.l", ["optim.lr=", "optim.layer_decay="]),

@@ -110,7 +110,7 @@ def test_half_a_command_names_its_second_word(words, capsys):
     with pytest.raises(SystemExit) as left:
         main(["visualize", *words])
     assert left.value.code == 2
-    assert "visualize needs a second word, mae" in capsys.readouterr().err
+    assert "visualize needs a second word, mae or attention" in capsys.readouterr().err
 
 
 def test_help_of_half_a_command_lists_its_commands(capsys):

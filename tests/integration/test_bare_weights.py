@@ -45,6 +45,10 @@ ARGUMENTS: dict[str, tuple[str, tuple[str, ...]]] = {
     "export": ("classifier", ("format=pt2", "output_dir=OUT")),
     "convert": ("classifier", ("layout=official", "output=OUT.pth")),
     "visualize mae": ("autoencoder", ("TOY/val_0.mp4", "output_dir=OUT", "device=cpu")),
+    "visualize attention": (
+        "classifier",
+        ("TOY/val_0.mp4", "output_dir=OUT", "device=cpu"),
+    ),
     "detect evaluate": (
         "detector",
         ("data.val=BOXES", "data.root=TOY", "output_dir=OUT", "device=cpu"),
@@ -129,6 +133,8 @@ def test_a_label_map_names_the_actions_of_a_bare_detector(
         ("detect predict", "classifier", ("is a classifier; expected an action detector",)),
         ("detect evaluate", "autoencoder", ("is a masked autoencoder", "detect train")),
         ("visualize mae", "classifier", ("is a classifier", "hiera-video pretrain")),
+        ("visualize attention", "autoencoder", ("is a masked autoencoder", "model.init=")),
+        ("visualize attention", "segmenter", ("is an instance segmenter; expected a classifier",)),
         ("export", "autoencoder", ("is a masked autoencoder", "model.init=")),
     ],
 )

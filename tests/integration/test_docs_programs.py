@@ -304,6 +304,13 @@ def check_pretraining(found: dict[str, Any]) -> None:
     assert found["losses"].shape == (1,)
 
 
+def check_attention(found: dict[str, Any]) -> None:
+    views, t, h, w = found["top"].shape
+    assert (h, w) == (8, 8)  # clips of 64 pixels
+    assert found["first"].shape == (views, t, 2, 2)
+    assert found["attended"].flatten(1).sum(dim=1).tolist() == pytest.approx([1] * views)
+
+
 def check_evaluation(found: dict[str, Any]) -> None:
     assert found["scores"].shape == (5, 2)
     assert found["scores"].sum(axis=1) == pytest.approx(1)
@@ -343,6 +350,7 @@ CHECKS = {
     "README.md": check_readme,
     "docs/api.md": check_api,
     "docs/pretraining.md": check_pretraining,
+    "docs/attention.md": check_attention,
     "docs/evaluation.md": check_evaluation,
     "docs/extraction.md": check_extraction,
     "docs/export.md": check_export,

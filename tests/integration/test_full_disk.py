@@ -16,6 +16,10 @@ OUTPUT = {  # of each command, in its folder; its arguments
         ["evaluate", "checkpoint=RUN", "data.val=TOY/val.csv", "data.num_workers=0", "device=cpu"],
     ),
     "visualize": ("eval", ["visualize", "mae", "TOY/val_0.mp4", "checkpoint=MAE", "device=cpu"]),
+    "attention": (
+        "eval",
+        ["visualize", "attention", "TOY/val_0.mp4", "checkpoint=RUN", "device=cpu"],
+    ),
     "export": ("eval", ["export", "checkpoint=RUN", "format=pt2"]),
     "official": ("w.pth", ["convert", "checkpoint=RUN", "layout=official"]),
     "hiera_video": ("w", ["convert", "checkpoint=RUN", "layout=hiera_video"]),
