@@ -67,7 +67,7 @@ def main() -> None:
         "overwrite=true",
     )
     copy_smaller(next(shown.glob("*normalised.png")), PICTURES / "reconstruction.jpg")
-    copy_smaller(next(shown.glob("*attention.png")), PICTURES / "attention.jpg")
+    copy_smaller(next(shown.glob("*gradient_panels.png")), PICTURES / "attention.jpg")
     for folder in (run, work / "ava/run"):
         command("report", str(folder), "overwrite=true")
     with sync_playwright() as tools:
