@@ -33,7 +33,7 @@ class Evaluation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the command; {} in results of version 0.2.0 and older."""
+        """The settings of the command; {} in results of versions before 0.2.0."""
         return self.report.get("settings", {})
 
 
