@@ -77,6 +77,7 @@ class Gallery:
     caption: str
     cards: Sequence[Card]
     orders: Sequence[tuple[str, Sequence[int]]] = ()
+    is_wide: bool = False  # pictures that hold text, or several panels
 
 
 @dataclass(frozen=True)

@@ -421,8 +421,8 @@ def suspects(
         gallery("The first of them", scores, media, {"Highest loss": listed[:num_videos]}),
     ]
     intro = (
-        "A model that was trained on a wrong label may have learned it by heart: what it still "
-        "contradicts deserves a look. Rare and difficult videos are among these, too."
+        "Wrong labels are among those that the model contradicts although it was trained on them. "
+        "Rare and difficult videos are among these, too."
     )
     return Section(f"Labels to check: {evaluation.folder.name}", blocks, intro)
 

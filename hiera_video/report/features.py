@@ -121,8 +121,9 @@ def planar(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str], str]:
     place = (left * sizes)[:, :2]
     place = np.pad(place, [(0, 0), (0, 2 - place.shape[1])])
     shares = np.pad(shares, (0, 2))
-    names = tuple(f"component {k + 1} ({100 * shares[k]:.1f} % of the variance)" for k in range(2))
-    return place, names, "The first two principal components"  # type: ignore[return-value]
+    names = tuple(f"component {k + 1} ({100 * shares[k]:.1f} %)" for k in range(2))
+    method = "The first two principal components, with their shares of the variance"
+    return place, names, method  # type: ignore[return-value]
 
 
 def nearest(points: np.ndarray) -> list[list[tuple[int, float]]]:

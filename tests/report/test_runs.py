@@ -145,3 +145,14 @@ def test_failures_of_training_and_evaluation_are_listed_with_their_causes(tmp_pa
         ("b.mp4", "missing", "evaluation eval"),
     ]
     assert section.intro == "3 failures by cause: truncated 2, missing 1."
+
+
+def test_figures_of_validation_have_words_and_are_shares(tmp_path):
+    lines = [{"step": 5, "kind": "val", "top1": 0.5, "map_slowfast": 0.25, "decoded": 96}]
+    write_lines(tmp_path / "metrics.jsonl", lines)
+    section = curves([read_run(tmp_path)])
+    assert [plot.caption for plot in section.blocks] == [
+        "Validation: Top-1 accuracy",
+        "Validation: Frame mAP by the protocol slowfast",
+    ]
+    assert all(plot.layout["yaxis"]["tickformat"] == ".0%" for plot in section.blocks)

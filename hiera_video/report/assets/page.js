@@ -87,7 +87,7 @@ function themed(layout) {
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 },
     margin: { l: 50, r: 15, t: 10, b: 40 },
     hovermode: "closest",
-    legend: { orientation: "h", y: -0.2 },
+    legend: { orientation: "h", yref: "container", yanchor: "bottom", y: 0 },
     ...layout,
   };
   for (const name of Object.keys(merged).concat(["xaxis", "yaxis"])) {
