@@ -1,6 +1,5 @@
 """`hiera-video report RUN...`: a page that shows the results of runs."""
 
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from hiera_video.report.features import extraction_sections
 from hiera_video.report.instances import instance_sections
 from hiera_video.report.masked import reconstruction_sections
 from hiera_video.report.media import MediaFolder
-from hiera_video.report.page import PARTS, write_page
+from hiera_video.report.page import PARTS, check_libraries, write_page
 from hiera_video.report.runs import Kind, Run, read_run, unique_names
 from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.results import print_planned, print_result
@@ -32,6 +31,7 @@ OF_KIND: dict[Kind, Callable[[Run, MediaFolder, int], list[Section]]] = {
 
 def run(config: ReportSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes the page; returns the exit code."""
+    check_libraries()
     runs = [read_run(Path(folder)) for folder in config.runs]
     folder = Path(config.output_dir or runs[0].folder / "report")
     existing = [str(folder / name) for name in PARTS if (folder / name).exists()]
@@ -45,8 +45,6 @@ def run(config: ReportSettings, *, dry_run: bool = False, as_json: bool = False)
         print_planned([folder / PARTS[0]], as_json=as_json)
         return 0
     make_writable_folder(folder)
-    if (folder / "media").is_dir():
-        shutil.rmtree(folder / "media")
     media = MediaFolder(folder)
     sections = [common.overview(runs), common.curves(runs)]
     for one, name in zip(runs, unique_names(runs), strict=True):

@@ -46,7 +46,7 @@ class Plot:
     data: Sequence[dict[str, Any]]
     layout: dict[str, Any]
     height_px: int = 320
-    seeks: str | None = None  # id of the video that a click on x, in seconds, is shown in
+    seeks: str | None = None  # path of the video in which a click shows the moment x, in seconds
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,6 @@ class Card:
     bars: Sequence[Bar] = ()
     marks: Sequence[float] = ()  # small shares in a row, such as one for each view
     marks_label: str = ""
-    id: str | None = None  # of its video, for `Plot.seeks`
 
 
 @dataclass(frozen=True)
@@ -78,6 +77,7 @@ class Gallery:
     caption: str
     cards: Sequence[Card]
     orders: Sequence[tuple[str, Sequence[int]]] = ()
+    is_wide: bool = False  # pictures that hold text, or several panels
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -33,6 +33,7 @@ from hiera_video.video.open import opener
 
 MAX_CLASSES = 40  # of a drawn confusion matrix: more are not legible
 MAX_PAIRS = 100  # of confused classes in the table
+MAX_ROWS = 10_000  # of the table of classes, which a browser still lays out at once
 SUSPECT_FRAC = 0.1  # of the training videos, in the table
 MAX_SUSPECTS = 500
 SMALLEST = 1e-12  # probability, so that each loss is finite
@@ -61,6 +62,7 @@ class Scores:
             UserError: the file is missing or damaged.
         """
         path = evaluation.folder / "scores.npz"
+        is_multi = "mean_average_precision" in evaluation.report.get("video", {})
         try:
             with np.load(path, allow_pickle=False) as file:
                 labels = [
@@ -68,12 +70,26 @@ class Scores:
                 ]
                 names, views = file["names"].tolist(), file["scores"]
                 class_names = file["class_names"].tolist()
+            scores = cls(names, labels, views, class_names, is_multi)
+            scores.check()
         except FileNotFoundError:
             raise UserError(f"{path}: there is no such file; evaluate again") from None
         except Exception as error:  # zip, NumPy and the text of labels fail in their own ways
             raise UserError(f"{path}: damaged ({error}); evaluate again") from None
-        is_multi = "mean_average_precision" in evaluation.report.get("video", {})
-        return cls(names, labels, views, class_names, is_multi)
+        return scores
+
+    def check(self) -> None:
+        """Raises ValueError unless the parts fit together."""
+        if not len(self.names) == len(self.labels) == len(self.views):
+            raise ValueError("names, labels and scores are of different numbers of videos")
+        if len(self.names) and self.views.shape[2:] != (len(self.class_names),):
+            shape, number = list(self.views.shape), len(self.class_names)
+            raise ValueError(f"scores of shape {shape} for {counted(number, 'class')}")
+        for ids in self.labels:
+            if any(not 0 <= c < len(self.class_names) for c in ids):
+                raise ValueError(f"a label that is no class, {ids}")
+            if not self.multi_label and len(ids) != 1:
+                raise ValueError(f"{counted(len(ids), 'label')} in place of one")
 
     @cached_property
     def mean(self) -> np.ndarray:
@@ -99,7 +115,10 @@ class Scores:
 
     @cached_property
     def of_label(self) -> np.ndarray:
-        """Probability of the label in each view, float64 [N, V]; of several labels their mean."""
+        """Probability of the label in each view, float [N, V]; of several labels their mean."""
+        if not self.multi_label:
+            labels = np.array(self.labels)[:, :, None]  # N 1 1
+            return np.take_along_axis(self.views, labels, axis=2)[..., 0]
         counts = self.targets.sum(axis=1).clip(1)
         return np.einsum("nvl,nl->nv", self.views, self.targets) / counts[:, None]
 
@@ -208,7 +227,12 @@ def accuracy(evaluation: Evaluation, scores: Scores) -> Section:
         columns = [Column("predictions"), *(Column(name, "percent", 2) for name in names)]
         blocks.append(Table("Figures of report.json", columns, figures))
     if len(scores.names):
-        blocks.append(class_table(scores))
+        table = class_table(scores)
+        if len(table.rows) > MAX_ROWS:
+            text = f"The table of classes has the first {MAX_ROWS:,} of {len(table.rows):,}."
+            blocks.append(Notice(text))
+            table = replace(table, rows=table.rows[:MAX_ROWS])
+        blocks.append(table)
     views = report.get("views", {})
     intro = (
         f"{evaluation.folder}: {report.get('decoded')} of {report.get('expected')} videos of "
@@ -329,7 +353,10 @@ def hardest(
     evaluation: Evaluation, scores: Scores, media: Callable[[int], Media], num_videos: int
 ) -> Section:
     """Videos by what is remarkable about their predictions."""
-    orders = {"Lowest probability of the label": np.argsort(-scores.loss, kind="stable")}
+    most, least = "Highest loss", "Lowest loss"
+    if not scores.multi_label:
+        most, least = "Lowest probability of the label", "Highest probability of the label"
+    orders = {most: np.argsort(-scores.loss, kind="stable")}
     if not scores.multi_label:
         labels, predicted = scores.targets.argmax(axis=1), scores.mean.argmax(axis=1)
         is_right = predicted == labels
@@ -341,14 +368,26 @@ def hardest(
         orders["Most surprising: sure mistakes in classes that are otherwise right"] = ranked[
             surprise[ranked] > 0
         ]
+        orders["Taken for another class, most frequent pairs first"] = by_pair(scores)
     if scores.views.shape[1] > 1:
         spread = scores.of_label.std(axis=1)
         orders["Views that disagree most"] = np.argsort(-spread, kind="stable")
-    orders["Highest probability of the label"] = np.argsort(scores.loss, kind="stable")
+    orders[least] = np.argsort(scores.loss, kind="stable")
     block = gallery(
         "Videos", scores, media, {name: order[:num_videos] for name, order in orders.items()}
     )
     return Section(f"Videos: {evaluation.folder.name}", [block])
+
+
+def by_pair(scores: Scores) -> np.ndarray:
+    """Videos taken for another class: those of the most confused pair first, the surest first."""
+    labels, predicted = scores.targets.argmax(axis=1), scores.mean.argmax(axis=1)
+    wrong = np.flatnonzero(labels != predicted)
+    pairs = np.stack([labels, predicted])[:, wrong]
+    _, inverse, numbers = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+    pair = inverse.reshape(-1)
+    sureness = scores.mean[wrong].max(axis=1, initial=0)
+    return wrong[np.lexsort((-sureness, pair, -numbers[pair]))]
 
 
 def suspects(
@@ -382,8 +421,8 @@ def suspects(
         gallery("The first of them", scores, media, {"Highest loss": listed[:num_videos]}),
     ]
     intro = (
-        "A model that was trained on a wrong label may have learned it by heart: what it still "
-        "contradicts deserves a look. Rare and difficult videos are among these, too."
+        "Wrong labels are among those that the model contradicts although it was trained on them. "
+        "Rare and difficult videos are among these, too."
     )
     return Section(f"Labels to check: {evaluation.folder.name}", blocks, intro)
 

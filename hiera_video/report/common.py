@@ -21,12 +21,13 @@ TITLES = {
     "grad_norm": "Norm of the gradient, before it is clipped",
     "waiting": "Share of each step that waits for data",
 }
-FIGURES = {  # of validation, with the words for them
+FIGURES = {  # of validation, which are all shares, with the words for them
     "top1": "Top-1 accuracy",
     "top5": "Top-5 accuracy",
     "mean_class_accuracy": "Mean accuracy of the classes",
     "mean_average_precision": "Mean average precision",
-    "loss": "Validation loss",
+    "map_activitynet": "Frame mAP by the protocol activitynet",
+    "map_slowfast": "Frame mAP by the protocol slowfast",
     "ap_bbox": "AP of boxes",
     "ap_segm": "AP of masks",
 }
@@ -96,7 +97,7 @@ def curves(runs: Sequence[Run]) -> Section | None:
     for key in [*(k for k in FIGURES if k in known), *(k for k in known if k not in FIGURES)]:
         if key not in ("step", "kind", "decoded"):
             title = f"Validation: {FIGURES.get(key, key)}"
-            draw(title, "val", key, points=True, share=key != "loss")
+            draw(title, "val", key, points=True, share=True)
     if not blocks:
         return None
     longest = max(len(run.metrics) for run in runs)

@@ -152,14 +152,13 @@ def curves(val: KeyframeEvaluation, detections: BoxTable, labels: LabelMap) -> l
     layout = {
         "xaxis": {"title": {"text": "recall"}, **share},
         "yaxis": {"title": {"text": "precision"}, **share},
-        "legend": {"orientation": "v", "x": 1.02, "y": 1},
         "showlegend": True,
     }
     caption = (
         f"Precision and recall at IoU 0.5 by the protocol {protocol}, AP in brackets; click a name "
         "to show or hide its curve"
     )
-    return [Plot(caption, data, layout, height_px=420)]
+    return [Plot(caption, data, layout, height_px=520)]
 
 
 def videos(
@@ -185,11 +184,8 @@ def videos(
     means = {v: float(np.mean(list(of.values()))) for v, of in found.items() if of}
     paths = video_paths(val.ground_truth.videos, val.ground_truth.source, data.root)
     blocks: list[Block] = []
-    for number, (video, mean) in enumerate(
-        sorted(means.items(), key=lambda item: item[1])[:num_videos]
-    ):
+    for video, mean in sorted(means.items(), key=lambda item: item[1])[:num_videos]:
         seconds = hardest_stretch(found[video])
-        id = f"overlay-{folder.folder.parent.name}-{number}"
         step = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1.0
         begin = max(0.0, seconds[0] - data.start_sec - step / 2)  # in the file
         shown = {s: detected.get(video, {}).get(s, []) for s in seconds}
@@ -199,8 +195,9 @@ def videos(
             ("mean score of its annotated actions", f"{mean:.3f}"),
             ("shown", f"seconds {seconds[0]:g} to {seconds[-1]:g}"),
         ]
-        blocks.append(Gallery(video, [Card(video, media, facts, id=id)]))
-        blocks.append(timeline(video, tracks, seconds, begin + data.start_sec, labels, id))
+        blocks.append(Gallery(video, [Card(video, media, facts)]))
+        start_sec = begin + data.start_sec
+        blocks.append(timeline(video, tracks, seconds, start_sec, labels, media.video))
     return blocks
 
 
@@ -229,11 +226,13 @@ def by_keyframe(table: BoxTable) -> Detected:
 
 
 def recognised(truth: Sequence[DetectedPerson], found: Sequence[DetectedPerson]) -> float:
-    """The mean score of annotated actions, each of the best box that overlaps; 0 if none does."""
+    """The mean score of annotated actions, each of the best box that overlaps; 0 if none does.
+
+    It is 1 if no action is annotated.
+    """
     scores = []
-    if not found:
-        return 0.0
-    iou = box_iou(np.array([p.box for p in truth]), np.array([p.box for p in found]))
+    boxes = np.array([person.box for person in found]).reshape(-1, 4)
+    iou = box_iou(np.array([person.box for person in truth]), boxes)
     for person, overlaps in zip(truth, iou, strict=True):
         near = [found[n] for n in np.flatnonzero(overlaps >= MATCHING_IOU).tolist()]
         scores += [max((p.scores.get(a, 0.0) for p in near), default=0.0) for a in person.scores]
@@ -297,7 +296,7 @@ def overlay(
         part = Part(begin, begin + (seconds[-1] - seconds[0]) + step)
         with open_part(opener(data), path, part) as video:
             frames = overlay_frames(video, keyframes, interval_sec=step)
-            return folder.of_stream(frames, video.fps, MAX_SIDE)
+            return folder.of_frames(frames, video.fps, MAX_SIDE)
     except VideoError as error:
         return Media(note=str(error))
 
@@ -314,9 +313,14 @@ def timeline(
     seconds: Sequence[float],
     begin: float,
     labels: LabelMap,
-    id: str,
+    clip: str | None,
 ) -> Plot:
-    """Scores of the likeliest actions of each person over time; x counts from the clip's start."""
+    """Scores of the likeliest actions of each person over time.
+
+    Args:
+        begin: second in the annotations at which the clip begins, from which x counts.
+        clip: its path in the folder of the report.
+    """
     rows: list[list[float | None]] = []
     names: list[str] = []
     for number, track in enumerate(tracks, 1):
@@ -327,13 +331,20 @@ def timeline(
         for action in sorted(best, key=lambda a: -best[a])[:ACTIONS_OF_PERSON]:
             names.append(f"person {number}: {labels.names[action]}")
             rows.append([track[s].scores.get(action) if s in track else None for s in seconds])
+    shown_sec = [round(second - begin, 3) for second in seconds]
     data = {
         "type": "heatmap",
-        "x": [round(second - begin, 3) for second in seconds],
+        "x": shown_sec,
         "y": list(range(len(names))),
         "z": [[None if z is None else round(z, 4) for z in row] for row in rows],
-        "text": [[name] * len(seconds) for name in names],
-        "hovertemplate": "%{text}<br>%{x} s: %{z:.2f}<extra></extra>",
+        "text": [
+            [
+                "" if z is None else f"{name}, {x:g} s: {z:.2f}"
+                for x, z in zip(shown_sec, row, strict=True)
+            ]
+            for name, row in zip(names, rows, strict=True)
+        ],
+        "hoverinfo": "text",
         "colorscale": [[0, "#e8eef6"], [1, "#0b5cad"]],
         "zmin": 0,
         "zmax": 1,
@@ -348,4 +359,4 @@ def timeline(
         },
     }
     caption = f"{video}: scores of each person's actions over time; a click shows the moment"
-    return Plot(caption, [data], layout, height_px=140 + 22 * len(names), seeks=id)
+    return Plot(caption, [data], layout, height_px=140 + 22 * len(names), seeks=clip)

@@ -19,6 +19,7 @@ from hiera_video.video.open import opener
 MAX_POINTS = 5_000  # videos of a map
 NEIGHBOURS = 8
 MAX_GROUPS = 20  # folders that have a colour
+MAX_PROBLEMS = 10  # that are listed
 BLOCK = 500  # rows of similarities that are in memory at once
 
 
@@ -29,29 +30,25 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
         num_videos: how many of the videos have pictures; they are spread over the list.
     """
     problems: list[str] = []
-    index = read_lines(run.folder / "index.jsonl", problems)
+    index = read_lines(run.folder / "index.jsonl", problems, {"video": str, "path": str})
     done = [line for line in index if line.get("status") == "done" and line.get("output")]
     title = f"Features: {run.name}"
-    blocks: list[Block] = [Notice(problem) for problem in problems]
     chosen = spread(len(done), MAX_POINTS)
     if len(chosen) < len(done):
-        blocks.append(
-            Notice(f"{len(chosen):,} of {len(done):,} videos are shown, spread over the list.")
-        )
+        problems.append(f"{len(chosen):,} of {len(done):,} videos are shown, spread over the list.")
     names: list[str] = []
     paths: list[str] = []
     vectors: list[np.ndarray] = []
     for number in chosen:
         line = done[number]
         try:
-            features = load_features(run.folder / line["output"]).features
-        except (UserError, FileNotFoundError) as error:
-            blocks.append(Notice(str(error)))
+            vector = mean_vector(load_features(run.folder / line["output"]).features)
+        except (ValueError, UserError, FileNotFoundError) as error:
+            problems.append(f"{line['video']}: {error}")
             continue
-        vector = features.mean(axis=tuple(range(features.ndim - 1)), dtype=np.float64)
         if vectors and len(vector) != len(vectors[0]):
-            blocks.append(
-                Notice(f"{line['output']}: {len(vector)} numbers, others have {len(vectors[0])}")
+            problems.append(
+                f"{line['output']}: {len(vector)} numbers, others have {len(vectors[0])}"
             )
             continue
         names.append(line["video"])
@@ -61,6 +58,9 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
         f"{run.folder}: {counted(len(done), 'video')} with features. A video is the mean of its "
         "windows, and of all axes but the last."
     )
+    blocks: list[Block] = [Notice(problem) for problem in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        blocks.append(Notice(f"And {len(problems) - MAX_PROBLEMS} more like the last one."))
     if len(vectors) < 3:
         blocks.append(Notice("A map needs the features of 3 videos."))
         return [Section(title, blocks, intro)]
@@ -86,6 +86,13 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
         )
     )
     return [Section(title, blocks, intro)]
+
+
+def mean_vector(features: np.ndarray) -> np.ndarray:
+    """The mean of features [N, ..., D] over all axes but the last, float64 [D]."""
+    if features.ndim < 2 or not features.size:
+        raise ValueError(f"features of shape {list(features.shape)}, expected windows and channels")
+    return features.mean(axis=tuple(range(features.ndim - 1)), dtype=np.float64)
 
 
 def groups_of(names: list[str]) -> list[str]:
@@ -114,8 +121,9 @@ def planar(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str], str]:
     place = (left * sizes)[:, :2]
     place = np.pad(place, [(0, 0), (0, 2 - place.shape[1])])
     shares = np.pad(shares, (0, 2))
-    names = tuple(f"component {k + 1} ({100 * shares[k]:.1f} % of the variance)" for k in range(2))
-    return place, names, "The first two principal components"  # type: ignore[return-value]
+    names = tuple(f"component {k + 1} ({100 * shares[k]:.1f} %)" for k in range(2))
+    method = "The first two principal components, with their shares of the variance"
+    return place, names, method  # type: ignore[return-value]
 
 
 def nearest(points: np.ndarray) -> list[list[tuple[int, float]]]:

@@ -67,9 +67,10 @@ def reconstruction_sections(run: Run, folder: MediaFolder, num_videos: int) -> l
         made = reconstruct(model, transform(frames), visible[None], normalize=normalize)
         shown_sec = times_sec[:: model.token_pixels[0]].tolist()
         movie = movie_frames(made, shown_sec, describe(made, masking))
-        media = folder.of_stream(movie, fps_of(shown_sec), PANEL_PX)
+        media = folder.of_frames(movie, fps_of(shown_sec), PANEL_PX)
         cards.append(Card(record.name, media, [("reconstruction loss", f"{made.loss:.4f}")]))
-    blocks.append(Gallery("Input, visible units, prediction, and both", cards))
+    caption = "Input, visible units, prediction, and both"
+    blocks.append(Gallery(caption, cards, is_wide=True))
     intro = (
         "Each patch is shown without its mean and its contrast, which the model does not predict. "
         "The prediction has nothing of the hidden patches."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from hiera_video.data.transforms import check_frames, shrink_to
+from hiera_video.data.transforms import shrink_to
 from hiera_video.files import replacing
 from hiera_video.report.blocks import Media
 from hiera_video.video.reader import VideoError, VideoReader
@@ -25,6 +26,8 @@ X264 = {"crf": "30", "preset": "veryfast"}
 class MediaFolder:
     """Writes pictures and videos to `media/` in the folder of a report.
 
+    Those of an earlier report are removed; other files that may be there are not.
+
     Args:
         folder: of the report.
     """
@@ -32,41 +35,37 @@ class MediaFolder:
     def __init__(self, folder: Path) -> None:
         self.folder, self._number = folder / "media", 0
         self.folder.mkdir(parents=True, exist_ok=True)
+        for path in self.folder.iterdir():
+            if re.fullmatch(r"\d{4,}\.(jpg|mp4)", path.name):
+                path.unlink()
 
     def of(self, opened: Callable[[], VideoReader]) -> Media:
-        """The middle frame of a video and the seconds around it.
+        """A picture of the middle of a video, and a video of the seconds around it.
 
         A video that cannot be read has the reason in place of its picture.
         """
         try:
             with opened() as video:
-                return self.of_frames(*excerpt(video))
+                indices, fps = excerpt(video)
+                return self.of_frames((frame for _, frame in video.stream(indices)), fps)
         except VideoError as error:
             return Media(note=str(error))
 
-    def of_frames(self, frames: np.ndarray, fps: float) -> Media:
-        """The middle frame, and if there are several, a video of frames uint8 [T, H, W, 3]."""
-        check_frames(frames)
-        name = f"{self._number:04d}"
-        self._number += 1
-        frames = even(shrink_to(frames, SIDE_PX))
-        picture = self._picture(f"{name}.jpg", frames[len(frames) // 2])
-        if len(frames) == 1:
-            return Media(picture)
-        write_video(self.folder / f"{name}.mp4", frames, fps, options=X264)
-        return Media(picture, f"media/{name}.mp4")
-
-    def of_stream(self, frames: Iterable[np.ndarray], fps: float, side_px: int) -> Media:
-        """The first frame, and a video of all frames uint8 [H, W, 3], in bounded memory.
+    def of_frames(self, frames: Iterable[np.ndarray], fps: float, side_px: int = SIDE_PX) -> Media:
+        """The first frame, and if there are several, a video of all, in bounded memory.
 
         Args:
+            frames: uint8 [H, W, 3], one or more.
             side_px: of frames that are larger, the short side is shrunk to it.
         """
         name = f"{self._number:04d}"
         self._number += 1
         small = (even(shrink_to(frame[None], side_px))[0] for frame in frames)
-        first = next(small)
-        write_video(self.folder / f"{name}.mp4", chain([first], small), fps, options=X264)
+        first, second = next(small), next(small, None)
+        if second is None:
+            return Media(self._picture(f"{name}.jpg", first))
+        shown = chain([first, second], small)
+        write_video(self.folder / f"{name}.mp4", shown, fps, options=X264)
         return Media(self._picture(f"{name}.jpg", first), f"media/{name}.mp4")
 
     def _picture(self, name: str, frame: np.ndarray) -> str:
@@ -77,9 +76,9 @@ class MediaFolder:
 
 
 def excerpt(video: VideoReader) -> tuple[np.ndarray, float]:
-    """Frames of the seconds around the centre of a video, and how many of them are shown a second.
+    """The frames of the seconds around the centre of a video, ascending indices, and their rate.
 
-    A frame is taken at each tick of `FPS`, or all of a video that has fewer.
+    They are those shown at the ticks of `FPS`, or all of a video that has fewer.
     """
     first, end = float(video.frame_times_sec[0]), video.end_sec
     length = min(end - first, LONGEST_SEC)
@@ -87,10 +86,7 @@ def excerpt(video: VideoReader) -> tuple[np.ndarray, float]:
     ticks = start + np.arange(max(1, round(length * FPS))) / FPS
     indices = np.searchsorted(video.frame_times_sec, ticks + 1e-6, side="right") - 1
     indices = np.unique(indices.clip(0))
-    if len(indices) == 1:
-        return video.frames(indices), FPS
-    shown = video.frame_times_sec[indices]
-    return video.frames(indices), (len(indices) - 1) / float(shown[-1] - shown[0])
+    return indices, min(FPS, len(indices) / length)
 
 
 def even(frames: np.ndarray) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,19 +19,19 @@ PARTS = ("index.html", PLOTLY, "media")
 ASSETS = Path(__file__).parent / "assets"
 
 
-def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
-    """Writes `index.html` and the library of its plots to `folder`; returns the page.
+def check_libraries() -> None:
+    """Raises MissingLibrary if plotly or jinja2 is not installed."""
+    for library in ("plotly", "jinja2"):
+        if importlib.util.find_spec(library) is None:
+            sentence = f"a report needs {library}: pip install 'hiera-video[report]'"
+            raise MissingLibrary(sentence)
 
-    Raises:
-        MissingLibrary: plotly or jinja2 is not installed.
-    """
-    try:
-        import jinja2
-        import markupsafe
-        import plotly
-    except ImportError:
-        sentence = "a report needs plotly and jinja2: pip install 'hiera-video[report]'"
-        raise MissingLibrary(sentence) from None
+
+def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
+    """Writes `index.html` and the library of its plots to `folder`; returns the page."""
+    import jinja2
+    import markupsafe
+    import plotly
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(ASSETS),
@@ -69,7 +70,8 @@ def write_page(folder: Path, title: str, sections: Sequence[Section]) -> Path:
 def plotted(block: Block) -> Any:
     """What the script of the page needs of a block, as JSON data; None if it needs nothing.
 
-    Plotly takes some tags in texts for markup, so that names are escaped here.
+    Plotly takes some tags in texts for markup, and what is between two `$` for a formula, so that
+    names are escaped here.
     """
     if isinstance(block, Plot):
         return {
@@ -84,7 +86,10 @@ def plotted(block: Block) -> Any:
             "points": [list(point) for point in block.points],
             "names": [printable(name) for name in block.names],
             "groups": [printable(group) for group in block.groups],
-            "media": [m and {"picture": m.picture, "video": m.video} for m in block.media],
+            "media": [
+                m and {"picture": m.picture, "video": m.video, "note": printable(m.note)}
+                for m in block.media
+            ],
             "neighbours": [[list(n) for n in near] for near in block.neighbours],
             "axes": list(block.axes),
         }
@@ -92,9 +97,9 @@ def plotted(block: Block) -> Any:
 
 
 def escaped(content: Any) -> Any:
-    """The same JSON data with all texts that are values escaped for HTML."""
+    """The same JSON data with all texts that are values escaped for HTML, and `$` for formulas."""
     if isinstance(content, str):
-        return html.escape(printable(content), quote=False)
+        return html.escape(printable(content), quote=False).replace("$", "&#36;")
     if isinstance(content, Mapping):
         return {key: escaped(value) for key, value in content.items()}
     if isinstance(content, list | tuple):

@@ -7,7 +7,7 @@ there is shown.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ class Evaluation:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings of the command; {} in results of version 0.2.0 and older."""
+        """The settings of the command; {} in results of versions before 0.2.0."""
         return self.report.get("settings", {})
 
 
@@ -88,7 +88,7 @@ def read_run(folder: Path) -> Run:
     for path in found:
         if (path / "report.json").is_file():
             report = attempt(partial(json_file, path / "report.json"), None)
-            if isinstance(report, dict):
+            if report is not None:
                 evaluations.append(Evaluation(path, report))
     config = {}
     if (folder / "config.yaml").is_file():
@@ -98,7 +98,7 @@ def read_run(folder: Path) -> Run:
     record = {}
     if (folder / "run.json").is_file():
         record = attempt(lambda: json_file(folder / "run.json"), {})
-    metrics = read_lines(folder / "metrics.jsonl", problems)
+    metrics = read_lines(folder / "metrics.jsonl", problems, {"step": int, "kind": str})
     kind = kind_of(config, evaluations, metrics)
     if kind is None:
         raise UserError(
@@ -111,8 +111,11 @@ def read_run(folder: Path) -> Run:
     return Run(folder, kind, config, record, metrics, failures, evaluations, problems)
 
 
-def json_file(path: Path) -> Any:
-    return load_json(read_text(path, UserError), str(path), UserError)
+def json_file(path: Path) -> dict[str, Any]:
+    content = load_json(read_text(path, UserError), str(path), UserError)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: damaged: a {type(content).__name__} in place of a map")
+    return content
 
 
 def kind_of(
@@ -131,10 +134,16 @@ def kind_of(
     return "classification" if config or reports or metrics else None
 
 
-def read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
+def read_lines(
+    path: Path, problems: list[str], types: Mapping[str, type] | None = None
+) -> list[dict[str, Any]]:
     """The records of a file of JSON lines; [] if there is none.
 
     The last line may be incomplete, because the file is being written or its writer was killed.
+
+    Args:
+        problems: gets a sentence if the file, or some of its lines, cannot be used.
+        types: of entries that each record must have.
     """
     if not path.is_file():
         return []
@@ -148,10 +157,13 @@ def read_lines(path: Path, problems: list[str]) -> list[dict[str, Any]]:
         try:
             record = parse_json(line)
         except ValueError:
-            damaged += 1
-            continue
-        if isinstance(record, dict):
+            record = None
+        if isinstance(record, dict) and all(
+            isinstance(record.get(key), kind) for key, kind in (types or {}).items()
+        ):
             records.append(record)
+        else:
+            damaged += 1
     if damaged:
         problems.append(f"{path}: {counted(damaged, 'line')} cannot be read")
     return records

@@ -321,7 +321,8 @@ def test_a_path_that_does_not_exist_exits_with_2_before_anything_is_loaded(
         needed.discard("models")
     wrong = str(tmp_path / "list.cvs")
     settings[key] = wrong
-    arguments = [v if k == "inputs" else f"{k}={v}" for k, v in settings.items() if k in needed]
+    operands = ("inputs", "runs")
+    arguments = [v if k in operands else f"{k}={v}" for k, v in settings.items() if k in needed]
     for options in ([], ["--dry-run"]):
         assert main([*command.split(), *arguments, *options]) == 2
         error = capsys.readouterr().err

@@ -19,6 +19,7 @@ from hiera_video.evaluation.ava import (
     frame_ap,
     interpolated_average_precision,
     paired_iou,
+    precision_recall,
 )
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ava"
@@ -335,3 +336,33 @@ def test_average_precision_and_iou():
     assert interpolated_average_precision(np.empty(0, dtype=bool), 4) == 0
     a, b = np.array([[0, 0, 0.4, 0.4]]), np.array([[0, 0, 0.4, 0.2]])
     assert paired_iou(a, b) == pytest.approx(0.5)
+
+
+# ---- curves
+
+
+def test_precision_and_recall_after_each_detection():
+    precision, recall = precision_recall(np.array([True, False, True]), 4)
+    assert precision.tolist() == [1, 1 / 2, 2 / 3]
+    assert recall.tolist() == [1 / 4, 1 / 4, 2 / 4]
+    precision, recall = precision_recall(np.array([], bool), 4)
+    assert precision.tolist() == recall.tolist() == []
+
+
+def test_ranked_detections_are_right_or_wrong_best_first():
+    one, other = (0.0, 0.0, 0.4, 0.4), (0.5, 0.5, 0.9, 0.9)
+    truth = table([("v", 1.0, one, 1), ("v", 1.0, other, 1), ("v", 1.0, one, 2)])
+    found = table(
+        [
+            ("v", 1.0, one, 1, 0.2),
+            ("v", 1.0, (0.5, 0.0, 0.9, 0.4), 1, 0.5),  # nobody is there
+            ("v", 1.0, other, 1, 0.9),
+        ],
+        scored=True,
+    )
+    result = frame_ap(truth, found, classes=[1, 2, 3], protocol="activitynet")
+    assert [hits.tolist() for hits in result.ranked] == [[True, False, True], [], []]
+    assert result.ap[0] == pytest.approx((1 + 2 / 3) / 2)
+    for hits, number, ap in zip(result.ranked, result.num_ground_truth, result.ap, strict=True):
+        if number:
+            assert interpolated_average_precision(hits, number) == ap

@@ -232,6 +232,9 @@ def read(
                 shutil.rmtree(written, ignore_errors=True)
                 if os.path.isfile(written):
                     os.remove(written)
+        if page == "docs/report.md":  # which needs runs, not weights alone
+            Path("runs/mine/config.yaml").write_text("data: {train: my_videos/train}\n")
+            shutil.copytree("runs/mine", "runs/first")
         if page == "docs/export.md":  # whose programs state the size of clips
             two = {"stages": (1, 1), "q_pool": 1, "mask_unit_attn": (True, False)}
             for name, create in (("mine", create_model), ("detector", create_detector)):
@@ -359,11 +362,12 @@ CHECKS = {
     "docs/pytorchvideo.md": check_pytorchvideo,
 }
 LIBRARIES = {
-    "README.md": ("faster_coco_eval",),
+    "README.md": ("faster_coco_eval", "jinja2", "plotly"),
     "datasets/coco/README.md": ("faster_coco_eval",),
     "docs/export.md": ("onnxruntime", "onnxscript"),
     "docs/instances.md": ("faster_coco_eval",),
     "docs/pytorchvideo.md": ("pytorchvideo",),
+    "docs/report.md": ("jinja2", "plotly"),
 }
 
 

@@ -13,9 +13,9 @@ function element(tag, text, attributes = {}) {
   return made;
 }
 
-// Plotly takes some tags in its texts for markup.
+// Plotly takes some tags in its texts for markup, and what is between two $ for a formula.
 function escaped(text) {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  return text.replace(/[&<>$]/g, (letter) => `&#${letter.charCodeAt(0)};`);
 }
 
 // Tables.
@@ -87,7 +87,7 @@ function themed(layout) {
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 },
     margin: { l: 50, r: 15, t: 10, b: 40 },
     hovermode: "closest",
-    legend: { orientation: "h", y: -0.2 },
+    legend: { orientation: "h", yref: "container", yanchor: "bottom", y: 0 },
     ...layout,
   };
   for (const name of Object.keys(merged).concat(["xaxis", "yaxis"])) {
@@ -106,13 +106,27 @@ darkMode.addEventListener("change", () => {
   for (const [canvas, layout] of drawn) Plotly.relayout(canvas, themed(layout));
 });
 
+// The library takes most of the time that a page takes to open: the texts are shown before it.
+let library;
+function loadLibrary() {
+  library ??= new Promise((resolve, reject) => {
+    const script = element("script", undefined, { src: "plotly.min.js" });
+    script.onload = resolve;
+    script.onerror = () => reject(new Error("plotly.min.js is missing beside this page"));
+    document.head.append(script);
+  });
+  return library;
+}
+
 // A plot is drawn when it comes near the screen, so that a page of many opens at once.
 const watcher = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
     watcher.unobserve(target);
-    if (target.dataset.map) drawMap(target);
-    else drawPlot(target);
+    loadLibrary().then(
+      () => (target.dataset.map ? drawMap(target) : drawPlot(target)),
+      (error) => target.append(element("p", `${error.message}: copy its whole folder.`, { class: "missing" })),
+    );
   }
 }, { rootMargin: "400px" });
 
@@ -121,8 +135,8 @@ function drawPlot(canvas) {
   draw(canvas, data, layout);
   if (!seeks) return;
   canvas.on("plotly_click", ({ points }) => {
-    const video = document.getElementById(seeks);
-    if (!video) return;
+    const video = document.querySelector(`video[src="${seeks}"]`);
+    video.preload = "auto"; // so that the moment is shown before the video is played
     video.currentTime = points[0].x;
     video.scrollIntoView({ block: "nearest" });
   });
@@ -137,7 +151,7 @@ function drawMap(figure) {
   const traces = [...new Set(groups)].sort().map((group) => {
     const members = names.map((_, number) => number).filter((n) => groups[n] === group);
     return {
-      type: points.length > 2000 ? "scattergl" : "scatter",
+      type: "scatter",
       mode: "markers",
       name: escaped(group),
       x: members.map((n) => points[n][0]),
@@ -157,7 +171,7 @@ function drawMap(figure) {
   const picture = (number) => {
     const item = media[number];
     if (item && item.picture) return element("img", undefined, { src: item.picture, alt: "" });
-    return element("span", "no picture");
+    return element("span", item ? item.note : "no picture");
   };
   canvas.on("plotly_hover", ({ points: [point], event }) => {
     if (point.customdata === undefined) return;

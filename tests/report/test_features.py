@@ -1,0 +1,180 @@
+"""The map of features: neighbours by brute force, places, and files that cannot be used."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from hiera_video.data.videos.records import VideoRecord
+from hiera_video.extraction.reading import Read
+from hiera_video.extraction.store import FeatureStore, Rows
+from hiera_video.report.blocks import FeatureMap, Notice
+from hiera_video.report.features import (
+    BLOCK,
+    MAX_PROBLEMS,
+    NEIGHBOURS,
+    extraction_sections,
+    groups_of,
+    nearest,
+    planar,
+    spread,
+)
+from hiera_video.report.media import MediaFolder
+from hiera_video.report.runs import read_run
+from tests.report.synthetic import write_clip
+
+
+def extraction(folder, features, format="npz"):
+    """What `extract` writes of the features of videos by name, and their files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    store = FeatureStore(folder, format, {"layer": "pooled"})
+    videos = {}
+    for name, values in features.items():
+        rows = Rows(folder)
+        for n, row in enumerate(torch.as_tensor(values)):
+            rows.put(n, row)
+        start = np.arange(len(values)) * 1.0
+        videos[name] = str(folder.parent / name)
+        facts = {"num_windows": len(values), "is_short": False}
+        record = VideoRecord(videos[name], (), name)
+        store.write(record, rows, Read(start, start + 1, facts, 0.0, 0.0))
+        rows.close()
+    store.write_tables(videos)
+    return folder
+
+
+def section_of(folder, num_videos=3):
+    media = MediaFolder(folder.parent / "report")
+    (section,) = extraction_sections(read_run(folder), media, num_videos)
+    return section
+
+
+def map_of(section):
+    return next(block for block in section.blocks if isinstance(block, FeatureMap))
+
+
+def notices(section):
+    return [block.text for block in section.blocks if isinstance(block, Notice)]
+
+
+@pytest.mark.parametrize("number", [3, NEIGHBOURS + 1, BLOCK + 30])
+def test_neighbours_are_those_of_brute_force(number):
+    points = np.random.default_rng(number).normal(size=(number, 6))
+    points[1] = 0  # without a direction
+    found = nearest(points)
+    for n in np.linspace(0, number - 1, 9).round().astype(int):
+        cosines = [
+            float(points[n] @ p) / max(np.linalg.norm(points[n]) * np.linalg.norm(p), 1e-12)
+            for p in points
+        ]
+        others = sorted((m for m in range(number) if m != n), key=lambda m: -cosines[m])
+        expected = [cosines[m] for m in others[:NEIGHBOURS]]
+        assert [cosine for _, cosine in found[n]] == pytest.approx(expected, abs=1e-4)
+        assert n not in [m for m, _ in found[n]]
+
+
+def test_a_plane_in_space_keeps_its_distances():
+    inside = np.random.default_rng(0).normal(size=(12, 2)) * [5, 1]
+    basis, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(7, 2)))
+    place, axes, method = planar(inside @ basis.T + 3)
+    distances = np.linalg.norm(place[:, None] - place[None], axis=-1)
+    expected = np.linalg.norm(inside[:, None] - inside[None], axis=-1)
+    np.testing.assert_allclose(distances, expected, atol=1e-9)
+    shares = [float(axis.split("(")[1].split(" %")[0]) for axis in axes]
+    assert sum(shares) == pytest.approx(100, abs=0.1)
+    assert shares[0] > shares[1]
+    assert "principal components" in method
+
+
+@pytest.mark.parametrize("points", [np.ones((4, 3)), np.arange(4.0)[:, None]])
+def test_points_on_a_line_or_in_one_place(points):
+    place, _, _ = planar(points)
+    assert place.shape == (4, 2)
+    assert np.isfinite(place).all()
+    assert not place[:, 1].any()
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "expected"),
+    [(0, 5, []), (3, 5, [0, 1, 2]), (5, 3, [0, 2, 4]), (10, 1, [0]), (100, 2, [0, 99])],
+)
+def test_spread(count, most, expected):
+    assert spread(count, most) == expected
+
+
+def test_groups_are_folders_unless_there_are_one_or_too_many():
+    assert groups_of(["a/1.mp4", "a/2.mp4", "b/3.mp4"]) == ["a", "a", "b"]
+    assert groups_of(["a/1.mp4", "a/2.mp4"]) == ["", ""]
+    assert groups_of([f"{n}/1.mp4" for n in range(21)]) == [""] * 21
+
+
+@pytest.mark.parametrize("format", ["npz", "npy", "safetensors"])
+@pytest.mark.parametrize("axes", [(), (3,), (2, 4)], ids=["pooled", "crops", "spatial"])
+def test_a_video_is_the_mean_of_its_windows_and_axes(tmp_path, format, axes):
+    rng = np.random.default_rng(0)
+    features = {
+        f"{name}/{n}.mp4": rng.normal(size=(2 + n, *axes, 5)).astype(np.float32)
+        for name in "ab"
+        for n in range(2)
+    }
+    section = section_of(extraction(tmp_path / "features", features, format))
+    drawn = map_of(section)
+    assert list(drawn.names) == list(features)
+    assert list(drawn.groups) == ["a", "a", "b", "b"]
+    means = np.stack([values.reshape(-1, 5).mean(axis=0) for values in features.values()])
+    unit = means / np.linalg.norm(means, axis=1, keepdims=True)
+    for n, near in enumerate(drawn.neighbours):
+        assert dict(near) == pytest.approx(
+            {m: float(unit[n] @ unit[m]) for m in range(4) if m != n}, abs=1e-4
+        )
+    assert notices(section) == []
+
+
+def test_pictures_are_of_videos_spread_over_the_list_and_say_what_is_missing(tmp_path):
+    names = [f"{n}.mp4" for n in range(5)]
+    write_clip(tmp_path / "0.mp4")
+    folder = extraction(tmp_path / "features", {name: torch.randn(1, 4) for name in names})
+    media = map_of(section_of(folder)).media
+    assert [item is not None for item in media] == [True, False, True, False, True]
+    assert media[0].video
+    assert (tmp_path / "report" / media[0].picture).is_file()
+    assert media[2].note == f"{tmp_path / '2.mp4'}: no such file; check its path"
+
+
+def test_fewer_than_three_videos_are_no_map(tmp_path):
+    folder = extraction(
+        tmp_path / "features", {"a.mp4": torch.ones(1, 4), "b.mp4": torch.ones(1, 4)}
+    )
+    section = section_of(folder)
+    assert notices(section) == ["A map needs the features of 3 videos."]
+    assert "2 videos with features" in section.intro
+
+
+def test_files_that_cannot_be_used_are_named_and_the_others_drawn(tmp_path):
+    features = {f"{n}.mp4": torch.randn(2, 4) for n in range(5)}
+    features["5.mp4"] = torch.randn(2, 7)
+    folder = extraction(tmp_path / "features", features)
+    (folder / "features" / "1.mp4.npz").write_bytes(b"PK\x03\x04 damaged")
+    (folder / "features" / "2.mp4.npz").unlink()
+    with open(folder / "index.jsonl", "a") as file:
+        line = {"video": "7.mp4", "path": "7.mp4", "status": "done", "output": "features/7.txt"}
+        file.write(json.dumps(line) + "\n" + '{"video": "8.mp')
+    section = section_of(folder)
+    assert list(map_of(section).names) == ["0.mp4", "3.mp4", "4.mp4"]
+    texts = notices(section)
+    for part in ("index.jsonl: 1 line cannot be read", "1.mp4: ", "2.mp4: ", "7.mp4: "):
+        assert sum(part in text for text in texts) == 1, texts
+    assert "features/5.mp4.npz: 7 numbers, others have 4" in texts
+
+
+def test_of_many_problems_the_first_are_listed(tmp_path):
+    features = {f"{n}.mp4": torch.randn(1, 4) for n in range(MAX_PROBLEMS + 5)}
+    folder = extraction(tmp_path / "features", features)
+    for file in (folder / "features").iterdir():
+        file.write_bytes(b"damaged")
+    texts = notices(section_of(folder))
+    assert len(texts) == MAX_PROBLEMS + 2
+    assert texts[MAX_PROBLEMS] == "And 5 more like the last one."
