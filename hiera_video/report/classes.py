@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from hiera_video.data.videos.records import VideoRecord, read_video_list
 from hiera_video.errors import UserError, counted
 from hiera_video.evaluation.accuracy import average_precision_by_class
 from hiera_video.evaluation.results import top_classes
@@ -20,110 +18,26 @@ from hiera_video.report.blocks import (
     Card,
     Column,
     Gallery,
-    Media,
     Notice,
     Plot,
     Section,
     Table,
 )
+from hiera_video.report.looking import attention_section
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation, Run
-from hiera_video.settings.video import Reading
-from hiera_video.video.open import opener
+from hiera_video.report.scores import EvaluatedVideos, Scores
 
 MAX_CLASSES = 40  # of a drawn confusion matrix: more are not legible
 MAX_PAIRS = 100  # of confused classes in the table
 MAX_ROWS = 10_000  # of the table of classes, which a browser still lays out at once
 SUSPECT_FRAC = 0.1  # of the training videos, in the table
 MAX_SUSPECTS = 500
-SMALLEST = 1e-12  # probability, so that each loss is finite
 LEVELS = {
     "video": "views averaged",
     "video_failed_as_wrong": "the same, failed videos as wrong",
     "clip": "each view for itself",
 }
-
-
-@dataclass(frozen=True)
-class Scores:
-    """The content of scores.npz, for N videos of V views and L classes."""
-
-    names: list[str]
-    labels: list[tuple[int, ...]]
-    views: np.ndarray  # float32 [N, V, L], probabilities
-    class_names: list[str]
-    multi_label: bool
-
-    @classmethod
-    def read(cls, evaluation: Evaluation) -> Scores:
-        """The scores of an evaluation.
-
-        Raises:
-            UserError: the file is missing or damaged.
-        """
-        path = evaluation.folder / "scores.npz"
-        is_multi = "mean_average_precision" in evaluation.report.get("video", {})
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                labels = [
-                    tuple(map(int, filter(None, t.split(";")))) for t in file["labels"].tolist()
-                ]
-                names, views = file["names"].tolist(), file["scores"]
-                class_names = file["class_names"].tolist()
-            scores = cls(names, labels, views, class_names, is_multi)
-            scores.check()
-        except FileNotFoundError:
-            raise UserError(f"{path}: there is no such file; evaluate again") from None
-        except Exception as error:  # zip, NumPy and the text of labels fail in their own ways
-            raise UserError(f"{path}: damaged ({error}); evaluate again") from None
-        return scores
-
-    def check(self) -> None:
-        """Raises ValueError unless the parts fit together."""
-        if not len(self.names) == len(self.labels) == len(self.views):
-            raise ValueError("names, labels and scores are of different numbers of videos")
-        if len(self.names) and self.views.shape[2:] != (len(self.class_names),):
-            shape, number = list(self.views.shape), len(self.class_names)
-            raise ValueError(f"scores of shape {shape} for {counted(number, 'class')}")
-        for ids in self.labels:
-            if any(not 0 <= c < len(self.class_names) for c in ids):
-                raise ValueError(f"a label that is no class, {ids}")
-            if not self.multi_label and len(ids) != 1:
-                raise ValueError(f"{counted(len(ids), 'label')} in place of one")
-
-    @cached_property
-    def mean(self) -> np.ndarray:
-        """Float64 [N, L]: the prediction of each video."""
-        return self.views.mean(axis=1, dtype=np.float64)
-
-    @cached_property
-    def targets(self) -> np.ndarray:
-        """Bool [N, L]."""
-        targets = np.zeros(self.mean.shape, bool)
-        for row, ids in zip(targets, self.labels, strict=True):
-            row[list(ids)] = True
-        return targets
-
-    @cached_property
-    def loss(self) -> np.ndarray:
-        """Cross-entropy of each video with its label, nats; of several, of each class, summed."""
-        if not self.multi_label:
-            labels = [ids[0] for ids in self.labels]
-            return -np.log(self.mean[np.arange(len(labels)), labels].clip(SMALLEST, 1))
-        of_targets = np.where(self.targets, self.mean, 1 - self.mean)
-        return -np.log(of_targets.clip(SMALLEST, 1)).sum(axis=1)
-
-    @cached_property
-    def of_label(self) -> np.ndarray:
-        """Probability of the label in each view, float [N, V]; of several labels their mean."""
-        if not self.multi_label:
-            labels = np.array(self.labels)[:, :, None]  # N 1 1
-            return np.take_along_axis(self.views, labels, axis=2)[..., 0]
-        counts = self.targets.sum(axis=1).clip(1)
-        return np.einsum("nvl,nl->nv", self.views, self.targets) / counts[:, None]
-
-    def label(self, number: int) -> str:
-        return ", ".join(self.class_names[c] for c in self.labels[number])
 
 
 def evaluation_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[Section]:
@@ -142,16 +56,17 @@ def evaluation_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
         except UserError as error:
             sections.append(Section(f"Accuracy: {evaluation.folder.name}", [Notice(str(error))]))
             continue
-        media = videos_of(evaluation, scores, folder)
+        videos = EvaluatedVideos(evaluation, scores, folder)
         sections.append(accuracy(evaluation, scores))
         if not len(scores.names):
             continue
         if not scores.multi_label:
             sections.append(confusions(evaluation, scores))
         if is_training:
-            sections.append(suspects(evaluation, scores, media, num_videos))
+            sections.append(suspects(evaluation, scores, videos, num_videos))
         else:
-            sections.append(hardest(evaluation, scores, media, num_videos))
+            sections.append(hardest(evaluation, scores, videos, num_videos))
+            sections.append(attention_section(evaluation, scores, videos, num_videos))
     if not run.evaluations:
         text = "The run was not evaluated. Accuracy, confusions and videos appear after:"
         notice = Notice(text, evaluation_command(run, "data.val=LIST"))
@@ -177,40 +92,6 @@ def is_of_training(run: Run, evaluation: Evaluation) -> bool:
         return False
     same = os.path.abspath(train) == os.path.abspath(used["val"])
     return same and data.get("split") == used.get("split")
-
-
-def videos_of(
-    evaluation: Evaluation, scores: Scores, folder: MediaFolder
-) -> Callable[[int], Media]:
-    """What makes the pictures of video n, each once; the list says where the videos are."""
-    try:
-        data = evaluation.settings["data"]
-        reading = Reading.model_validate({k: data[k] for k in Reading.model_fields if k in data})
-        listed = read_video_list(
-            data["val"],
-            root=data["root"],
-            class_names=scores.class_names,
-            multi_label=scores.multi_label,
-            split=data["split"],
-            frames_fps=data["frames_fps"],
-        )
-    except KeyError:
-        return lambda number: Media(note="evaluated by an older version: evaluate again")
-    except UserError as error:
-        note = str(error)
-        return lambda number: Media(note=note)
-    records: dict[str, VideoRecord] = {record.name: record for record in listed.records}
-    made: dict[int, Media] = {}
-
-    def media(number: int) -> Media:
-        if number not in made:
-            record = records.get(scores.names[number])
-            if record is None:
-                return Media(note=f"no longer in {data['val']}")
-            made[number] = folder.of(lambda: record.open(opener(reading)))
-        return made[number]
-
-    return media
 
 
 def accuracy(evaluation: Evaluation, scores: Scores) -> Section:
@@ -350,7 +231,7 @@ def shortened(names: Sequence[str], most: int = 24) -> list[str]:
 
 
 def hardest(
-    evaluation: Evaluation, scores: Scores, media: Callable[[int], Media], num_videos: int
+    evaluation: Evaluation, scores: Scores, videos: EvaluatedVideos, num_videos: int
 ) -> Section:
     """Videos by what is remarkable about their predictions."""
     most, least = "Highest loss", "Lowest loss"
@@ -374,7 +255,7 @@ def hardest(
         orders["Views that disagree most"] = np.argsort(-spread, kind="stable")
     orders[least] = np.argsort(scores.loss, kind="stable")
     block = gallery(
-        "Videos", scores, media, {name: order[:num_videos] for name, order in orders.items()}
+        "Videos", scores, videos, {name: order[:num_videos] for name, order in orders.items()}
     )
     return Section(f"Videos: {evaluation.folder.name}", [block])
 
@@ -391,7 +272,7 @@ def by_pair(scores: Scores) -> np.ndarray:
 
 
 def suspects(
-    evaluation: Evaluation, scores: Scores, media: Callable[[int], Media], num_videos: int
+    evaluation: Evaluation, scores: Scores, videos: EvaluatedVideos, num_videos: int
 ) -> Section:
     """Training videos that disagree most with their label."""
     ranked = np.argsort(-scores.loss, kind="stable")
@@ -418,7 +299,7 @@ def suspects(
     ]
     blocks: list[Block] = [
         Table("Training videos with the highest loss against their label", columns, rows),
-        gallery("The first of them", scores, media, {"Highest loss": listed[:num_videos]}),
+        gallery("The first of them", scores, videos, {"Highest loss": listed[:num_videos]}),
     ]
     intro = (
         "Wrong labels are among those that the model contradicts although it was trained on them. "
@@ -430,7 +311,7 @@ def suspects(
 def gallery(
     caption: str,
     scores: Scores,
-    media: Callable[[int], Media],
+    videos: EvaluatedVideos,
     orders: dict[str, np.ndarray],
 ) -> Gallery:
     """A card for each video of any of the orders."""
@@ -440,7 +321,7 @@ def gallery(
     cards = [
         Card(
             scores.names[n],
-            media(n),
+            videos.media(n),
             facts=[("label", scores.label(n))],
             bars=[
                 Bar(scores.class_names[c], p, c in scores.labels[n])

@@ -9,15 +9,13 @@ from hiera_video.analysis.attention import LIMITS, default_stage, gradient_map
 from hiera_video.analysis.attention_pictures import enlarged, overlaid
 from hiera_video.analysis.sheets import fps_of
 from hiera_video.data.transforms import Crops
-from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import UserError
 from hiera_video.evaluation.views import Scorer
 from hiera_video.models.pretrained import load_model
 from hiera_video.report.blocks import Block, Card, Gallery, Media, Notice, Section
-from hiera_video.report.classes import Scores
-from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation
-from hiera_video.settings.video import Clips, Reading, Views
+from hiera_video.report.scores import EvaluatedVideos, Scores
+from hiera_video.settings.evaluation import EvaluateSettings
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
@@ -28,42 +26,41 @@ MAX_VIDEOS = 6  # each is two passes through the model, and one back
 def attention_section(
     evaluation: Evaluation,
     scores: Scores,
-    records: dict[str, VideoRecord],
-    folder: MediaFolder,
+    videos: EvaluatedVideos,
     num_videos: int,
 ) -> Section:
-    """Gradient maps of the predicted class, for the videos of the highest loss.
-
-    Args:
-        records: of the evaluated list, by name.
-    """
+    """Gradient maps of the predicted class, for the videos of the highest loss."""
     title = f"Where the model looks: {evaluation.folder.name}"
-    settings = evaluation.settings
+    if videos.note is not None:
+        return Section(title, [Notice(videos.note)])
+    try:
+        settings = EvaluateSettings.model_validate(evaluation.settings)
+    except ValueError:
+        text = (
+            f"{evaluation.folder / 'report.json'}: lacks settings of this version; evaluate again"
+        )
+        return Section(title, [Notice(text)])
     try:
         model, card = load_model(
-            settings["checkpoint"], kind="classifier", weights_key=settings["weights_key"]
+            settings.checkpoint, kind="classifier", weights_key=settings.weights_key
         )
     except UserError as error:
         return Section(title, [Notice(str(error))])
-    sampler = ClipSampler.of(Clips.model_validate(settings["clips"]), model.input_size[0])
-    views = Views.model_validate(settings["views"])
-    crops = Crops(model.input_size[1:], views.num_crops, views.short_side)
-    reading = Reading.model_validate(
-        {key: settings["data"][key] for key in Reading.model_fields if key in settings["data"]}
-    )
+    sampler = ClipSampler.of(settings.clips, model.input_size[0])
+    crops = Crops(model.input_size[1:], settings.views.num_crops, settings.views.short_side)
     scorer = Scorer.of(model, card, torch.device("cpu"), 1)
     cards = []
     for number in np.argsort(-scores.loss, kind="stable")[: min(num_videos, MAX_VIDEOS)].tolist():
-        record = records.get(scores.names[number])
+        record = videos.records.get(scores.names[number])
         if record is None:
             continue
         predicted = int(scores.mean[number].argmax())
         facts = [
             ("label", scores.label(number)),
-            ("map of the predicted class", scores.class_names[predicted]),
+            ("map of", scores.class_names[predicted]),
         ]
         try:
-            with record.open(opener(reading)) as video:
+            with record.open(opener(videos.reading)) as video:
                 (indices,) = sampler.uniform_clips(video, 1)
                 frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
         except VideoError as error:
@@ -74,8 +71,9 @@ def attention_section(
         values = gradient_map(model, inputs, torch.tensor([predicted]))[0]
         overlays = overlaid(seen, enlarged(values, model.input_size))
         beside = np.concatenate([seen, overlays], axis=2)
-        cards.append(Card(record.name, folder.of_frames(beside, fps_of(times_sec)), facts))
-    blocks: list[Block] = [Gallery("The middle clip, and its map beside it", cards)]
+        cards.append(Card(record.name, videos.folder.of_frames(beside, fps_of(times_sec)), facts))
+    caption = "The middle clip, and beside it the map of its predicted class"
+    blocks: list[Block] = [Gallery(caption, cards)]
     intro = (
         f"Gradient at stage {default_stage(model) + 1}, from blue (the lowest value of the clip) "
         f"to red. {LIMITS['gradient']}"

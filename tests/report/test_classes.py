@@ -9,9 +9,10 @@ import pytest
 
 from hiera_video.evaluation.accuracy import VideoScores, summarize
 from hiera_video.report.blocks import Gallery, Notice, Plot, Table
-from hiera_video.report.classes import MAX_CLASSES, Scores, evaluation_sections
+from hiera_video.report.classes import MAX_CLASSES, evaluation_sections
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation, read_run
+from hiera_video.report.scores import Scores
 from tests.report.synthetic import one_hot, write_clip, write_evaluation, write_lines
 
 CATS, DOGS, COWS = 0, 1, 2
