@@ -36,7 +36,7 @@ MAX_SUSPECTS = 500
 LEVELS = {
     "video": "views averaged",
     "video_failed_as_wrong": "the same, failed videos as wrong",
-    "clip": "each view for itself",
+    "clip": "single views",
 }
 
 
@@ -199,11 +199,13 @@ def confusions(evaluation: Evaluation, scores: Scores) -> Section:
     shown = (place[labels] >= 0) & (place[predicted] >= 0)
     np.add.at(counts, (place[labels[shown]], place[predicted[shown]]), 1)
     names = [scores.class_names[c] for c in chosen]
+    shares = counts / totals[chosen].clip(1)[:, None]
+    most = float(shares[~np.eye(len(chosen), dtype=bool)].max(initial=0))
     heat = {
         "type": "heatmap",
         "x": list(range(len(names))),
         "y": list(range(len(names))),
-        "z": (counts / totals[chosen].clip(1)[:, None]).round(4).tolist(),
+        "z": shares.round(4).tolist(),
         "text": [
             [f"{a} taken for {b}: {counted(n, 'video')}" for b, n in zip(names, row, strict=True)]
             for a, row in zip(names, counts.tolist(), strict=True)
@@ -211,11 +213,15 @@ def confusions(evaluation: Evaluation, scores: Scores) -> Section:
         "hoverinfo": "text",
         "colorscale": [[0, "#e8eef6"], [1, "#0b5cad"]],
         "zmin": 0,
-        "zmax": 1,
+        "zmax": most or 1,  # beside the classes' own shares, confusions would be pale
+        "colorbar": {"tickformat": ".0%"},
     }
     axis = {"tickvals": list(range(len(names))), "ticktext": shortened(names)}
     layout = {"xaxis": {**axis, "tickangle": -60}, "yaxis": {**axis, "autorange": "reversed"}}
-    caption += ". Drag over a part to enlarge it, click twice to see all."
+    caption += (
+        ". Colours end at the largest confusion. Drag over a part to enlarge it, click twice to "
+        "see all."
+    )
     height_px = min(900, 220 + 18 * len(names))
     blocks: list[Block] = [Plot(caption, [heat], layout, height_px)]
     if rows:
@@ -233,7 +239,7 @@ def shortened(names: Sequence[str], most: int = 24) -> list[str]:
 def hardest(
     evaluation: Evaluation, scores: Scores, videos: EvaluatedVideos, num_videos: int
 ) -> Section:
-    """Videos by what is remarkable about their predictions."""
+    """Videos in the orders in which one looks for mistakes."""
     most, least = "Highest loss", "Lowest loss"
     if not scores.multi_label:
         most, least = "Lowest probability of the label", "Highest probability of the label"

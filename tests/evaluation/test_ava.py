@@ -351,12 +351,12 @@ def test_precision_and_recall_after_each_detection():
 
 def test_ranked_detections_are_right_or_wrong_best_first():
     one, other = (0.0, 0.0, 0.4, 0.4), (0.5, 0.5, 0.9, 0.9)
-    truth = table([("v", 1.0, one, 1), ("v", 1.0, other, 1), ("v", 1.0, one, 2)])
+    truth = table([("v", 1.0, one, 1), ("v", 2.0, other, 1), ("v", 1.0, one, 2)])
     found = table(
         [
             ("v", 1.0, one, 1, 0.2),
-            ("v", 1.0, (0.5, 0.0, 0.9, 0.4), 1, 0.5),  # nobody is there
-            ("v", 1.0, other, 1, 0.9),
+            ("v", 1.0, (0.5, 0.0, 0.9, 0.4), 1, 0.9),  # nobody is there
+            ("v", 2.0, other, 1, 0.95),
         ],
         scored=True,
     )

@@ -13,7 +13,16 @@ import pytest
 
 from hiera_video.commands.report import run as report
 from hiera_video.errors import printable
-from hiera_video.report.blocks import FeatureMap, Plot, Section
+from hiera_video.report.blocks import (
+    Card,
+    Column,
+    FeatureMap,
+    Gallery,
+    Media,
+    Plot,
+    Section,
+    Table,
+)
 from hiera_video.report.page import write_page
 from hiera_video.settings.tools import ReportSettings
 from tests.report.synthetic import MARKUP, one_hot, steps, write_clip, write_evaluation, write_lines
@@ -159,8 +168,6 @@ def test_a_table_is_sorted_by_the_keyboard_and_filtered(browser, pages):
 
 
 def test_a_filter_hides_rows_and_counts_them(browser, tmp_path):
-    from hiera_video.report.blocks import Column, Table
-
     rows = [[f"class {n}", float(n)] for n in range(30)]
     content = Table("Classes", [Column("class"), Column("n", "number")], rows)
     index = write_page(tmp_path, "title", [Section("s", [content])])
@@ -186,6 +193,19 @@ def test_the_order_of_a_gallery_changes(browser, pages):
         assert sorted(before) == sorted(after)
         gallery.get_by_label("Order").select_option(index=0)
         assert titles.all_inner_texts() == before
+
+
+def test_a_gallery_shows_the_cards_of_its_first_order(browser, tmp_path):
+    cards = [Card(name, Media(note="moved")) for name in "abc"]
+    gallery = Gallery("Videos", cards, [("first", [2, 0]), ("second", [1]), ("none", [])])
+    index = write_page(tmp_path, "title", [Section("s", [gallery])])
+    with opened(browser, index.as_uri()) as page:
+        titles = page.locator(".card h4")
+        assert titles.all_inner_texts() == ["c", "a"]
+        page.get_by_label("Order").select_option(label="second")
+        assert titles.all_inner_texts() == ["b"]
+        page.get_by_label("Order").select_option(label="none")
+        assert titles.count() == 0
 
 
 @pytest.mark.parametrize("kind", ["classification", "detection", "extraction"])

@@ -96,6 +96,7 @@ def test_confusions_are_those_counted_by_hand(tmp_path):
     section = sections(evaluation(tmp_path), tmp_path)[f"Confusions: {tmp_path.name}"]
     (heat,) = block(section, Plot).data
     assert heat["z"] == [[0.6667, 0.3333, 0.0], [0.5, 0.25, 0.25], [0.0, 0.0, 0.0]]
+    assert heat["zmax"] == 0.5  # the largest beside the diagonal
     assert heat["text"][1] == [
         "dogs taken for cats: 2 videos",
         "dogs taken for dogs: 1 video",
@@ -230,7 +231,7 @@ def test_figures_of_the_page_are_those_of_the_report(tmp_path):
     section = sections(folder, tmp_path)[f"Accuracy: {tmp_path.name}"]
     rows = {row[0]: row[1:] for row in block(section, Table, "report.json").rows}
     assert rows["views averaged"] == list(report["video"].values())
-    assert rows["each view for itself"] == list(report["clip"].values())
+    assert rows["single views"] == list(report["clip"].values())
     classes = block(section, Table, "Classes").rows
     right = sum(row[1] * row[2] for row in classes)
     assert right / 40 == pytest.approx(report["video"]["top1"])
