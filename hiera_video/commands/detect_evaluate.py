@@ -69,6 +69,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
                 "data": data.val,
                 "expected": len(val.records),
                 "decoded": len(scored),
+                "actions": [{"id": id, "name": name} for id, name in known.names.items()],
                 "protocols": results(val, detections, label_map, val.keyframes),
                 "keyframes_without_ground_truth": len(
                     set(val.keyframes) - named_keyframes(val.ground_truth)

@@ -69,7 +69,7 @@ def detection_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[S
                 {k: v for k, v in settings.items() if k in KeyframeData.model_fields}
             )
             labels = labels_of(evaluation)
-            val = read_evaluation(data, labels)
+            val = read_evaluation(data, known_actions(evaluation))
             detections = read_boxes("detections", evaluation.folder / "detections.csv")
             drawn = curves(val, detections, labels)
             sections.append(Section(f"Precision and recall: {name}", drawn))
@@ -95,6 +95,12 @@ def labels_of(evaluation: Evaluation) -> LabelMap:
     for result in evaluation.report.get("protocols", {}).values():
         return LabelMap({c["id"]: c["name"] for c in result["classes"]}, {})
     raise UserError(f"{evaluation.folder / 'report.json'}: names no protocol; evaluate again")
+
+
+def known_actions(evaluation: Evaluation) -> LabelMap:
+    """The actions of the model, of which the evaluated ones may be a part; lists may hold all."""
+    actions = {action["id"]: action["name"] for action in evaluation.report.get("actions", [])}
+    return LabelMap(actions | labels_of(evaluation).names, {})
 
 
 def figures(evaluation: Evaluation) -> Section:
@@ -170,8 +176,8 @@ def videos(
     num_videos: int,
 ) -> list[Block]:
     """The videos whose annotated actions have the lowest scores, with a timeline of each person."""
-    detected = by_keyframe(detections)
-    truth = by_keyframe(val.ground_truth)
+    detected = by_keyframe(detections, labels)
+    truth = by_keyframe(val.ground_truth, labels)
     excluded = set(val.excluded)
     found = {
         video: {
@@ -201,8 +207,8 @@ def videos(
     return blocks
 
 
-def by_keyframe(table: BoxTable) -> Detected:
-    """People and the scores of their actions; the score of annotated actions is 1."""
+def by_keyframe(table: BoxTable, labels: LabelMap) -> Detected:
+    """People and the scores of their evaluated actions; the score of annotated actions is 1."""
     boxes: dict[str, dict[float, dict[tuple[float, ...], dict[int, float]]]] = defaultdict(
         lambda: defaultdict(dict)
     )
@@ -214,7 +220,7 @@ def by_keyframe(table: BoxTable) -> Detected:
         people = boxes[table.videos[video]][second]
         if is_box:
             of_box = people.setdefault(tuple(table.boxes[row].tolist()), {})
-            if action:
+            if action in labels.names:
                 of_box[action] = score
     return {
         video: {

@@ -42,6 +42,7 @@ def test_a_run_with_evaluations(commands, made):
         "Accuracy: eval",
         "Confusions: eval",
         "Videos: eval",
+        "Where the model looks: eval",
         "Accuracy: eval_train",
         "Confusions: eval_train",
         "Labels to check: eval_train",

@@ -96,7 +96,7 @@ def test_a_timeline_counts_seconds_from_the_start_of_its_clip():
 # ---- an evaluation
 
 
-def evaluation(folder, start_sec=0.0, seconds=(1.0, 2.0, 3.0)):
+def evaluation(folder, start_sec=0.0, seconds=(1.0, 2.0, 3.0), evaluated=LABELS):
     """Two videos of 5 seconds, in which a walk is found late and a sitting person is missed."""
     truth, found = [], []
     for video in ("easy", "hard"):
@@ -116,13 +116,14 @@ def evaluation(folder, start_sec=0.0, seconds=(1.0, 2.0, 3.0)):
             csv.writer(file).writerows(rows)
     tables = [read_boxes("ground truth", folder / "val.csv", LABELS)]
     tables.append(read_boxes("detections", folder / "detections.csv", LABELS))
-    protocols = frame_aps(*tables, LABELS)
+    protocols = frame_aps(*tables, evaluated)
     report = {
         "data": str(folder / "val.csv"),
         "expected": 6,
         "decoded": 6,
         "boxes": "proposals",
-        "protocols": {name: as_dict(ap, LABELS.names) for name, ap in protocols.items()},
+        "actions": [{"id": id, "name": name} for id, name in LABELS.names.items()],
+        "protocols": {name: as_dict(ap, evaluated.names) for name, ap in protocols.items()},
         "settings": {"data": {"val": str(folder / "val.csv"), "start_sec": start_sec}},
     }
     write_json(folder / "report.json", report)
@@ -147,6 +148,18 @@ def test_figures_of_the_page_are_those_of_the_report(tmp_path):
     assert actions.rows == [
         [a["name"], a["ground_truth"], a["ap"], b["ap"]] for a, b in zip(first, second, strict=True)
     ]
+
+
+def test_lists_may_hold_actions_that_are_not_evaluated(tmp_path):
+    evaluation(tmp_path, evaluated=LabelMap({2: "sit"}, {}))
+    found = sections_of(tmp_path)
+    (plot,) = blocks(found["Precision and recall"], Plot)
+    assert [curve["name"].split()[0] for curve in plot.data] == ["sit"]
+    cards = [card for gallery in blocks(found["Videos"], Gallery) for card in gallery.cards]
+    scores = {card.title: dict(card.facts)["mean score of its annotated actions"] for card in cards}
+    assert scores == {"hard": "0.280", "easy": "0.880"}  # sure - second / 100 at 1, 2 and 3 s
+    timelines = blocks(found["Videos"], Plot)
+    assert all("sit" in name for plot in timelines for name in plot.layout["yaxis"]["ticktext"])
 
 
 def test_curves_have_the_average_precision_of_the_report(tmp_path):
@@ -232,7 +245,7 @@ def test_results_of_an_older_version_say_so(tmp_path):
 def test_boxes_of_a_key_frame_are_people(tmp_path):
     evaluation(tmp_path)
     table = read_boxes("detections", tmp_path / "detections.csv", LABELS)
-    people = by_keyframe(table)["hard"][1.0]
+    people = by_keyframe(table, LABELS)["hard"][1.0]
     assert {p.box: p.scores for p in people} == {
         LEFT: {1: 0.3, 3: 0.35},
         RIGHT: {2: pytest.approx(0.29)},
