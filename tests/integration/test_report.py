@@ -55,7 +55,8 @@ def test_a_run_with_evaluations(commands, made):
             assert f'data-value="{value}"' in page
     assert "text.mp4" in page
     assert "not_a_video" in page
-    assert page.count("<video") == 6 + 10  # of 7, one cannot be read; and the training list
+    # Of 7 one cannot be read; the same 6 with their maps; and the training list.
+    assert page.count("<video") == 6 + 6 + 10
 
 
 def test_a_pretraining_run_beside_another_run(commands, made, tmp_path):
