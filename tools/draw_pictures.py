@@ -22,7 +22,7 @@ from hiera_video.demo.motions import DemoData
 from hiera_video.files import replacing
 
 PICTURES = Path(__file__).resolve().parents[1] / "docs/pictures"
-WIDTH, HEIGHT = 1200, 860
+WIDTH, HEIGHT = 1200, 1150
 JPEG_QUALITY = 85
 SEED, LABELLED, PRETRAIN_STEPS, PRETRAIN_LR = 0, 5, 5000, "5e-4"
 
@@ -73,13 +73,8 @@ def main() -> None:
     with sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
-        open_page(page, run / "report/index.html")
-        page.screenshot(path=PICTURES / "report.jpg", quality=JPEG_QUALITY, type="jpeg")
-        open_page(page, work / "ava/run/report/index.html")
-        videos = page.locator("section", has=page.locator("video")).first
-        videos.scroll_into_view_if_needed()
-        page.wait_for_timeout(1000)
-        page.screenshot(path=PICTURES / "timeline.jpg", quality=JPEG_QUALITY, type="jpeg")
+        take(page, run / "report/index.html", "Confusions: eval", "report")
+        take(page, work / "ava/run/report/index.html", "Videos: eval", "timeline")
         browser.close()
 
 
@@ -92,9 +87,14 @@ def pretrained(folder: Path) -> Path:
     return run
 
 
-def open_page(page: Page, path: Path) -> None:
+def take(page: Page, path: Path, heading: str, name: str) -> None:
+    """A picture of a report from a heading on."""
     page.goto(path.as_uri())
-    page.wait_for_timeout(1000)
+    place = page.get_by_role("heading", name=heading, exact=True)
+    for _ in range(3):  # plots are drawn when they come near the screen
+        place.evaluate("element => element.scrollIntoView()")
+        page.wait_for_timeout(1000)
+    page.screenshot(path=PICTURES / f"{name}.jpg", quality=JPEG_QUALITY, type="jpeg")
 
 
 def chromium() -> str:
