@@ -262,9 +262,11 @@ def test_a_card_says_why_it_has_no_picture(tmp_path):
     assert note.startswith(str(listed))
 
 
-def test_results_of_an_older_version_say_so(tmp_path):
-    folder = evaluation(tmp_path, with_settings=False)
-    assert notes(folder, tmp_path) == {"evaluated by an older version: evaluate again"}
+@pytest.mark.parametrize("settings", [{}, {"data": {}}, {"data": {"val": "a", "split": 1.5}}])
+def test_results_of_another_version_say_so(tmp_path, settings):
+    folder = evaluation(tmp_path, settings=settings)
+    (note,) = notes(folder, tmp_path)
+    assert note == f"{folder / 'report.json'}: of another version: evaluate again"
 
 
 @pytest.mark.parametrize(
