@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.analysis.overlay import Person, overlay_frames
+from hiera_video.analysis.overlay import Person, Rectangle, overlay_frames
 from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.keyframes import KeyframeEvaluation, read_evaluation, video_paths
 from hiera_video.data.boxes.table import BoxTable, LabelMap, box_iou
@@ -27,7 +27,7 @@ from hiera_video.report.blocks import (
     Section,
     Table,
 )
-from hiera_video.report.common import COLOURS, averaged
+from hiera_video.report.common import COLOURS, SHADES, averaged, shortened
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation, Run
 from hiera_video.settings.training import KeyframeData
@@ -36,7 +36,8 @@ from hiera_video.video.parts import Part, open_part
 from hiera_video.video.reader import VideoError
 
 MAX_VIDEOS = 8  # with overlays; each has a plot
-STRETCH = 12  # key frames of a video that are shown
+STRETCH = 12  # most key frames of a video that are shown
+STRETCH_SEC = 30.0  # most time from the first to the last: key frames may lie minutes apart
 DRAWN_ACTIONS = 8  # curves that are visible at first
 ACTIONS_OF_PERSON = 3
 MIN_SCORE = 0.3  # of an action in the overlay, as in `detect predict`
@@ -48,7 +49,7 @@ MAX_SIDE = 480  # short side of overlays, pixels
 class DetectedPerson:
     """One box of a key frame with the scores of its actions by id."""
 
-    box: tuple[float, ...]
+    box: Rectangle
     scores: dict[int, float]
 
 
@@ -62,12 +63,7 @@ def detection_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[S
         name = evaluation.folder.name
         sections.append(figures(evaluation))
         try:
-            settings = evaluation.settings.get("data")
-            if settings is None:
-                raise UserError(f"{evaluation.folder}: of an older version; evaluate again")
-            data = KeyframeData.model_validate(
-                {k: v for k, v in settings.items() if k in KeyframeData.model_fields}
-            )
+            data = evaluation.data(KeyframeData)
             labels = labels_of(evaluation)
             val = read_evaluation(data, known_actions(evaluation))
             detections = read_boxes("detections", evaluation.folder / "detections.csv")
@@ -209,7 +205,7 @@ def videos(
 
 def by_keyframe(table: BoxTable, labels: LabelMap) -> Detected:
     """People and the scores of their evaluated actions; the score of annotated actions is 1."""
-    boxes: dict[str, dict[float, dict[tuple[float, ...], dict[int, float]]]] = defaultdict(
+    boxes: dict[str, dict[float, dict[Rectangle, dict[int, float]]]] = defaultdict(
         lambda: defaultdict(dict)
     )
     scores = np.ones(len(table)) if table.score is None else table.score
@@ -219,7 +215,8 @@ def by_keyframe(table: BoxTable, labels: LabelMap) -> Detected:
     ):
         people = boxes[table.videos[video]][second]
         if is_box:
-            of_box = people.setdefault(tuple(table.boxes[row].tolist()), {})
+            x1, y1, x2, y2 = table.boxes[row].tolist()
+            of_box = people.setdefault((x1, y1, x2, y2), {})
             if action in labels.names:
                 of_box[action] = score
     return {
@@ -246,13 +243,18 @@ def recognised(truth: Sequence[DetectedPerson], found: Sequence[DetectedPerson])
 
 
 def hardest_stretch(scores: dict[float, float]) -> list[float]:
-    """The successive key frames, at most `STRETCH`, of the lowest mean score; ascending seconds."""
-    seconds = list(scores)
-    values = np.array(list(scores.values()))
-    size = min(STRETCH, len(values))
-    means = np.convolve(values, np.ones(size) / size, mode="valid")
-    first = int(means.argmin())
-    return seconds[first : first + size]
+    """Successive key frames, as many as `STRETCH` and `STRETCH_SEC` allow; ascending seconds.
+
+    Of the stretches with the most key frames, it is that of the lowest mean score.
+    """
+    seconds = np.array(list(scores))
+    sums = np.append(0.0, np.cumsum(list(scores.values())))
+    first = np.arange(len(seconds))
+    end = np.searchsorted(seconds, seconds + STRETCH_SEC, side="right").clip(max=first + STRETCH)
+    sizes = end - first
+    means = (sums[end] - sums[first]) / sizes
+    chosen = int(np.where(sizes == sizes.max(), means, np.inf).argmin())
+    return seconds[chosen : end[chosen]].tolist()
 
 
 def linked(shown: dict[float, list[DetectedPerson]]) -> list[dict[float, DetectedPerson]]:
@@ -294,7 +296,7 @@ def overlay(
     keyframes = [
         (
             second - data.start_sec - begin,
-            [Person(tuple(p.box), top_actions(p, labels)) for p in shown[second]],  # type: ignore[arg-type]
+            [Person(p.box, top_actions(p, labels)) for p in shown[second]],
         )
         for second in seconds
     ]
@@ -351,7 +353,7 @@ def timeline(
             for name, row in zip(names, rows, strict=True)
         ],
         "hoverinfo": "text",
-        "colorscale": [[0, "#e8eef6"], [1, "#0b5cad"]],
+        "colorscale": SHADES,
         "zmin": 0,
         "zmax": 1,
         "ygap": 2,
@@ -360,7 +362,7 @@ def timeline(
         "xaxis": {"title": {"text": "seconds of the clip"}},
         "yaxis": {
             "tickvals": list(range(len(names))),
-            "ticktext": [name if len(name) <= 40 else f"{name[:39]}…" for name in names],
+            "ticktext": shortened(names, 40),
             "autorange": "reversed",
         },
     }

@@ -79,6 +79,12 @@ def test_the_hardest_stretch_has_the_lowest_mean():
     assert hardest_stretch({3.0: 0.5, 4.0: 0.2}) == [3.0, 4.0]
 
 
+def test_key_frames_that_lie_far_apart_make_no_long_clip():
+    scores = {0.0: 0.1, 20.0: 0.9, 40.0: 0.5, 300.0: 0.0, 900.0: 0.0}
+    assert hardest_stretch(scores) == [0.0, 20.0]  # two within 30 s, of the lower mean
+    assert hardest_stretch({0.0: 0.5, 300.0: 0.2}) == [300.0]
+
+
 def test_a_timeline_counts_seconds_from_the_start_of_its_clip():
     tracks = [{902.0: person(LEFT, walk=0.9, sit=0.2), 903.0: person(LEFT, walk=0.7)}]
     plot = timeline("v", tracks, [902.0, 903.0], 901.5, LABELS, "media/0000.mp4")
@@ -233,13 +239,14 @@ def test_files_that_cannot_be_read_are_named(tmp_path, change, message):
     assert message in notice.text
 
 
-def test_results_of_an_older_version_say_so(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"data": {"start_sec": "early"}}])
+def test_results_of_another_version_say_so(tmp_path, settings):
     report = evaluation(tmp_path)
-    del report["settings"]
+    report |= {"settings": settings}
     write_json(tmp_path / "report.json", report)
     found = sections_of(tmp_path)
     assert blocks(found["Frame mAP"], Table)
-    assert "of an older version" in blocks(found["Videos"], Notice)[0].text
+    assert "of another version" in blocks(found["Videos"], Notice)[0].text
 
 
 def test_boxes_of_a_key_frame_are_people(tmp_path):
