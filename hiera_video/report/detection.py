@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -53,7 +54,7 @@ class DetectedPerson:
     scores: dict[int, float]
 
 
-Detected = dict[str, dict[float, list[DetectedPerson]]]  # by video and second
+Detected = dict[float, list[DetectedPerson]]  # of one video, by second
 
 
 def detection_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[Section]:
@@ -172,17 +173,20 @@ def videos(
     num_videos: int,
 ) -> list[Block]:
     """The videos whose annotated actions have the lowest scores, with a timeline of each person."""
-    detected = by_keyframe(detections, labels)
-    truth = by_keyframe(val.ground_truth, labels)
+    detected_rows = rows_by_video(detections)
+
+    def detected_in(video: str) -> Detected:
+        return by_keyframe(detections, detected_rows.get(video, np.empty(0, np.int64)), labels)
+
     excluded = set(val.excluded)
-    found = {
-        video: {
-            second: recognised(people, detected.get(video, {}).get(second, []))
-            for second, people in sorted(of_video.items())
+    found = {}
+    for video, rows in rows_by_video(val.ground_truth).items():
+        truth, detected = by_keyframe(val.ground_truth, rows, labels), detected_in(video)
+        found[video] = {
+            second: recognised(people, detected.get(second, []))
+            for second, people in sorted(truth.items())
             if people and (video, second) not in excluded
         }
-        for video, of_video in truth.items()
-    }
     means = {v: float(np.mean(list(of.values()))) for v, of in found.items() if of}
     paths = video_paths(val.ground_truth.videos, val.ground_truth.source, data.root)
     blocks: list[Block] = []
@@ -190,7 +194,8 @@ def videos(
         seconds = hardest_stretch(found[video])
         step = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1.0
         begin = max(0.0, seconds[0] - data.start_sec - step / 2)  # in the file
-        shown = {s: detected.get(video, {}).get(s, []) for s in seconds}
+        detected = detected_in(video)
+        shown = {s: detected.get(s, []) for s in seconds}
         tracks = linked(shown)
         media = overlay(paths[video], begin, seconds, shown, labels, data, step, folder)
         facts = [
@@ -203,28 +208,33 @@ def videos(
     return blocks
 
 
-def by_keyframe(table: BoxTable, labels: LabelMap) -> Detected:
-    """People and the scores of their evaluated actions; the score of annotated actions is 1."""
-    boxes: dict[str, dict[float, dict[Rectangle, dict[int, float]]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    scores = np.ones(len(table)) if table.score is None else table.score
-    columns = (table.video, table.second, table.action, scores, table.is_box)
-    for row, (video, second, action, score, is_box) in enumerate(
-        zip(*(column.tolist() for column in columns), strict=True)
+def rows_by_video(table: BoxTable) -> dict[str, np.ndarray]:
+    """The rows of each video."""
+    order = np.argsort(table.video, kind="stable")
+    ends = np.searchsorted(table.video[order], np.arange(len(table.videos)), side="right")
+    return dict(zip(table.videos, np.split(order, ends)[:-1], strict=True))
+
+
+def by_keyframe(table: BoxTable, rows: np.ndarray, labels: LabelMap) -> Detected:
+    """People and the scores of their evaluated actions; the score of annotated actions is 1.
+
+    Args:
+        rows: of one video. A million rows become 350 MB of objects, and AVA has several millions.
+    """
+    keyframes: dict[float, dict[Rectangle, dict[int, float]]] = defaultdict(dict)
+    scores = np.ones(len(rows)) if table.score is None else table.score[rows]
+    columns = (table.second[rows], table.boxes[rows], table.action[rows], scores)
+    for second, (x1, y1, x2, y2), action, score in zip(
+        *(column.tolist() for column in columns), strict=True
     ):
-        people = boxes[table.videos[video]][second]
-        if is_box:
-            x1, y1, x2, y2 = table.boxes[row].tolist()
+        people = keyframes[second]
+        if not math.isnan(x1):  # which marks a key frame without boxes
             of_box = people.setdefault((x1, y1, x2, y2), {})
             if action in labels.names:
                 of_box[action] = score
     return {
-        video: {
-            second: [DetectedPerson(box, actions) for box, actions in people.items()]
-            for second, people in of_video.items()
-        }
-        for video, of_video in boxes.items()
+        second: [DetectedPerson(box, actions) for box, actions in people.items()]
+        for second, people in keyframes.items()
     }
 
 

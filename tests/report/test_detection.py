@@ -20,6 +20,7 @@ from hiera_video.report.detection import (
     hardest_stretch,
     linked,
     recognised,
+    rows_by_video,
     timeline,
 )
 from hiera_video.report.media import MediaFolder
@@ -249,10 +250,19 @@ def test_results_of_another_version_say_so(tmp_path, settings):
     assert "of another version" in blocks(found["Videos"], Notice)[0].text
 
 
+def test_a_key_frame_without_boxes_has_no_people(tmp_path):
+    (tmp_path / "val.csv").write_text("v,1\nv,2,0,0,0.4,1,1,0\n")
+    table = read_boxes("ground truth", tmp_path / "val.csv", LABELS)
+    found = by_keyframe(table, rows_by_video(table)["v"], LABELS)
+    assert found == {1.0: [], 2.0: [person(LEFT, walk=1.0)]}
+
+
 def test_boxes_of_a_key_frame_are_people(tmp_path):
     evaluation(tmp_path)
     table = read_boxes("detections", tmp_path / "detections.csv", LABELS)
-    people = by_keyframe(table, LABELS)["hard"][1.0]
+    rows = rows_by_video(table)
+    assert {video: len(of_video) for video, of_video in rows.items()} == {"easy": 12, "hard": 12}
+    people = by_keyframe(table, rows["hard"], LABELS)[1.0]
     assert {p.box: p.scores for p in people} == {
         LEFT: {1: 0.3, 3: 0.35},
         RIGHT: {2: pytest.approx(0.29)},
