@@ -11,7 +11,7 @@ from hiera_video.analysis.sheets import fps_of
 from hiera_video.data.transforms import Crops
 from hiera_video.errors import UserError
 from hiera_video.evaluation.prediction import with_class_names
-from hiera_video.evaluation.views import Scorer
+from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.report.blocks import Block, Card, Gallery, Media, Notice, Section
 from hiera_video.report.runs import Evaluation
@@ -51,7 +51,7 @@ def attention_section(
         return Section(title, [Notice(text)])
     sampler = ClipSampler.of(settings.clips, model.input_size[0])
     crops = Crops(model.input_size[1:], settings.views.num_crops, settings.views.short_side)
-    scorer = Scorer.of(model, card, torch.device("cpu"), 1)
+    normalize = Normalize(card.mean, card.std)
     cards = []
     for number in np.argsort(-scores.loss, kind="stable")[: min(num_videos, MAX_VIDEOS)].tolist():
         name = scores.names[number]
@@ -71,7 +71,7 @@ def attention_section(
             cards.append(Card(name, Media(note=str(error)), facts))
             continue
         seen = crops(frames)[crops.num_crops // 2]
-        inputs = scorer.normalize(torch.from_numpy(seen)[None])
+        inputs = normalize(torch.from_numpy(seen)[None])
         values = gradient_map(model, inputs, torch.tensor([predicted]))[0]
         overlays = overlaid(seen, enlarged(values, model.input_size))
         beside = np.concatenate([seen, overlays], axis=2)
