@@ -110,10 +110,11 @@ def spread(count: int, most: int) -> list[int]:
 
 def planar(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str], str]:
     """Places in a plane [N, 2], names of the axes and of the method: UMAP where it is installed."""
-    if importlib.util.find_spec("umap") and len(points) > 15:
+    if importlib.util.find_spec("umap") and len(points) > 15:  # its number of neighbours
         import umap
 
-        place = umap.UMAP(random_state=0, metric="cosine").fit_transform(points)
+        # With a seed it has one thread, and warns unless that is stated.
+        place = umap.UMAP(random_state=0, n_jobs=1, metric="cosine").fit_transform(points)
         return place, ("", ""), "UMAP of cosine distances"
     centred = points - points.mean(axis=0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)

@@ -89,6 +89,18 @@ def test_a_plane_in_space_keeps_its_distances():
     assert "principal components" in method
 
 
+def test_umap_keeps_groups_together():
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(3), 20)
+    points = 4 * rng.normal(size=(3, 32))[group] + rng.normal(size=(60, 32))
+    place, axes, method = planar(points)
+    assert (axes, method) == (("", ""), "UMAP of cosine distances")
+    distances = np.linalg.norm(place[:, None] - place[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert np.array_equal(group[distances.argmin(axis=1)], group)
+
+
 @pytest.mark.parametrize("points", [np.ones((4, 3)), np.arange(4.0)[:, None]])
 def test_points_on_a_line_or_in_one_place(points):
     place, _, _ = planar(points)
