@@ -172,7 +172,7 @@ def failures(runs: Sequence[Run]) -> Section | None:
             where = f"evaluation {evaluation.folder.name}"
             found += [(where, failure) for failure in evaluation.report.get("failed", [])]
         for where, failure in found:
-            title = failure.get("name") or failure.get("path")
+            title = failure.get("name") or failure.get("video")
             message = failure.get("message") or failure.get("error")
             rows.append([title, failure.get("cause"), message, where, name])
     distinct = list({tuple(map(str, row)): row for row in rows}.values())
