@@ -218,10 +218,8 @@ def confusions(evaluation: Evaluation, scores: Scores) -> Section:
     }
     axis = {"tickvals": list(range(len(names))), "ticktext": shortened(names, 24)}
     layout = {"xaxis": {**axis, "tickangle": -60}, "yaxis": {**axis, "autorange": "reversed"}}
-    caption += (
-        ". Colours end at the largest confusion. Drag over a part to enlarge it, click twice to "
-        "see all."
-    )
+    caption += "." if not most else ". Colours end at the largest confusion."
+    caption += " Drag over a part to enlarge it, click twice to see all."
     height_px = min(900, 220 + 18 * len(names))
     blocks: list[Block] = [Plot(caption, [heat], layout, height_px)]
     if rows:
