@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import UserError, counted
 from hiera_video.extraction.store import load_features
 from hiera_video.report.blocks import Block, FeatureMap, Media, Notice, Section
@@ -15,6 +18,8 @@ from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Run, read_lines
 from hiera_video.settings.video import Decoding
 from hiera_video.video.open import opener
+from hiera_video.video.parts import Part
+from hiera_video.video.reader import VideoReader
 
 MAX_POINTS = 5_000  # videos of a map
 NEIGHBOURS = 8
@@ -37,12 +42,13 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
     if len(chosen) < len(done):
         problems.append(f"{len(chosen):,} of {len(done):,} videos are shown, spread over the list.")
     names: list[str] = []
-    paths: list[str] = []
+    videos: list[Callable[[], VideoReader]] = []
     vectors: list[np.ndarray] = []
     for number in chosen:
         line = done[number]
         try:
-            vector = mean_vector(load_features(run.folder / line["output"]).features)
+            loaded = load_features(run.folder / line["output"])
+            vector, video = mean_vector(loaded.features), video_of(line, loaded.metadata)
         except (ValueError, UserError, FileNotFoundError) as error:
             problems.append(f"{line['video']}: {error}")
             continue
@@ -52,7 +58,7 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
             )
             continue
         names.append(line["video"])
-        paths.append(line["path"])
+        videos.append(video)
         vectors.append(vector)
     intro = (
         f"{run.folder}: {counted(len(done), 'video')} with features. A video is the mean of its "
@@ -68,11 +74,8 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
     place, axes, method = planar(points)
     with_media = set(spread(len(names), num_videos))
     media: list[Media | None] = []
-    for number, path in enumerate(paths):
-        if number in with_media:
-            media.append(folder.of(partial(opener(Decoding()), path)))
-        else:
-            media.append(None)
+    for number, video in enumerate(videos):
+        media.append(folder.of(video) if number in with_media else None)
     caption = f"{method}; point at a video to see it, choose one to see its nearest neighbours"
     blocks.append(
         FeatureMap(
@@ -86,6 +89,21 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
         )
     )
     return [Section(title, blocks, intro)]
+
+
+def video_of(line: Mapping[str, Any], metadata: Mapping[str, Any]) -> Callable[[], VideoReader]:
+    """What opens the video, or the part of one, that a line of index.jsonl is about.
+
+    Args:
+        metadata: of its features, whose settings say how it was read.
+    """
+    name, path = line["video"], line["path"]
+    part = Part.at_end(name)
+    if part is not None and path.endswith(str(part)):  # the name of a file that looks like a part
+        part = None
+    how = {k: v for k, v in metadata["settings"].items() if k in ("frames_fps", "max_gap_sec")}
+    record = VideoRecord(path, (), name, part, line.get("frames_fps"))
+    return partial(record.open, opener(Decoding(**how)))
 
 
 def mean_vector(features: np.ndarray) -> np.ndarray:
