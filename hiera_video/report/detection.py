@@ -129,9 +129,15 @@ def figures(evaluation: Evaluation) -> Section:
 
 def curves(val: KeyframeEvaluation, detections: BoxTable, labels: LabelMap) -> list[Block]:
     """Precision and recall of each action, by the first protocol."""
-    (protocol, result), *_ = frame_aps(
-        val.ground_truth, detections, labels, excluded=val.excluded, keyframes=val.keyframes
-    ).items()
+    protocol, *_ = PROTOCOLS
+    result = frame_aps(
+        val.ground_truth,
+        detections,
+        labels,
+        protocols=[protocol],
+        excluded=val.excluded,
+        keyframes=val.keyframes,
+    )[protocol]
     most_boxes = np.argsort(-result.num_ground_truth, kind="stable").tolist()
     data = []
     for place, c in enumerate(most_boxes):
