@@ -22,8 +22,10 @@ GIVES = {  # each extra; the table in README.md says the same
     "hub": "weights from and to the Hugging Face Hub",
     "instances": "boxes and masks of objects in pictures, as in COCO",
     "plot": "the plot of benchmark",
+    "report": "the page of report",
     "ray": "extract --engine ray",
     "pytorchvideo": "pytorchvideo's data sets with our clips",
+    "docs": "the site of the documentation",
 }
 FFMPEG = ("libavcodec", "libavformat", "libavutil", "libswscale")  # whose versions PyAV knows
 DEVELOPMENT = "dev"  # for who changes the code
