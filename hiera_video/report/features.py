@@ -1,4 +1,4 @@
-"""The section about an extraction: a map of its features, and the neighbours of each video."""
+"""Sections about an extraction: a map of its features, and how long videos change over time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import UserError, counted
 from hiera_video.extraction.store import load_features
-from hiera_video.report.blocks import Block, FeatureMap, Media, Notice, Section
+from hiera_video.report.blocks import Block, FeatureMap, Media, Notice, Plot, Section
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Run, read_lines
 from hiera_video.settings.video import Decoding
@@ -26,6 +26,8 @@ NEIGHBOURS = 8
 MAX_GROUPS = 20  # folders that have a colour
 MAX_PROBLEMS = 10  # that are listed
 BLOCK = 500  # rows of similarities that are in memory at once
+MIN_WINDOWS, MAX_WINDOWS = 8, 200  # of a video whose windows are compared; of more, some are
+MAX_LONG_VIDEOS = 6
 
 
 def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[Section]:
@@ -67,9 +69,11 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
     blocks: list[Block] = [Notice(problem) for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         blocks.append(Notice(f"And {len(problems) - MAX_PROBLEMS} more like the last one."))
+    long = [line for line in done if line.get("num_windows", 0) >= MIN_WINDOWS]
+    over_time = [windows_section(run, long)] if long else []
     if len(vectors) < 3:
         blocks.append(Notice("A map needs the features of 3 videos."))
-        return [Section(title, blocks, intro)]
+        return [Section(title, blocks, intro), *over_time]
     points = np.stack(vectors)
     place, axes, method = planar(points)
     with_media = set(spread(len(names), num_videos))
@@ -88,7 +92,41 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
             axes,
         )
     )
-    return [Section(title, blocks, intro)]
+    return [Section(title, blocks, intro), *over_time]
+
+
+def windows_section(run: Run, long: list[dict[str, Any]]) -> Section:
+    """How similar the windows of the longest videos are to one another.
+
+    Args:
+        long: lines of the index.
+    """
+    blocks: list[Block] = []
+    for line in sorted(long, key=lambda line: -line["num_windows"])[:MAX_LONG_VIDEOS]:
+        try:
+            found = load_features(run.folder / line["output"])
+            shown = spread(len(found.features), MAX_WINDOWS)
+            vectors = np.stack([mean_vector(found.features[[n]]) for n in shown])
+        except (ValueError, UserError, FileNotFoundError) as error:
+            blocks.append(Notice(f"{line['video']}: {error}"))
+            continue
+        seconds = found.center_sec[shown].round(2).tolist()
+        unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        similarity = (unit @ unit.T).round(3)
+        heat = {
+            "type": "heatmap",
+            "x": seconds,
+            "y": seconds,
+            "z": similarity.tolist(),
+            "hovertemplate": "%{x} s and %{y} s: %{z}<extra></extra>",
+            "colorscale": "Viridis",
+        }
+        axis = {"title": {"text": "seconds"}}
+        layout = {"xaxis": axis, "yaxis": {**axis, "autorange": "reversed"}}
+        caption = f"{line['video']}: cosine similarity of its {line['num_windows']} windows"
+        blocks.append(Plot(caption, [heat], layout, height_px=290))
+    intro = "Squares along the diagonal are stretches of similar features; their edges are changes."
+    return Section(f"Videos over time: {run.name}", blocks, intro)
 
 
 def video_of(line: Mapping[str, Any], metadata: Mapping[str, Any]) -> Callable[[], VideoReader]:

@@ -29,6 +29,8 @@ def test_evaluation_of_a_list_that_does_not_divide(commands, trained, tmp_path):
     one, two = (json.loads((tmp_path / n / "report.json").read_text()) for n in ("one", "two"))
     assert one.pop("environment")
     assert two.pop("environment")
+    for report, n in ((one, "one"), (two, "two")):
+        assert report["settings"].pop("output_dir") == str(tmp_path / n)
     assert one == two
     assert one["expected"] == 7
     assert one["decoded"] == 6

@@ -16,6 +16,7 @@ from hiera_video.report.blocks import FeatureMap, Notice
 from hiera_video.report.features import (
     BLOCK,
     MAX_PROBLEMS,
+    MAX_WINDOWS,
     NEIGHBOURS,
     extraction_sections,
     groups_of,
@@ -50,7 +51,7 @@ def extraction(folder, features, format="npz", paths=None, **settings):
 
 def section_of(folder, num_videos=3):
     media = MediaFolder(folder.parent / "report")
-    (section,) = extraction_sections(read_run(folder), media, num_videos)
+    section, *_ = extraction_sections(read_run(folder), media, num_videos)
     return section
 
 
@@ -206,6 +207,30 @@ def test_files_that_cannot_be_used_are_named_and_the_others_drawn(tmp_path):
     for part in ("index.jsonl: 1 line cannot be read", "1.mp4: ", "2.mp4: ", "7.mp4: "):
         assert sum(part in text for text in texts) == 1, texts
     assert "features/5.mp4.npz: 7 numbers, others have 4" in texts
+
+
+def test_windows_of_long_videos_are_compared(tmp_path):
+    # Two scenes, whose features are at right angles, and a third one between them.
+    scenes = np.repeat([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0]], (5, 4, 3), axis=0)
+    folder = extraction(tmp_path / "features", {"long.mp4": scenes, "short.mp4": scenes[:7]})
+    _, section = extraction_sections(read_run(folder), MediaFolder(tmp_path / "report"), 1)
+    (plot,) = section.blocks
+    assert "long.mp4" in plot.caption
+    (heat,) = plot.data
+    assert heat["x"] == heat["y"] == [n + 0.5 for n in range(12)]
+    similarity = np.array(heat["z"])
+    np.testing.assert_allclose(similarity[:5, :5], 1)
+    np.testing.assert_allclose(similarity[:5, 5:9], 0)
+    np.testing.assert_allclose(similarity[9:, :9], 0.707)
+
+
+def test_of_many_windows_some_are_compared(tmp_path):
+    many = np.random.default_rng(0).normal(size=(3 * MAX_WINDOWS, 4))
+    folder = extraction(tmp_path / "features", {"long.mp4": many})
+    _, section = extraction_sections(read_run(folder), MediaFolder(tmp_path / "report"), 1)
+    (heat,) = section.blocks[0].data
+    assert len(heat["x"]) == len(heat["z"]) == MAX_WINDOWS
+    assert (heat["x"][0], heat["x"][-1]) == (0.5, 3 * MAX_WINDOWS - 0.5)
 
 
 def test_of_many_problems_the_first_are_listed(tmp_path):
