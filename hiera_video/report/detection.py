@@ -206,7 +206,7 @@ def videos(
         media = overlay(paths[video], begin, seconds, shown, labels, data, step, folder)
         facts = [
             ("mean score of its annotated actions", f"{mean:.3f}"),
-            ("key frames shown", f"{len(seconds)}, from {seconds[0]:g} to {seconds[-1]:g} s"),
+            ("key frames shown", f"{', '.join(f'{second:g}' for second in seconds)} s"),
         ]
         blocks.append(Gallery(video, [Card(video, media, facts)]))
         start_sec = begin + data.start_sec

@@ -192,7 +192,9 @@ def test_videos_come_by_their_scores_with_clip_and_timeline(tmp_path, start_sec)
     assert [gallery.caption for gallery in galleries] == ["hard", "easy"]
     card = galleries[0].cards[0]
     scores = [0.3, 0.3, 0.3, 0.29, 0.28, 0.27]
-    assert dict(card.facts)["mean score of its annotated actions"] == f"{np.mean(scores):.3f}"
+    facts = dict(card.facts)
+    assert facts["mean score of its annotated actions"] == f"{np.mean(scores):.3f}"
+    assert facts["key frames shown"] == ("901, 902, 903 s" if start_sec else "1, 2, 3 s")
     # Key frames are a second apart: the clip begins half a second before the first.
     assert plots[0].data[0]["x"] == [0.5, 1.5, 2.5]
     assert plots[0].seeks == card.media.video
