@@ -9,17 +9,8 @@ from pathlib import Path
 import numpy as np
 
 CLIP = Path(__file__).with_name("clip.mp4")
-NUM_FRAMES, FPS, HEIGHT, WIDTH = 24, 12, 64, 96
+NUM_FRAMES, HEIGHT, WIDTH = 24, 64, 96
 BLOCK = 16  # pixels of a side: a macroblock of H.264, so that blocks have no edges inside
-# Common H.264 (High, 4:2:0) with B-frames and three groups of pictures.
-OPTIONS = {
-    "crf": "12",
-    "g": "8",
-    "bf": "2",
-    "b_strategy": "0",
-    "sc_threshold": "0",
-    "profile": "high",
-}
 TOLERANCE = 6  # of 255; the error of colours and compression is 4, and colours differ by 25 or more
 
 

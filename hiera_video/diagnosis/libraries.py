@@ -25,10 +25,9 @@ GIVES = {  # each extra; the table in README.md says the same
     "report": "the page of report",
     "ray": "extract --engine ray",
     "pytorchvideo": "pytorchvideo's data sets with our clips",
-    "docs": "the site of the documentation",
 }
 FFMPEG = ("libavcodec", "libavformat", "libavutil", "libswscale")  # whose versions PyAV knows
-DEVELOPMENT = "dev"  # for who changes the code
+DEVELOPMENT = ("dev", "docs")  # their programs are in the repository alone
 
 
 @dataclass(frozen=True)
@@ -61,7 +60,7 @@ def libraries() -> list[Library]:
         importlib.metadata.PackageNotFoundError: the package itself is not installed.
     """
     stated = metadata.metadata(PACKAGE)
-    extras = [e for e in stated.get_all("Provides-Extra") or [] if e != DEVELOPMENT]
+    extras = [e for e in stated.get_all("Provides-Extra") or [] if e not in DEVELOPMENT]
     requirements = [Requirement(line) for line in stated.get_all("Requires-Dist") or []]
     found: dict[str, Library] = {}
     for extra in (None, *extras):

@@ -63,7 +63,7 @@ class Diagnosis:
 
 
 def diagnose() -> Diagnosis:
-    """Runs all checks; takes some 15 seconds. Nothing is fetched and no file is left behind."""
+    """Runs all checks. Nothing is fetched and no file is left behind."""
     sections: dict[str, Section] = {"versions": system.versions()}
     found, extras, stated = _stated()
     imports, decoders = _checked(found)

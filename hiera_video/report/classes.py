@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,6 +22,7 @@ from hiera_video.report.blocks import (
     Section,
     Table,
 )
+from hiera_video.report.common import SHADES, shortened
 from hiera_video.report.looking import attention_section
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation, Run
@@ -211,17 +211,15 @@ def confusions(evaluation: Evaluation, scores: Scores) -> Section:
             for a, row in zip(names, counts.tolist(), strict=True)
         ],
         "hoverinfo": "text",
-        "colorscale": [[0, "#e8eef6"], [1, "#0b5cad"]],
+        "colorscale": SHADES,
         "zmin": 0,
         "zmax": most or 1,  # beside the classes' own shares, confusions would be pale
         "colorbar": {"tickformat": ".0%"},
     }
-    axis = {"tickvals": list(range(len(names))), "ticktext": shortened(names)}
+    axis = {"tickvals": list(range(len(names))), "ticktext": shortened(names, 24)}
     layout = {"xaxis": {**axis, "tickangle": -60}, "yaxis": {**axis, "autorange": "reversed"}}
-    caption += (
-        ". Colours end at the largest confusion. Drag over a part to enlarge it, click twice to "
-        "see all."
-    )
+    caption += "." if not most else ". Colours end at the largest confusion."
+    caption += " Drag over a part to enlarge it, click twice to see all."
     height_px = min(900, 220 + 18 * len(names))
     blocks: list[Block] = [Plot(caption, [heat], layout, height_px)]
     if rows:
@@ -229,11 +227,6 @@ def confusions(evaluation: Evaluation, scores: Scores) -> Section:
     else:
         blocks.append(Notice("No video was taken for another class."))
     return Section(f"Confusions: {evaluation.folder.name}", blocks)
-
-
-def shortened(names: Sequence[str], most: int = 24) -> list[str]:
-    """Names for the axes of a plot."""
-    return [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]
 
 
 def hardest(

@@ -15,6 +15,7 @@ from hiera_video.report.runs import Run, leaves, unique_names
 MAX_POINTS = 1_000  # of a curve; more steps are averaged
 MAX_FAILURES = 500  # rows
 COLOURS = ("#3b82f6", "#e4572e", "#17a673", "#a855f7", "#d4a017", "#0ea5b7", "#db2777", "#78716c")
+SHADES = [[0, "#e8eef6"], [1, "#0b5cad"]]  # of heatmaps, from 0 to the highest value
 TITLES = {
     "loss": "Loss of the training steps",
     "lr": "Learning rate",
@@ -156,18 +157,22 @@ def averaged(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
     return shown_x, shown_y
 
 
+def shortened(names: Sequence[str], most: int) -> list[str]:
+    """Names of at most `most` characters, for the axes of a plot."""
+    return [name if len(name) <= most else f"{name[: most - 1]}…" for name in names]
+
+
 def failures(runs: Sequence[Run]) -> Section | None:
-    """Videos that could not be used, in training and in evaluation; None if there are none."""
+    """Videos that training, evaluation or extraction could not use; None if there are none."""
     rows: list[list[Any]] = []
     for run, name in zip(runs, unique_names(runs), strict=True):
-        found = [("training", failure) for failure in run.failures]
+        origin = "extraction" if run.kind == "extraction" else "training"
+        found = [(origin, failure) for failure in run.failures]
         for evaluation in run.evaluations:
             where = f"evaluation {evaluation.folder.name}"
             found += [(where, failure) for failure in evaluation.report.get("failed", [])]
-        if run.kind == "extraction":
-            found = [("extraction", failure) for failure in run.failures]
         for where, failure in found:
-            title = failure.get("name") or failure.get("path")
+            title = failure.get("name") or failure.get("video")
             message = failure.get("message") or failure.get("error")
             rows.append([title, failure.get("cause"), message, where, name])
     distinct = list({tuple(map(str, row)): row for row in rows}.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.analysis.overlay import Person, overlay_frames
+from hiera_video.analysis.overlay import Person, Rectangle, overlay_frames
 from hiera_video.data.boxes.files import read_boxes
 from hiera_video.data.boxes.keyframes import KeyframeEvaluation, read_evaluation, video_paths
 from hiera_video.data.boxes.table import BoxTable, LabelMap, box_iou
@@ -27,7 +28,7 @@ from hiera_video.report.blocks import (
     Section,
     Table,
 )
-from hiera_video.report.common import COLOURS, averaged
+from hiera_video.report.common import COLOURS, SHADES, averaged, shortened
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation, Run
 from hiera_video.settings.training import KeyframeData
@@ -36,7 +37,8 @@ from hiera_video.video.parts import Part, open_part
 from hiera_video.video.reader import VideoError
 
 MAX_VIDEOS = 8  # with overlays; each has a plot
-STRETCH = 12  # key frames of a video that are shown
+STRETCH = 12  # most key frames of a video that are shown
+STRETCH_SEC = 30.0  # most time from the first to the last: key frames may lie minutes apart
 DRAWN_ACTIONS = 8  # curves that are visible at first
 ACTIONS_OF_PERSON = 3
 MIN_SCORE = 0.3  # of an action in the overlay, as in `detect predict`
@@ -48,11 +50,11 @@ MAX_SIDE = 480  # short side of overlays, pixels
 class DetectedPerson:
     """One box of a key frame with the scores of its actions by id."""
 
-    box: tuple[float, ...]
+    box: Rectangle
     scores: dict[int, float]
 
 
-Detected = dict[str, dict[float, list[DetectedPerson]]]  # by video and second
+Detected = dict[float, list[DetectedPerson]]  # of one video, by second
 
 
 def detection_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[Section]:
@@ -62,12 +64,7 @@ def detection_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[S
         name = evaluation.folder.name
         sections.append(figures(evaluation))
         try:
-            settings = evaluation.settings.get("data")
-            if settings is None:
-                raise UserError(f"{evaluation.folder}: of an older version; evaluate again")
-            data = KeyframeData.model_validate(
-                {k: v for k, v in settings.items() if k in KeyframeData.model_fields}
-            )
+            data = evaluation.data(KeyframeData)
             labels = labels_of(evaluation)
             val = read_evaluation(data, known_actions(evaluation))
             detections = read_boxes("detections", evaluation.folder / "detections.csv")
@@ -132,9 +129,15 @@ def figures(evaluation: Evaluation) -> Section:
 
 def curves(val: KeyframeEvaluation, detections: BoxTable, labels: LabelMap) -> list[Block]:
     """Precision and recall of each action, by the first protocol."""
-    (protocol, result), *_ = frame_aps(
-        val.ground_truth, detections, labels, excluded=val.excluded, keyframes=val.keyframes
-    ).items()
+    protocol, *_ = PROTOCOLS
+    result = frame_aps(
+        val.ground_truth,
+        detections,
+        labels,
+        protocols=[protocol],
+        excluded=val.excluded,
+        keyframes=val.keyframes,
+    )[protocol]
     most_boxes = np.argsort(-result.num_ground_truth, kind="stable").tolist()
     data = []
     for place, c in enumerate(most_boxes):
@@ -176,17 +179,20 @@ def videos(
     num_videos: int,
 ) -> list[Block]:
     """The videos whose annotated actions have the lowest scores, with a timeline of each person."""
-    detected = by_keyframe(detections, labels)
-    truth = by_keyframe(val.ground_truth, labels)
+    detected_rows = rows_by_video(detections)
+
+    def detected_in(video: str) -> Detected:
+        return by_keyframe(detections, detected_rows.get(video, np.empty(0, np.int64)), labels)
+
     excluded = set(val.excluded)
-    found = {
-        video: {
-            second: recognised(people, detected.get(video, {}).get(second, []))
-            for second, people in sorted(of_video.items())
+    found = {}
+    for video, rows in rows_by_video(val.ground_truth).items():
+        truth, detected = by_keyframe(val.ground_truth, rows, labels), detected_in(video)
+        found[video] = {
+            second: recognised(people, detected.get(second, []))
+            for second, people in sorted(truth.items())
             if people and (video, second) not in excluded
         }
-        for video, of_video in truth.items()
-    }
     means = {v: float(np.mean(list(of.values()))) for v, of in found.items() if of}
     paths = video_paths(val.ground_truth.videos, val.ground_truth.source, data.root)
     blocks: list[Block] = []
@@ -194,12 +200,13 @@ def videos(
         seconds = hardest_stretch(found[video])
         step = float(np.median(np.diff(seconds))) if len(seconds) > 1 else 1.0
         begin = max(0.0, seconds[0] - data.start_sec - step / 2)  # in the file
-        shown = {s: detected.get(video, {}).get(s, []) for s in seconds}
+        detected = detected_in(video)
+        shown = {s: detected.get(s, []) for s in seconds}
         tracks = linked(shown)
         media = overlay(paths[video], begin, seconds, shown, labels, data, step, folder)
         facts = [
             ("mean score of its annotated actions", f"{mean:.3f}"),
-            ("shown", f"seconds {seconds[0]:g} to {seconds[-1]:g}"),
+            ("key frames shown", f"{', '.join(f'{second:g}' for second in seconds)} s"),
         ]
         blocks.append(Gallery(video, [Card(video, media, facts)]))
         start_sec = begin + data.start_sec
@@ -207,27 +214,33 @@ def videos(
     return blocks
 
 
-def by_keyframe(table: BoxTable, labels: LabelMap) -> Detected:
-    """People and the scores of their evaluated actions; the score of annotated actions is 1."""
-    boxes: dict[str, dict[float, dict[tuple[float, ...], dict[int, float]]]] = defaultdict(
-        lambda: defaultdict(dict)
-    )
-    scores = np.ones(len(table)) if table.score is None else table.score
-    columns = (table.video, table.second, table.action, scores, table.is_box)
-    for row, (video, second, action, score, is_box) in enumerate(
-        zip(*(column.tolist() for column in columns), strict=True)
+def rows_by_video(table: BoxTable) -> dict[str, np.ndarray]:
+    """The rows of each video."""
+    order = np.argsort(table.video, kind="stable")
+    ends = np.searchsorted(table.video[order], np.arange(len(table.videos)), side="right")
+    return dict(zip(table.videos, np.split(order, ends)[:-1], strict=True))
+
+
+def by_keyframe(table: BoxTable, rows: np.ndarray, labels: LabelMap) -> Detected:
+    """People and the scores of their evaluated actions; the score of annotated actions is 1.
+
+    Args:
+        rows: of one video. A million rows become 350 MB of objects, and AVA has several millions.
+    """
+    keyframes: dict[float, dict[Rectangle, dict[int, float]]] = defaultdict(dict)
+    scores = np.ones(len(rows)) if table.score is None else table.score[rows]
+    columns = (table.second[rows], table.boxes[rows], table.action[rows], scores)
+    for second, (x1, y1, x2, y2), action, score in zip(
+        *(column.tolist() for column in columns), strict=True
     ):
-        people = boxes[table.videos[video]][second]
-        if is_box:
-            of_box = people.setdefault(tuple(table.boxes[row].tolist()), {})
+        people = keyframes[second]
+        if not math.isnan(x1):  # which marks a key frame without boxes
+            of_box = people.setdefault((x1, y1, x2, y2), {})
             if action in labels.names:
                 of_box[action] = score
     return {
-        video: {
-            second: [DetectedPerson(box, actions) for box, actions in people.items()]
-            for second, people in of_video.items()
-        }
-        for video, of_video in boxes.items()
+        second: [DetectedPerson(box, actions) for box, actions in people.items()]
+        for second, people in keyframes.items()
     }
 
 
@@ -246,13 +259,18 @@ def recognised(truth: Sequence[DetectedPerson], found: Sequence[DetectedPerson])
 
 
 def hardest_stretch(scores: dict[float, float]) -> list[float]:
-    """The successive key frames, at most `STRETCH`, of the lowest mean score; ascending seconds."""
-    seconds = list(scores)
-    values = np.array(list(scores.values()))
-    size = min(STRETCH, len(values))
-    means = np.convolve(values, np.ones(size) / size, mode="valid")
-    first = int(means.argmin())
-    return seconds[first : first + size]
+    """Successive key frames, as many as `STRETCH` and `STRETCH_SEC` allow; ascending seconds.
+
+    Of the stretches with the most key frames, it is that of the lowest mean score.
+    """
+    seconds = np.array(list(scores))
+    sums = np.append(0.0, np.cumsum(list(scores.values())))
+    first = np.arange(len(seconds))
+    end = np.searchsorted(seconds, seconds + STRETCH_SEC, side="right").clip(max=first + STRETCH)
+    sizes = end - first
+    means = (sums[end] - sums[first]) / sizes
+    chosen = int(np.where(sizes == sizes.max(), means, np.inf).argmin())
+    return seconds[chosen : end[chosen]].tolist()
 
 
 def linked(shown: dict[float, list[DetectedPerson]]) -> list[dict[float, DetectedPerson]]:
@@ -294,7 +312,7 @@ def overlay(
     keyframes = [
         (
             second - data.start_sec - begin,
-            [Person(tuple(p.box), top_actions(p, labels)) for p in shown[second]],  # type: ignore[arg-type]
+            [Person(p.box, top_actions(p, labels)) for p in shown[second]],
         )
         for second in seconds
     ]
@@ -351,7 +369,7 @@ def timeline(
             for name, row in zip(names, rows, strict=True)
         ],
         "hoverinfo": "text",
-        "colorscale": [[0, "#e8eef6"], [1, "#0b5cad"]],
+        "colorscale": SHADES,
         "zmin": 0,
         "zmax": 1,
         "ygap": 2,
@@ -360,7 +378,7 @@ def timeline(
         "xaxis": {"title": {"text": "seconds of the clip"}},
         "yaxis": {
             "tickvals": list(range(len(names))),
-            "ticktext": [name if len(name) <= 40 else f"{name[:39]}…" for name in names],
+            "ticktext": shortened(names, 40),
             "autorange": "reversed",
         },
     }

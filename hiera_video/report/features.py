@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 
+from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import UserError, counted
 from hiera_video.extraction.store import load_features
 from hiera_video.report.blocks import Block, FeatureMap, Media, Notice, Plot, Section
@@ -16,6 +18,8 @@ from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Run, read_lines
 from hiera_video.settings.video import Decoding
 from hiera_video.video.open import opener
+from hiera_video.video.parts import Part
+from hiera_video.video.reader import VideoReader
 
 MAX_POINTS = 5_000  # videos of a map
 NEIGHBOURS = 8
@@ -40,12 +44,13 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
     if len(chosen) < len(done):
         problems.append(f"{len(chosen):,} of {len(done):,} videos are shown, spread over the list.")
     names: list[str] = []
-    paths: list[str] = []
+    videos: list[Callable[[], VideoReader]] = []
     vectors: list[np.ndarray] = []
     for number in chosen:
         line = done[number]
         try:
-            vector = mean_vector(load_features(run.folder / line["output"]).features)
+            loaded = load_features(run.folder / line["output"])
+            vector, video = mean_vector(loaded.features), video_of(line, loaded.metadata)
         except (ValueError, UserError, FileNotFoundError) as error:
             problems.append(f"{line['video']}: {error}")
             continue
@@ -55,7 +60,7 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
             )
             continue
         names.append(line["video"])
-        paths.append(line["path"])
+        videos.append(video)
         vectors.append(vector)
     intro = (
         f"{run.folder}: {counted(len(done), 'video')} with features. A video is the mean of its "
@@ -73,11 +78,8 @@ def extraction_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
     place, axes, method = planar(points)
     with_media = set(spread(len(names), num_videos))
     media: list[Media | None] = []
-    for number, path in enumerate(paths):
-        if number in with_media:
-            media.append(folder.of(partial(opener(Decoding()), path)))
-        else:
-            media.append(None)
+    for number, video in enumerate(videos):
+        media.append(folder.of(video) if number in with_media else None)
     caption = f"{method}; point at a video to see it, choose one to see its nearest neighbours"
     blocks.append(
         FeatureMap(
@@ -123,8 +125,23 @@ def windows_section(run: Run, long: list[dict[str, Any]]) -> Section:
         layout = {"xaxis": axis, "yaxis": {**axis, "autorange": "reversed"}}
         caption = f"{line['video']}: cosine similarity of its {line['num_windows']} windows"
         blocks.append(Plot(caption, [heat], layout, height_px=290))
-    intro = "Squares along the diagonal are stretches that look alike; their edges are changes."
+    intro = "Squares along the diagonal are stretches of similar features; their edges are changes."
     return Section(f"Videos over time: {run.name}", blocks, intro)
+
+
+def video_of(line: Mapping[str, Any], metadata: Mapping[str, Any]) -> Callable[[], VideoReader]:
+    """What opens the video, or the part of one, that a line of index.jsonl is about.
+
+    Args:
+        metadata: of its features, whose settings say how it was read.
+    """
+    name, path = line["video"], line["path"]
+    part = Part.at_end(name)
+    if part is not None and path.endswith(str(part)):  # the name of a file that looks like a part
+        part = None
+    how = {k: v for k, v in metadata["settings"].items() if k in ("frames_fps", "max_gap_sec")}
+    record = VideoRecord(path, (), name, part, line.get("frames_fps"))
+    return partial(record.open, opener(Decoding(**how)))
 
 
 def mean_vector(features: np.ndarray) -> np.ndarray:
@@ -149,10 +166,11 @@ def spread(count: int, most: int) -> list[int]:
 
 def planar(points: np.ndarray) -> tuple[np.ndarray, tuple[str, str], str]:
     """Places in a plane [N, 2], names of the axes and of the method: UMAP where it is installed."""
-    if importlib.util.find_spec("umap") and len(points) > 15:
+    if importlib.util.find_spec("umap") and len(points) > 15:  # its number of neighbours
         import umap
 
-        place = umap.UMAP(random_state=0, metric="cosine").fit_transform(points)
+        # With a seed it has one thread, and warns unless that is stated.
+        place = umap.UMAP(random_state=0, n_jobs=1, metric="cosine").fit_transform(points)
         return place, ("", ""), "UMAP of cosine distances"
     centred = points - points.mean(axis=0)
     left, sizes, _ = np.linalg.svd(centred, full_matrices=False)

@@ -10,7 +10,8 @@ from hiera_video.analysis.attention_pictures import enlarged, overlaid
 from hiera_video.analysis.sheets import fps_of
 from hiera_video.data.transforms import Crops
 from hiera_video.errors import UserError
-from hiera_video.evaluation.views import Scorer
+from hiera_video.evaluation.prediction import with_class_names
+from hiera_video.models.normalize import Normalize
 from hiera_video.models.pretrained import load_model
 from hiera_video.report.blocks import Block, Card, Gallery, Media, Notice, Section
 from hiera_video.report.runs import Evaluation
@@ -20,7 +21,7 @@ from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
 from hiera_video.video.reader import VideoError
 
-MAX_VIDEOS = 6  # each is two passes through the model, and one back
+MAX_VIDEOS = 6  # each takes a forward and a backward pass
 
 
 def attention_section(
@@ -36,42 +37,45 @@ def attention_section(
     try:
         settings = EvaluateSettings.model_validate(evaluation.settings)
     except ValueError:
-        text = (
-            f"{evaluation.folder / 'report.json'}: lacks settings of this version; evaluate again"
-        )
+        text = f"{evaluation.folder / 'report.json'}: of another version: evaluate again"
         return Section(title, [Notice(text)])
     try:
         model, card = load_model(
             settings.checkpoint, kind="classifier", weights_key=settings.weights_key
         )
+        card = with_class_names(card, settings.data.class_names)
     except UserError as error:
         return Section(title, [Notice(str(error))])
+    if list(card.classes) != scores.class_names:
+        text = f"{settings.checkpoint}: other classes than those evaluated: evaluate again"
+        return Section(title, [Notice(text)])
     sampler = ClipSampler.of(settings.clips, model.input_size[0])
     crops = Crops(model.input_size[1:], settings.views.num_crops, settings.views.short_side)
-    scorer = Scorer.of(model, card, torch.device("cpu"), 1)
+    normalize = Normalize(card.mean, card.std)
     cards = []
     for number in np.argsort(-scores.loss, kind="stable")[: min(num_videos, MAX_VIDEOS)].tolist():
-        record = videos.records.get(scores.names[number])
-        if record is None:
-            continue
+        name = scores.names[number]
         predicted = int(scores.mean[number].argmax())
         facts = [
             ("label", scores.label(number)),
             ("map of", scores.class_names[predicted]),
         ]
+        if name not in videos.records:
+            cards.append(Card(name, videos.media(number), facts))  # which says why
+            continue
         try:
-            with record.open(opener(videos.reading)) as video:
+            with videos.records[name].open(opener(videos.data)) as video:
                 (indices,) = sampler.uniform_clips(video, 1)
                 frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
         except VideoError as error:
-            cards.append(Card(record.name, Media(note=str(error)), facts))
+            cards.append(Card(name, Media(note=str(error)), facts))
             continue
         seen = crops(frames)[crops.num_crops // 2]
-        inputs = scorer.normalize(torch.from_numpy(seen)[None])
+        inputs = normalize(torch.from_numpy(seen)[None])
         values = gradient_map(model, inputs, torch.tensor([predicted]))[0]
         overlays = overlaid(seen, enlarged(values, model.input_size))
         beside = np.concatenate([seen, overlays], axis=2)
-        cards.append(Card(record.name, videos.folder.of_frames(beside, fps_of(times_sec)), facts))
+        cards.append(Card(name, videos.folder.of_frames(beside, fps_of(times_sec)), facts))
     caption = "The middle clip, and beside it the map of its predicted class"
     blocks: list[Block] = [Gallery(caption, cards)]
     intro = (

@@ -6,22 +6,21 @@ there is shown.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from hiera_video.errors import UserError, counted
 from hiera_video.files import load_json, parse_json, read_bytes, read_text
+from hiera_video.settings.base import Settings
 from hiera_video.settings.load import read_yaml
 
-logger = logging.getLogger(__name__)
-
 Kind = Literal["classification", "pretraining", "detection", "instances", "extraction"]
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,21 @@ class Evaluation:
     def settings(self) -> dict[str, Any]:
         """The settings of the command; {} in results of versions before 0.2.0."""
         return self.report.get("settings", {})
+
+    def data(self, kind: type[S]) -> S:
+        """The settings `data` of the command, as far as `kind` has them.
+
+        Raises:
+            UserError: they are missing or not valid, because another version wrote them.
+        """
+        refusal = UserError(f"{self.folder / 'report.json'}: of another version: evaluate again")
+        if "data" not in self.settings:
+            raise refusal
+        stated = self.settings["data"]
+        try:
+            return kind.model_validate({k: v for k, v in stated.items() if k in kind.model_fields})
+        except ValueError:
+            raise refusal from None
 
 
 @dataclass(frozen=True)

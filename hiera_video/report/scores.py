@@ -12,7 +12,7 @@ from hiera_video.errors import UserError, counted
 from hiera_video.report.blocks import Media
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation
-from hiera_video.settings.video import Reading
+from hiera_video.settings.evaluation import EvaluationData
 from hiera_video.video.open import opener
 
 SMALLEST = 1e-12  # probability, so that each loss is finite
@@ -116,20 +116,15 @@ class EvaluatedVideos:
         self.note: str | None = None
         self.records: dict[str, VideoRecord] = {}
         self._made: dict[int, Media] = {}
-        data = evaluation.settings.get("data")
-        if data is None:
-            self.note = "evaluated by an older version: evaluate again"
-            return
-        self.source, fields = data["val"], Reading.model_fields
-        self.reading = Reading.model_validate({k: data[k] for k in fields if k in data})
         try:
+            self.data = evaluation.data(EvaluationData)
             listed = read_video_list(
-                data["val"],
-                root=data["root"],
+                self.data.val,
+                root=self.data.root,
                 class_names=scores.class_names,
                 multi_label=scores.multi_label,
-                split=data["split"],
-                frames_fps=data["frames_fps"],
+                split=self.data.split,
+                frames_fps=self.data.frames_fps,
             )
         except UserError as error:
             self.note = str(error)
@@ -141,6 +136,6 @@ class EvaluatedVideos:
         if number not in self._made:
             record = self.records.get(self.names[number])
             if record is None:
-                return Media(note=self.note or f"no longer in {self.source}")
-            self._made[number] = self.folder.of(partial(record.open, opener(self.reading)))
+                return Media(note=self.note or f"no longer in {self.data.val}")
+            self._made[number] = self.folder.of(partial(record.open, opener(self.data)))
         return self._made[number]

@@ -219,6 +219,5 @@ class DemoInstancesSettings(DemoSettings):
 class DoctorSettings(Settings):
     """Report versions, devices and decoders, and test whether the installation works.
 
-    The report is for the author of a bug report, and for who wonders what is missing. It names no
-    user and no machine, and nothing is fetched.
+    Add the report to the report of a bug. It names no user and no machine, and nothing is fetched.
     """

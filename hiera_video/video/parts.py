@@ -1,5 +1,6 @@
 """A part of a video as a video of its own."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +33,15 @@ class Part:
         limits = [self.start] if self.end is None else [self.start, self.end]
         numbers = ",".join(repr(float(limit)).removesuffix(".0") for limit in limits)
         return f"#{'frame' if self.in_frames else 't'}={numbers}"
+
+    @classmethod
+    def at_end(cls, name: str) -> "Part | None":
+        """The part whose fragment a name ends with; None if there is none."""
+        match = re.search(r"#(t|frame)=([\d.e+-]+)(?:,([\d.e+-]+))?$", name)
+        if match is None:
+            return None
+        unit, start, end = match.groups()
+        return cls(float(start), None if end is None else float(end), unit == "frame")
 
     def positions(self, video: VideoReader) -> tuple[int, int]:
         """Positions of the first frame of the part and of the first one after it.

@@ -4,16 +4,27 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from hiera_video.diagnosis.clip import CLIP, FPS, HEIGHT, NUM_FRAMES, OPTIONS, WIDTH, picture
+from hiera_video.diagnosis.clip import CLIP, HEIGHT, NUM_FRAMES, WIDTH, picture
 from hiera_video.video.writer import write_video
 from tests.video.striped_video import decode_linearly
+
+FPS = 12
+# Common H.264 (High, 4:2:0) with B-frames and three groups of pictures.
+OPTIONS = {
+    "crf": "12",
+    "g": "8",
+    "bf": "2",
+    "b_strategy": "0",
+    "sc_threshold": "0",
+    "profile": "high",
+}
 
 
 def test_it_shows_what_is_drawn_and_writing_it_again_gives_the_same_content(tmp_path):
     """To replace it, write it to `CLIP`. Its bytes depend on the version of x264."""
     drawn = np.stack([picture(number) for number in range(NUM_FRAMES)]).astype(int)
     assert drawn.shape == (NUM_FRAMES, HEIGHT, WIDTH, 3)
-    write_video(tmp_path / "again.mp4", map(picture, range(NUM_FRAMES)), FPS, options=dict(OPTIONS))
+    write_video(tmp_path / "again.mp4", map(picture, range(NUM_FRAMES)), FPS, options=OPTIONS)
     for path in (CLIP, tmp_path / "again.mp4"):
         assert np.abs(np.stack(decode_linearly(path)) - drawn).max() <= 4
     assert CLIP.stat().st_size < 8192

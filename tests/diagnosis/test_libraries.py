@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from hiera_video.diagnosis.libraries import (
+    DEVELOPMENT,
     GIVES,
     Library,
     check_library,
@@ -45,7 +46,8 @@ def stated(monkeypatch):
 
 def test_all_that_pyproject_states_is_looked_at(stated):
     expected = {Requirement(line).name for line in PROJECT["dependencies"]}
-    extras = {e: needed for e, needed in PROJECT["optional-dependencies"].items() if e != "dev"}
+    optional = PROJECT["optional-dependencies"]
+    extras = {e: needed for e, needed in optional.items() if e not in DEVELOPMENT}
     found = libraries()
     is_elsewhere = {lib.name for lib in found if lib.extra is None} ^ expected
     assert is_elsewhere <= {"decord"}  # which has wheels for some systems only
@@ -56,9 +58,9 @@ def test_all_that_pyproject_states_is_looked_at(stated):
 
 def test_what_each_extra_gives_is_stated_as_in_the_readme():
     table = re.findall(r"^\| `(\w+)` \| (.*) \|$", README, re.MULTILINE)
-    stated_there = {name: text.replace("`", "") for name, text in table if name != "dev"}
-    assert stated_there == GIVES
-    assert GIVES.keys() == PROJECT["optional-dependencies"].keys() - {"dev"}
+    stated_there = {name: text.replace("`", "") for name, text in table}
+    assert stated_there.keys() == PROJECT["optional-dependencies"].keys()
+    assert {n: t for n, t in stated_there.items() if n not in DEVELOPMENT} == GIVES
 
 
 def test_missing_libraries():

@@ -64,7 +64,6 @@ def write_evaluation(
     scores: Any,
     class_names: Sequence[str],
     multi_label: bool = False,
-    with_settings: bool = True,
     **report: Any,
 ) -> Path:
     """What `evaluate` writes of videos that are listed in val.csv beside it.
@@ -99,7 +98,7 @@ def write_evaluation(
         "clip": figures,
         "video_failed_as_wrong": figures,
         "failed": [],
-        **({"settings": {"data": data}} if with_settings else {}),
+        "settings": {"data": data},
         **report,
     }
     return write_json(folder / "report.json", content).parent

@@ -94,7 +94,9 @@ def test_average_precision_of_each_class(tmp_path):
 
 def test_confusions_are_those_counted_by_hand(tmp_path):
     section = sections(evaluation(tmp_path), tmp_path)[f"Confusions: {tmp_path.name}"]
-    (heat,) = block(section, Plot).data
+    plot = block(section, Plot)
+    assert "Colours end at the largest confusion." in plot.caption
+    (heat,) = plot.data
     assert heat["z"] == [[0.6667, 0.3333, 0.0], [0.5, 0.25, 0.25], [0.0, 0.0, 0.0]]
     assert heat["zmax"] == 0.5  # the largest beside the diagonal
     assert heat["text"][1] == [
@@ -130,6 +132,9 @@ def test_without_mistakes_no_pair_is_confused(tmp_path):
     assert block_texts(found[f"Confusions: {tmp_path.name}"]) == [
         "No video was taken for another class."
     ]
+    plot = block(found[f"Confusions: {tmp_path.name}"], Plot)
+    assert "largest confusion" not in plot.caption
+    assert plot.data[0]["zmax"] == 1
     orders = dict(block(found[f"Videos: {tmp_path.name}"], Gallery).orders)
     assert orders["Taken for another class, most frequent pairs first"] == []
 
@@ -262,9 +267,11 @@ def test_a_card_says_why_it_has_no_picture(tmp_path):
     assert note.startswith(str(listed))
 
 
-def test_results_of_an_older_version_say_so(tmp_path):
-    folder = evaluation(tmp_path, with_settings=False)
-    assert notes(folder, tmp_path) == {"evaluated by an older version: evaluate again"}
+@pytest.mark.parametrize("settings", [{}, {"data": {}}, {"data": {"val": "a", "split": 1.5}}])
+def test_results_of_another_version_say_so(tmp_path, settings):
+    folder = evaluation(tmp_path, settings=settings)
+    (note,) = notes(folder, tmp_path)
+    assert note == f"{folder / 'report.json'}: of another version: evaluate again"
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from hiera_video.report.detection import (
     hardest_stretch,
     linked,
     recognised,
+    rows_by_video,
     timeline,
 )
 from hiera_video.report.media import MediaFolder
@@ -77,6 +78,12 @@ def test_the_hardest_stretch_has_the_lowest_mean():
     assert np.diff(found).tolist() == [1.0] * (STRETCH - 1)
     assert {910.0, 915.0} <= set(found)
     assert hardest_stretch({3.0: 0.5, 4.0: 0.2}) == [3.0, 4.0]
+
+
+def test_key_frames_that_lie_far_apart_make_no_long_clip():
+    scores = {0.0: 0.1, 20.0: 0.9, 40.0: 0.5, 300.0: 0.0, 900.0: 0.0}
+    assert hardest_stretch(scores) == [0.0, 20.0]  # two within 30 s, of the lower mean
+    assert hardest_stretch({0.0: 0.5, 300.0: 0.2}) == [300.0]
 
 
 def test_a_timeline_counts_seconds_from_the_start_of_its_clip():
@@ -185,7 +192,9 @@ def test_videos_come_by_their_scores_with_clip_and_timeline(tmp_path, start_sec)
     assert [gallery.caption for gallery in galleries] == ["hard", "easy"]
     card = galleries[0].cards[0]
     scores = [0.3, 0.3, 0.3, 0.29, 0.28, 0.27]
-    assert dict(card.facts)["mean score of its annotated actions"] == f"{np.mean(scores):.3f}"
+    facts = dict(card.facts)
+    assert facts["mean score of its annotated actions"] == f"{np.mean(scores):.3f}"
+    assert facts["key frames shown"] == ("901, 902, 903 s" if start_sec else "1, 2, 3 s")
     # Key frames are a second apart: the clip begins half a second before the first.
     assert plots[0].data[0]["x"] == [0.5, 1.5, 2.5]
     assert plots[0].seeks == card.media.video
@@ -233,19 +242,29 @@ def test_files_that_cannot_be_read_are_named(tmp_path, change, message):
     assert message in notice.text
 
 
-def test_results_of_an_older_version_say_so(tmp_path):
+@pytest.mark.parametrize("settings", [{}, {"data": {"start_sec": "early"}}])
+def test_results_of_another_version_say_so(tmp_path, settings):
     report = evaluation(tmp_path)
-    del report["settings"]
+    report |= {"settings": settings}
     write_json(tmp_path / "report.json", report)
     found = sections_of(tmp_path)
     assert blocks(found["Frame mAP"], Table)
-    assert "of an older version" in blocks(found["Videos"], Notice)[0].text
+    assert "of another version" in blocks(found["Videos"], Notice)[0].text
+
+
+def test_a_key_frame_without_boxes_has_no_people(tmp_path):
+    (tmp_path / "val.csv").write_text("v,1\nv,2,0,0,0.4,1,1,0\n")
+    table = read_boxes("ground truth", tmp_path / "val.csv", LABELS)
+    found = by_keyframe(table, rows_by_video(table)["v"], LABELS)
+    assert found == {1.0: [], 2.0: [person(LEFT, walk=1.0)]}
 
 
 def test_boxes_of_a_key_frame_are_people(tmp_path):
     evaluation(tmp_path)
     table = read_boxes("detections", tmp_path / "detections.csv", LABELS)
-    people = by_keyframe(table, LABELS)["hard"][1.0]
+    rows = rows_by_video(table)
+    assert {video: len(of_video) for video, of_video in rows.items()} == {"easy": 12, "hard": 12}
+    people = by_keyframe(table, rows["hard"], LABELS)[1.0]
     assert {p.box: p.scores for p in people} == {
         LEFT: {1: 0.3, 3: 0.35},
         RIGHT: {2: pytest.approx(0.29)},

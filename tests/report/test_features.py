@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -25,20 +26,21 @@ from hiera_video.report.features import (
 )
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import read_run
-from tests.report.synthetic import write_clip
+from tests.report.synthetic import frames_of, write_clip
 
 
-def extraction(folder, features, format="npz"):
-    """What `extract` writes of the features of videos by name, and their files."""
+def extraction(folder, features, format="npz", paths=None, **settings):
+    """What `extract` writes of the features of videos by name, which are beside the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    store = FeatureStore(folder, format, {"layer": "pooled"})
+    store = FeatureStore(folder, format, {"layer": "pooled", **settings})
     videos = {}
-    for name, values in features.items():
+    paths = paths or [str(folder.parent / name) for name in features]
+    for (name, values), path in zip(features.items(), paths, strict=True):
         rows = Rows(folder)
         for n, row in enumerate(torch.as_tensor(values)):
             rows.put(n, row)
         start = np.arange(len(values)) * 1.0
-        videos[name] = str(folder.parent / name)
+        videos[name] = path
         facts = {"num_windows": len(values), "is_short": False}
         record = VideoRecord(videos[name], (), name)
         store.write(record, rows, Read(start, start + 1, facts, 0.0, 0.0))
@@ -88,6 +90,18 @@ def test_a_plane_in_space_keeps_its_distances():
     assert sum(shares) == pytest.approx(100, abs=0.1)
     assert shares[0] > shares[1]
     assert "principal components" in method
+
+
+def test_umap_keeps_groups_together():
+    pytest.importorskip("umap")
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(3), 20)
+    points = 4 * rng.normal(size=(3, 32))[group] + rng.normal(size=(60, 32))
+    place, axes, method = planar(points)
+    assert (axes, method) == (("", ""), "UMAP of cosine distances")
+    distances = np.linalg.norm(place[:, None] - place[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    assert np.array_equal(group[distances.argmin(axis=1)], group)
 
 
 @pytest.mark.parametrize("points", [np.ones((4, 3)), np.arange(4.0)[:, None]])
@@ -143,6 +157,30 @@ def test_pictures_are_of_videos_spread_over_the_list_and_say_what_is_missing(tmp
     assert media[0].video
     assert (tmp_path / "report" / media[0].picture).is_file()
     assert media[2].note == f"{tmp_path / '2.mp4'}: no such file; check its path"
+
+
+def test_pictures_are_of_the_parts_that_the_features_are_of(tmp_path):
+    write_clip(tmp_path / "a.mp4", num_frames=60)  # of level 4 t at t / 10 seconds
+    parts = [f"a.mp4#t={start},{start + 1}" for start in (0, 2, 4)]
+    folder = extraction(
+        tmp_path / "features",
+        {name: torch.randn(1, 4) for name in parts},
+        paths=[str(tmp_path / "a.mp4")] * 3,
+    )
+    pictures = [tmp_path / "report" / item.picture for item in map_of(section_of(folder)).media]
+    levels = [cv2.imread(str(picture)).mean() for picture in pictures]
+    assert levels == pytest.approx([0, 80, 160], abs=4)
+
+
+def test_pictures_of_folders_of_frames(tmp_path):
+    names = ["a", "b#t=1,2", "c"]  # the second is no part
+    for name in names:
+        (tmp_path / name).mkdir()
+        for number, frame in enumerate(frames_of(3)):
+            cv2.imwrite(str(tmp_path / name / f"{number}.png"), frame)
+    features = {name: torch.randn(1, 4) for name in names}
+    folder = extraction(tmp_path / "features", features, frames_fps=5)
+    assert all(item.video for item in map_of(section_of(folder)).media)
 
 
 def test_fewer_than_three_videos_are_no_map(tmp_path):

@@ -48,13 +48,17 @@ def evaluation(folder, checkpoint):
     )
 
 
-def test_videos_of_high_loss_have_maps_of_their_predicted_class(tmp_path):
+def small_model(folder, class_names):
     torch.manual_seed(0)
     small = {"embed_dim": 8, "stages": [1, 1, 1, 1], "mask_unit": [1, 8, 8]}
     size = {"num_frames": 4, "image_size": 64}
-    model = create_model("hiera_tiny_16x224", num_classes=2, **size, **small)
-    save_model(tmp_path / "weights", model, class_names=CLASSES)
-    folder = evaluation(tmp_path / "eval", tmp_path / "weights")
+    model = create_model("hiera_tiny_16x224", num_classes=len(class_names), **size, **small)
+    save_model(folder, model, class_names=class_names)
+    return folder
+
+
+def test_videos_of_high_loss_have_maps_of_their_predicted_class(tmp_path):
+    folder = evaluation(tmp_path / "eval", small_model(tmp_path / "weights", CLASSES))
     frames = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 3), np.uint8)
     for name in ("a.mp4", "b.mp4"):
         write_video(folder / name, frames.repeat(8, axis=1).repeat(8, axis=2), 4)
@@ -95,3 +99,21 @@ def test_what_is_missing_is_stated(tmp_path):
     write_clip(folder / "a.mp4", num_frames=4)
     (notice,) = section(folder, tmp_path).blocks
     assert "evaluate again" in notice.text
+
+
+def test_weights_of_other_classes_have_no_maps(tmp_path):
+    weights = small_model(tmp_path / "weights", ["cats", "cows"])
+    folder = evaluation(tmp_path / "eval", weights)
+    write_clip(folder / "a.mp4", num_frames=4)
+    (notice,) = section(folder, tmp_path).blocks
+    assert notice.text.startswith(f"{weights}: other classes")
+
+
+def test_a_video_that_the_list_no_longer_has_keeps_its_place(tmp_path):
+    folder = evaluation(tmp_path / "eval", small_model(tmp_path / "weights", CLASSES))
+    write_clip(folder / "b.mp4", num_frames=4)
+    listed = folder / "val.csv"
+    listed.write_text(listed.read_text().replace("a.mp4", "another.mp4"))
+    (gallery,) = section(folder, tmp_path, num_videos=1).blocks
+    assert [card.title for card in gallery.cards] == ["a.mp4"]
+    assert gallery.cards[0].media.note == f"no longer in {listed}"

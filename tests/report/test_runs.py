@@ -147,6 +147,14 @@ def test_failures_of_training_and_evaluation_are_listed_with_their_causes(tmp_pa
     assert section.intro == "3 failures by cause: truncated 2, missing 1."
 
 
+def test_failures_of_an_extraction_are_listed(tmp_path):
+    write_lines(tmp_path / "index.jsonl", [])
+    row = {"video": "a.mp4", "path": "/v/a.mp4", "cause": "truncated", "error": "cut off"}
+    write_lines(tmp_path / "failures.jsonl", [row])
+    (table,) = failures([read_run(tmp_path)]).blocks
+    assert [row[:4] for row in table.rows] == [["a.mp4", "truncated", "cut off", "extraction"]]
+
+
 def test_figures_of_validation_have_words_and_are_shares(tmp_path):
     lines = [{"step": 5, "kind": "val", "top1": 0.5, "map_slowfast": 0.25, "decoded": 96}]
     write_lines(tmp_path / "metrics.jsonl", lines)

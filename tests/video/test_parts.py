@@ -47,6 +47,14 @@ def test_the_frames_that_appear_in_the_time(path, times, backend, start, end):
         assert (part.height, part.width) == (40, 64)
 
 
+@pytest.mark.parametrize(
+    "part", [Part(2, 4.5), Part(0.00001, None), Part(50, 112, in_frames=True), Part(1e20, 2e20)]
+)
+def test_a_part_is_found_by_its_fragment(part):
+    assert Part.at_end(f"a#t=7/b.mp4{part}") == part
+    assert Part.at_end(f"{part}.mp4") is None
+
+
 def test_frames_are_counted_from_0_and_the_end_is_the_first_that_is_left_out(path):
     with open_part(open_video, path, Part(5, 9, in_frames=True)) as part:
         assert [read_number(frame) for frame in part] == [5, 6, 7, 8]
