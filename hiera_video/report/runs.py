@@ -7,6 +7,7 @@ there is shown.
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -167,6 +168,20 @@ def read_lines(
     if damaged:
         problems.append(f"{path}: {counted(damaged, 'line')} cannot be read")
     return records
+
+
+def evaluation_command(run: Run, command: str, *settings: str) -> str:
+    """What to type to evaluate the weights of a run, or its last checkpoint, into its folder.
+
+    Args:
+        command: such as "detect evaluate".
+    """
+    weights = [f"checkpoint={run.folder}"]
+    saved = sorted(run.folder.glob("checkpoints/step_*/weights/config.json"))
+    if saved and not (run.folder / "weights").is_dir():
+        # By default, results lie in the checkpoint, which is removed after later ones.
+        weights = [f"checkpoint={saved[-1].parents[1]}", f"output_dir={run.folder / 'eval'}"]
+    return shlex.join(["hiera-video", *command.split(), *weights, *settings])
 
 
 def unique_names(runs: Sequence[Run]) -> list[str]:

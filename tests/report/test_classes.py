@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 import numpy as np
 import pytest
@@ -218,6 +219,18 @@ def test_how_to_get_labels_to_check_is_said(tmp_path):
     assert f"checkpoint={run}" in notice.command
     assert f"output_dir={run / 'eval_train'}" in notice.command
     assert "was not evaluated" in found["Accuracy"].blocks[0].text
+
+
+def test_the_training_list_is_evaluated_as_it_was_read(tmp_path):
+    run = tmp_path / "my run"
+    (run / "weights").mkdir(parents=True)
+    data = "{train: a b.csv, root: /videos, split: train, frames_fps: 12.5, stills: false}"
+    (run / "config.yaml").write_text(f"data: {data}\n")
+    (notice,) = sections(run, tmp_path)["Labels to check"].blocks
+    assert shlex.split(notice.command) == [
+        "hiera-video", "evaluate", f"checkpoint={run}", "data.val=a b.csv", "data.root=/videos",
+        "data.split=train", "data.frames_fps=12.5", f"output_dir={run / 'eval_train'}",
+    ]  # fmt: skip
 
 
 def test_figures_of_the_page_are_those_of_the_report(tmp_path):
