@@ -258,7 +258,7 @@ def notes(folder, tmp_path):
     return {card.media.note for card in gallery.cards}
 
 
-def test_a_card_says_why_it_has_no_picture(tmp_path):
+def test_a_card_says_why_it_has_no_picture(tmp_path, caplog):
     folder = tmp_path / "eval"
     present = [write_clip(folder / f"{n}.mp4") for n in range(7)]
     evaluation(folder)
@@ -270,9 +270,13 @@ def test_a_card_says_why_it_has_no_picture(tmp_path):
     text = listed.read_text()
     listed.write_text(text.replace("4.mp4", "another.mp4"))
     assert f"no longer in {listed}" in notes(folder, tmp_path)
+    assert not caplog.messages
     listed.unlink()
     (note,) = notes(folder, tmp_path)
     assert note.startswith(str(listed))
+    (warning,) = caplog.messages
+    assert note in warning
+    assert "relative paths start from the current folder" in warning
 
 
 def test_results_of_an_older_version_say_so(tmp_path):
