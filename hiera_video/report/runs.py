@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hiera_video.errors import UserError, counted
+from hiera_video.errors import UserError, counted, listing
 from hiera_video.files import load_json, parse_json, read_bytes, read_text
 from hiera_video.settings.load import read_yaml
 
@@ -102,9 +102,11 @@ def read_run(folder: Path) -> Run:
     metrics = read_lines(folder / "metrics.jsonl", problems, {"step": int, "kind": str})
     kind = kind_of(config, evaluations, metrics)
     if kind is None:
+        inner = [str(path) for path in found[1:] if (path / "config.yaml").is_file()]
         raise UserError(
             f"{folder}: not the folder of a run, of an evaluation or of an extraction; expected "
             "config.yaml, report.json or index.jsonl in it"
+            + (f"; it holds runs: {listing(inner)}" if inner else "")
         )
     if config and not metrics:
         problems.append(f"{folder / 'metrics.jsonl'}: no step was reported yet")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 import pytest
@@ -42,6 +43,16 @@ def test_other_folders_and_files_are_refused(tmp_path, name):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="not the folder of a run, of an evaluation or of an ext"):
         read_run(tmp_path / name)
+
+
+def test_a_folder_of_runs_is_refused_with_their_names(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(CONFIG)
+    (tmp_path / "other").mkdir()
+    message = f"it holds runs: {str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}"
+    with pytest.raises(UserError, match=f"{re.escape(message)}$"):
+        read_run(tmp_path)
 
 
 def test_a_torn_last_line_is_counted_and_the_others_are_shown(tmp_path):
