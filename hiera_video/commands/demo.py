@@ -17,6 +17,7 @@ import numpy as np
 from hiera_video.data.boxes.files import read_boxes, read_keyframes
 from hiera_video.data.boxes.keyframes import detections_of, keyframe_records
 from hiera_video.data.boxes.table import read_label_map
+from hiera_video.data.instances.masks import mask_library
 from hiera_video.demo import actions, motions, shapes
 from hiera_video.errors import UserError, message_line
 from hiera_video.evaluation.ava import frame_ap
@@ -47,6 +48,8 @@ def run(config: DemoSettings, *, dry_run: bool = False, as_json: bool = False) -
     folder, seed = Path(config.output_dir), config.seed
     kind = KINDS.get(type(config), "classes")
     made = {"seed": seed, "kind": kind}
+    if kind == "instances":
+        mask_library()  # its first step would miss it after the pictures were drawn
     with in_the_way(config, "output_dir"):
         check_folder(folder, made)
     make_steps = {"ava": detection_steps, "instances": instance_steps}.get(kind, class_steps)

@@ -1,9 +1,7 @@
 """`hiera-video predict FILE...`: the most likely classes of videos or images."""
 
-import logging
-
 from hiera_video.data.batches import Failure
-from hiera_video.data.checks import warn_of_unreadable
+from hiera_video.data.checks import warn_of_pictures, warn_of_unreadable
 from hiera_video.data.loader import evaluation_loader, readable
 from hiera_video.data.videos.folders import files_among
 from hiera_video.data.videos.records import VideoRecord
@@ -12,10 +10,7 @@ from hiera_video.evaluation.views import Scorer
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.results import exit_code, print_planned, print_result
 from hiera_video.settings.evaluation import PredictSettings
-from hiera_video.video.content import has_picture_name
 from hiera_video.video.open import opener
-
-logger = logging.getLogger(__name__)
 
 
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
@@ -24,17 +19,7 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
     model, card = load_model(config.checkpoint, kind="classifier", weights_key=config.weights_key)
     records = [VideoRecord(path, (), path) for path in paths]
     views = views_of(records, model, config.clips, config.views, config.data)
-    pictures = [path for path in paths if has_picture_name(path)]
-    if pictures and views.sampler.num_frames > 1:
-        logger.warning(
-            "%d of %d files are pictures, such as %s; %s sees each as a clip in which nothing "
-            "moves, unless it is animated; where folders hold the frames of videos, set "
-            "data.frames_fps to their frames per second",
-            len(pictures),
-            len(paths),
-            pictures[0],
-            config.checkpoint,
-        )
+    warn_of_pictures(paths, views.sampler.num_frames, config.checkpoint)
     if dry_run:
         print_planned(paths, as_json=as_json)
         num_failed = warn_of_unreadable(records, opener(config.data))

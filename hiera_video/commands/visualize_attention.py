@@ -16,6 +16,7 @@ from hiera_video.analysis.attention import (
 from hiera_video.analysis.attention_pictures import enlarged, overlaid, overlay_pictures, panels
 from hiera_video.analysis.sheets import TEXT_COLOUR, write_pictures, write_png
 from hiera_video.data.batches import Failure
+from hiera_video.data.checks import warn_of_pictures
 from hiera_video.data.transforms import Crops
 from hiera_video.data.videos.records import VideoRecord
 from hiera_video.errors import ConfigError, configured, counted, did_you_mean, listing, printable
@@ -44,6 +45,7 @@ def run(config: AttentionSettings, *, dry_run: bool = False, as_json: bool = Fal
     model, card = load_model(config.checkpoint, kind="classifier", weights_key=config.weights_key)
     stage, class_id = stage_of(config, model), class_of(config, card)
     num_frames, height, width = model.input_size
+    warn_of_pictures(config.inputs, num_frames, config.checkpoint)
     sampler = ClipSampler.of(config.clips, num_frames)
     views = card.views or Views(num_crops=1)
     crops = Crops((height, width), views.num_crops, views.short_side)

@@ -142,6 +142,21 @@ def _check_moving(key: str, records: Sequence[Any], num_frames: int, data: Readi
             )
 
 
+def warn_of_pictures(paths: Sequence[str], num_frames: int, checkpoint: str) -> None:
+    """Logs that a model of several frames sees pictures as clips, if there are any."""
+    pictures = [path for path in paths if has_picture_name(path)]
+    if pictures and num_frames > 1:
+        logger.warning(
+            "%d of %d files are pictures, such as %s; %s sees each as a clip in which nothing "
+            "moves, unless it is animated; where folders hold the frames of videos, set "
+            "data.frames_fps to their frames per second",
+            len(pictures),
+            len(paths),
+            pictures[0],
+            checkpoint,
+        )
+
+
 def warn_of_unreadable(records: Records, open_video: OpenVideo) -> int:
     """Opens all records, decodes nothing, and logs which cannot be opened; returns their number."""
     num_failed = 0

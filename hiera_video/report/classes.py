@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +24,7 @@ from hiera_video.report.blocks import (
 from hiera_video.report.common import SHADES, shortened
 from hiera_video.report.looking import attention_section
 from hiera_video.report.media import MediaFolder
-from hiera_video.report.runs import Evaluation, Run
+from hiera_video.report.runs import Evaluation, Run, evaluation_command
 from hiera_video.report.scores import EvaluatedVideos, Scores
 
 MAX_CLASSES = 40  # of a drawn confusion matrix: more are not legible
@@ -33,6 +32,7 @@ MAX_PAIRS = 100  # of confused classes in the table
 MAX_ROWS = 10_000  # of the table of classes, which a browser still lays out at once
 SUSPECT_FRAC = 0.1  # of the training videos, in the table
 MAX_SUSPECTS = 500
+READING = "root", "split", "frames_fps", "stills"  # of a training list
 LEVELS = {
     "video": "views averaged",
     "video_failed_as_wrong": "the same, failed videos as wrong",
@@ -69,19 +69,19 @@ def evaluation_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[
             sections.append(attention_section(evaluation, scores, videos, num_videos))
     if not run.evaluations:
         text = "The run was not evaluated. Accuracy, confusions and videos appear after:"
-        notice = Notice(text, evaluation_command(run, "data.val=LIST"))
+        notice = Notice(text, evaluation_command(run, "evaluate", "data.val=LIST"))
         sections.append(Section("Accuracy", [notice]))
-    train = (run.config.get("data") or {}).get("train")
+    data = run.config.get("data") or {}
+    train = data.get("train")
     if train and not has_training and (run.folder / "weights").is_dir():
         output = f"output_dir={run.folder / 'eval_train'}"
         text = "Videos whose label may be wrong appear when the training list has been evaluated:"
-        notice = Notice(text, evaluation_command(run, f"data.val={train}", output))
+        given = {key: data.get(key) for key in READING}
+        reading = [f"data.{k}={v}" for k, v in given.items() if v not in (None, "false")]
+        command = evaluation_command(run, "evaluate", f"data.val={train}", *reading, output)
+        notice = Notice(text, command)
         sections.append(Section("Labels to check", [notice]))
     return sections
-
-
-def evaluation_command(run: Run, *arguments: str) -> str:
-    return shlex.join(["hiera-video", "evaluate", f"checkpoint={run.folder}", *arguments])
 
 
 def is_of_training(run: Run, evaluation: Evaluation) -> bool:

@@ -131,7 +131,7 @@ def line_plot(
             data.append(
                 {
                     "type": "scatter",
-                    "mode": "lines+markers" if points else "lines",
+                    "mode": "lines+markers" if points or len(x) == 1 else "lines",
                     "name": name,
                     "x": shown_x,
                     "y": shown_y,
@@ -164,7 +164,8 @@ def shortened(names: Sequence[str], most: int) -> list[str]:
 
 def failures(runs: Sequence[Run]) -> Section | None:
     """Videos that training, evaluation or extraction could not use; None if there are none."""
-    rows: list[list[Any]] = []
+    # A video fails in every epoch, each time with a message about other frames.
+    rows: dict[tuple[str, ...], list[Any]] = {}
     for run, name in zip(runs, unique_names(runs), strict=True):
         origin = "extraction" if run.kind == "extraction" else "training"
         found = [(origin, failure) for failure in run.failures]
@@ -174,8 +175,10 @@ def failures(runs: Sequence[Run]) -> Section | None:
         for where, failure in found:
             title = failure.get("name") or failure.get("video")
             message = failure.get("message") or failure.get("error")
-            rows.append([title, failure.get("cause"), message, where, name])
-    distinct = list({tuple(map(str, row)): row for row in rows}.values())
+            cause = failure.get("cause")
+            key = tuple(map(str, (failure.get("path") or title, cause, where, name)))
+            rows.setdefault(key, [title, cause, message, where, name])
+    distinct = list(rows.values())
     if not distinct:
         return None
     causes = Counter(str(row[1]) for row in distinct).most_common()

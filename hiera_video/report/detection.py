@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shlex
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from hiera_video.report.blocks import (
 )
 from hiera_video.report.common import COLOURS, SHADES, averaged, shortened
 from hiera_video.report.media import MediaFolder
-from hiera_video.report.runs import Evaluation, Run
+from hiera_video.report.runs import Evaluation, Run, evaluation_command
 from hiera_video.settings.training import KeyframeData
 from hiera_video.video.open import opener
 from hiera_video.video.parts import Part, open_part
@@ -75,15 +74,9 @@ def detection_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[S
         except UserError as error:
             sections.append(Section(f"Videos: {name}", [Notice(str(error))]))
     if not run.evaluations:
-        command = [
-            "hiera-video",
-            "detect",
-            "evaluate",
-            f"checkpoint={run.folder}",
-            "data.val=BOXES",
-        ]
+        command = evaluation_command(run, "detect evaluate", "data.val=BOXES")
         text = "The run was not evaluated. Figures, curves and videos appear after:"
-        sections.append(Section("Frame mAP", [Notice(text, shlex.join(command))]))
+        sections.append(Section("Frame mAP", [Notice(text, command)]))
     return sections
 
 

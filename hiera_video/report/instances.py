@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import Any
 
 from hiera_video.report.blocks import Block, Column, Notice, Section, Table
 from hiera_video.report.media import MediaFolder
-from hiera_video.report.runs import Evaluation, Run
+from hiera_video.report.runs import Evaluation, Run, evaluation_command
 
 KINDS = {"bbox": "boxes", "segm": "masks"}
 NAMES = {
@@ -25,9 +24,9 @@ def instance_sections(run: Run, folder: MediaFolder, num_videos: int) -> list[Se
     """The figures of each evaluation of an instance segmenter."""
     sections = [figures(evaluation) for evaluation in run.evaluations]
     if not run.evaluations:
-        command = ["hiera-video", "instances", "evaluate", f"checkpoint={run.folder}"]
+        command = evaluation_command(run, "instances evaluate", "data.val=JSON")
         text = "The run was not evaluated. Figures appear after:"
-        sections.append(Section("AP", [Notice(text, shlex.join([*command, "data.val=JSON"]))]))
+        sections.append(Section("AP", [Notice(text, command)]))
     return sections
 
 

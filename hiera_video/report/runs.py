@@ -6,6 +6,7 @@ there is shown.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from hiera_video.errors import UserError, counted
+from hiera_video.errors import UserError, counted, listing
 from hiera_video.files import load_json, parse_json, read_bytes, read_text
 from hiera_video.settings.base import Settings
 from hiera_video.settings.load import read_yaml
@@ -115,9 +116,11 @@ def read_run(folder: Path) -> Run:
     metrics = read_lines(folder / "metrics.jsonl", problems, {"step": int, "kind": str})
     kind = kind_of(config, evaluations, metrics)
     if kind is None:
+        inner = [str(path) for path in found[1:] if (path / "config.yaml").is_file()]
         raise UserError(
             f"{folder}: not the folder of a run, of an evaluation or of an extraction; expected "
             "config.yaml, report.json or index.jsonl in it"
+            + (f"; it holds runs: {listing(inner)}" if inner else "")
         )
     if config and not metrics:
         problems.append(f"{folder / 'metrics.jsonl'}: no step was reported yet")
@@ -181,6 +184,20 @@ def read_lines(
     if damaged:
         problems.append(f"{path}: {counted(damaged, 'line')} cannot be read")
     return records
+
+
+def evaluation_command(run: Run, command: str, *settings: str) -> str:
+    """What to type to evaluate the weights of a run, or its last checkpoint, into its folder.
+
+    Args:
+        command: such as "detect evaluate".
+    """
+    weights = [f"checkpoint={run.folder}"]
+    saved = sorted(run.folder.glob("checkpoints/step_*/weights/config.json"))
+    if saved and not (run.folder / "weights").is_dir():
+        # By default, results lie in the checkpoint, which is removed after later ones.
+        weights = [f"checkpoint={saved[-1].parents[1]}", f"output_dir={run.folder / 'eval'}"]
+    return shlex.join(["hiera-video", *command.split(), *weights, *settings])
 
 
 def unique_names(runs: Sequence[Run]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -14,6 +15,8 @@ from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation
 from hiera_video.settings.evaluation import EvaluationData
 from hiera_video.video.open import opener
+
+logger = logging.getLogger(__name__)
 
 SMALLEST = 1e-12  # probability, so that each loss is finite
 
@@ -128,6 +131,11 @@ class EvaluatedVideos:
             )
         except UserError as error:
             self.note = str(error)
+            logger.warning(
+                "%s: the page shows no videos: %s; relative paths start from the current folder",
+                evaluation.folder,
+                error,
+            )
             return
         self.records = {record.name: record for record in listed.records}
 

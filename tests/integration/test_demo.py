@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 
 import pytest
 
@@ -118,6 +119,15 @@ def test_leaves_the_folders_of_others_alone(tmp_path, content, parts):
     assert result.code == 1
     result.reports(*parts)
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == content
+
+
+@pytest.mark.parametrize("arguments", [(), ("--dry-run",)])
+def test_objects_need_their_library_before_anything_is_drawn(tmp_path, monkeypatch, arguments):
+    monkeypatch.setitem(sys.modules, "faster_coco_eval.core", None)
+    result = run("demo", "instances", f"output_dir={tmp_path / 'demo'}", *arguments)
+    assert result.code == 1
+    result.reports("pip install 'hiera-video[instances]'")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refuses_a_file(tmp_path):

@@ -225,3 +225,15 @@ def test_what_is_refused(commands: Any, trained: Path, pictures: Path, tmp_path:
     assert result.code == 2
     result.reports("rollout needs blocks", "use the gradient map")
     assert not out.exists()
+
+
+def test_a_picture_is_a_still_clip_for_a_model_of_several_frames(
+    commands: Any, trained: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "picture.png"
+    Image.new("RGB", (64, 64), "red").save(file)
+    result = look(commands, trained, tmp_path / "out", file, "--dry-run")
+    assert result.code == 0, result.err
+    result.reports(f"1 of 1 files are pictures, such as {file}", "clip in which nothing moves")
+    result = look(commands, trained, tmp_path / "out", commands.toy / "val_0.mp4", "--dry-run")
+    assert "pictures" not in result.err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 
 import numpy as np
 import pytest
@@ -225,6 +226,18 @@ def test_how_to_get_labels_to_check_is_said(tmp_path):
     assert "was not evaluated" in found["Accuracy"].blocks[0].text
 
 
+def test_the_training_list_is_evaluated_as_it_was_read(tmp_path):
+    run = tmp_path / "my run"
+    (run / "weights").mkdir(parents=True)
+    data = "{train: a b.csv, root: /videos, split: train, frames_fps: 12.5, stills: false}"
+    (run / "config.yaml").write_text(f"data: {data}\n")
+    (notice,) = sections(run, tmp_path)["Labels to check"].blocks
+    assert shlex.split(notice.command) == [
+        "hiera-video", "evaluate", f"checkpoint={run}", "data.val=a b.csv", "data.root=/videos",
+        "data.split=train", "data.frames_fps=12.5", f"output_dir={run / 'eval_train'}",
+    ]  # fmt: skip
+
+
 def test_figures_of_the_page_are_those_of_the_report(tmp_path):
     views = np.random.default_rng(0).dirichlet(np.ones(8), (40, 3)).astype(np.float32)
     labels = [(n % 8,) for n in range(40)]
@@ -250,7 +263,7 @@ def notes(folder, tmp_path):
     return {card.media.note for card in gallery.cards}
 
 
-def test_a_card_says_why_it_has_no_picture(tmp_path):
+def test_a_card_says_why_it_has_no_picture(tmp_path, caplog):
     folder = tmp_path / "eval"
     present = [write_clip(folder / f"{n}.mp4") for n in range(7)]
     evaluation(folder)
@@ -262,9 +275,13 @@ def test_a_card_says_why_it_has_no_picture(tmp_path):
     text = listed.read_text()
     listed.write_text(text.replace("4.mp4", "another.mp4"))
     assert f"no longer in {listed}" in notes(folder, tmp_path)
+    assert not caplog.messages
     listed.unlink()
     (note,) = notes(folder, tmp_path)
     assert note.startswith(str(listed))
+    (warning,) = caplog.messages
+    assert note in warning
+    assert "relative paths start from the current folder" in warning
 
 
 @pytest.mark.parametrize("settings", [{}, {"data": {}}, {"data": {"val": "a", "split": 1.5}}])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 
 import pytest
 
 from hiera_video.errors import UserError
 from hiera_video.report.common import curves, differing, failures, overview
-from hiera_video.report.runs import read_run, unique_names
+from hiera_video.report.runs import evaluation_command, read_run, unique_names
 from tests.report.synthetic import steps, write_json, write_lines
 
 CONFIG = "data: {train: train.csv}\noptim: {lr: 1e-3}\n"
@@ -41,6 +43,16 @@ def test_other_folders_and_files_are_refused(tmp_path, name):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="not the folder of a run, of an evaluation or of an ext"):
         read_run(tmp_path / name)
+
+
+def test_a_folder_of_runs_is_refused_with_their_names(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").write_text(CONFIG)
+    (tmp_path / "other").mkdir()
+    message = f"it holds runs: {str(tmp_path / 'a')!r}, {str(tmp_path / 'b')!r}"
+    with pytest.raises(UserError, match=f"{re.escape(message)}$"):
+        read_run(tmp_path)
 
 
 def test_a_torn_last_line_is_counted_and_the_others_are_shown(tmp_path):
@@ -131,10 +143,35 @@ def test_curves_of_runs_are_over_one_another_and_averaged(tmp_path):
     assert set(waiting.data[0]["y"]) == {0.25}  # half a second of two
 
 
+def test_a_single_step_is_a_point(tmp_path):
+    write_lines(tmp_path / "metrics.jsonl", steps(1))
+    loss = curves([read_run(tmp_path)]).blocks[0]
+    assert loss.data[0]["mode"] == "lines+markers"
+    write_lines(tmp_path / "metrics.jsonl", steps(2))
+    assert curves([read_run(tmp_path)]).blocks[0].data[0]["mode"] == "lines"
+
+
+def test_a_run_that_has_not_ended_is_evaluated_by_its_last_checkpoint_into_its_folder(tmp_path):
+    for step in (9, 27):
+        write_json(tmp_path / f"checkpoints/step_{step:08}/weights/config.json", {})
+    (tmp_path / "checkpoints/step_00000030").mkdir()  # not written to the end
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    run = read_run(tmp_path)
+    assert shlex.split(evaluation_command(run, "detect evaluate", "data.val=a b.csv")) == [
+        "hiera-video", "detect", "evaluate",
+        f"checkpoint={tmp_path / 'checkpoints/step_00000027'}", f"output_dir={tmp_path / 'eval'}",
+        "data.val=a b.csv",
+    ]  # fmt: skip
+    (tmp_path / "weights").mkdir()
+    ended = evaluation_command(run, "evaluate", "data.val=a.csv")
+    assert ended == f"hiera-video evaluate checkpoint={tmp_path} data.val=a.csv"
+
+
 def test_failures_of_training_and_evaluation_are_listed_with_their_causes(tmp_path):
     failure = {"name": "a.mp4", "path": "/v/a.mp4", "cause": "truncated", "message": "cut off"}
     write_lines(tmp_path / "metrics.jsonl", steps(1))
-    write_lines(tmp_path / "failures.jsonl", [failure, failure])  # in two epochs
+    again = failure | {"message": "cut off at another frame"}
+    write_lines(tmp_path / "failures.jsonl", [failure, again])  # in two epochs
     other = failure | {"name": "b.mp4", "cause": "missing"}
     write_json(tmp_path / "eval/report.json", {"video": {}, "failed": [failure, other]})
     section = failures([read_run(tmp_path)])
