@@ -10,6 +10,7 @@ import numpy as np
 from hiera_video.errors import UserError, counted
 from hiera_video.evaluation.accuracy import average_precision_by_class
 from hiera_video.evaluation.results import top_classes
+from hiera_video.report.attention import attention_section
 from hiera_video.report.blocks import (
     Bar,
     Block,
@@ -22,7 +23,6 @@ from hiera_video.report.blocks import (
     Table,
 )
 from hiera_video.report.common import SHADES, shortened
-from hiera_video.report.looking import attention_section
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import Evaluation, Run, evaluation_command
 from hiera_video.report.scores import EvaluatedVideos, Scores

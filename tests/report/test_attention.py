@@ -10,8 +10,8 @@ from hiera_video import create_model, save_model
 from hiera_video.analysis.attention import gradient_map
 from hiera_video.evaluation.views import Scorer
 from hiera_video.models.pretrained import load_model
+from hiera_video.report.attention import attention_section
 from hiera_video.report.blocks import Gallery, Notice
-from hiera_video.report.looking import attention_section
 from hiera_video.report.media import MediaFolder
 from hiera_video.report.runs import read_run
 from hiera_video.report.scores import EvaluatedVideos, Scores
