@@ -144,7 +144,8 @@ class PyavReader(VideoReader):
 
         A frame waits until the decoder has returned all frames that it may refer to, because libav
         flags a damaged frame only when it returns it. If one of these was lost, more frames wait
-        than a decoder holds. It waits in RGB: to convert it later takes twice as long.
+        than a decoder holds. It waits in RGB, because converting it is faster while it is in the
+        cache (measured at 720p: 1 ms a frame).
         """
         index, last_shown = self.index, self.index.last_shown
         wanted = {*index.packet_of[positions].tolist(), *index.last_of[positions].tolist()}
