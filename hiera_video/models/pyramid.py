@@ -6,7 +6,7 @@ from functools import partial
 
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torchvision.models.convnext import LayerNorm2d
 from torchvision.ops import FeaturePyramidNetwork
@@ -60,14 +60,25 @@ class Pyramid(nn.Module):
         encoder.norm.requires_grad_(False)
         encoder.head.requires_grad_(False)
 
-    def forward(self, images: Float[Tensor, "B C H W"]) -> OrderedDict[str, Tensor]:
+    def forward(self, images: Shaped[Tensor, "..."]) -> OrderedDict[str, Tensor]:
         """Maps [B, D, h, w] of the stages, with keys "0", "1", ... as torchvision counts them.
 
         Where a picture ends inside of a mask unit, zeros are added at its right and bottom; what
         lies there is cut off of the maps, whose sizes are those of the pictures over the strides,
         rounded up.
+
+        Args:
+            images: normalised, float [B, C, H, W].
+
+        Raises:
+            ModelError: another kind of tensor.
         """
-        encoder = self.encoder
+        encoder, channels = self.encoder, self.encoder.in_chans
+        if images.ndim != 4 or images.shape[1] != channels or not images.is_floating_point():
+            raise ModelError(
+                f"the pictures are {images.dtype} {list(images.shape)}: expected normalised "
+                f"pictures in floating point, [B, {channels}, H, W]"
+            )
         height, width = images.shape[2:]
         images = F.pad(images, (0, -width % self.multiple[1], 0, -height % self.multiple[0]))
         patches = encoder.patch_embed.proj

@@ -156,6 +156,23 @@ def test_detectors_of_torchvision_train(detector: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((3, 64, 64), torch.float32),  # no batch
+        ((1, 4, 64, 64), torch.float32),  # alpha
+        ((1, 3, 1, 64, 64), torch.float32),
+        ((1, 3, 64, 64), torch.uint8),
+    ],
+)
+def test_other_input_is_refused(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    pyramid = Pyramid(Hiera(**SMALL))
+    with pytest.raises(
+        ModelError, match=r"expected normalised pictures in floating point, \[B, 3,"
+    ):
+        pyramid(torch.zeros(shape).to(dtype))
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"mask_unit": (2, 8, 8)}, r"mask_unit is \(2, 8, 8\) .* needs 1 along time in both"),
