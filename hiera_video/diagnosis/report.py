@@ -92,7 +92,7 @@ def _stated() -> tuple[list[Library], list[str], Section]:
         found = libraries()
     except Exception as error:
         advice = f"pip install {PACKAGE}, or pip install -e . in a checkout"
-        text = f"the package is not installed, so that its dependencies are not known ({error})"
+        text = f"not known: the metadata of the package cannot be read ({described(error)})"
         return [], [], [Finding("libraries", text, "warning", advice)]
     return found, missing_extras(found), []
 
