@@ -62,8 +62,7 @@ def run(config: AttentionSettings, *, dry_run: bool = False, as_json: bool = Fal
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
                 with opener(config.data)(path) as video:
-                    (indices,) = sampler.uniform_clips(video, 1)
-                    frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
+                    frames, times_sec = sampler.middle_clip(video)
             except VideoError as error:
                 failed += 1
                 said = {"path": path, "cause": error.cause, "error": str(error)}

@@ -56,8 +56,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
         for index, (path, files) in enumerate(zip(config.inputs, outputs, strict=True)):
             try:
                 with opener(config.data)(path) as video:
-                    (indices,) = sampler.uniform_clips(video, 1)
-                    frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
+                    frames, times_sec = sampler.middle_clip(video)
             except VideoError as error:
                 failed += 1
                 record = {"path": path, "cause": error.cause, "error": str(error)}
@@ -78,7 +77,7 @@ def run(config: VisualizeSettings, *, dry_run: bool = False, as_json: bool = Fal
                 record = {"path": path, "cause": "not_finite", "error": message}
                 print_result(record, [message], as_json=as_json)
                 continue
-            shown_sec = times_sec[:: model.token_pixels[0]].tolist()
+            shown_sec = times_sec[:: model.token_pixels[0]]
             caption = describe(reconstruction, masking)
             with replacing_all(files) as parts:
                 write_png(parts["png"], contact_sheet(reconstruction, shown_sec, caption))

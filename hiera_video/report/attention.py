@@ -65,8 +65,7 @@ def attention_section(
             continue
         try:
             with videos.records[name].open(opener(videos.data)) as video:
-                (indices,) = sampler.uniform_clips(video, 1)
-                frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
+                frames, times_sec = sampler.middle_clip(video)
         except VideoError as error:
             cards.append(Card(name, Media(note=str(error)), facts))
             continue

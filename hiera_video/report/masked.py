@@ -58,14 +58,13 @@ def reconstruction_sections(run: Run, folder: MediaFolder, num_videos: int) -> l
         record = listed.records[number]
         try:
             with record.open(opener(data, sampler.num_frames)) as video:
-                (indices,) = sampler.uniform_clips(video, 1)
-                frames, times_sec = video.frames(indices), video.frame_times_sec[indices]
+                frames, times_sec = sampler.middle_clip(video)
         except VideoError as error:
             blocks.append(Notice(str(error)))
             continue
         visible = torch.from_numpy(masking(np.random.default_rng([settings.train.seed, place])))
         made = reconstruct(model, transform(frames), visible[None], normalize=normalize)
-        shown_sec = times_sec[:: model.token_pixels[0]].tolist()
+        shown_sec = times_sec[:: model.token_pixels[0]]
         movie = movie_frames(made, shown_sec, describe(made, masking))
         media = folder.of_frames(movie, fps_of(shown_sec), PANEL_PX)
         cards.append(Card(record.name, media, [("reconstruction loss", f"{made.loss:.4f}")]))

@@ -201,7 +201,7 @@ def evaluation_command(run: Run, command: str, *settings: str) -> str:
 
 
 def unique_names(runs: Sequence[Run]) -> list[str]:
-    """A name for each run: of its folder, with as many parent folders as tell runs apart."""
+    """A name for each run: of its folder, and as many parent folders as make it unique."""
     parts = [run.folder.absolute().parts for run in runs]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]

@@ -147,6 +147,18 @@ class ClipSampler(Clips):
             )
         return length
 
+    def middle_clip(self, video: VideoReader) -> tuple[np.ndarray, list[float]]:
+        """The clip of the middle of a video.
+
+        Returns:
+            Frames uint8 [T, H, W, 3], and when each appears, T seconds.
+
+        Raises:
+            VideoError: see `VideoReader.frames`.
+        """
+        (indices,) = self.uniform_clips(video, 1)
+        return video.frames(indices), video.frame_times_sec[indices].tolist()
+
     def clip(self, start: float, video_frames: int, step: float | Fraction) -> np.ndarray:
         """The clip that begins at `start`, int64 [T], in frames as for `length`."""
         return clip_indices(

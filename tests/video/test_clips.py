@@ -127,3 +127,11 @@ def test_a_clip_that_just_fits_is_no_error():
     assert sampler.uniform_clips(video(53, 25), 2)[:, -1].tolist() == [52, 52]
     with pytest.raises(VideoError, match="52 frames, a clip covers 53"):
         sampler.uniform_clips(video(52, 25), 2)
+
+
+def test_the_middle_clip():
+    source = video(30, 10)
+    source.frames = lambda indices: np.array(indices)[:, None]  # frames that show their number
+    frames, times_sec = ClipSampler(num_frames=4, sampling_rate=2).middle_clip(source)
+    assert frames[:, 0].tolist() == [11, 13, 15, 18]  # over 8 of 30 frames, ends included
+    assert times_sec == pytest.approx([1.1, 1.3, 1.5, 1.8])
