@@ -22,14 +22,15 @@ from torch.utils._pytree import tree_leaves
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch
 from hiera_video.errors import UserError, counted
+from hiera_video.models.layers import autocast_off
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.segmenter import InstanceSegmenter
 from hiera_video.runtime.distributed import Process
 from hiera_video.runtime.memory import GIB, is_full, memory_of, where
+from hiera_video.runtime.precision import autocast
 from hiera_video.training.losses import DetectionLoss, InstanceLoss, ReconstructionLoss
 from hiera_video.training.task import Task
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 STATES = {"adamw": 2, "sgd": 1}  # tensors that an optimizer keeps for each parameter
 WEIGHED = 0.9  # of the device's memory: the rest is for its libraries, and lost between tensors
 
@@ -81,7 +82,7 @@ def step_memory(task: Task, model: Model, process: Process) -> StepMemory:
     if task.ema_decay is not None:
         optimizer += weights
     num_clips = clips_of_part(task, process, settings.train.accumulation_steps)
-    activations = activation_bytes(task, model, num_clips, process.device)
+    activations = activation_bytes(task, model, num_clips, process)
     return StepMemory(weights, gradients, optimizer, activations, num_clips)
 
 
@@ -92,15 +93,13 @@ def clips_of_part(task: Task, process: Process, num_parts: int) -> int:
     return -(-size // (process.world_size * num_parts)) * loop.num_repeats
 
 
-def activation_bytes(task: Task, model: Model, num_clips: int, device: torch.device) -> int:
+def activation_bytes(task: Task, model: Model, num_clips: int, process: Process) -> int:
     """The peak of a forward and backward pass, beside the model and its gradients."""
+    device = process.device
     if device.type != "cuda":
         device = torch.device("cpu")  # also for Apple's GPUs
     loss = task.loss(model, device)
-    encoder, precision = encoder_of(model), task.settings.train.precision
-    autocast = torch.autocast(
-        device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST
-    )
+    encoder = encoder_of(model)
     # Autograd counts the devices in its first pass, and starts threads for them: with fake tensors,
     # also for devices that do not exist.
     torch.zeros((), requires_grad=True).backward()
@@ -118,7 +117,8 @@ def activation_bytes(task: Task, model: Model, num_clips: int, device: torch.dev
             tensors[f"model.{name}"] = fake
         before = counter.live
         clips = torch.empty(num_clips, *encoder.input_size, encoder.in_chans, dtype=torch.uint8)
-        functional_call(_Step(model, loss, autocast), tensors, (clips,))
+        step = _Step(model, loss, autocast(device, process.precision))
+        functional_call(step, tensors, (clips,))
     return counter.peak - before
 
 
@@ -190,7 +190,7 @@ def _outputs_of_heads(model: InstanceSegmenter, x: Tensor) -> Tensor:
     """
     maps, heads = model.feature_maps(x), model.roi_heads
     first = maps["0"]
-    with torch.autocast(x.device.type, enabled=False):
+    with autocast_off(x):
         objectness, deltas = model.rpn.head(list(maps.values()))
         num_boxes = len(x) * model.num_boxes
         boxes = first.new_empty(num_boxes, model.channels, 7, 7).requires_grad_()

@@ -17,6 +17,7 @@ from hiera_video.models.pretrained import (
     create_segmenter,
 )
 from hiera_video.runtime.distributed import Process
+from hiera_video.runtime.precision import autocast
 from hiera_video.settings.training import Augment, Loop, Optim
 from hiera_video.training import memory
 from hiera_video.training.losses import (
@@ -51,7 +52,7 @@ def loss_of(model, device):
 
 def task_of(*, num_records=1000, grad_checkpointing=False, ema_decay=None, optim=None, **loop):
     settings = SimpleNamespace(
-        train=Loop(**{"global_batch_size": 4, "num_repeats": 1, "precision": "fp32"} | loop),
+        train=Loop(**{"global_batch_size": 4, "num_repeats": 1} | loop),
         optim=optim or Optim(),
         model=SimpleNamespace(grad_checkpointing=grad_checkpointing),
     )
@@ -60,12 +61,9 @@ def task_of(*, num_records=1000, grad_checkpointing=False, ema_decay=None, optim
     )
 
 
-def allocated(task, model, num_clips):
+def allocated(task, model, num_clips, precision):
     """The peak of torch's allocator in a real step, gradients of parameters freed at once."""
-    autocast = torch.autocast(
-        "cpu", dtype=torch.bfloat16, enabled=task.settings.train.precision == "bf16"
-    )
-    step = memory._Step(model, task.loss(model, CPU), autocast)
+    step = memory._Step(model, task.loss(model, CPU), autocast(CPU, precision))
     hooks = [
         parameter.register_post_accumulate_grad_hook(memory._drop_gradient)
         for parameter in model.parameters()
@@ -96,16 +94,17 @@ def allocated(task, model, num_clips):
     ids=["classifier", "autoencoder", "detector"],
 )
 def test_the_estimate_is_what_a_step_allocates(monkeypatch, create, precision):
-    model, task, error = create().train(), task_of(precision=precision), 0.04
+    model, task, error = create().train(), task_of(), 0.04
+    process = Process(0, 1, 1, CPU, precision=precision)
     # Buffers inside of kernels are not counted, such as panels of scores: 16 MiB at most.
     monkeypatch.setattr(attention, "PANEL_ELEMENTS", 1)
-    plain = activation_bytes(task, model, 4, CPU)
-    assert plain == pytest.approx(allocated(task, model, 4), rel=error)
-    assert activation_bytes(task, model, 8, CPU) == pytest.approx(2 * plain, rel=0.05)
+    plain = activation_bytes(task, model, 4, process)
+    assert plain == pytest.approx(allocated(task, model, 4, precision), rel=error)
+    assert activation_bytes(task, model, 8, process) == pytest.approx(2 * plain, rel=0.05)
     model.set_grad_checkpointing()
-    less = activation_bytes(task, model, 4, CPU)
+    less = activation_bytes(task, model, 4, process)
     assert less < 0.9 * plain
-    assert less == pytest.approx(allocated(task, model, 4), rel=error)
+    assert less == pytest.approx(allocated(task, model, 4, precision), rel=error)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -121,7 +120,7 @@ def test_against_an_h100(create, clips, measured_gib):
     """Peaks above the loaded model in float32, with gradients that accumulate from none."""
     with torch.device("meta"):
         model = create().train()
-    peak = activation_bytes(task_of(), model, clips, CPU)
+    peak = activation_bytes(task_of(), model, clips, ALONE)
     assert peak / GIB == pytest.approx(measured_gib, rel=0.15)
 
 
@@ -129,9 +128,9 @@ def test_a_segmenter_has_its_heads():
     torch.manual_seed(0)
     create = {"num_classes": 3, "image_size": 64, "channels": 8, "hidden": 16}
     model = create_segmenter("hiera_tiny_224", **create).train()
-    peak = activation_bytes(task_of(), model, 2, CPU)
+    peak = activation_bytes(task_of(), model, 2, ALONE)
     model.num_boxes //= 2
-    with_fewer = activation_bytes(task_of(), model, 2, CPU)
+    with_fewer = activation_bytes(task_of(), model, 2, ALONE)
     assert with_fewer < 0.95 * peak
 
 
