@@ -70,10 +70,11 @@ def measure(
         peak_tflops: peak of the device, TFLOP/s.
 
     Returns:
-        Rows and failures of the report. A row has the `seconds` of a call in each round; `peak_gib`
-        above the loaded model, None if it cannot be measured; the `flops` of the products of a
-        call, without those that kernels recompute; and as `ours_is` the speed of the same variant
-        of this package, or of the first subject, relative to its own.
+        Rows and failures of the report. A row has the `seconds` of a call in each round, and
+        `first_call_sec`, in which a compiled model compiles; `peak_gib` above the loaded model,
+        None if it cannot be measured; the `flops` of the products of a call, without those that
+        kernels recompute; and as `ours_is` the speed of the same variant of this package, or of
+        the first subject, relative to its own.
     """
     calls: dict[Subject, Callable[[], Any]] = {}
     rows: dict[Subject, dict[str, Any]] = {}
@@ -86,11 +87,11 @@ def measure(
 
     torch.compiler.reset()  # it stops compiling a function after eight versions
     for subject in subjects:
-        if setting.work == "pretraining" and subject.build_pretraining is None:
+        if not subject.does(setting.work):
             continue
         try:
             flops = flops_of_clip(subject, setting.work)
-            calls[subject], fits, peak_gib = fitting_call(subject, setting)
+            calls[subject], fits, first_sec, peak_gib = fitting_call(subject, setting)
         except Exception as error:
             fail(subject, error)
             continue
@@ -101,6 +102,7 @@ def measure(
             "top1": subject.top1,
             **vars(fits),
             "flops": fits.batch_size * flops,
+            "first_call_sec": first_sec,
             "peak_gib": peak_gib,
             "seconds": [],
         }
@@ -124,11 +126,12 @@ def measure(
 
 def fitting_call(
     subject: Subject, setting: Setting
-) -> tuple[Callable[[], Any], Setting, float | None]:
+) -> tuple[Callable[[], Any], Setting, float, float | None]:
     """Prepares and warms up a call, and halves the batch size until it fits into memory.
 
     Returns:
-        The call, the setting with its batch size, and its peak memory in GiB.
+        The call, the setting with its batch size, the seconds of its first run, and its peak memory
+        in GiB.
 
     Raises:
         MemoryError: a single clip does not fit.
@@ -139,10 +142,13 @@ def fitting_call(
             with _memory_errors():
                 peak_gib = peak_in_child(subject, setting) if setting.device == "cpu" else None
                 call = prepare(subject, setting)
+                start = time.perf_counter()
                 call()
+                synchronize(setting.device)
+                first_sec = time.perf_counter() - start
                 if setting.device == "cuda":
                     peak_gib = peak_on_gpu(call)
-            return call, setting, peak_gib
+            return call, setting, first_sec, peak_gib
         except MemoryError:
             if setting.batch_size == 1:
                 raise MemoryError("one clip does not fit into the memory") from None
@@ -204,7 +210,8 @@ def synchronize(device: str) -> None:
 @cache
 def flops_of_clip(subject: Subject, work: str) -> int:
     """FLOPs of products, 2 per multiply-add; a backward pass counts as two forward passes."""
-    if subject.variant is not None:
+    if subject.same_flops:
+        assert subject.variant is not None
         return flops_of_clip(ours(subject.variant), work)
     model = subject.build_for(work).eval().to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:

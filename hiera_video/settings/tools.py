@@ -85,7 +85,9 @@ class BenchmarkSettings(Settings):
     models: Annotated[tuple[str, ...], Operand("MODEL")] = ()
     """Variants."""
     peers: bool = False
-    """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours."""
+    """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours, and
+    pretraining with an encoder that computes the hidden units too. The last table has the speeds
+    that the article claims beside those of this run."""
     only: str = ""
     """Restrict the peers to those whose names contain this text, e.g. official."""
     work: Annotated[tuple[Work, ...], MinLen(1)] = get_args(Work)
