@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -165,6 +165,7 @@ def _pretraining(name: str, dense: bool = False) -> nn.Module:
     return Adapted(Dense(autoencoder) if dense else autoencoder, loss)
 
 
+@cache
 def ours(name: str) -> Subject:
     """The subject of a variant of `list_models()`.
 

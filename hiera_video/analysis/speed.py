@@ -52,7 +52,7 @@ class Setting:
 
     work: str
     precision: str
-    execution: str  # "eager" or "compiled"
+    execution: str  # "eager", "compiled", or "graphs": compiled, and launched as CUDA graphs
     batch_size: int
     device: str
 
@@ -168,7 +168,8 @@ def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
     model.train(setting.work != "inference")
     clips = torch.randn(setting.batch_size, *subject.clip, device=setting.device)
     labels = torch.zeros(setting.batch_size, dtype=torch.long, device=setting.device)
-    run = torch.compile(model, dynamic=False) if setting.execution == "compiled" else model
+    mode = "reduce-overhead" if setting.execution == "graphs" else None
+    run = model if setting.execution == "eager" else torch.compile(model, dynamic=False, mode=mode)
     dtype = AUTOCAST[setting.precision]
     autocast = partial(torch.autocast, setting.device, dtype=dtype, enabled=dtype is not None)
 
@@ -226,15 +227,19 @@ def peak_tflops(device: str, precision: str) -> dict[str, Any]:
         for known, peaks in PEAK_TFLOPS.items():
             if known in name and "MIG" not in name and "NVL" not in name:  # those are slower
                 return {"tflops": peaks[precision], "source": f"data sheet of {known}"}
-    dtype = AUTOCAST[precision] or torch.float32
     size = 2048 if device == "cpu" else 8192
+    tflops = measured_tflops(device, AUTOCAST[precision] or torch.float32, size)
+    return {"tflops": tflops, "source": f"measured, product of {size}x{size} matrices"}
+
+
+def measured_tflops(device: str, dtype: torch.dtype, size: int) -> float:
+    """TFLOP/s of the fastest of three products of square matrices of random numbers."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with torch.inference_mode():
         layer = Linear(size, size, bias=False, device=device, dtype=dtype)
         products = (lambda: a @ b, lambda: layer(a))  # MKL and oneDNN, in float32 on a CPU
         seconds = min(seconds_a_call(call, device) for _ in range(3) for call in products)
-    source = f"measured, product of {size}x{size} matrices"
-    return {"tflops": 2 * size**3 / seconds / 1e12, "source": source}
+    return 2 * size**3 / seconds / 1e12
 
 
 def peak_on_gpu(call: Callable[[], Any]) -> float:
@@ -254,7 +259,7 @@ def peak_in_child(subject: Subject, setting: Setting) -> float | None:
         MemoryError: memory is not sufficient, or the process was killed, as Linux does then.
         RuntimeError: the process ended for another reason.
     """
-    if not CLEAR_REFS.exists() or setting.execution == "compiled":
+    if not CLEAR_REFS.exists() or setting.execution != "eager":
         return None
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
