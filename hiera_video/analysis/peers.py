@@ -73,6 +73,7 @@ MVIT_V2_L = {
 MVIT_V2_L_BLOCKS, MVIT_V2_L_POOLING = 48, (2, 8, 44)  # the blocks that pool, counted from 0
 TIMM_MVIT_V2_L = "mvitv2_large"  # mvit's configs/test/MVITv2_L_test.yaml; 218 M parameters
 TIMM_MVIT_V2_L_TOP1 = 85.3
+OURS = "hiera_video"  # as a library
 DECODER_HEADS = 16  # as in the official builders
 
 
@@ -175,7 +176,7 @@ def ours(name: str) -> Subject:
     check_known(name, VARIANTS, "The variants")
     return Subject(
         name,
-        "hiera_video",
+        OURS,
         partial(create_model, name),
         (3, *VARIANTS[name]["input_size"]),
         HIERA_TOP1.get(name),

@@ -26,11 +26,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.analysis.peers import Subject, ours
-from hiera_video.models.linear import Linear
+from hiera_video.analysis.peers import OURS, Subject, ours
+from hiera_video.models.inference import InferenceModel
+from hiera_video.models.layers import Linear
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.variants import KINETICS_MEAN, KINETICS_STD
+from hiera_video.settings.training import Arithmetic
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +55,8 @@ class Setting:
     """The work of each model, and how it is done."""
 
     work: str
-    precision: str
-    execution: str  # "eager", "compiled", or "graphs": compiled, and launched as CUDA graphs
+    precision: Arithmetic
+    execution: str  # "eager" or "compiled"
     batch_size: int
     device: str
 
@@ -162,13 +166,20 @@ def fitting_call(
 
 
 def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
-    """Builds the model; each call of the result does the work once."""
+    """Builds the model; each call of the result does the work once.
+
+    Inference of ours is that of `InferenceModel`, from bytes, in a model of the type; other models,
+    and training, take normalised clips in autocast. Compiled inference is launched as CUDA graphs.
+    """
     torch.manual_seed(0)
     model: Any = subject.build_for(setting.work).to(setting.device)
+    if setting.work == "inference" and subject.library == OURS:
+        return _inference_of_ours(model, subject, setting)
     model.train(setting.work != "inference")
     clips = torch.randn(setting.batch_size, *subject.clip, device=setting.device)
     labels = torch.zeros(setting.batch_size, dtype=torch.long, device=setting.device)
-    mode = "reduce-overhead" if setting.execution == "graphs" else None
+    has_graphs = setting.work == "inference" and setting.device == "cuda"
+    mode = "reduce-overhead" if has_graphs else None
     run = model if setting.execution == "eager" else torch.compile(model, dynamic=False, mode=mode)
     dtype = AUTOCAST[setting.precision]
     autocast = partial(torch.autocast, setting.device, dtype=dtype, enabled=dtype is not None)
@@ -186,6 +197,23 @@ def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
         model.zero_grad(set_to_none=True)
 
     return infer if setting.work == "inference" else train
+
+
+def _inference_of_ours(
+    model: nn.Module, subject: Subject, setting: Setting
+) -> Callable[[], Tensor]:
+    inference = InferenceModel(
+        model,
+        Normalize(KINETICS_MEAN, KINETICS_STD),
+        device=torch.device(setting.device),
+        batch_size=setting.batch_size,
+        precision=setting.precision,
+        compile=setting.execution == "compiled",
+    )
+    channels, *size = subject.clip
+    shape = (setting.batch_size, *size, channels)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8, device=setting.device)
+    return lambda: inference(clips)
 
 
 def seconds_a_call(call: Callable[[], Any], device: str) -> float:

@@ -3,6 +3,7 @@
 import multiprocessing
 import statistics
 import time
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
@@ -16,6 +17,7 @@ from hiera_video.analysis.claims import compare_claims
 from hiera_video.analysis.complexity import count_model
 from hiera_video.analysis.peers import Dense, Subject, dense, ours, peers
 from hiera_video.analysis.speed import Setting, measure
+from hiera_video.models.inference import InferenceModel
 from hiera_video.models.pretrained import create_autoencoder, create_model
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # faster; FLOPs are counted too
@@ -168,6 +170,27 @@ def test_ours_in_each_kind_of_work(quick, monkeypatch, work):
         assert 0 < results[small.name]["flops"] != 3 * forward
     else:
         assert results[small.name]["flops"] == forward * (3 if work == "finetuning" else 1)
+
+
+def test_inference_of_ours_is_that_of_the_commands(quick, monkeypatch):
+    """From bytes, in a model of the type."""
+    made = []
+
+    class Spy(InferenceModel):
+        def __post_init__(self):
+            super().__post_init__()
+            made.append(self)
+
+    monkeypatch.setattr(benchmark, "InferenceModel", Spy)
+    small = ours("hiera_tiny_224")
+    small = replace(small, build=partial(small.build, image_size=64), clip=(3, 1, 64, 64))
+    call = benchmark.prepare(small, Setting("inference", "bf16", "eager", 2, "cpu"))
+    assert call().shape == (2, 1000)
+    (model,) = made
+    assert (model.precision, model.compile, model.batch_size) == ("bf16", False, 2)
+    assert model.model.patch_embed.proj.weight.dtype == torch.bfloat16
+    benchmark.prepare(small, Setting("finetuning", "bf16", "eager", 2, "cpu"))
+    assert len(made) == 1
 
 
 def test_a_subject_without_pretraining_is_left_out(quick):

@@ -96,6 +96,7 @@ def extraction(page: Page, work: Path, videos: Path, smoke: bool) -> None:
     save_model(work / "weights", model)
     precision = "fp32" if smoke else "bf16"
     options = [f"batch_size={batch_size}", f"precision={precision}", "windows.clip_stride=16"]
+    options += [] if smoke else ["compile=true"]
     line = ["extract", videos, f"checkpoint={work / 'weights'}", f"output_dir={work / 'features'}"]
     done = ran(*line, *options, f"device={device()}", "--json")
     if done.code:
