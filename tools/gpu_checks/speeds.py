@@ -21,6 +21,7 @@ from hiera_video.analysis.speed import (
     prepare,
     synchronize,
 )
+from hiera_video.files import json_text, write_json
 from hiera_video.settings.training import Arithmetic
 
 COMPILED = "compiled.json"  # in the folder of the results: seconds of first calls, by job
@@ -118,7 +119,7 @@ def speeds(page: Page, folder: Path, smoke: bool) -> None:
         rows, failed = measure(
             job.subjects, job.setting, rounds=rounds, peak_tflops=peak(job.precision)
         )
-        print(json.dumps({"job": str(job), "rows": rows, "failed": failed}), flush=True)
+        print(json_text({"job": str(job), "rows": rows, "failed": failed}), flush=True)
         for failure in failed:
             page.failure(f"Not measured: {failure['model']}, {job}: {failure['cause']}")
         by_library = {row["library"]: row for row in rows}
@@ -164,7 +165,7 @@ def compile_ahead(page: Page, folder: Path, smoke: bool) -> None:
                 seconds[name] = round(result, 1)
             else:  # the section "speed" meets and reports it again
                 print(f"{name}: {result}", flush=True)
-            (folder / COMPILED).write_text(json.dumps(seconds))
+            write_json(folder / COMPILED, seconds)
 
 
 def first_call(asked: tuple[Job, str]) -> tuple[str, float | str]:
