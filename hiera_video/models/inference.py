@@ -12,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from hiera_video.models.blocks import HieraBlock
 from hiera_video.models.hiera import Trainable
 from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.compiler import cache_folder, check_compiler
@@ -110,9 +111,15 @@ def copy_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
     The copy is not compiled, also if the model is.
     """
     kept = tuple(f"{part}." for part in getattr(model, "in_float32", ()))
+    folded = dict[str, Tensor]()
+    for name, module in model.named_modules():
+        if isinstance(module, HieraBlock):
+            parts = module.without_affine_norms()
+            folded |= {f"{name}.{key}": value for key, value in parts.items()}
     memo: dict[int, Any] = {}  # what takes the place of a tensor in the copy
     for name, parameter in model.named_parameters():
-        value = parameter.detach().to(device, torch.float32 if name.startswith(kept) else dtype)
+        value = folded.get(name, parameter).detach()
+        value = value.to(device, torch.float32 if name.startswith(kept) else dtype)
         memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():
