@@ -43,9 +43,9 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         from hiera_video.extraction.ray import check_installed
 
         check_installed()
+    if config.engine == "local" and not dry_run:
+        start_decoding(config.data)
     with process_group(config.device) as process, ExitStack() as stack:
-        if config.engine == "local" and not dry_run:
-            start_decoding(config.data)
         videos = find_videos(config.inputs, config.data)
         weights = with_card(read_checkpoint(config.checkpoint, weights_key=config.weights_key))
         is_autoencoder = weights.card is not None and weights.card.kind == "autoencoder"
@@ -63,6 +63,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
                 "are weak; fine-tune it first, or train a probe on top",
                 config.checkpoint,
             )
+        work, settings = make_work(config, model, card)  # with the hash of weights as they are
         extractor = FeatureExtractor(
             model,
             layer=config.layer,
@@ -72,7 +73,6 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             bf16=config.precision == "bf16",
             dtype=config.dtype,
         )
-        work, settings = make_work(config, model, card)
         format: Format = "npz" if config.format == "parquet" else config.format
         store = FeatureStore(Path(config.output_dir), format, settings)
         if not config.overwrite:
@@ -104,10 +104,15 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             to_do, store, workers, precision=config.precision, progress=process.is_main
         )
         with closing(assembly):
-            run_engine = extract
-            if config.engine == "ray":
-                from hiera_video.extraction.ray import extract_with_ray as run_engine
-            run_engine(assembly, work, extractor, batch_size=batch_size)
+            if config.engine == "local":
+                extract(assembly, work, extractor, batch_size=batch_size)
+            else:
+                from hiera_video.extraction.ray import extract_with_ray
+
+                share = config.gpus_per_model
+                extract_with_ray(
+                    assembly, work, extractor, batch_size=batch_size, gpus_per_model=share
+                )
         barrier()
         code = None
         if process.is_main:

@@ -432,6 +432,7 @@ def test_all_failed(commands, videos, trained, tmp_path):
         ("windows.num_clips=3", "5 with kind=dense, which does not use it"),
         ("windows.kind=views", "windows.clip_stride"),
         ("layer=stage5", "layer"),
+        ("gpus_per_model=0.5", "gpus_per_model"),
     ],
 )
 def test_settings_that_do_not_fit(commands, arguments, tmp_path, setting, reported):
