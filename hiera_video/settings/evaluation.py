@@ -144,6 +144,11 @@ class ExtractSettings(WritingInference):
             self.data.num_workers != 0, "data.num_workers", "1 or more: decoding may crash"
         )
         self.require(
+            self.engine == "local" or self.data.backend != "torchcodec-cuda",
+            "data.backend",
+            "another one with engine=ray, whose decoding processes have no GPU",
+        )
+        self.require(
             self.engine == "ray" or self.gpus_per_model == 1,
             "gpus_per_model",
             "1 with engine=local, where each process has a GPU of its own",
