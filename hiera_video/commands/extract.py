@@ -28,6 +28,7 @@ from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.results import exit_code, print_json, print_result
 from hiera_video.settings.evaluation import ExtractSettings
+from hiera_video.settings.training import Arithmetic
 from hiera_video.settings.video import Reading
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -45,7 +46,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         check_installed()
     if config.engine == "local" and not dry_run:
         start_decoding(config.data)
-    with process_group(config.device) as process, ExitStack() as stack:
+    with process_group(config.device, config.precision) as process, ExitStack() as stack:
         videos = find_videos(config.inputs, config.data)
         weights = with_card(read_checkpoint(config.checkpoint, weights_key=config.weights_key))
         is_autoencoder = weights.card is not None and weights.card.kind == "autoencoder"
@@ -63,14 +64,19 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
                 "are weak; fine-tune it first, or train a probe on top",
                 config.checkpoint,
             )
-        work, settings = make_work(config, model, card)  # with the hash of weights as they are
+        # With the hash of the weights as they are, before they are moved or converted.
+        work, settings = make_work(config, model, card, process.precision)
+        crops = work.crops.num_crops
+        batch_size = max(1, config.batch_size // crops) * crops  # of whole windows
         extractor = FeatureExtractor(
             model,
             layer=config.layer,
             pooling=config.pooling,
             normalize=Normalize(card.mean, card.std),
             device=process.device,
-            bf16=config.precision == "bf16",
+            precision=process.precision,
+            compile=config.compile,
+            batch_size=batch_size,
             dtype=config.dtype,
         )
         format: Format = "npz" if config.format == "parquet" else config.format
@@ -99,20 +105,17 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         barrier()  # nobody writes before all have looked
         # And not before the folder is there.
         on_main(lambda: stack.enter_context(store.writing(overwrite=config.overwrite)))
-        workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
+        workers = num_workers(config.data, process.local_world_size)
         assembly = Assembly(
-            to_do, store, workers, precision=config.precision, progress=process.is_main
+            to_do, store, workers, precision=process.precision, progress=process.is_main
         )
         with closing(assembly):
             if config.engine == "local":
-                extract(assembly, work, extractor, batch_size=batch_size)
+                extract(assembly, work, extractor)
             else:
                 from hiera_video.extraction.ray import extract_with_ray
 
-                share = config.gpus_per_model
-                extract_with_ray(
-                    assembly, work, extractor, batch_size=batch_size, gpus_per_model=share
-                )
+                extract_with_ray(assembly, work, extractor, gpus_per_model=config.gpus_per_model)
         barrier()
         code = None
         if process.is_main:
@@ -157,7 +160,7 @@ def find_videos(inputs: list[str], data: Reading) -> list[VideoRecord]:
 
 
 def make_work(
-    config: ExtractSettings, model: Hiera, card: ModelCard
+    config: ExtractSettings, model: Hiera, card: ModelCard, precision: Arithmetic
 ) -> tuple[ReadWindows, dict[str, Any]]:
     """What to read of each video, and all settings that decide on its features."""
     num_frames, crop_size, how = model.input_size[0], model.input_size[1:], config.windows
@@ -172,7 +175,7 @@ def make_work(
         "layer": config.layer,
         "pooling": config.pooling,
         "dtype": config.dtype,
-        "precision": config.precision,
+        "precision": precision,
         "num_frames": num_frames,
         **config.clips.model_dump(),
         "windows": how.kind,

@@ -45,6 +45,7 @@ class Model:
     def __init__(self, extractor: FeatureExtractor) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.extractor = replace(extractor, device=device)
+        self.extractor.warm_up()
 
     def __call__(self, batch: Batch) -> Batch:
         values = [pickle.loads(value) for value in batch["value"]]
@@ -79,7 +80,6 @@ def extract_with_ray(
     work: ReadWindows,
     extractor: FeatureExtractor,
     *,
-    batch_size: int,
     gpus_per_model: float = 1.0,
 ) -> None:
     """What `extract` does, on the Ray cluster that this process belongs to, or a local one.
@@ -108,7 +108,7 @@ def extract_with_ray(
         .map_batches(
             Model,
             fn_constructor_args=(extractor,),
-            batch_size=max(1, batch_size // work.crops.num_crops),
+            batch_size=extractor.batch_size // work.crops.num_crops,
             concurrency=max(1, num_models),
             num_cpus=0,
             num_gpus=gpus_per_model if num_gpus else 0,

@@ -27,7 +27,7 @@ from hiera_video.extraction.transfer import Fetch, Transfer, transfer_for
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Workers
-from hiera_video.settings.training import Precision
+from hiera_video.settings.training import Arithmetic
 
 NUM_BATCHES_AHEAD = 2  # that are filled
 NUM_LAUNCHED = 2  # while one more is stored
@@ -88,10 +88,10 @@ class Assembly:
         store: FeatureStore,
         num_workers: int,
         *,
-        precision: Precision,
+        precision: Arithmetic,
         progress: bool,
     ) -> None:
-        self.precision: Precision = precision
+        self.precision: Arithmetic = precision
         self.videos, self.store, self.summary = videos, store, Summary(num_workers)
         self._bar = Progress(total=len(videos), unit="video", enabled=progress)
         self._rows: dict[int, Rows] = {}
@@ -174,19 +174,18 @@ class _Batch:
     ends: list[tuple[int, End]] = field(default_factory=list)  # (video, its end)
 
 
-def extract(
-    assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor, *, batch_size: int
-) -> None:
+def extract(assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor) -> None:
     """Stores the features of the videos of an assembly, or why there are none.
 
-    Args:
-        batch_size: views in a forward pass.
+    Decoding begins while the model is put on its device and compiled.
 
     Raises:
         OutputError: the output cannot be written.
     """
+    if not assembly.videos:
+        return
     summary = assembly.summary
-    num_windows = max(1, batch_size // work.crops.num_crops)
+    num_windows = extractor.batch_size // work.crops.num_crops
     transfer = transfer_for(extractor.device)
     launched: deque[Future[None]] = deque()
 
@@ -203,6 +202,7 @@ def extract(
         contextlib.closing(prefetch(made, NUM_BATCHES_AHEAD)) as batches,
         ThreadPoolExecutor(1) as finishing,
     ):
+        extractor.warm_up()
         for batch in batches:
             fetch = None
             if batch.views is not None:

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure, InstanceBatch
 from hiera_video.runtime.distributed import Process, sum_over_processes
+from hiera_video.runtime.precision import autocast
 from hiera_video.settings.training import Loop
 from hiera_video.training.optim import set_learning_rate
 
@@ -75,7 +76,6 @@ def train_steps(
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = process.device
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=loop.precision == "bf16")
     for step in range(start_step, end_step):
         started = time.perf_counter()
         group = list(islice(batches, loop.accumulation_steps))
@@ -107,7 +107,7 @@ def train_steps(
             is_last = i == len(group) - 1
             is_ddp = isinstance(model, DistributedDataParallel)
             with model.no_sync() if is_ddp and not is_last else nullcontext():  # type: ignore[operator]
-                with autocast:
+                with autocast(device, process.precision):
                     loss = loss_function(model, batch, rng)
                 if not len(batch):
                     loss = loss * 0.0

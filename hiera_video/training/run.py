@@ -80,7 +80,7 @@ def train(
         UserError: the folder holds a run that cannot be resumed.
     """
     with ExitStack() as stack:
-        process = stack.enter_context(process_group(settings.device))
+        process = stack.enter_context(process_group(settings.device, settings.train.precision))
         start_decoding(settings.data)
         stops = stack.enter_context(noting_stops())
         task = make_task(settings)
@@ -250,7 +250,7 @@ class Schedule:
             + (f" (the last of each pass: {counted(last, unit)})" if last else "")
             + f": {counted(processes, 'process')} x {counted(parts, 'part')} x "
             f"{counted(-(-size // (processes * parts)), unit)}; peak lr {self.optim.lr:g} "
-            f"({self.optim.optimizer}, {loop.precision}, {process.device})"
+            f"({self.optim.optimizer}, {process.precision}, {process.device})"
         )
 
     def check_batch(self, unit: str) -> None:

@@ -35,7 +35,7 @@ def actors(monkeypatch):
         monkeypatch.setitem(sys.modules, "ray", ray)
         assembly = SimpleNamespace(videos=["a.mp4"], summary=Summary(1))
         work = SimpleNamespace(crops=Crops((4, 4), 1, 4))
-        extract_with_ray(assembly, work, None, batch_size=4, **how)
+        extract_with_ray(assembly, work, SimpleNamespace(batch_size=4), **how)
         _, model = asked
         return model["concurrency"], model["num_gpus"]
 

@@ -38,6 +38,10 @@ class Extractor:
     """The feature of a clip is its first value."""
 
     device = torch.device("cpu")
+    batch_size = 4
+
+    def warm_up(self):
+        pass
 
     def __call__(self, views):
         return views[:, 0, 0, 0, 0].float()
@@ -79,9 +83,9 @@ def decoded(monkeypatch):
     return results
 
 
-def run(assembly, extractor=None, batch_size=4):
+def run(assembly, extractor=None):
     work = SimpleNamespace(crops=Crops((4, 4), 1, 4), deadline_sec=1.0)
-    extract(assembly, work, extractor or Extractor(), batch_size=batch_size)
+    extract(assembly, work, extractor or Extractor())
 
 
 def test_all_batches_are_full_but_the_last(decoded):
@@ -105,6 +109,29 @@ def test_failures_do_not_wait_for_a_batch(decoded):
     run(assembly)
     assert assembly.sizes == [1]
     assert assembly.ends.keys() == set(range(9))
+
+
+def test_decoding_begins_before_the_model_is_ready(decoded, monkeypatch):
+    class Compiled(Extractor):
+        def warm_up(self):
+            assert started.wait(WAIT_SEC)
+
+    started = threading.Event()
+    monkeypatch.setattr(
+        runner.Workers, "__enter__", lambda self: started.set() or self, raising=True
+    )
+    decoded += [(0, window(0, 5)), (0, read())]
+    assembly = Assembly(1)
+    run(assembly, Compiled())
+    assert assembly.features == {(0, 0): 5}
+
+
+def test_a_model_is_not_compiled_for_nothing():
+    class Compiled(Extractor):
+        def warm_up(self):
+            raise AssertionError("there are no videos")
+
+    run(Assembly(0), Compiled())
 
 
 def test_features_are_stored_while_the_model_works(decoded):

@@ -54,7 +54,8 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(videos, trained):
     """Of `extract`, but for the output folder."""
-    return ("extract", videos, f"checkpoint={trained}", "windows.clip_stride=3", "device=cpu")
+    exact = ("device=cpu", "precision=fp32")
+    return ("extract", videos, f"checkpoint={trained}", "windows.clip_stride=3", *exact)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +113,7 @@ def test_what_is_written(whole):
 
 def test_features_that_are_not_finite_are_not_stored(commands, videos, diverged, tmp_path):
     arguments = ("extract", videos, f"checkpoint={diverged}", "layer=logits", "device=cpu")
-    result = commands.run(*arguments, f"output_dir={tmp_path}")
+    result = commands.run(*arguments, f"output_dir={tmp_path}", "precision=fp32")
     assert result.code == 1
     assert rows(tmp_path).keys() == {*GOOD, *BAD}
     causes = {name: row["cause"] for name, row in rows(tmp_path, "failures.jsonl").items()}

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -50,8 +51,8 @@ def steps(
         end_step=len(batches) // accumulation_steps,
         lr_at=lambda step: 0.1,
         clip_grad=None,
-        process=PROCESS,
-        loop=Loop(accumulation_steps=accumulation_steps, precision=precision, seed=seed),
+        process=replace(PROCESS, precision=precision),
+        loop=Loop(accumulation_steps=accumulation_steps, seed=seed),
     )
     settings |= changes
     yield from (
