@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ from hiera_video.runtime.distributed import (
     process_group,
 )
 from hiera_video.runtime.dry_run import in_the_way
+from hiera_video.runtime.memory import batches_that_fit
 from hiera_video.runtime.results import exit_code, print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
 from hiera_video.settings.training import Loop, Optim
@@ -48,7 +48,9 @@ from hiera_video.training.checkpoint import (
     save_checkpoint,
 )
 from hiera_video.training.loop import Batch, LossFunction, StepReport, train_steps
+from hiera_video.training.memory import steps_that_fit
 from hiera_video.training.optim import build_optimizer, learning_rate
+from hiera_video.training.plan import Plan
 from hiera_video.training.run_folder import (
     DIVERGED,
     RunReport,
@@ -65,7 +67,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    make_task: Callable[[Any], Task], settings: TaskSettings, *, dry_run: bool, as_json: bool
+    make_task: Callable[[Any], Task],
+    settings: TaskSettings,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    measured: bool = False,
 ) -> int:
     """Trains to the end, or until stopped, and writes weights; returns the exit code.
 
@@ -74,6 +81,7 @@ def train(
 
     Args:
         make_task: from the settings to the task, whose lists it reads.
+        measured: whether a dry run takes a few steps, to say how long the run will take.
 
     Raises:
         ConfigError: settings that do not fit the model, the data or the saved run.
@@ -98,6 +106,7 @@ def train(
             start_run(folder, process, settings, task.data, resumes=latest is not None)
 
         model = build_model(task, process, latest)
+        stack.enter_context(steps_that_fit(task, model, process))
         optimizer = build_optimizer(model, settings.optim)
         average = None
         if task.ema_decay is not None:
@@ -131,13 +140,9 @@ def train(
         run = Run(task, process, schedule, model, optimizer, average, task.card(model), facts)
         loss = task.loss(model, process.device)
         if dry_run:
-            for batch in islice(batches, 1):
-                for failure in batch.failures:
-                    unreadable[failure.cause] += 1
-                    logger.warning("cannot be read: %s", failure.message)
-            if as_json:
-                print_json({"records": task.num_records, "unreadable": unreadable})
-            return 3 if any_process(bool(unreadable)) else 0
+            steps = run.steps(batches, loss, start_step, stops) if measured else None
+            plan = Plan.of(task, model, process, schedule.end_step)
+            return plan.rehearse(batches, steps, unreadable, as_json)
         if latest:
             logger.info("resumed from %s", latest)
         report = RunReport(folder, process, start_step, facts.get("failed", ()))
@@ -292,6 +297,31 @@ class Run:
         """The model to evaluate and to save."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
+    def steps(
+        self, batches: Iterator[Batch], loss: LossFunction, start_step: int, stops: list[str]
+    ) -> Iterator[StepReport]:
+        """Takes each step from `start_step` on when its report is asked for, and writes nothing."""
+        settings = self.task.settings
+        if settings.train.compile:
+            self.model.compile()
+        wrapped: nn.Module = self.model
+        if self.process.world_size > 1:
+            wrapped = DistributedDataParallel(self.model)
+        return train_steps(
+            wrapped,
+            loss,
+            self.optimizer,
+            batches,
+            start_step=start_step,
+            end_step=self.schedule.end_step,
+            loop=settings.train,
+            lr_at=self.schedule.lr_at,
+            clip_grad=settings.optim.clip_grad,
+            process=self.process,
+            average=self.average,
+            stop_requested=lambda: bool(stops),
+        )
+
     def take_steps(
         self,
         batches: Iterator[Batch],
@@ -305,8 +335,7 @@ class Run:
         Args:
             stops: names of the signals that have asked this process to stop.
         """
-        settings, end_step = self.task.settings, self.schedule.end_step
-        loop = settings.train
+        end_step, loop = self.schedule.end_step, self.task.settings.train
         weights = self.folder / "weights"
         if self.process.is_main and weights.exists():
             if start_step < end_step:
@@ -318,11 +347,6 @@ class Run:
                 except WeightsError as error:
                     logger.warning("%s; the weights are written again", error)
                     shutil.rmtree(weights)
-        if loop.compile:
-            self.model.compile()
-        wrapped: nn.Module = self.model
-        if self.process.world_size > 1:
-            wrapped = DistributedDataParallel(self.model)
         checkpoint_steps = self.schedule.every(loop.checkpoint_every)
         recent: list[StepReport] = []
         num_nonfinite = 0
@@ -331,20 +355,7 @@ class Run:
         is_missing = self.process.is_main and not report.has(start_step, "val")
         if start_step and self.evaluation_due(start_step) and any_process(is_missing):
             self.report_evaluation(report, start_step)
-        for done in train_steps(
-            wrapped,
-            loss,
-            self.optimizer,
-            batches,
-            start_step=start_step,
-            end_step=end_step,
-            loop=loop,
-            lr_at=self.schedule.lr_at,
-            clip_grad=settings.optim.clip_grad,
-            process=self.process,
-            average=self.average,
-            stop_requested=lambda: bool(stops),
-        ):
+        for done in self.steps(batches, loss, start_step, stops):
             step, is_last = done.step, done.step == end_step
             report.step(done)
             recent.append(done)
@@ -402,7 +413,8 @@ class Run:
         """Evaluates on all processes; the main one reports."""
         task = self.task
         assert task.val is not None
-        scored, failures = task.score(self.trained, self.process)
+        with batches_that_fit(task.settings, self.process.device):
+            scored, failures = task.score(self.trained, self.process)
         self.model.train()
         self.trained.train()
         is_useless = not scored and any(failure.cause == "not_finite" for failure in failures)
