@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.data.checks import check_videos, warn_of_still_model
 from hiera_video.data.loader import start_decoding, training_loader
@@ -48,7 +47,7 @@ from hiera_video.training.checkpoint import (
     save_checkpoint,
 )
 from hiera_video.training.loop import Batch, LossFunction, StepReport, train_steps
-from hiera_video.training.optim import build_optimizer, learning_rate
+from hiera_video.training.optim import MovingAverage, build_optimizer, learning_rate
 from hiera_video.training.run_folder import (
     DIVERGED,
     RunReport,
@@ -101,7 +100,7 @@ def train(
         optimizer = build_optimizer(model, settings.optim)
         average = None
         if task.ema_decay is not None:
-            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
+            average = MovingAverage(model, task.ema_decay)
         unit = task.unit.removesuffix("s")
         for line in (*task.describe(model), schedule.describe(process, unit)):
             print_lines([line]) if dry_run and not as_json else logger.info(line)
@@ -279,7 +278,7 @@ class Run:
     schedule: Schedule
     model: Model
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
+    average: MovingAverage | None
     card: ModelCard  # of the weights that are written
     facts: dict[str, Any]  # what checkpoints keep beside the state
 

@@ -45,6 +45,7 @@ FREE_TO_CHANGE = {
     "device",
     "overwrite_config",
     "model.grad_checkpointing",
+    "model.grad_checkpointing_stages",
     "data.num_workers",
     "data.check",
     "data.stills",
