@@ -31,6 +31,7 @@ from hiera_video.settings.load import differences, load_settings, to_yaml
 from hiera_video.settings.training import RunSettings, TrainingData
 from hiera_video.training.events import EventFile
 from hiera_video.training.loop import StepReport
+from hiera_video.training.times import Lap
 
 logger = logging.getLogger("hiera_video")
 
@@ -116,14 +117,18 @@ class RunReport:
         if self._events is not None:
             self._events.add(step, {f"{kind}/{name}": value for name, value in values.items()})
 
-    def step(self, done: StepReport) -> None:
+    def step(self, done: StepReport, lap: Lap) -> None:
         """The metrics of a step, the videos that could not be read, those of a skipped step."""
         values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
         if done.num_dropped:
             values["num_dropped"] = done.num_dropped
         if done.not_finite:
             values["not_finite"] = 1
+        if done.loss_scale is not None:
+            values["loss_scale"] = done.loss_scale
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        since = {"checkpoint_sec": lap.checkpoint_sec, "val_sec": lap.val_sec}
+        values |= {name: seconds for name, seconds in since.items() if seconds}
         self._num_steps += 1
         self._num_skipped += done.not_finite
         self._num_taken += not done.skipped
@@ -131,7 +136,14 @@ class RunReport:
         self.failures(done.failures, done.step)
         if done.num_failed:  # of all processes
             self.failed |= union_over_processes({failure.name for failure in done.failures})
-        if done.skipped:
+        if done.overflow:
+            logger.info(
+                "step %d skipped: its gradient is too large for float16 with the loss times %g; "
+                "the factor is lowered",
+                done.step,
+                done.loss_scale,
+            )
+        elif done.skipped:
             reason = f"loss {done.loss:g}, gradient norm {done.grad_norm:g}; its videos"
             if done.names and not done.num_targets:
                 reason = "no box in any of its clips"
@@ -176,16 +188,33 @@ class RunReport:
             )
 
 
-def console_line(steps: Sequence[StepReport], end_step: int, device: torch.device) -> str:
-    """Loss, rate and gradient of the last of `steps`; their speed and share of waiting for data."""
-    last, seconds = steps[-1], sum(done.step_sec for done in steps)
-    clips = sum(done.num_clips for done in steps)
-    waited = sum(done.data_sec for done in steps)
-    left = timedelta(seconds=round((end_step - last.step) * seconds / len(steps)))
+def console_line(
+    steps: Sequence[tuple[StepReport, Lap]],
+    end_step: int,
+    device: torch.device,
+    sec_per_step: float,
+) -> str:
+    """Loss, rate and gradient of the last of `steps`; their speed, and what took the time.
+
+    Args:
+        steps: with the laps that end with them.
+        sec_per_step: of the whole run, for what is left: few lines see a checkpoint or validation.
+    """
+    last, seconds = steps[-1][0], sum(lap.total_sec for _, lap in steps)
+    clips = sum(done.num_clips for done, _ in steps)
+    spent = {
+        "data": sum(done.data_sec for done, _ in steps),
+        "checkpoint": sum(lap.checkpoint_sec for _, lap in steps),
+        "val": sum(lap.val_sec for _, lap in steps),
+    }
+    spent = {"step": seconds - sum(spent.values()), **spent}
+    shares = {name: f"{part / seconds:.0%}" for name, part in spent.items()}
+    shown = ", ".join(f"{name} {share}" for name, share in shares.items() if share != "0%")
+    left = timedelta(seconds=round((end_step - last.step) * sec_per_step))
     line = (
         f"step {last.step}/{end_step}  loss {last.loss:.4f}  lr {last.lr:.2e}  "
-        f"grad {last.grad_norm:.2f}  {seconds / len(steps):.2f} s/step  "
-        f"{clips / seconds:.1f} clips/s  data {waited / seconds:.0%}  eta {left}"
+        f"grad {last.grad_norm:.2f}  {seconds / len(steps):.2f} s/step ({shown})  "
+        f"{clips / seconds:.1f} clips/s  eta {left}"
     )
     if device.type == "cuda":
         line += f"  mem {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"

@@ -18,6 +18,7 @@ from hiera_video.training import loop
 from hiera_video.training.loop import train_steps
 from hiera_video.training.optim import MovingAverage, start_momentum
 from hiera_video.training.run_folder import RunReport
+from hiera_video.training.times import Lap
 
 PROCESS = Process(0, 1, 1, torch.device("cpu"))
 FAILURE = Failure("bad.mp4", "/bad.mp4", "empty", "/bad.mp4: is empty")
@@ -172,7 +173,7 @@ def test_the_file_names_of_a_skipped_step_are_logged(tmp_path, capsys):
 
     setup_logging()
     ((done, _),) = steps([batch(math.nan, 2.0)])
-    RunReport(tmp_path, PROCESS).step(done)
+    RunReport(tmp_path, PROCESS).step(done, Lap(1.0))
     assert "step 1 skipped: loss nan, gradient norm nan; its videos: nan, 2.0" in (
         capsys.readouterr().err
     )
@@ -248,7 +249,7 @@ def test_a_step_without_any_box_is_skipped(tmp_path, caplog):
     assert (skipped.num_clips, skipped.num_targets, skipped.num_dropped) == (3, 0, 4)
     assert math.isnan(skipped.loss)
     with caplog.at_level("WARNING", "hiera_video"):
-        RunReport(tmp_path, PROCESS).step(skipped)
+        RunReport(tmp_path, PROCESS).step(skipped, Lap(1.0))
     assert "step 2 skipped: no box in any of its clips: clip 0, clip 1, clip 2" in caplog.text
     (line,) = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert (line["loss"], line["num_clips"], line["num_dropped"]) == (None, 3, 4)
