@@ -70,7 +70,9 @@ DEADLY = {  # signal, whether it goes to all processes, exit codes of a process 
     "HUP all": (signal.SIGHUP, True, {-1, 143}),
 }
 FORK_SERVER = "KILL fork server"
-VARYING = {"starts", "step_sec", "data_sec", "seconds"}  # keys in JSON files
+VARYING = {  # keys in JSON files
+    *("starts", "seconds", "step_sec", "data_sec", "checkpoint_sec", "val_sec"),
+}
 NOT_COMPARED = {"train.log", "tb", ".lock"}  # names
 
 COLUMNS = (

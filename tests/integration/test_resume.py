@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 
@@ -15,10 +16,10 @@ from safetensors.torch import load_file
 
 from hiera_video import files
 from hiera_video.commands import finetune
+from hiera_video.errors import UserError
 from hiera_video.files import locked
 from hiera_video.models.saving import save_model
-from hiera_video.training import checkpoint, run
-from hiera_video.training.checkpoint import latest_checkpoint
+from hiera_video.training import checkpoint, run, writer
 from hiera_video.training.run_folder import RunReport
 
 # What may be random in training, all of it.
@@ -246,10 +247,13 @@ def test_killed_between_a_checkpoint_and_its_evaluation(commands, tmp_path, line
     overrides = (f"data.val={val}", "train.evaluate_every=1", "train.checkpoint_every=1")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert commands.run(*commands.finetune(whole, *overrides)).code == 3
-    validate = finetune.validate
+    validate, called = finetune.validate, []
 
     def dying(*args, **kwargs):
-        if latest_checkpoint(broken / "checkpoints").name != "step_00000003":
+        called.append(args)
+        if len(called) == 2:
+            while not (broken / "checkpoints" / "step_00000006").exists():
+                time.sleep(0.001)
             os.kill(os.getpid(), signal.SIGKILL)
         return validate(*args, **kwargs)
 
@@ -280,8 +284,8 @@ def test_a_failure_is_listed_once_however_often_it_was_met(commands, list_of, tm
     broken = tmp_path / "broken"
     step = RunReport.step
 
-    def dying(self, done):
-        step(self, done)
+    def dying(self, done, lap):
+        step(self, done, lap)
         if done.failures and done.step > 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -322,9 +326,36 @@ def test_a_run_holds_its_folder_to_the_end(commands, tmp_path, monkeypatch):
         results.append(commands.run(*commands.finetune(tmp_path, "train.epochs=1")))
         return save_model(*args, **options)
 
-    monkeypatch.setattr(run, "save_model", saving)  # in each checkpoint, and at the end
+    monkeypatch.setattr(run, "save_model", saving)
     commands.train(tmp_path, "train.epochs=1")
-    assert [result.code for result in results] == [1, 1]
+    assert [result.code for result in results] == [1]
+
+
+def test_a_run_that_fails_ends_when_its_checkpoint_is_written(commands, tmp_path, monkeypatch):
+    """The lock of the folder is held until then."""
+    write, step = writer.write_checkpoint, RunReport.step
+    fails, seen = threading.Event(), []
+
+    def slow(*args, **options):
+        fails.wait()
+        time.sleep(0.3)
+        seen.append(commands.start(*commands.finetune(tmp_path)))
+        assert commands.finish(seen[0]).code == 1  # in use
+        return write(*args, **options)
+
+    def failing(self, done, lap):
+        step(self, done, lap)
+        if done.step == 4:
+            fails.set()
+            raise UserError("the fourth step fails")
+
+    monkeypatch.setattr(writer, "write_checkpoint", slow)
+    monkeypatch.setattr(RunReport, "step", failing)
+    result = commands.run(*commands.finetune(tmp_path, "train.checkpoint_every=1"))
+    assert result.code == 1
+    result.reports("the fourth step fails")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+    assert len(seen) == 1
 
 
 # ---- damaged files
