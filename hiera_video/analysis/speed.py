@@ -30,7 +30,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video.analysis.peers import Subject, ours
-from hiera_video.models.linear import Linear
+from hiera_video.models.layers import Linear
+from hiera_video.settings.training import Arithmetic
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ class Setting:
     """The work of each model, and how it is done."""
 
     work: str
-    precision: str
+    precision: Arithmetic
     execution: str  # "eager" or "compiled"
     batch_size: int
     device: str

@@ -35,9 +35,9 @@ from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.runtime.machine import processor_name
+from hiera_video.runtime.precision import arithmetic
 from hiera_video.runtime.results import exit_code, print_json, print_lines, refuse_existing
 from hiera_video.settings.tools import BenchmarkSettings
-from hiera_video.settings.training import Precision
 from hiera_video.settings.video import Clips, Reading, Views
 
 logger = logging.getLogger(__name__)
@@ -171,8 +171,8 @@ def measure_decoding(
     records = list(islice(cycle(videos), first + count))
     views = views_of(records, model, Clips(), Views(num_clips=1, num_crops=1), config.data)
     failures: list[Failure] = []
-    precision: Precision = "bf16" if setting.precision == "bf16" else "fp32"
     device = torch.device(setting.device)
+    precision = arithmetic(setting.precision, device)
     scorer = Scorer.of(model, card_of(model), device, setting.batch_size, precision)
     samples = readable(evaluation_loader(views, config.data), failures)
     scored = score_views(scorer, samples, views.crop_size)

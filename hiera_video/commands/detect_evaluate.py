@@ -34,6 +34,7 @@ from hiera_video.runtime.distributed import any_process, on_main, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
 from hiera_video.settings.evaluation import DetectEvaluateSettings
+from hiera_video.settings.training import Arithmetic
 
 RESULTS = ("report.json", "detections.csv", "keyframes.csv")
 
@@ -41,7 +42,7 @@ RESULTS = ("report.json", "detections.csv", "keyframes.csv")
 def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
     data = config.data
-    with process_group(config.device) as process:
+    with process_group(config.device, config.precision) as process:
         if not dry_run:
             start_decoding(config.data)
         folder = evaluation_folder(config, RESULTS)
@@ -50,7 +51,7 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
         val = read_evaluation(data, known)
         unreadable = on_main(lambda: check_videos("data.val", data.val, val.records, data))
         clips = keyframe_clips_of(val.records, model, config.clips, data)
-        protocol = describe_protocol(config, val, clips)
+        protocol = describe_protocol(config, val, clips, process.precision)
         if dry_run:
             found = {"keyframes_to_score": len(val.records), "unreadable": unreadable}
             print_json({**found, **protocol}, indent=2)
@@ -58,7 +59,9 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             return exit_code(done=len(val.records) - num_failed, failed=num_failed)
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
-        scorer = Scorer.of(model, card, process.device, config.batch_size, config.precision)
+        scorer = Scorer.of(
+            model, card, process.device, config.batch_size, process.precision, config.compile
+        )
         scored, failures = score_keyframes(scorer, clips, process, data, progress=process.is_main)
         if process.is_main:
             detections = detections_of(val.records, {k.index: k.scores for k in scored}, label_map)
@@ -127,7 +130,10 @@ def results(
 
 
 def describe_protocol(
-    config: DetectEvaluateSettings, val: KeyframeEvaluation, clips: KeyframeClips
+    config: DetectEvaluateSettings,
+    val: KeyframeEvaluation,
+    clips: KeyframeClips,
+    precision: Arithmetic,
 ) -> dict[str, Any]:
     """Everything that the figures depend on beside weights and data."""
     return {
@@ -140,7 +146,7 @@ def describe_protocol(
         "crop": "centre",
         "crop_size": list(clips.size),
         "backend": config.data.backend,
-        "precision": config.precision,
+        "precision": precision,
     }
 
 

@@ -59,11 +59,11 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
         return 0
 
     failed = 0
-    with process_group(config.device) as process:
+    with process_group(config.device, config.precision) as process:
         models = {model.encoder.input_size[1:]: model}  # by size of the clip
         detect = None
         if table is None:
-            detect = person_detector(config.detector, process.device, config.precision)
+            detect = person_detector(config.detector, process.device, process.precision)
         Path(config.output_dir).mkdir(parents=True, exist_ok=True)
         for path, files in zip(config.inputs, outputs, strict=True):
             try:
@@ -209,7 +209,9 @@ def action_scores(
     if not records:
         return []
     clips = keyframe_clips_of(records, model, config.clips, config.data)
-    scorer = Scorer.of(model, card, process.device, config.batch_size, config.precision)
+    scorer = Scorer.of(
+        model, card, process.device, config.batch_size, process.precision, config.compile
+    )
     scored, failures = score_keyframes(scorer, clips, process, config.data)
     if failures:
         raise NoResult(failures[0].message)

@@ -80,7 +80,7 @@ class DetectTrainTask(Task):
         settings = self.settings
         assert self.val is not None
         clips = keyframe_clips_of(self.val.records, model, settings.clips, settings.data)
-        how = (process.device, settings.batch_size, settings.train.precision)
+        how = (process.device, settings.batch_size, process.precision)
         scorer = Scorer.of(model, self.card(model), *how)
         return score_keyframes(scorer, clips, process, settings.data)
 

@@ -21,13 +21,14 @@ from hiera_video.runtime.distributed import any_process, on_main, process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.results import evaluation_folder, exit_code, print_json, print_result
 from hiera_video.settings.evaluation import EvaluateSettings
+from hiera_video.settings.training import Arithmetic
 
 RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 
 
 def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
-    with process_group(config.device) as process:
+    with process_group(config.device, config.precision) as process:
         if not dry_run:
             start_decoding(config.data)
         folder = evaluation_folder(config, RESULTS)
@@ -38,7 +39,7 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
         val = read_list(config, card)
         warn_of_similar(val.class_names)
         views = views_of(val.records, model, config.clips, config.views, config.data)
-        protocol = describe_protocol(config, views)
+        protocol = describe_protocol(config, views, process.precision)
         num_frames = views.sampler.num_frames
         unreadable = on_main(
             lambda: check_videos("data.val", val.source, val.records, config.data, num_frames)
@@ -50,7 +51,9 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             return exit_code(done=len(val.records) - num_failed, failed=num_failed)
         if process.is_main:  # before hours of work, not after
             make_writable_folder(folder)
-        scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)
+        scorer = Scorer.of(
+            model, card, process.device, config.views.batch_size, process.precision, config.compile
+        )
         videos, failures = validate(scorer, views, process, config.data, progress=process.is_main)
         if process.is_main:
             expected = [record.labels for record in val.records]
@@ -100,7 +103,9 @@ def read_list(config: EvaluateSettings, card: ModelCard) -> VideoList:
     return val
 
 
-def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[str, Any]:
+def describe_protocol(
+    config: EvaluateSettings, views: EvaluationViews, precision: Arithmetic
+) -> dict[str, Any]:
     """Everything that the figures depend on beside weights and data."""
     return {
         "views": {"num_clips": config.views.num_clips, "num_crops": config.views.num_crops},
@@ -110,7 +115,7 @@ def describe_protocol(config: EvaluateSettings, views: EvaluationViews) -> dict[
         "crop_size": list(views.crop_size),
         "short_side": views.crops.short_side,
         "backend": config.data.backend,
-        "precision": config.precision,
+        "precision": precision,
         "fusion": "mean of probabilities over views",
     }
 

@@ -28,6 +28,7 @@ from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.results import exit_code, print_json, print_result
 from hiera_video.settings.evaluation import ExtractSettings
+from hiera_video.settings.training import Arithmetic
 from hiera_video.settings.video import Reading
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -43,7 +44,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         from hiera_video.extraction.ray import check_installed
 
         check_installed()
-    with process_group(config.device) as process, ExitStack() as stack:
+    with process_group(config.device, config.precision) as process, ExitStack() as stack:
         if config.engine == "local" and not dry_run:
             start_decoding(config.data)
         videos = find_videos(config.inputs, config.data)
@@ -69,10 +70,12 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             pooling=config.pooling,
             normalize=Normalize(card.mean, card.std),
             device=process.device,
-            bf16=config.precision == "bf16",
+            precision=process.precision,
+            compile=config.compile,
+            batch_size=config.batch_size,
             dtype=config.dtype,
         )
-        work, settings = make_work(config, model, card)
+        work, settings = make_work(config, model, card, process.precision)
         format: Format = "npz" if config.format == "parquet" else config.format
         store = FeatureStore(Path(config.output_dir), format, settings)
         if not config.overwrite:
@@ -101,7 +104,7 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         on_main(lambda: stack.enter_context(store.writing(overwrite=config.overwrite)))
         workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
         assembly = Assembly(
-            to_do, store, workers, precision=config.precision, progress=process.is_main
+            to_do, store, workers, precision=process.precision, progress=process.is_main
         )
         with closing(assembly):
             run_engine = extract
@@ -152,7 +155,7 @@ def find_videos(inputs: list[str], data: Reading) -> list[VideoRecord]:
 
 
 def make_work(
-    config: ExtractSettings, model: Hiera, card: ModelCard
+    config: ExtractSettings, model: Hiera, card: ModelCard, precision: Arithmetic
 ) -> tuple[ReadWindows, dict[str, Any]]:
     """What to read of each video, and all settings that decide on its features."""
     num_frames, crop_size, how = model.input_size[0], model.input_size[1:], config.windows
@@ -167,7 +170,7 @@ def make_work(
         "layer": config.layer,
         "pooling": config.pooling,
         "dtype": config.dtype,
-        "precision": config.precision,
+        "precision": precision,
         "num_frames": num_frames,
         **config.clips.model_dump(),
         "windows": how.kind,

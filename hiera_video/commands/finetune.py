@@ -106,7 +106,7 @@ class FinetuneTask(Task):
         assert self.val is not None
         one_view = Views(num_clips=1, num_crops=1)
         views = views_of(self.val.records, model, settings.clips, one_view, data)
-        how = (process.device, settings.views.batch_size, settings.train.precision)
+        how = (process.device, settings.views.batch_size, process.precision)
         return validate(Scorer.of(model, self.card(model), *how), views, process, data)
 
     def figures(self, scored: list[VideoScores]) -> dict[str, float]:

@@ -41,7 +41,7 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
     """Evaluates and writes the results; returns the exit code."""
     data = config.data
     mask_library()  # before hours of work, not after
-    with process_group(config.device) as process:
+    with process_group(config.device, config.precision) as process:
         if not dry_run:
             start_decoding(data)
         folder = evaluation_folder(config, RESULTS)
@@ -59,7 +59,7 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
         protocol = {
             "input_size": list(size),
             "backend": data.backend,
-            "precision": config.precision,
+            "precision": process.precision,
         }
         if dry_run:
             print_json(
@@ -69,7 +69,9 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
             return exit_code(done=len(val.records) - num_failed, failed=num_failed)
         if process.is_main:
             make_writable_folder(folder)
-        scorer = Scorer.of(model, card, process.device, config.batch_size, config.precision)
+        scorer = Scorer.of(
+            model, card, process.device, config.batch_size, process.precision, config.compile
+        )
         pictures = WholePictures(val.records, size=size, open_video=opener(data))
         found, failures = find_objects(scorer, pictures, process, data, progress=process.is_main)
         if process.is_main:

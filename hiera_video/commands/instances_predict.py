@@ -41,8 +41,8 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
         return exit_code(done=len(paths) - failed, failed=failed)
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     failed = 0
-    with process_group(config.device) as process:
-        scorer = Scorer.of(model, card, process.device, 1, config.precision)
+    with process_group(config.device, config.precision) as process:
+        scorer = Scorer.of(model, card, process.device, 1, process.precision, config.compile)
         for path, files in zip(paths, outputs, strict=True):
             try:
                 with opener(config.data)(path) as video:
@@ -60,7 +60,7 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
             if objects is None:
                 failed += 1
                 record = VideoRecord(path, (), path)
-                failure = Failure.not_finite(record, "its objects are", config.precision)
+                failure = Failure.not_finite(record, "its objects are", process.precision)
                 said = {"path": path, "cause": failure.cause, "error": failure.message}
                 print_result(said, [failure.message], as_json=as_json)
                 continue

@@ -93,7 +93,7 @@ class InstancesTrainTask(Task):
         assert self.val is not None
         size, open_video = model.encoder.input_size[1:], opener(settings.data)
         pictures = WholePictures(self.val.records, size=size, open_video=open_video)
-        how = (process.device, settings.batch_size, settings.train.precision)
+        how = (process.device, settings.batch_size, process.precision)
         scorer = Scorer.of(model, self.card(model), *how)
         return find_objects(scorer, pictures, process, settings.data)
 

@@ -25,8 +25,10 @@ def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False
         num_failed = warn_of_unreadable(records, opener(config.data))
         return exit_code(done=len(paths) - num_failed, failed=num_failed)
     failures: list[Failure] = []
-    with process_group(config.device) as process:
-        scorer = Scorer.of(model, card, process.device, config.views.batch_size, config.precision)
+    with process_group(config.device, config.precision) as process:
+        scorer = Scorer.of(
+            model, card, process.device, config.views.batch_size, process.precision, config.compile
+        )
         samples = readable(evaluation_loader(views, config.data), failures)
         classified = classify(scorer, samples, views, failures, card.classes, config.top_k)
         for sample, classes in classified:

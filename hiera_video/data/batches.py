@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hiera_video.errors import OTHER_WEIGHTS
 from hiera_video.runtime.workers import Death
-from hiera_video.settings.training import Precision
+from hiera_video.settings.training import Arithmetic
 
 Sample = TypeVar("Sample")
 
@@ -36,7 +36,7 @@ class Failure:
 
     @classmethod
     def not_finite(
-        cls, record: Any, what: str, precision: Precision, dtype: torch.dtype = torch.float32
+        cls, record: Any, what: str, precision: Arithmetic, dtype: torch.dtype = torch.float32
     ) -> Failure:
         """The failure of a record whose results are not finite.
 
@@ -47,7 +47,7 @@ class Failure:
         """
         is_half = dtype == torch.float16
         changes = ["dtype=float32 (float16 ends at 65504)"] * is_half
-        changes += ["precision=fp32"] * (precision == "bf16")
+        changes += ["precision=fp32"] * (precision in ("bf16", "fp16"))
         changes.append(OTHER_WEIGHTS)
         form = "float16" if is_half else precision
         sentence = f"{what} not finite in {form}; use {' or '.join(changes)}"

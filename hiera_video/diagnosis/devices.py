@@ -1,10 +1,7 @@
 """The devices that torch finds: precisions that run on them, and kernels of attention."""
 
-import importlib.util
 import os
 import re
-import shutil
-import sys
 import warnings
 from pathlib import Path
 
@@ -17,14 +14,13 @@ from hiera_video.diagnosis.findings import MAX_TEXT, Finding, described
 from hiera_video.diagnosis.model import known_clip, normalize, relative_error, tiny_model
 from hiera_video.errors import counted
 from hiera_video.models.attention import attend
-from hiera_video.runtime.machine import processor_features
+from hiera_video.runtime.compiler import needed_for_compilation
+from hiera_video.runtime.precision import in_hardware
 
 GIB = 2**30
 DRIVER = Path("/proc/driver/nvidia/version")
 # Measured: 3e-7 in float32, 0.03 in bf16. TF32, which convolutions on a GPU use, has 10 bits.
 MAX_ERROR = {"fp32": 0.01, "bf16": 0.2, "fp16": 0.2}
-# Instruction sets of processors with products of these numbers: x86-64 (two), ARM.
-PRODUCTS = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "asimdhp"}}
 # q and k of base 16x224: windows, windows with pooled queries, and all tokens of a clip.
 SHAPES = (
     ((392, 1, 64, 96), (392, 1, 64, 96)),
@@ -108,7 +104,7 @@ def device(chosen: torch.device) -> Finding:
         return Finding(name, text, "failed", advice, data)
     if "bf16" in failed:
         return Finding(name, text, "warning", "precision=fp32, in training train.precision", data)
-    return Finding(name, text, data=data)  # fp16 is measured by benchmark, and not used
+    return Finding(name, text, data=data)  # fp16 is taken by nothing but where bf16 is missing
 
 
 def _precision(chosen: torch.device, precision: str) -> str:
@@ -126,18 +122,8 @@ def _precision(chosen: torch.device, precision: str) -> str:
         return f"fails: {described(error)}"
     if not off <= MAX_ERROR[precision]:  # NaN is no match
         return f"fails: wrong results, off by {off:.2g} of their deviation"
-    is_native = _in_hardware(chosen, precision) if dtype else None
+    is_native = in_hardware(dtype, chosen) if dtype else None
     return {True: "in hardware", False: "emulated", None: "runs"}[is_native]
-
-
-def _in_hardware(chosen: torch.device, precision: str) -> bool | None:
-    """Whether the device multiplies such numbers; None where the system does not say."""
-    if chosen.type == "cuda":
-        with torch.cuda.device(chosen):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return precision == "fp16" or native
-    features = processor_features() if chosen.type == "cpu" else set()
-    return not PRODUCTS[precision].isdisjoint(features) if features else None
 
 
 def attention(chosen: torch.device) -> Finding:
@@ -196,12 +182,8 @@ def _takes_all(kernel: SDPBackend, chosen: torch.device, dtype: torch.dtype) -> 
 
 def compiler(has_gpu: bool) -> Finding:
     """What torch.compile needs. It is not tried: the first compilation takes up to a minute."""
-    standard = "clang++" if sys.platform == "darwin" else "cl" if os.name == "nt" else "g++"
-    cxx = os.environ.get("CXX", standard)
-    needed = {f"a C++ compiler ({cxx})": shutil.which(cxx) is not None}
-    if has_gpu:
-        needed["triton"] = importlib.util.find_spec("triton") is not None
+    needed = needed_for_compilation(has_gpu)
     if missing := [what for what, is_there in needed.items() if not is_there]:
-        advice = "install it for train.compile=true; nothing else needs it"
+        advice = "install it for compile=true; nothing else needs it"
         return Finding("torch.compile", f"{', '.join(missing)} is missing", "missing", advice)
     return Finding("torch.compile", f"{', '.join(needed)} found; not tried, which takes a minute")

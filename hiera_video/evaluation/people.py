@@ -18,7 +18,7 @@ from hiera_video.models.checkpoint import not_finite, shorten
 from hiera_video.models.people import People, detect_people, load_person_detector
 from hiera_video.models.pretrained import load_model
 from hiera_video.models.sources import find
-from hiera_video.settings.training import Precision
+from hiera_video.settings.training import Arithmetic
 
 PERSON = "person"  # the category, as COCO calls it
 Frames = UInt8[np.ndarray, "N H W 3"] | Sequence[UInt8[np.ndarray, "H W 3"]]
@@ -37,14 +37,14 @@ class PersonDetector(Protocol):
 
 
 def person_detector(
-    source: str | Path | None, device: torch.device, precision: Precision = "fp32"
+    source: str | Path | None, device: torch.device, precision: Arithmetic = "fp32"
 ) -> PersonDetector:
     """The detector that a file or folder holds.
 
     Args:
         source: a segmenter (a run, checkpoint or weights folder) with a category "person", or a
             file as of `load_person_detector`. None: what torchvision publishes.
-        precision: of a segmenter.
+        precision: of a segmenter, see `InferenceModel`.
 
     Raises:
         FetchError, WeightsError, WeightsNotFoundError: as `load_person_detector` and `load_model`.
@@ -92,7 +92,7 @@ class SegmentedPeople:
         people = []
         for frame, shape, found in zip(frames, shapes, scorer.outputs(clips), strict=True):
             if not found["is_finite"]:
-                other = "precision=fp32 or " if scorer.precision == "bf16" else ""
+                other = "precision=fp32 or " if scorer.precision in ("bf16", "fp16") else ""
                 raise WeightsError(
                     f"the outputs of {self.source} are not finite in {scorer.precision}; use "
                     f"{other}{OTHER_WEIGHTS}"

@@ -7,6 +7,7 @@ merge. Views of several videos share a forward pass.
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 from itertools import islice
 from typing import Any, Protocol, Self, TypeVar
 
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 
 from hiera_video.data.batches import Failure, ViewSample
 from hiera_video.models.card import ModelCard
+from hiera_video.models.inference import InferenceModel
 from hiera_video.models.normalize import Normalize
-from hiera_video.settings.training import Precision
+from hiera_video.settings.training import Arithmetic
 
 
 class Indexed(Protocol):
@@ -35,7 +37,8 @@ class Scorer:
 
     Args:
         batch_size: views, or clips around key frames, in a forward pass.
-        precision: "bf16" for autocast.
+        precision: see `InferenceModel`.
+        compile: likewise.
         multi_label: sigmoid instead of softmax.
     """
 
@@ -44,12 +47,24 @@ class Scorer:
     _: KW_ONLY
     device: torch.device
     batch_size: int
-    precision: Precision = "fp32"
+    precision: Arithmetic = "fp32"
+    compile: bool = False
     multi_label: bool = False
 
     def __post_init__(self) -> None:
-        self.model.to(self.device).eval()
-        self.normalize.to(self.device)
+        self.outputs  # noqa: B018  # so that mistakes show when the scorer is made
+
+    @cached_property
+    def outputs(self) -> InferenceModel:
+        """Clips, uint8 [B, T, h, w, C], to what the model makes of them."""
+        return InferenceModel(
+            self.model,
+            self.normalize,
+            device=self.device,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            compile=self.compile,
+        )
 
     @classmethod
     def of(
@@ -58,7 +73,8 @@ class Scorer:
         card: ModelCard,
         device: torch.device,
         batch_size: int,
-        precision: Precision = "fp32",
+        precision: Arithmetic = "fp32",
+        compile: bool = False,
     ) -> Self:
         """For a model that its card describes."""
         return cls(
@@ -67,6 +83,7 @@ class Scorer:
             device=device,
             batch_size=batch_size,
             precision=precision,
+            compile=compile,
             multi_label=card.multi_label or card.kind == "detector",
         )
 
@@ -83,13 +100,6 @@ class Scorer:
         # Asked of the logits, because the sigmoid of an infinite one is 0 or 1.
         is_finite = logits.isfinite().all(dim=1, keepdim=True)
         return scores.where(is_finite, torch.nan).cpu()
-
-    @torch.inference_mode()
-    def outputs(self, clips: Tensor, *boxes: Tensor) -> Any:
-        """What the model makes of the same arguments as of a call."""
-        is_bf16 = self.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=is_bf16):
-            return self.model(self.normalize(clips), *boxes)
 
     def finite(
         self,

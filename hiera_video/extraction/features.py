@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Shaped, UInt8
@@ -9,8 +10,10 @@ from torch import Tensor
 
 from hiera_video.files import json_text
 from hiera_video.models.hiera import Hiera
+from hiera_video.models.inference import InferenceModel
 from hiera_video.models.normalize import Normalize
 from hiera_video.settings.evaluation import DType, Layer, Pooling
+from hiera_video.settings.training import Arithmetic
 
 POOLED_AXES: dict[Pooling, tuple[int, ...]] = {
     "mean": (1, 2, 3),
@@ -30,8 +33,10 @@ class FeatureExtractor:
         pooling: of a stage's tokens [t, h, w, D]: "mean" leaves [D], "spatial" [t, D] (the mean
             over space), "temporal" [h, w, D] (the mean over time), "none" all.
         normalize: with the mean and standard deviation of the colours that the model expects.
-        bf16: run the model under bfloat16 autocast.
         dtype: of the features.
+        precision: see `InferenceModel`.
+        compile: likewise.
+        batch_size: most views in a call.
 
     Raises:
         ValueError: the model has no such layer, or it has no axes to pool.
@@ -43,8 +48,10 @@ class FeatureExtractor:
     pooling: Pooling = "mean"
     normalize: Normalize
     device: torch.device
-    bf16: bool = False
     dtype: DType = "float32"
+    precision: Arithmetic = "fp32"
+    compile: bool = False
+    batch_size: int = 16
 
     def __post_init__(self) -> None:
         layer, model = self.layer, self.model
@@ -55,26 +62,41 @@ class FeatureExtractor:
             raise ValueError("layer is 'logits': this model has no classifier, take pre_logits")
         if layer not in stages and self.pooling != "mean":
             raise ValueError(f"pooling is {self.pooling!r}: {layer} has no axes, only mean works")
-        self.model.to(self.device).eval()
-        self.normalize.to(self.device)
 
-    @torch.inference_mode()
     def __call__(self, views: UInt8[Tensor, "B T H W C"]) -> Shaped[Tensor, "B ..."]:
         """Features in `dtype`, on the device; the views may be on the host, pinned or not."""
-        views = views.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bf16):
-            features = self._run(self.normalize(views))
-        return features.to(getattr(torch, self.dtype))
+        return self.inference(views)
 
-    def _run(self, clips: Tensor) -> Tensor:
+    @cached_property
+    def inference(self) -> InferenceModel:
+        """The model on the device."""
+        return InferenceModel(
+            self.model,
+            self.normalize,
+            device=self.device,
+            batch_size=self.batch_size,
+            precision=self.precision,
+            compile=self.compile,
+            run=self._run,
+        )
+
+    def warm_up(self) -> None:
+        """Compiles the model if that is wanted, and puts it on the device."""
+        shape = (self.batch_size, *self.model.input_size, self.model.in_chans)
+        inference = self.inference
+        if self.compile:
+            inference(torch.zeros(shape, dtype=torch.uint8))
+
+    def _run(self, model: Hiera, clips: Tensor) -> Tensor:
+        dtype = getattr(torch, self.dtype)
         if self.layer == "logits":
-            return self.model(clips)
+            return model(clips).to(dtype)
         if self.layer == "pre_logits":
-            return self.model.forward_head(self.model.encode(clips)[-1], pre_logits=True)
+            return model.forward_head(model.encode(clips)[-1], pre_logits=True).to(dtype)
         stage = int(self.layer.removeprefix("stage")) - 1
-        (tokens,) = self.model.forward_intermediates(clips, [stage])  # [B, t, h, w, D]
+        (tokens,) = model.forward_intermediates(clips, [stage])  # [B, t, h, w, D]
         axes = POOLED_AXES[self.pooling]
-        return tokens.float().mean(axes) if axes else tokens
+        return (tokens.mean(axes, dtype=torch.float32) if axes else tokens).to(dtype)
 
 
 def fingerprint(model: Hiera) -> str:

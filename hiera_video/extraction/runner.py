@@ -24,7 +24,7 @@ from hiera_video.extraction.store import FeatureStore, Rows
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Workers
-from hiera_video.settings.training import Precision
+from hiera_video.settings.training import Arithmetic
 
 NUM_BATCHES_AHEAD = 2
 BUSY = 0.75  # of the time: what is busy for as long is called the limit
@@ -84,10 +84,10 @@ class Assembly:
         store: FeatureStore,
         num_workers: int,
         *,
-        precision: Precision,
+        precision: Arithmetic,
         progress: bool,
     ) -> None:
-        self.precision: Precision = precision
+        self.precision: Arithmetic = precision
         self.videos, self.store, self.summary = videos, store, Summary(num_workers)
         self._bar = Progress(total=len(videos), unit="video", enabled=progress)
         self._rows: dict[int, Rows] = {}

@@ -9,6 +9,8 @@ model.
 """
 
 import math
+from types import MethodType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -28,6 +30,8 @@ class ActionDetector(Trainable):
         head_dropout: dropout before the classifier.
         roi_resolution: bins of RoIAlign along each side of a box.
     """
+
+    in_float32, compiles_whole = ("roi_head",), False
 
     def __init__(
         self,
@@ -78,7 +82,19 @@ class ActionDetector(Trainable):
     def feature_map(self, x: Shaped[Tensor, "B C *T H W"]) -> Float[Tensor, "B D h w"]:
         """Tokens of the last stage, normalised, averaged over time."""
         tokens = self.encoder.norm(self.encoder.encode(x)[-1])
-        return self.encoder.reroll(tokens, stage=-1).mean(dim=1).permute(0, 3, 1, 2)
+        return (
+            self.encoder.reroll(tokens, stage=-1)
+            .mean(dim=1, dtype=torch.float32)
+            .permute(0, 3, 1, 2)
+        )
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compiles `feature_map`, by torch.compile with these arguments.
+
+        The head has another number of boxes in each step, for which it is compiled again.
+        """
+        compiled = torch.compile(ActionDetector.feature_map, *args, **kwargs)
+        self.feature_map = MethodType(compiled, self)  # type: ignore[method-assign]
 
     def roi_features(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, ClassVar, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from hiera_video.errors import ModelError
 from hiera_video.models.blocks import Attends, HieraBlock, LayerScale
 from hiera_video.models.inputs import check_input
+from hiera_video.models.layers import LayerNorm, autocast_off
 from hiera_video.models.patches import PatchEmbed
 from hiera_video.models.positions import absolute_window
 from hiera_video.models.units import (
@@ -55,7 +56,8 @@ class Head(nn.Module):
         self.projection = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B L"]:
-        return self.projection(self.dropout(x))
+        with autocast_off(x):  # a row a clip: float32 costs nothing
+            return self.projection(self.dropout(x))
 
 
 def outputs_of(head: nn.Module) -> int:
@@ -68,6 +70,8 @@ class Trainable(nn.Module):
     """What training asks of a Hiera, and of a model around one as its `encoder`."""
 
     card: ModelCard | None = None  # of the weights that were loaded into the model, if any
+    in_float32: ClassVar[tuple[str, ...]] = ()  # parts that stay so in a model of half precision
+    compiles_whole: ClassVar[bool] = True  # whether `compile` is not for a part of the model alone
 
     def __prepare_scriptable__(self) -> NoReturn:  # which torch.jit.script calls
         raise ModelError(
@@ -159,6 +163,8 @@ class Hiera(Trainable):
     Raises:
         ModelError: for sizes that do not fit together, naming the nearest that do.
     """
+
+    in_float32 = ("norm", "head")  # of a row a clip: it costs nothing
 
     @takes(HieraArguments)
     def __init__(
@@ -268,7 +274,7 @@ class Hiera(Trainable):
                         expand_proj=expand_proj,
                     )
                 )
-        self.norm = nn.LayerNorm(self.num_features, eps=1e-6)
+        self.norm = LayerNorm(self.num_features, eps=1e-6)
         self.head = Head(self.num_features, num_classes, head_dropout)
         self.init_weights()
 
@@ -328,7 +334,7 @@ class Hiera(Trainable):
 
         With `pre_logits`, the pooled and normalised features `[B, D]` instead.
         """
-        x = self.norm(x.flatten(1, -2).mean(dim=1))
+        x = self.norm(x.flatten(1, -2).mean(dim=1, dtype=self.norm.weight.dtype))
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(
@@ -373,7 +379,8 @@ class Hiera(Trainable):
 
     def embed(self, x: Float[Tensor, "B C T H W"]) -> Float[Tensor, "B M U D"]:
         """Tokens of all units, with their position embeddings."""
-        return unroll(self.patch_embed(x) + self.get_pos_embed(), self.mask_unit, self.pools)
+        x = self.patch_embed(x)  # in the type of autocast, in which tokens stay
+        return unroll(x + self.get_pos_embed().to(x.dtype), self.mask_unit, self.pools)
 
     def embed_units(
         self, x: Float[Tensor, "B C T H W"], kept: Int[Tensor, "B K"]
@@ -392,9 +399,10 @@ class Hiera(Trainable):
         tokens = torch.arange(t * h * w, device=kept.device).view(1, 1, t, h, w)
         tokens = unroll(tokens, self.mask_unit, self.pools)[0, ..., 0][kept]  # [B, K, U]
         if not self.sep_pos_embed:
-            return x + F.embedding(tokens, self.spatial_pos_embed()[0])
+            return x + F.embedding(tokens, self.spatial_pos_embed()[0]).to(x.dtype)
         spatial = F.embedding(tokens % (h * w), self.spatial_pos_embed()[0])
-        return x + (spatial + F.embedding(tokens // (h * w), self.pos_embed_temporal[0]))
+        temporal = F.embedding(tokens // (h * w), self.pos_embed_temporal[0])
+        return x + (spatial + temporal).to(x.dtype)
 
     def get_pos_embed(self) -> Float[Tensor, "1 D t h w"]:
         """The position embedding on the token grid."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from hiera_video.errors import ModelError, counted
 from hiera_video.models.blocks import HieraBlock, LayerScale
 from hiera_video.models.hiera import Hiera, Trainable
-from hiera_video.models.linear import Linear
+from hiera_video.models.layers import LayerNorm, Linear, autocast_off
 from hiera_video.models.masking import hidden_units
 from hiera_video.models.units import Size3, divided, size3, times, unravel, unroll
 from hiera_video.settings.model import Target
@@ -101,7 +101,7 @@ class MaskedAutoencoderHiera(Trainable):
         self.decoder_blocks = nn.ModuleList(
             HieraBlock(decoder_dim, decoder_dim, decoder_heads) for _ in range(decoder_depth)
         )
-        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=1e-6)
+        self.decoder_norm = LayerNorm(decoder_dim, eps=1e-6)
         cells = h // HOG_CELL * (w // HOG_CELL)
         values = h * w if target == "pixels" else cells * HOG_BINS
         self.decoder_pred = Linear(decoder_dim, values * encoder.in_chans)
@@ -154,7 +154,7 @@ class MaskedAutoencoderHiera(Trainable):
         everywhere = self.mask_token.to(x.dtype).expand(len(x), num_units, x.shape[2], -1)
         x = everywhere.scatter(1, kept[..., None, None].expand_as(x), x)  # [B, M, u, D]
         pos_embed = self.decoder_pos_embed.transpose(1, 2).unflatten(2, self.tokens_shape)
-        x = x + unroll(pos_embed, self.unit_shape, [])
+        x = x + unroll(pos_embed, self.unit_shape, []).to(x.dtype)
         for block in self.decoder_blocks:
             x = block(x)
         hidden = hidden_units(kept, num_units)[..., None, None].expand(-1, -1, *x.shape[2:])
@@ -173,7 +173,7 @@ class MaskedAutoencoderHiera(Trainable):
         "hog": histograms of oriented gradients, the paper's alternative (Tab. 3), as in MaskFeat
         (arXiv 2112.09133): for each channel and cell of 8x8 pixels 9 orientations, of unit norm.
         """
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             frames = self.encoder.as_clips(x)[:, :, :: self.token_pixels[0]].float()
             if self.target == "hog":
                 squares = self._hidden_squares(frames, kept, border=1)  # [B, L, u, C, p + 2, q + 2]

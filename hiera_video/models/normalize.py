@@ -13,7 +13,7 @@ TAKEN = "uint8 [B, T, H, W, C], with as many channels as mean and std"
 
 
 class Normalize(nn.Module):
-    """`(clips / 255 - mean) / std` in float32, channels first.
+    """`(clips / 255 - mean) / std`, channels first.
 
     Frames travel as bytes until they are on the device of the model, and are normalised there.
 
@@ -40,11 +40,18 @@ class Normalize(nn.Module):
                 )
             self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
 
-    def forward(self, clips: UInt8[Tensor, "B T H W C"]) -> Float[Tensor, "B C T H W"]:
+    def forward(
+        self, clips: UInt8[Tensor, "B T H W C"], dtype: torch.dtype = torch.float32
+    ) -> Float[Tensor, "B C T H W"]:
+        """Normalised clips, computed in float32, in `dtype`."""
         if not isinstance(clips, Tensor):
             raise ModelError(f"the clips are a {type(clips).__name__}: expected a tensor, {TAKEN}")
         if clips.dtype != torch.uint8 or clips.dim() != 5 or clips.shape[4] != len(self.mean):
             raise ModelError(f"the clips are {clips.dtype} {list(clips.shape)}: expected {TAKEN}")
-        shape = (1, -1, 1, 1, 1)
-        x = clips.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
-        return x.sub_(255 * self.mean.view(shape)).div_(255 * self.std.view(shape))
+        x = clips.permute(0, 4, 1, 2, 3)
+        mean, std = (255 * values.view(1, -1, 1, 1, 1) for values in (self.mean, self.std))
+        if clips.device.type == "cuda":  # there in one pass, which writes the type that is wanted
+            out = torch.empty(x.shape, dtype=dtype, device=x.device)
+            return torch.addcmul(-mean / std, x, 1 / std, out=out)
+        x = x.to(torch.float32, memory_format=torch.contiguous_format)
+        return x.sub_(mean).div_(std).to(dtype)

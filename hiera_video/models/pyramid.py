@@ -84,7 +84,7 @@ class Pyramid(nn.Module):
         patches = encoder.patch_embed.proj
         kernel = patches.weight.sum(dim=2)
         x = F.conv2d(images, kernel, patches.bias, patches.stride[1:], patches.padding[1:])
-        x = (x + self.pos_embed((x.shape[2], x.shape[3]))).unsqueeze(2)
+        x = (x + self.pos_embed((x.shape[2], x.shape[3])).to(x.dtype)).unsqueeze(2)
         grid = divided(x.shape[2:], encoder.mask_unit)
         x = unroll(x, encoder.mask_unit, encoder.pools)
         maps: OrderedDict[str, Tensor] = OrderedDict()

@@ -9,6 +9,7 @@ corners, detectron2's from their centres.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from torchvision.ops import MultiScaleRoIAlign
 
 from hiera_video.errors import ModelError, counted
 from hiera_video.models.hiera import Hiera, Trainable
+from hiera_video.models.layers import autocast_off
 from hiera_video.models.pyramid import feature_pyramid
 
 ANCHOR_SIDES = ((32,), (64,), (128,), (256,), (512,))  # pixels, of the maps with strides 4 to 64
@@ -48,6 +50,8 @@ class InstanceSegmenter(Trainable):
         hidden: width of the linear layer in the box head.
         num_boxes: boxes of a picture of which a training step classifies a sample.
     """
+
+    in_float32, compiles_whole = ("rpn", "roi_heads"), False
 
     def __init__(
         self,
@@ -153,7 +157,7 @@ class InstanceSegmenter(Trainable):
             }
         )
         # Corners of boxes and their logarithms need float32.
-        with torch.autocast(x.device.type, enabled=False):
+        with autocast_off(x):
             maps = {key: value.float() for key, value in maps.items()}
             pictures = x.flatten(1, -3)  # of which the RPN asks the size
             sizes = [self.encoder.input_size[1:]] * len(pictures)
@@ -184,8 +188,8 @@ class InstanceSegmenter(Trainable):
 
         The heads have another number of boxes in each step, for which they are compiled again.
         """
-        encode = torch.compile(self.encoder.encode, *args, **kwargs)
-        self.encoder.encode = encode  # type: ignore[method-assign]
+        compiled = torch.compile(Hiera.encode, *args, **kwargs)
+        self.encoder.encode = MethodType(compiled, self.encoder)  # type: ignore[method-assign]
 
     @property
     def num_classes(self) -> int:

@@ -1,5 +1,6 @@
 """Ranks and reductions, from the variables that torchrun sets; without them, one process."""
 
+import logging
 import os
 import time
 import uuid
@@ -15,7 +16,11 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from hiera_video.errors import ConfigError, UserError
+from hiera_video.runtime.precision import arithmetic
 from hiera_video.runtime.watch import LIMIT_SEC, Watch
+from hiera_video.settings.training import Arithmetic, Precision
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT = timedelta(days=14)  # of collectives, which Watch ends long before
 
@@ -31,6 +36,7 @@ class Process:
     local_world_size: int
     device: torch.device
     watch: Watch | None = None  # None where there are no others
+    precision: Arithmetic = "fp32"  # of models
 
     @property
     def is_main(self) -> bool:
@@ -41,16 +47,17 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 @contextmanager
-def process_group(device: str) -> Iterator[Process]:
+def process_group(device: str, precision: Precision = "fp32") -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.
 
     The processes wait for one another as long as all of them live, see `Watch`.
 
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
+        precision: of models, see `runtime.precision.arithmetic`.
 
     Raises:
-        ConfigError: there is no such device.
+        ConfigError: there is no such device, or it has no such precision.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
@@ -77,8 +84,12 @@ def process_group(device: str) -> Iterator[Process]:
         elif local_world_size > 1:
             raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
+    known = arithmetic(precision, chosen)
+    if precision == "auto" and os.environ.get("RANK", "0") == "0":
+        name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen
+        logger.info("precision=auto: %s on %s", known, name)
     if "WORLD_SIZE" not in os.environ:
-        yield Process(0, 1, 1, chosen)
+        yield Process(0, 1, 1, chosen, precision=known)
         return
     backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
     store, rank, world_size = next(dist.rendezvous("env://"))  # type: ignore[attr-defined]
@@ -88,7 +99,7 @@ def process_group(device: str) -> Iterator[Process]:
             backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
         )
         try:
-            yield Process(rank, world_size, local_world_size, chosen, watch)
+            yield Process(rank, world_size, local_world_size, chosen, watch, known)
         finally:
             dist.destroy_process_group()
 

@@ -57,8 +57,14 @@ class Inference(Trained):
     """Settings that all commands with a trained model and data have."""
 
     device: Device = "auto"
-    precision: Precision = "fp32"
-    """Precision of the forward pass."""
+    precision: Precision = "auto"
+    """Arithmetic of the model. bf16, fp16: all of it in this type, but the classifier in float32;
+    tf32: float32 with products in TF32; auto: bf16 where the device has it, else fp16 on CUDA, else
+    fp32."""
+
+    compile: bool = False
+    """torch.compile the model: the first batch takes up to a minute, the others less time. Batches
+    have one size, to which the last is padded."""
 
 
 class WritingInference(Inference):

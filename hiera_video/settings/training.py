@@ -32,7 +32,8 @@ from hiera_video.settings.video import Clips, Decoding, FrameSampling, Listed, M
 
 VideoList = Annotated[Path, Allowed("a list file or a folder")]
 BoxList = Annotated[Path, Allowed("a list of boxes")]
-Precision = Literal["bf16", "fp32"]
+Precision = Literal["auto", "bf16", "fp16", "fp32", "tf32"]
+Arithmetic = Literal["bf16", "fp16", "fp32", "tf32"]  # what a precision is on a device
 
 
 class TrainingData(Decoding):
@@ -209,12 +210,14 @@ class Loop(Settings):
     """Parts in which each process goes through its share of a step."""
     num_repeats: Count = 2
     """Clips of each decoded video (repeated sampling)."""
-    precision: Precision = "bf16"
-    """bf16: autocast; weights, loss and optimizer stay in float32."""
+    precision: Precision = "auto"
+    """bf16, fp16: autocast; weights, loss and optimizer stay in float32, and with fp16 the loss is
+    scaled; tf32: float32 with products in TF32; auto: bf16 where the device has it, else fp16 on
+    CUDA, else fp32."""
     seed: Seed = 0
     """Decides the order of the videos and all randomness."""
     compile: bool = False
-    """torch.compile the model."""
+    """torch.compile the model; of detectors and segmenters, the encoder."""
     checkpoint_every: Positive = 1.0
     """Distance between checkpoints, passes over the training videos."""
     keep_checkpoints: Count = 2

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure, InstanceBatch
 from hiera_video.runtime.distributed import Process, sum_over_processes
+from hiera_video.runtime.precision import autocast
 from hiera_video.settings.training import Loop
 from hiera_video.training.optim import (
     MovingAverage,
@@ -240,11 +241,10 @@ class _Steps:
         self, batch: Batch, rng: np.random.Generator, factor: float, *, is_last: bool
     ) -> Tensor:
         """Adds to the gradients; returns the sum of the losses of the batch."""
-        device, model = self.process.device, self.model
+        model = self.model
         is_ddp = isinstance(model, DistributedDataParallel)
         with model.no_sync() if is_ddp and not is_last else nullcontext():  # type: ignore[operator]
-            is_bf16 = self.loop.precision == "bf16"
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=is_bf16):
+            with autocast(self.process.device, self.process.precision):
                 loss = self.loss_function(model, self.to_device(batch), rng)
             if not len(batch):
                 loss = loss * 0.0

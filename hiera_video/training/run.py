@@ -79,7 +79,7 @@ def train(
         UserError: the folder holds a run that cannot be resumed.
     """
     with ExitStack() as stack:
-        process = stack.enter_context(process_group(settings.device))
+        process = stack.enter_context(process_group(settings.device, settings.train.precision))
         start_decoding(settings.data)
         stops = stack.enter_context(noting_stops())
         task = make_task(settings)
@@ -89,7 +89,7 @@ def train(
         schedule = Schedule(task.num_records, settings.train, settings.optim)
         latest = None
         with in_the_way(settings, "run_dir"):
-            latest = find_run(folder, task, schedule)
+            latest = find_run(folder, task, schedule, process)
         with configured(), torch.device("meta"):
             size = encoder_of(task.create(None)).input_size  # checks the settings
         unreadable = check_lists(task, size[0])
@@ -109,7 +109,13 @@ def train(
         start_step, facts = 0, dict[str, Any]()
         if latest:
             start_step, facts = load_checkpoint(latest, model, optimizer, average)
-        facts |= facts_of(settings, task.data)
+        scaler = None
+        if process.precision == "fp16":
+            scaler = torch.amp.GradScaler(process.device.type)
+            if "scaler" in facts:
+                scaler.load_state_dict(facts["scaler"])
+        facts = {"failed": facts.get("failed", [])}
+        facts |= facts_of(settings, task.data, process.precision)
         order = TrainingOrder(
             task.num_records,
             global_batch_size=settings.train.global_batch_size,
@@ -143,14 +149,14 @@ def train(
             parts = (model, optimizer, average, card, settings.train.keep_checkpoints)
             writer = CheckpointWriter(folder / "checkpoints", *parts)
             stack.enter_context(closing(writer))
-        run = Run(task, process, schedule, model, optimizer, average, writer, card, facts)
-        report = RunReport(folder, process, start_step, facts.get("failed", ()))
+        run = Run(task, process, schedule, model, optimizer, average, scaler, writer, card, facts)
+        report = RunReport(folder, process, start_step, facts["failed"])
         if not run.take_steps(batches, loss, report, start_step, stops):
             return STOPPED
         return run.finish(report, start_step, as_json)
 
 
-def find_run(folder: Path, task: Task, schedule: Schedule) -> Path | None:
+def find_run(folder: Path, task: Task, schedule: Schedule, process: Process) -> Path | None:
     """The checkpoint to resume from, if the folder holds a run; errors as of `train`."""
     settings = task.settings
     latest = on_main(lambda: latest_checkpoint(folder / "checkpoints"))
@@ -164,7 +170,7 @@ def find_run(folder: Path, task: Task, schedule: Schedule) -> Path | None:
                 f"{task.unit}, and {folder} has taken {step}: raise train.epochs, or choose "
                 "another run_dir"
             )
-        check_same_run(latest, facts, settings, task.data)
+        check_same_run(latest, facts, settings, task.data, process.precision)
     elif (folder / "weights").exists():  # a start that failed leaves neither
         raise UserError(
             f"{folder} holds a finished run without checkpoints: choose another run_dir"
@@ -225,6 +231,7 @@ class Run:
     model: Model
     optimizer: torch.optim.Optimizer
     average: MovingAverage | None
+    scaler: torch.amp.GradScaler | None  # of the loss, in float16
     writer: CheckpointWriter | None  # of the main process
     card: ModelCard  # of the weights that are written
     facts: dict[str, Any]  # what checkpoints keep beside the state
@@ -291,6 +298,7 @@ class Run:
             clip_grad=settings.optim.clip_grad,
             process=self.process,
             average=self.average,
+            scaler=self.scaler,
             stop_requested=lambda: bool(stops) or self.has_failed_to_save,
             is_due=lambda step: self.checkpoint_due(step) or self.evaluation_due(step),
         ):
@@ -362,7 +370,8 @@ class Run:
 
         def begin() -> None:
             assert self.writer is not None
-            self.writer.save(step, self.facts)
+            scaler = {"scaler": self.scaler.state_dict()} if self.scaler else {}
+            self.writer.save(step, self.facts | scaler)
 
         on_main(begin)
 

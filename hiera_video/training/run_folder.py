@@ -28,7 +28,7 @@ from hiera_video.runtime.distributed import Process, barrier, from_main, union_o
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.load import differences, load_settings, to_yaml
-from hiera_video.settings.training import RunSettings, TrainingData
+from hiera_video.settings.training import Arithmetic, RunSettings, TrainingData
 from hiera_video.training.events import EventFile
 from hiera_video.training.loop import StepReport
 from hiera_video.training.times import Lap
@@ -244,26 +244,32 @@ def allowed_failures(tried: int, settings: TrainingData) -> float:
     return max(MIN_FAILED, settings.max_failed_frac * tried)
 
 
-def facts_of(settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:
+def facts_of(settings: RunSettings, data: dict[str, Any], precision: Arithmetic) -> dict[str, Any]:
     """What a checkpoint says about its run: only the same run may resume from it.
 
     Args:
         data: what the run trains on, with a `fingerprint`.
+        precision: what train.precision is on the device.
     """
-    return {"config": settings.model_dump(mode="json"), "data": data}
+    return {"config": settings.model_dump(mode="json"), "data": data, "precision": precision}
 
 
 def check_same_run(
-    latest: Path, earlier: dict[str, Any], settings: RunSettings, data: dict[str, Any]
+    latest: Path,
+    earlier: dict[str, Any],
+    settings: RunSettings,
+    data: dict[str, Any],
+    precision: Arithmetic,
 ) -> None:
     """Compares settings and data with those of the run that is about to be resumed.
 
     Keys that do not change results may differ; with `overwrite_config`, all with which it can
-    continue.
+    continue. Where "auto" is another precision on this device, a warning says so.
 
     Args:
         latest: the checkpoint from which it would resume.
         earlier: the facts of that checkpoint.
+        precision: what train.precision is on the device.
 
     Raises:
         ConfigError: names the keys that differ.
@@ -278,6 +284,9 @@ def check_same_run(
                 f"{folder} holds a run that this command does not resume ({error}): choose another "
                 "run_dir"
             ) from None
+    before = earlier.get("precision") or earlier["config"]["train"]["precision"]
+    if before == precision:
+        changed.pop("train.precision", None)
     has_average = changed.get("train.ema_decay", (0, 0))[0] is not None
     fixed = FIXED if has_average else FIXED | {"train.ema_decay": True}
     weights = folder if (folder / "weights").is_dir() else latest
@@ -289,10 +298,10 @@ def check_same_run(
             + (other if all(fixed[key] for key in keys) else "choose another run_dir")
         )
     if earlier["data"]["fingerprint"] != data["fingerprint"]:
-        before, now = _described(earlier["data"]), _described(data)
+        was, now = _described(earlier["data"]), _described(data)
         raise UserError(
             f"{folder} was trained on other data: "
-            + (f"{before}, now {now}" if before != now else f"{now} has changed since then")
+            + (f"{was}, now {now}" if was != now else f"{now} has changed since then")
             + f"; restore the list, or {other}"
         )
     keys = [key for key in changed if key not in FREE_TO_CHANGE]
@@ -300,6 +309,15 @@ def check_same_run(
         raise ConfigError(
             f"{folder} holds a run with another configuration ({_changes(changed, keys)}): choose "
             "another run_dir, or set overwrite_config=true to resume it with the new one"
+        )
+    if before != precision:
+        logger.warning(
+            "%s was trained in %s so far, and continues in %s: train.precision=%s keeps "
+            "it, on a device that has it",
+            folder,
+            before,
+            precision,
+            before,
         )
 
 

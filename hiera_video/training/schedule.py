@@ -53,7 +53,7 @@ class Schedule:
             + (f" (the last of each pass: {counted(last, unit)})" if last else "")
             + f": {counted(processes, 'process')} x {counted(parts, 'part')} x "
             f"{counted(-(-size // (processes * parts)), unit)}; peak lr {self.optim.lr:g} "
-            f"({self.optim.optimizer}, {loop.precision}, {process.device})"
+            f"({self.optim.optimizer}, {process.precision}, {process.device})"
         )
 
     def check_batch(self, unit: str) -> None:

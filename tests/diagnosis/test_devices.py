@@ -1,6 +1,7 @@
 """Precisions, kernels and builds of torch in bad states: each is a line with what to do."""
 
 import contextlib
+import importlib.util
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn.attention import SDPBackend
 from hiera_video.diagnosis import devices
 from hiera_video.diagnosis.model import LOGITS, known_clip, normalize, relative_error, tiny_model
 from hiera_video.models import attention
+from hiera_video.runtime import precision
 
 CPU = torch.device("cpu")
 
@@ -18,7 +20,7 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def features(monkeypatch):
     def state(*names):
-        monkeypatch.setattr(devices, "processor_features", lambda: set(names))
+        monkeypatch.setattr(precision, "processor_features", lambda: set(names))
 
     return state
 
@@ -51,7 +53,7 @@ def test_all_precisions_run_here(features):
     ],
 )
 def test_a_torch_without_a_precision(lacking, status, advice, monkeypatch):
-    def autocast(kind, dtype, enabled):
+    def autocast(kind, dtype=None, enabled=True):
         if dtype == lacking:
             raise RuntimeError("not implemented for this type")
         return contextlib.nullcontext()
@@ -158,7 +160,7 @@ def test_the_compiler_is_looked_for_and_not_run(monkeypatch, tmp_path):
     (tmp_path / "c++").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "c++").chmod(0o755)
     assert devices.compiler(has_gpu=False).status == "ok"
-    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert devices.compiler(has_gpu=True).text == "triton is missing"
 
 

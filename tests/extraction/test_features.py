@@ -59,9 +59,9 @@ def test_features_do_not_depend_on_the_batch(model, views):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
-@pytest.mark.parametrize("bf16", [False, True])
-def test_types(model, views, dtype, bf16):
-    features = extractor(model, dtype=dtype, bf16=bf16)(views)
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_types(model, views, dtype, precision):
+    features = extractor(model, dtype=dtype, precision=precision)(views)
     assert features.dtype == getattr(torch, dtype)
     torch.testing.assert_close(features.float(), extractor(model)(views), atol=0.1, rtol=0.1)
 

@@ -277,7 +277,8 @@ def test_the_encoder_alone_is_compiled(monkeypatch):
     model.compile(fullgraph=True)
     assert compiled == [("Hiera.encode", {"fullgraph": True})]
     assert loss() == expected
-    ((called_with,),) = calls
+    ((encoder, called_with),) = calls
+    assert encoder is model.encoder
     assert called_with is images
 
 

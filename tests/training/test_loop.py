@@ -61,8 +61,8 @@ def steps(
         batches=iter(batches),
         lr_at=lambda step: 0.1,
         clip_grad=None,
-        process=PROCESS,
-        loop=Loop(accumulation_steps=accumulation_steps, precision=precision, seed=seed),
+        process=replace(PROCESS, precision=precision),
+        loop=Loop(accumulation_steps=accumulation_steps, seed=seed),
     )
     settings |= changes
     yield from (
@@ -278,7 +278,7 @@ def two_processes(rank, folder):
         iter(mine),
         start_step=0,
         end_step=3,
-        loop=Loop(precision="fp32"),
+        loop=Loop(),
         lr_at=lambda step: 0.1,
         clip_grad=None,
         process=Process(rank, 2, 2, torch.device("cpu")),
@@ -349,7 +349,7 @@ def test_a_first_step_that_is_skipped_leaves_no_trace(kind):
             clip_grad=None,
             process=PROCESS,
             average=average,
-            loop=Loop(precision="fp32"),
+            loop=Loop(),
         ):
             pass
         states = [value for state in optimizer.state.values() for value in state.values()]

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.models import linear
-from hiera_video.models.linear import Linear
+from hiera_video.models import layers as module
+from hiera_video.models.layers import Linear
 
 CONVOLVED = [(256, 24), (2, 64, 8, 24), (1, 49, 8, 24)]
 MULTIPLIED = [(255, 24), (2, 49, 3, 24), (16, 24), (0, 24), (24,)]
@@ -16,7 +16,7 @@ MULTIPLIED = [(255, 24), (2, 49, 3, 24), (16, 24), (0, 24), (24,)]
 @pytest.fixture(autouse=True)
 def _amd(monkeypatch):
     """A processor on which MKL is slow."""
-    monkeypatch.setattr(linear, "_mkl_is_slow", lambda: True)
+    monkeypatch.setattr(module, "_mkl_is_slow", lambda: True)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_outputs_and_gradients_are_torchs(shape, layers, convolutions):
 
 
 def test_where_mkl_is_fast_it_multiplies(layers, convolutions, monkeypatch):
-    monkeypatch.setattr(linear, "_mkl_is_slow", lambda: False)
+    monkeypatch.setattr(module, "_mkl_is_slow", lambda: False)
     ours, theirs = layers
     x = torch.randn(CONVOLVED[0])
     assert torch.equal(ours(x), theirs(x))
