@@ -11,6 +11,7 @@ import time
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -19,6 +20,7 @@ from hiera_video.commands import finetune
 from hiera_video.errors import UserError
 from hiera_video.files import locked
 from hiera_video.models.saving import save_model
+from hiera_video.runtime import distributed
 from hiera_video.training import checkpoint, run, writer
 from hiera_video.training.run_folder import RunReport
 
@@ -191,6 +193,58 @@ def test_what_touches_no_result_may_differ(commands, tmp_path):
     commands.train(
         tmp_path, "train.epochs=1", "device=auto", "data.num_workers=1", "train.log_every=1"
     )
+
+
+def test_auto_is_the_precision_that_was_meant_before(commands, tmp_path, monkeypatch):
+    """The setting says how the precision is chosen; what counts is which one it was."""
+    short = "train.epochs=1"
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp32")
+    commands.train(tmp_path, short, "train.precision=fp32")
+    result = commands.train(tmp_path, short, "train.precision=auto")
+    assert "continues in" not in result.err
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "bf16")
+    result = commands.run(*commands.finetune(tmp_path, short, "train.precision=bf16"))
+    assert result.code == 2
+    result.reports('train.precision: "fp32" -> "bf16"', "overwrite_config=true")
+
+
+def test_auto_is_another_precision_on_another_device(commands, tmp_path, monkeypatch):
+    automatic = ("train.epochs=1", "train.precision=auto")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "bf16")
+    commands.train(tmp_path, *automatic)
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp32")
+    commands.train(tmp_path, *automatic).reports("trained in bf16 so far, and continues in fp32")
+
+
+def test_float16_resumes_with_its_scaler(commands, tmp_path, monkeypatch, lines_of, weights_of):
+    """On a CPU, where it is slow and therefore refused, the arithmetic is the same."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp16")
+    settings = dict(init_scale=2.0**30, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device: scaler(device, **settings))
+    overrides = ("train.epochs=6", "train.checkpoint_every=1", "train.precision=auto")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    commands.train(whole, *overrides)
+    step = RunReport.step
+
+    def dying(self, done, lap):
+        step(self, done, lap)
+        if done.step == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunReport, "step", dying)
+        process = commands.fork(*commands.finetune(broken, *overrides))
+    assert commands.exit_code(process) == -signal.SIGKILL
+    assert "resumed from" in commands.train(broken, *overrides).err
+    scales = [
+        [(line["loss_scale"], line.get("not_finite")) for line in lines_of(run / "metrics.jsonl")]
+        for run in (whole, broken)
+    ]
+    assert scales[0] == scales[1]
+    assert scales[0][0] == (2.0**30, 1)  # too large
+    assert len(set(scales[0])) > 3
+    assert weights_of(broken) == weights_of(whole)
 
 
 def test_a_start_that_failed_leaves_no_run_behind(commands, tmp_path):
