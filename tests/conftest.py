@@ -27,6 +27,14 @@ settings.load_profile("repeatable")
 install_import_hook("hiera_video.models", "beartype.beartype")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _plain_processor() -> Iterator[None]:
+    """`precision=auto` is fp32 on the CPU, whatever it has in hardware: tests compare numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hiera_video.runtime.precision.processor_features", set)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _random_states() -> Iterator[None]:
     """A test neither sees nor changes the random state of others."""

@@ -22,6 +22,7 @@ from hiera_video.models.checkpoint import Checkpoint
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.sources import Source
+from hiera_video.runtime.precision import arithmetic
 from hiera_video.settings.video import Clips, Decoding, FrameSampling, Views
 from hiera_video.video.clips import ClipSampler
 from hiera_video.video.open import opener
@@ -49,7 +50,8 @@ class LoadedModel(NamedTuple):
     def predict(self, path: str | os.PathLike[str], top_k: int = 5) -> Classes:
         """The most likely classes of a video or image, as `hiera-video predict` prints them.
 
-        Clips and views are those of the card; the model runs where its weights are.
+        Clips and views are those of the card; the model runs where its weights are, in the fastest
+        precision of that device (`precision=auto`).
 
         Args:
             path: of one file.
@@ -74,7 +76,8 @@ class LoadedModel(NamedTuple):
         with record.open(dataset.open_video) as video:
             sample = dataset.sample(video, record, 0)
         device = next(self.model.parameters()).device
-        scorer = Scorer.of(self.model, self.card, device, views.batch_size)
+        precision = arithmetic("auto", device)
+        scorer = Scorer.of(self.model, self.card, device, views.batch_size, precision)
         failures: list[Failure] = []
         found = list(classify(scorer, [sample], dataset, failures, self.card.classes, top_k))
         if failures:

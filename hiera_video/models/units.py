@@ -25,13 +25,10 @@ def unroll(
 
     `pools` are the strides of the pooling steps, first step first. Units come in space-time order.
     """
-    t, h, w = mask_unit
-    batch = x.shape[0]
-    x = rearrange(x, "b d (T t) (H h) (W w) -> (b T H W) t h w d", t=t, h=h, w=w)
-    for i, j, k in pools:
-        x = rearrange(x, "n (t i) (h j) (w k) d -> (n i j k) t h w d", i=i, j=j, k=k)
-    steps = math.prod([math.prod(pool) for pool in pools])
-    return rearrange(x, "(b m s) t h w d -> b m (s t h w) d", b=batch, s=steps)
+    grid, unit, steps = _axes(pools)
+    pooled = divided(mask_unit, [math.prod(axis) for axis in zip(*pools, strict=True)] or (1, 1, 1))
+    sizes = dict(zip("thw", pooled, strict=True)) | steps
+    return rearrange(x, f"b d {grid} -> b (T H W) ({unit}) d", **sizes)
 
 
 def reroll(
@@ -42,13 +39,25 @@ def reroll(
     `pools` are the steps that still separate tokens of a unit, first step first; `pooled` are the
     tokens that the last of them will leave of a unit.
     """
-    t, h, w = pooled
-    batch = x.shape[0]
-    x = rearrange(x, "b m (s t h w) d -> (b m s) t h w d", t=t, h=h, w=w)
-    for i, j, k in reversed(pools):
-        x = rearrange(x, "(n i j k) t h w d -> n (t i) (h j) (w k) d", i=i, j=j, k=k)
-    T, H, W = units
-    return rearrange(x, "(b T H W) t h w d -> b (T t) (H h) (W w) d", b=batch, T=T, H=H, W=W)
+    grid, unit, steps = _axes(pools)
+    sizes = dict(zip("THWthw", units + pooled, strict=True)) | steps
+    return rearrange(x, f"b (T H W) ({unit}) d -> b {grid} d", **sizes)
+
+
+def _axes(pools: Sequence[Size3]) -> tuple[str, str, dict[str, int]]:
+    """Patterns of einops for the axes of a grid of tokens and for those of a unit, and sizes.
+
+    A step merges neighbours, so that it is the innermost of what is left along an axis, and it
+    comes first in a unit. One pattern for all steps is one copy.
+    """
+    steps: dict[str, int] = {}
+    axes, unit = ["T t", "H h", "W w"], "t h w"
+    for number in reversed(range(len(pools))):
+        names = [f"{letter}{number}" for letter in "ijk"]
+        steps |= dict(zip(names, pools[number], strict=True))
+        axes = [f"{axis} {name}" for axis, name in zip(axes, names, strict=True)]
+        unit = f"{' '.join(names)} {unit}"
+    return " ".join(f"({axis})" for axis in axes), unit, steps
 
 
 def pool_tokens(x: Tensor, size: int) -> Tensor:

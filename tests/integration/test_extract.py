@@ -54,7 +54,14 @@ def videos(tmp_path_factory):
 @pytest.fixture(scope="module")
 def arguments(videos, trained):
     """Of `extract`, but for the output folder."""
-    return ("extract", videos, f"checkpoint={trained}", "windows.clip_stride=3", "device=cpu")
+    return (
+        "extract",
+        videos,
+        f"checkpoint={trained}",
+        "windows.clip_stride=3",
+        "device=cpu",
+        "precision=fp32",
+    )
 
 
 @pytest.fixture(scope="module")

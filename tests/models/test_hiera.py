@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import ModelError
+from hiera_video.models import blocks
 from hiera_video.models.blocks import DropPath, Mlp
 from hiera_video.models.hiera import Hiera, reroll, unroll
 from hiera_video.models.masking import kept_units
@@ -328,6 +329,24 @@ def test_bfloat16_is_near_float32() -> None:
     assert {stage.dtype for stage in stages} == {torch.bfloat16}
     assert rounded.dtype == torch.float32  # of the classifier
     assert (rounded - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_attention_reads_the_product_of_queries_keys_and_values(monkeypatch) -> None:
+    """Windows of all stages are views: kernels of attention read them where they are."""
+    seen = []
+    attend = blocks.attend
+
+    def noted(*tensors):
+        seen.append([StorageWeakRef(x.untyped_storage()) for x in tensors])
+        return attend(*tensors)
+
+    monkeypatch.setattr(blocks, "attend", noted)
+    model = small()
+    with torch.no_grad():
+        model(clip(model))
+    for block, (q, k, v) in zip(model.blocks, seen, strict=True):
+        assert k == v
+        assert (q == k) == (block.pool == 1)  # the maximum of queries is another tensor
 
 
 def test_one_graph_for_the_compiler() -> None:
