@@ -166,7 +166,7 @@ class MovingAverage(AveragedModel):
     def update(self, model: nn.Module, skipped: Tensor) -> None:
         """Takes the weights of `model` in, unless `skipped`, a number on the device, is 1."""
         taken = 1 - skipped
-        weight = taken * torch.where(self.n_averaged == 0, 1.0, 1 - self.decay).to(taken)
+        weight = taken * (self.n_averaged == 0).to(taken).clamp(min=1 - self.decay)
         for own, parameter in zip(self.module.parameters(), model.parameters(), strict=True):
             own.lerp_(parameter, weight)
         for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
