@@ -58,6 +58,11 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 
+# An operator of its own, because torch's compiler takes the product and the GELU apart again.
+LIBRARY = torch.library.Library("hiera_video", "FRAGMENT")
+LIBRARY.define("gelu_of_product(Tensor x, Tensor weight, Tensor bias) -> Tensor")
+
+
 def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """GELU of a linear layer, without gradients: in half precision on a GPU within the product.
 
@@ -66,12 +71,22 @@ def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
     """
     is_half = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
     is_plain = type(layer) is Linear and x.dtype == layer.weight.dtype and layer.bias is not None
-    has_hooks = bool(layer._forward_hooks or layer._forward_pre_hooks)
-    if not (is_half and is_plain) or has_hooks or torch.compiler.is_compiling():
+    if not (is_half and is_plain) or layer._forward_hooks or layer._forward_pre_hooks:
         return F.gelu(layer(x))
+    return torch.ops.hiera_video.gelu_of_product(x, layer.weight, layer.bias)
+
+
+@torch.library.impl(LIBRARY, "gelu_of_product", "CUDA")
+def gelu_of_product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """gelu(x @ weight.T + bias) for x [..., D], weight [E, D] and bias [E]: [..., E]."""
     rows = x.reshape(-1, x.shape[-1])
-    product = torch._addmm_activation(layer.bias, rows, layer.weight.t(), use_gelu=True)
+    product = torch._addmm_activation(bias, rows, weight.t(), use_gelu=True)
     return product.view(*x.shape[:-1], -1)
+
+
+@torch.library.register_fake("hiera_video::gelu_of_product", lib=LIBRARY)
+def _(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _uses_mkl(x: Tensor) -> bool:

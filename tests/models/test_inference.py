@@ -6,10 +6,12 @@ import logging
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from hiera_video.errors import ConfigError
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.inference import InferenceModel, copy_in
+from hiera_video.models.layers import Linear, gelu_linear, gelu_of_product
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.segmenter import InstanceSegmenter
 from tests.models.tiny_models import IMAGE, VIDEO, hiera
@@ -183,3 +185,17 @@ def test_gelu_within_the_product():
     assert error.max() < 5e-4
     spacing = torch.finfo(torch.bfloat16).eps * F.gelu(x).abs()
     assert (error < spacing)[x > 0.12].all()
+
+
+def test_gelu_of_a_product_has_the_shape_of_the_layer():
+    with FakeTensorMode():
+        x = torch.empty(2, 49, 8, 24, device="cuda", dtype=torch.bfloat16)
+        layer = Linear(24, 96, device="cuda", dtype=torch.bfloat16)
+        with torch.no_grad():
+            product = gelu_linear(x, layer)
+            assert product.shape == layer(x).shape
+            assert (product.dtype, product.device) == (x.dtype, x.device)
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(2, 5, 24), torch.randn(96, 24), torch.randn(96)
+    near = F.gelu(x @ weight.T + bias)
+    torch.testing.assert_close(gelu_of_product(x, weight, bias), near, atol=1e-3, rtol=0)
