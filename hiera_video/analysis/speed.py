@@ -26,11 +26,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.analysis.peers import Subject, ours
+from hiera_video.analysis.peers import OURS, Subject, ours
+from hiera_video.models.inference import InferenceModel
 from hiera_video.models.layers import Linear
+from hiera_video.models.normalize import Normalize
+from hiera_video.models.variants import KINETICS_MEAN, KINETICS_STD
 from hiera_video.settings.training import Arithmetic
 
 logger = logging.getLogger(__name__)
@@ -71,10 +74,11 @@ def measure(
         peak_tflops: peak of the device, TFLOP/s.
 
     Returns:
-        Rows and failures of the report. A row has the `seconds` of a call in each round; `peak_gib`
-        above the loaded model, None if it cannot be measured; the `flops` of the products of a
-        call, without those that kernels recompute; and as `ours_is` the speed of the same variant
-        of this package, or of the first subject, relative to its own.
+        Rows and failures of the report. A row has the `seconds` of a call in each round, and
+        `first_call_sec`, in which a compiled model compiles; `peak_gib` above the loaded model,
+        None if it cannot be measured; the `flops` of the products of a call, without those that
+        kernels recompute; and as `ours_is` the speed of the same variant of this package, or of
+        the first subject, relative to its own.
     """
     calls: dict[Subject, Callable[[], Any]] = {}
     rows: dict[Subject, dict[str, Any]] = {}
@@ -87,11 +91,11 @@ def measure(
 
     torch.compiler.reset()  # it stops compiling a function after eight versions
     for subject in subjects:
-        if setting.work == "pretraining" and subject.build_pretraining is None:
+        if not subject.does(setting.work):
             continue
         try:
             flops = flops_of_clip(subject, setting.work)
-            calls[subject], fits, peak_gib = fitting_call(subject, setting)
+            calls[subject], fits, first_sec, peak_gib = fitting_call(subject, setting)
         except Exception as error:
             fail(subject, error)
             continue
@@ -102,6 +106,7 @@ def measure(
             "top1": subject.top1,
             **vars(fits),
             "flops": fits.batch_size * flops,
+            "first_call_sec": first_sec,
             "peak_gib": peak_gib,
             "seconds": [],
         }
@@ -125,11 +130,12 @@ def measure(
 
 def fitting_call(
     subject: Subject, setting: Setting
-) -> tuple[Callable[[], Any], Setting, float | None]:
+) -> tuple[Callable[[], Any], Setting, float, float | None]:
     """Prepares and warms up a call, and halves the batch size until it fits into memory.
 
     Returns:
-        The call, the setting with its batch size, and its peak memory in GiB.
+        The call, the setting with its batch size, the seconds of its first run, and its peak memory
+        in GiB.
 
     Raises:
         MemoryError: a single clip does not fit.
@@ -140,10 +146,13 @@ def fitting_call(
             with _memory_errors():
                 peak_gib = peak_in_child(subject, setting) if setting.device == "cpu" else None
                 call = prepare(subject, setting)
+                start = time.perf_counter()
                 call()
+                synchronize(setting.device)
+                first_sec = time.perf_counter() - start
                 if setting.device == "cuda":
                     peak_gib = peak_on_gpu(call)
-            return call, setting, peak_gib
+            return call, setting, first_sec, peak_gib
         except MemoryError:
             if setting.batch_size == 1:
                 raise MemoryError("one clip does not fit into the memory") from None
@@ -157,13 +166,21 @@ def fitting_call(
 
 
 def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
-    """Builds the model; each call of the result does the work once."""
+    """Builds the model; each call of the result does the work once.
+
+    Inference of ours is that of `InferenceModel`, from bytes, in a model of the type; other models,
+    and training, take normalised clips in autocast. Compiled inference is launched as CUDA graphs.
+    """
     torch.manual_seed(0)
     model: Any = subject.build_for(setting.work).to(setting.device)
+    if setting.work == "inference" and subject.library == OURS:
+        return _inference_of_ours(model, subject, setting)
     model.train(setting.work != "inference")
     clips = torch.randn(setting.batch_size, *subject.clip, device=setting.device)
     labels = torch.zeros(setting.batch_size, dtype=torch.long, device=setting.device)
-    run = torch.compile(model, dynamic=False) if setting.execution == "compiled" else model
+    has_graphs = setting.work == "inference" and setting.device == "cuda"
+    mode = "reduce-overhead" if has_graphs else None
+    run = model if setting.execution == "eager" else torch.compile(model, dynamic=False, mode=mode)
     dtype = AUTOCAST[setting.precision]
     autocast = partial(torch.autocast, setting.device, dtype=dtype, enabled=dtype is not None)
 
@@ -180,6 +197,23 @@ def prepare(subject: Subject, setting: Setting) -> Callable[[], Any]:
         model.zero_grad(set_to_none=True)
 
     return infer if setting.work == "inference" else train
+
+
+def _inference_of_ours(
+    model: nn.Module, subject: Subject, setting: Setting
+) -> Callable[[], Tensor]:
+    inference = InferenceModel(
+        model,
+        Normalize(KINETICS_MEAN, KINETICS_STD),
+        device=torch.device(setting.device),
+        batch_size=setting.batch_size,
+        precision=setting.precision,
+        compile=setting.execution == "compiled",
+    )
+    channels, *size = subject.clip
+    shape = (setting.batch_size, *size, channels)
+    clips = torch.randint(0, 256, shape, dtype=torch.uint8, device=setting.device)
+    return lambda: inference(clips)
 
 
 def seconds_a_call(call: Callable[[], Any], device: str) -> float:
@@ -205,7 +239,8 @@ def synchronize(device: str) -> None:
 @cache
 def flops_of_clip(subject: Subject, work: str) -> int:
     """FLOPs of products, 2 per multiply-add; a backward pass counts as two forward passes."""
-    if subject.variant is not None:
+    if subject.same_flops:
+        assert subject.variant is not None
         return flops_of_clip(ours(subject.variant), work)
     model = subject.build_for(work).eval().to("meta")
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -220,15 +255,19 @@ def peak_tflops(device: str, precision: str) -> dict[str, Any]:
         for known, peaks in PEAK_TFLOPS.items():
             if known in name and "MIG" not in name and "NVL" not in name:  # those are slower
                 return {"tflops": peaks[precision], "source": f"data sheet of {known}"}
-    dtype = AUTOCAST[precision] or torch.float32
     size = 2048 if device == "cpu" else 8192
+    tflops = measured_tflops(device, AUTOCAST[precision] or torch.float32, size)
+    return {"tflops": tflops, "source": f"measured, product of {size}x{size} matrices"}
+
+
+def measured_tflops(device: str, dtype: torch.dtype, size: int) -> float:
+    """TFLOP/s of the fastest of three products of square matrices of random numbers."""
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     with torch.inference_mode():
         layer = Linear(size, size, bias=False, device=device, dtype=dtype)
         products = (lambda: a @ b, lambda: layer(a))  # MKL and oneDNN, in float32 on a CPU
         seconds = min(seconds_a_call(call, device) for _ in range(3) for call in products)
-    source = f"measured, product of {size}x{size} matrices"
-    return {"tflops": 2 * size**3 / seconds / 1e12, "source": source}
+    return 2 * size**3 / seconds / 1e12
 
 
 def peak_on_gpu(call: Callable[[], Any]) -> float:
@@ -248,7 +287,7 @@ def peak_in_child(subject: Subject, setting: Setting) -> float | None:
         MemoryError: memory is not sufficient, or the process was killed, as Linux does then.
         RuntimeError: the process ended for another reason.
     """
-    if not CLEAR_REFS.exists() or setting.execution == "compiled":
+    if not CLEAR_REFS.exists() or setting.execution != "eager":
         return None
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)

@@ -14,7 +14,7 @@ from argcomplete.finders import CompletionFinder
 from argcomplete.shell_integration import shellcode
 from pydantic.fields import FieldInfo
 
-from hiera_video.cli.help import SWITCHES, options_of, summary
+from hiera_video.cli.help import options_of, summary, switches_of
 from hiera_video.models.variants import PUBLISHED, VARIANTS
 from hiera_video.settings.base import Existing, Settings, leaves, metadata_of, operand_of, types_of
 from hiera_video.settings.commands import COMMANDS
@@ -59,7 +59,8 @@ def candidates(words: Sequence[str], start: str) -> Found:
         found = dict.fromkeys(shipped_recipes(), "a recipe") | _files(given)
         found = {f"{key}={r}": text for r, text in found.items()} if equals else found
     elif start.startswith("-"):
-        found = {**SWITCHES, "--config": "a YAML file or a recipe", "--help": "show all settings"}
+        found = switches_of(cls) | {"--config": "a YAML file or a recipe"}
+        found["--help"] = "show all settings"
         found |= {o: fields[o[2:].replace("-", "_")].description or "" for o in options_of(cls)}
     elif key in fields and equals:
         values = _values(fields[key], value)

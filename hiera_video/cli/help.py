@@ -10,6 +10,7 @@ import hiera_video
 from hiera_video.files import json_text
 from hiera_video.settings.base import Settings, allowed_values, leaves, section_of, shown_key
 from hiera_video.settings.commands import COMMANDS
+from hiera_video.settings.training import RunSettings
 
 PUBLISHED = "hiera_base_16x224.mae_k400_ft_k400"
 EXIT_CODES = (
@@ -152,6 +153,13 @@ SWITCHES = {  # of all commands
     "--json": "results as JSON, for machines",
     "--traceback": "show where in the code an error was raised",
 }
+
+MEASURE = "with --dry-run: take a few steps, and say how long the run takes and what limits it"
+
+
+def switches_of(cls: type[Settings]) -> dict[str, str]:
+    """The switches of a command, and what each does."""
+    return SWITCHES | ({"--measure": MEASURE} if issubclass(cls, RunSettings) else {})
 
 
 def options_of(cls: type[Settings]) -> dict[str, bool]:

@@ -24,12 +24,12 @@ from typing import Any, NoReturn
 import hiera_video
 from hiera_video.cli.help import (
     COMPLETION_USAGE,
-    SWITCHES,
     card_groups,
     describe,
     options_of,
     overview,
     summary,
+    switches_of,
 )
 from hiera_video.cli.paths import check_paths
 from hiera_video.cli.words import OVERRIDE, operands_of
@@ -46,6 +46,7 @@ from hiera_video.models.card import Kind, ModelCard
 from hiera_video.models.sources import find
 from hiera_video.runtime.dry_run import running_dry
 from hiera_video.runtime.logging import setup_logging
+from hiera_video.runtime.memory import batches_that_fit
 from hiera_video.runtime.signals import STOPPED, Stopped, handling_stops, raise_stopped
 from hiera_video.settings import tools
 from hiera_video.settings.advice import COMMANDS_MEANT, advice, meant
@@ -59,6 +60,7 @@ from hiera_video.settings.load import (
     merged,
     to_yaml,
 )
+from hiera_video.settings.training import RunSettings
 
 CHECKPOINT_KINDS: dict[str, Kind] = {  # commands that take some settings from a checkpoint's card
     "evaluate": "classifier",
@@ -100,7 +102,7 @@ def parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="a YAML file, or a shipped recipe such as kinetics400/hiera_base; may be repeated",
         )
-        for option, text in SWITCHES.items():
+        for option, text in switches_of(cls).items():
             sub.add_argument(option, action="store_true", help=text)
         for option, is_switch in options_of(cls).items():
             switch: dict[str, Any] = {"action": "store_const", "const": "true"} if is_switch else {}
@@ -148,6 +150,8 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     for place, option in enumerate(operands):
         if option.startswith("-"):
             _refuse_option(top, COMMANDS[args.command], option, operands[place + 1 :])
+    if getattr(args, "measure", False) and not args.dry_run:
+        top.error("--measure is for dry runs: add --dry-run")
     return args, operands
 
 
@@ -197,7 +201,7 @@ def _refuse_option(
         value = rest[0]
     settings = [f"{key}={value or 'VALUE'}" for key in meant(cls, key)]
     how = f"; write {' or '.join(settings)}" if settings else advice(cls, key)
-    how = how or did_you_mean(name, [*SWITCHES, "--config", *options_of(cls)])
+    how = how or did_you_mean(name, [*switches_of(cls), "--config", *options_of(cls)])
     top.error(f"unknown option {name}{how or '; settings are given as key.path=VALUE: see --help'}")
 
 
@@ -250,7 +254,12 @@ def run(arguments: Sequence[str]) -> int:
             check_paths(settings, CHECKPOINT_KINDS.get(args.command))
             command = importlib.import_module(f"hiera_video.commands.{name}")
             setup_logging()
-            return command.run(settings, dry_run=args.dry_run, as_json=args.json)
+            how = {"dry_run": args.dry_run, "as_json": args.json}
+            if getattr(args, "measure", False):
+                how["measured"] = True
+            is_run = isinstance(settings, RunSettings)  # which says itself what would fit
+            with contextlib.nullcontext() if is_run else batches_that_fit(settings):
+                return command.run(settings, **how)
     except (UserError, OSError) as error:
         if not isinstance(error, UserError) and error.filename is None:
             raise  # it is not about a file of the user's

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed
+from hiera_video.analysis.claims import compare_claims
 from hiera_video.analysis.peers import Subject, ours, peers
 from hiera_video.analysis.speed import Setting, measure, peak_tflops
 from hiera_video.analysis.tables import (
+    format_claims,
     format_decoding,
     format_heading,
     format_report,
@@ -101,6 +103,10 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
             report["decoding"].append(measure_decoding(name, setting, config, videos))
     if videos and not as_json:
         print_lines(["", *format_decoding(report["decoding"]).split("\n")])
+    if config.peers:
+        report["claims"] = compare_claims(report["results"])
+    if report["claims"] and not as_json:
+        print_lines(["", *format_claims(report).split("\n")])
     if folder is not None:
         write_results(folder, report)
         logger.info("results are in %s", folder)
@@ -140,6 +146,7 @@ def new_report(device: str, precisions: Sequence[str]) -> dict[str, Any]:
         "peaks": {precision: peak_tflops(device, precision) for precision in precisions},
         "results": [],
         "decoding": [],
+        "claims": [],
         "failed": [],
     }
 

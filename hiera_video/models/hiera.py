@@ -366,9 +366,15 @@ class Hiera(Trainable):
             num_stages: how many to run. None: all.
         """
         x = self.as_clips(x)
-        x = self.embed(x) if kept is None else self.embed_units(x, kept)
+        if kept is None:
+            return self.run_blocks(self.embed(x), self.units_shape, num_stages)
+        return self.run_blocks(self.embed_units(x, kept), None, num_stages)
+
+    def run_blocks(
+        self, x: Float[Tensor, "B K U D"], grid: Size3 | None, num_stages: int | None = None
+    ) -> list[Float[Tensor, "B K _ _"]]:
+        """Outputs of the stages for embedded tokens; `grid`: that of the units, if all are here."""
         outputs = []
-        grid = self.units_shape if kept is None else None
         for i, block in enumerate(self.blocks):
             x = block(x, grid)
             if i in self.stage_ends:

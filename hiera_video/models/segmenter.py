@@ -149,16 +149,9 @@ class InstanceSegmenter(Trainable):
             in each part of its box, moved by `MASK_SHIFT`, see `whole_masks`. The highest score
             comes first. `is_finite`: whether all that was computed is; if not, objects may lack.
         """
-        stages = self.encoder.forward_intermediates(x)
-        maps = self.fpn(
-            {
-                key: rearrange(m, "b 1 h w d -> b d h w")
-                for key, m in zip(LEVELS, stages, strict=True)
-            }
-        )
+        maps = self.feature_maps(x)
         # Corners of boxes and their logarithms need float32.
         with autocast_off(x):
-            maps = {key: value.float() for key, value in maps.items()}
             pictures = x.flatten(1, -3)  # of which the RPN asks the size
             sizes = [self.encoder.input_size[1:]] * len(pictures)
             heads = self.roi_heads
@@ -182,6 +175,17 @@ class InstanceSegmenter(Trainable):
                 found, *rows, *maps.values(), *objectness, *deltas, strict=True
             )
         ]
+
+    def feature_maps(self, x: Shaped[Tensor, "B C *T H W"]) -> dict[str, Tensor]:
+        """The pyramid of normalised pictures, float32 maps [B, `channels`, h, w]."""
+        stages = self.encoder.forward_intermediates(x)
+        maps = self.fpn(
+            {
+                key: rearrange(m, "b 1 h w d -> b d h w")
+                for key, m in zip(LEVELS, stages, strict=True)
+            }
+        )
+        return {key: value.float() for key, value in maps.items()}
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """Compiles the encoder alone, by torch.compile with these arguments.

@@ -85,15 +85,18 @@ class BenchmarkSettings(Settings):
     models: Annotated[tuple[str, ...], Operand("MODEL")] = ()
     """Variants."""
     peers: bool = False
-    """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours."""
+    """Measure torchvision's, pytorchvideo's, timm's and the official models by turns with ours, and
+    pretraining with an encoder that computes the hidden units too. The last table has the speeds
+    that the article claims beside those of this run."""
     only: str = ""
     """Restrict the peers to those whose names contain this text, e.g. official."""
     work: Annotated[tuple[Work, ...], MinLen(1)] = get_args(Work)
     """Forward passes, or steps of training without the optimizer."""
     precisions: Annotated[tuple[Literal["fp32", "bf16", "fp16"], ...], MinLen(1)] = ("fp32", "bf16")
-    """Number types (bf16 and fp16 by autocast; fp16 on a GPU only)."""
+    """Number types; fp16 on a GPU only. bf16 and fp16 are by autocast; in inference, our models are
+    in this type, but the classifier in float32."""
     execution: Annotated[tuple[Literal["eager", "compiled"], ...], MinLen(1)] = ("eager",)
-    """compiled: by torch.compile, whose first call takes a minute."""
+    """compiled: by torch.compile, whose first call takes a minute; inference as CUDA graphs."""
     batch_sizes: Annotated[tuple[Count, ...], MinLen(1)] = (1,)
     """Clips of a call. A size that does not fit into the memory is halved, with a message."""
     rounds: Count = 5

@@ -96,7 +96,10 @@ class ReconstructionLoss(_Loss):
         if visible is None:  # nothing could be read: any units of the one black clip
             visible = torch.from_numpy(self.masking(np.random.default_rng(0)))[None]
         kept = kept_units(visible).to(self.device, non_blocking=True)
-        clips = self._inputs(batch)
+        return self.of_units(model, self._inputs(batch), kept)
+
+    def of_units(self, model: nn.Module, clips: Tensor, kept: Tensor) -> Tensor:
+        """The loss of normalised clips of which the units `kept` [B, K] are visible."""
         prediction = model(clips, kept)
         return reconstruction_losses(prediction, self.autoencoder.targets(clips, kept)).sum()
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from hiera_video.runtime.distributed import (
     process_group,
 )
 from hiera_video.runtime.dry_run import in_the_way
+from hiera_video.runtime.memory import batches_that_fit
 from hiera_video.runtime.results import exit_code, print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
 from hiera_video.training.checkpoint import (
@@ -44,7 +44,9 @@ from hiera_video.training.checkpoint import (
     read_facts,
 )
 from hiera_video.training.loop import Batch, LossFunction, StepReport, train_steps
+from hiera_video.training.memory import steps_that_fit
 from hiera_video.training.optim import MovingAverage, build_optimizer
+from hiera_video.training.plan import Plan
 from hiera_video.training.run_folder import (
     DIVERGED,
     RunReport,
@@ -64,7 +66,12 @@ logger = logging.getLogger(__name__)
 
 
 def train(
-    make_task: Callable[[Any], Task], settings: TaskSettings, *, dry_run: bool, as_json: bool
+    make_task: Callable[[Any], Task],
+    settings: TaskSettings,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    measured: bool = False,
 ) -> int:
     """Trains to the end, or until stopped, and writes weights; returns the exit code.
 
@@ -73,6 +80,7 @@ def train(
 
     Args:
         make_task: from the settings to the task, whose lists it reads.
+        measured: whether a dry run takes a few steps, to say how long the run will take.
 
     Raises:
         ConfigError: settings that do not fit the model, the data or the saved run.
@@ -97,6 +105,7 @@ def train(
             start_run(folder, process, settings, task.data, resumes=latest is not None)
 
         model = build_model(task, process, latest)
+        stack.enter_context(steps_that_fit(task, model, process))
         optimizer = build_optimizer(model, settings.optim)
         average = None
         if task.ema_decay is not None:
@@ -133,23 +142,19 @@ def train(
             decoding=settings.data,
         )
         batches = stack.enter_context(closing(iter(loader)))
-        loss = task.loss(model, process.device)
-        if dry_run:
-            for batch in islice(batches, 1):
-                for failure in batch.failures:
-                    unreadable[failure.cause] += 1
-                    logger.warning("cannot be read: %s", failure.message)
-            if as_json:
-                print_json({"records": task.num_records, "unreadable": unreadable})
-            return 3 if any_process(bool(unreadable)) else 0
-        if latest:
-            logger.info("resumed from %s", latest)
         card, writer = task.card(model), None
         if process.is_main:
             parts = (model, optimizer, average, card, settings.train.keep_checkpoints)
             writer = CheckpointWriter(folder / "checkpoints", *parts)
             stack.enter_context(closing(writer))
         run = Run(task, process, schedule, model, optimizer, average, scaler, writer, card, facts)
+        loss = task.loss(model, process.device)
+        if dry_run:
+            steps = run.steps(batches, loss, start_step, stops) if measured else None
+            plan = Plan.of(task, model, process, schedule.end_step)
+            return plan.rehearse(batches, steps, unreadable, as_json)
+        if latest:
+            logger.info("resumed from %s", latest)
         report = RunReport(folder, process, start_step, facts["failed"])
         if not run.take_steps(batches, loss, report, start_step, stops):
             return STOPPED
@@ -245,6 +250,35 @@ class Run:
         """The model to evaluate and to save."""
         return self.model if self.average is None else self.average.module  # type: ignore[return-value]
 
+    def steps(
+        self, batches: Iterator[Batch], loss: LossFunction, start_step: int, stops: list[str]
+    ) -> Iterator[StepReport]:
+        """Takes each step from `start_step` on when its report is asked for, and writes nothing."""
+        settings = self.task.settings
+        if settings.train.compile:
+            self.model.compile()
+        wrapped: nn.Module = self.model
+        if self.process.world_size > 1:
+            wrapped = DistributedDataParallel(
+                self.model, gradient_as_bucket_view=True, static_graph=self.is_static
+            )
+        return train_steps(
+            wrapped,
+            loss,
+            self.optimizer,
+            batches,
+            start_step=start_step,
+            end_step=self.schedule.end_step,
+            loop=settings.train,
+            lr_at=self.schedule.lr_at,
+            clip_grad=settings.optim.clip_grad,
+            process=self.process,
+            average=self.average,
+            scaler=self.scaler,
+            stop_requested=lambda: bool(stops) or self.has_failed_to_save,
+            is_due=lambda step: self.checkpoint_due(step) or self.evaluation_due(step),
+        )
+
     def take_steps(
         self,
         batches: Iterator[Batch],
@@ -258,8 +292,7 @@ class Run:
         Args:
             stops: names of the signals that have asked this process to stop.
         """
-        settings, end_step = self.task.settings, self.schedule.end_step
-        loop = settings.train
+        end_step, loop = self.schedule.end_step, self.task.settings.train
         weights = self.folder / "weights"
         if self.process.is_main and weights.exists():
             if start_step < end_step:
@@ -271,13 +304,6 @@ class Run:
                 except WeightsError as error:
                     logger.warning("%s; the weights are written again", error)
                     shutil.rmtree(weights)
-        if loop.compile:
-            self.model.compile()
-        wrapped: nn.Module = self.model
-        if self.process.world_size > 1:
-            wrapped = DistributedDataParallel(
-                self.model, gradient_as_bucket_view=True, static_graph=self.is_static
-            )
         recent: list[tuple[StepReport, Lap]] = []
         num_nonfinite, total_sec = 0, 0.0
 
@@ -286,22 +312,7 @@ class Run:
         if start_step and self.evaluation_due(start_step) and any_process(is_missing):
             self.report_evaluation(report, start_step)
         times = Times()
-        for done in train_steps(
-            wrapped,
-            loss,
-            self.optimizer,
-            batches,
-            start_step=start_step,
-            end_step=end_step,
-            loop=loop,
-            lr_at=self.schedule.lr_at,
-            clip_grad=settings.optim.clip_grad,
-            process=self.process,
-            average=self.average,
-            scaler=self.scaler,
-            stop_requested=lambda: bool(stops) or self.has_failed_to_save,
-            is_due=lambda step: self.checkpoint_due(step) or self.evaluation_due(step),
-        ):
+        for done in self.steps(batches, loss, start_step, stops):
             step, is_last = done.step, done.step == end_step
             lap = times.lap()
             total_sec += lap.total_sec
@@ -393,7 +404,8 @@ class Run:
         """Evaluates on all processes; the main one reports."""
         task = self.task
         assert task.val is not None
-        scored, failures = task.score(self.trained, self.process)
+        with batches_that_fit(task.settings, self.process.device):
+            scored, failures = task.score(self.trained, self.process)
         self.model.train()
         self.trained.train()
         is_useless = not scored and any(failure.cause == "not_finite" for failure in failures)

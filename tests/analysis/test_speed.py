@@ -1,19 +1,24 @@
 """Speed and memory: what is reported, not how fast this machine is."""
 
 import multiprocessing
+import statistics
 import time
+from dataclasses import replace
 from functools import cache, partial
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video.analysis import speed as benchmark
 from hiera_video.analysis.accuracy_plot import plot_accuracy_and_speed
+from hiera_video.analysis.claims import compare_claims
 from hiera_video.analysis.complexity import count_model
-from hiera_video.analysis.peers import Subject, ours, peers
+from hiera_video.analysis.peers import Dense, Subject, dense, ours, peers
 from hiera_video.analysis.speed import Setting, measure
-from hiera_video.models.pretrained import create_model
+from hiera_video.models.inference import InferenceModel
+from hiera_video.models.pretrained import create_autoencoder, create_model
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")  # faster; FLOPs are counted too
 CPU = Setting("inference", "fp32", "eager", 4, "cpu")
@@ -167,6 +172,27 @@ def test_ours_in_each_kind_of_work(quick, monkeypatch, work):
         assert results[small.name]["flops"] == forward * (3 if work == "finetuning" else 1)
 
 
+def test_inference_of_ours_is_that_of_the_commands(quick, monkeypatch):
+    """From bytes, in a model of the type."""
+    made = []
+
+    class Spy(InferenceModel):
+        def __post_init__(self):
+            super().__post_init__()
+            made.append(self)
+
+    monkeypatch.setattr(benchmark, "InferenceModel", Spy)
+    small = ours("hiera_tiny_224")
+    small = replace(small, build=partial(small.build, image_size=64), clip=(3, 1, 64, 64))
+    call = benchmark.prepare(small, Setting("inference", "bf16", "eager", 2, "cpu"))
+    assert call().shape == (2, 1000)
+    (model,) = made
+    assert (model.precision, model.compile, model.batch_size) == ("bf16", False, 2)
+    assert model.model.patch_embed.proj.weight.dtype == torch.bfloat16
+    benchmark.prepare(small, Setting("finetuning", "bf16", "eager", 2, "cpu"))
+    assert len(made) == 1
+
+
 def test_a_subject_without_pretraining_is_left_out(quick):
     results, failed = measured(
         [subject("a", Sleeper)], Setting("pretraining", "fp32", "eager", 1, "cpu")
@@ -231,7 +257,7 @@ class Exits(Sleeper):
 
 def test_another_implementation_is_counted_as_ours():
     """The official autoencoder indexes by masks, which the meta device cannot."""
-    official = Subject("x", "hiera", _never, (3, 224, 224), variant="hiera_tiny_224")
+    official = Subject("x", "hiera", _never, (3, 224, 224), None, "hiera_tiny_224", same_flops=True)
     for work in ("inference", "pretraining"):
         assert benchmark.flops_of_clip(official, work) == benchmark.flops_of_clip(
             ours("hiera_tiny_224"), work
@@ -252,13 +278,16 @@ def test_peers_are_of_the_same_data_and_take_their_clips(name):
     found, missing = peers([name])
     names = {s.name: s for s in found}
     image = name == "hiera_tiny_224"
-    expected = {"vit_b_16", "swin_v2_b", "convnext_base", "resnet50"}
+    expected = {"vit_b_16", "swin_v2_b", "convnext_base", "resnet50", "mvitv2_large"}
     if not image:
         expected = {"mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b", "s3d", "r3d_18"}
+        expected |= {"mvit_v2_l_16x4", "mvit_v2_l_40x3"}
     assert expected <= set(names)
     assert {s.library for s in found} | {"hiera"} | set(missing) >= {"torchvision"}
-    assert all(60 < s.top1 < 90 for s in found)
-    assert all(s.clip[0] == 3 and len(s.clip) == (3 if image else 4) for s in found)
+    dense = names.pop(f"{name} (dense)")
+    assert [dense.does(work) for work in ("inference", "finetuning", "pretraining")] == [0, 0, 1]
+    assert all(60 < s.top1 < 90 for s in names.values())
+    assert all(s.clip[0] == 3 and len(s.clip) == (3 if image else 4) for s in names.values())
     small = names["resnet50" if image else "r3d_18"]
     assert benchmark.flops_of_clip(small, "inference") / 2e9 == pytest.approx(
         4.09 if image else 40.7, rel=0.01
@@ -270,7 +299,110 @@ def test_libraries_that_are_not_installed_are_named(monkeypatch):
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     packages = ["hiera-transformer", "torchvision", "pytorchvideo"]
-    assert peers(["hiera_base_16x224"]) == ([], packages)
+    found, missing = peers(["hiera_base_16x224"])
+    assert [subject.name for subject in found] == ["hiera_base_16x224 (dense)"]
+    assert missing == packages
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "gflops"),
+    [
+        ("mvit_v2_l_16x4", 217.6e6, 377),  # MaskFeat, arXiv 2112.09133
+        ("mvit_v2_l_40x3", 213.4e6, 2828),  # arXiv 2112.01526, with the released configuration
+        ("mvitv2_large", 218.0e6, 43.9),  # timm's card of it
+    ],
+)
+def test_mvit_v2_l_has_the_published_size(name, parameters, gflops):
+    """FLOPs as published: multiply-adds, and 5 for each number that a LayerNorm takes."""
+    variant = "hiera_tiny_224" if name == "mvitv2_large" else "hiera_base_16x224"
+    (subject,) = (s for s in peers([variant])[0] if s.name == name)
+    with torch.device("meta"):
+        model = subject.build_for("inference").eval()
+    assert sum(p.numel() for p in model.parameters()) == pytest.approx(parameters, rel=1e-3)
+    normed = []
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.register_forward_hook(lambda _, inputs, __: normed.append(inputs[0].numel()))
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(torch.empty(1, *subject.clip, device="meta"))
+    counted = counter.get_total_flops() / 2e9 + 5 * sum(normed) / 1e9
+    assert counted == pytest.approx(gflops, rel=3e-3)
+
+
+def test_dense_pretraining_predicts_the_same_and_sees_no_hidden_pixels():
+    torch.manual_seed(0)
+    small = create_autoencoder("hiera_tiny_224", image_size=64, decoder_heads=2, decoder_depth=1)
+    model = Dense(small)
+    clips = torch.randn(2, 3, 1, 64, 64)
+    kept = torch.tensor([[0, 3], [1, 2]])
+    prediction = model(clips, kept)
+    assert prediction.shape == model.targets(clips, kept).shape
+    prediction.sum().backward()
+    assert model.token.grad.abs().sum() > 0
+    changed = clips.clone()
+    changed[0, :, :, :28, 36:] += 1  # of unit 1, what no patch of another unit reaches
+    assert torch.equal(model(changed, kept)[0], prediction[0])
+    changed[0, :, :, :28, :28] += 1
+    assert not torch.equal(model(changed, kept)[0], prediction[0])
+    assert benchmark.flops_of_clip(dense("hiera_tiny_224"), "pretraining") > (
+        benchmark.flops_of_clip(ours("hiera_tiny_224"), "pretraining")
+    )
+
+
+def test_the_time_of_the_first_call_is_reported(quick):
+    class Compiles(Sleeper):
+        calls = 0
+
+        def forward(self, x):
+            type(self).calls += not x.is_meta
+            if self.calls == 1:
+                time.sleep(0.2)
+            return super().forward(x)
+
+    results, _ = measured([subject("a", Compiles)])
+    assert results["a"]["first_call_sec"] > 0.2 > statistics.median(results["a"]["seconds"])
+
+
+def speed_row(model, speed, work="inference", **options):
+    row = {"model": model, "clips_per_sec": speed, "work": work, "precision": "bf16"}
+    return row | {"execution": "eager", "batch_size": 1} | options
+
+
+def test_claims_of_the_article_beside_the_fastest_settings():
+    rows = [
+        speed_row("hiera_large_16x224", 100.0),
+        speed_row("hiera_large_16x224", 240.0, batch_size=8, execution="compiled"),
+        speed_row("hiera_large_16x224", 200.0, batch_size=32, execution="compiled"),
+        speed_row("hiera_large_16x224 (official)", 50.0),
+        speed_row("mvit_v2_l_16x4", 30.0),
+        speed_row("hiera_large_16x224", 20.0, precision="fp32"),
+        speed_row("hiera_large_16x224", 60.0, "pretraining"),
+        speed_row("hiera_large_16x224 (dense)", 20.0, "pretraining"),
+        speed_row("hiera_large_16x224", 9.0, "finetuning"),
+        speed_row("r3d_18", 9.0),
+    ]
+    claims = compare_claims(rows)
+    assert [(c["claim"], c["precision"], c["paper"], c["measured"]) for c in claims] == [
+        ("inference, hiera_large_16x224", "bf16", "40.8 /s", "240 /s"),
+        ("inference, hiera_large_16x224 (official)", "bf16", "40.8 /s", "50 /s"),
+        ("inference, mvit_v2_l_16x4", "bf16", "20.5 /s", "30 /s"),
+        (
+            "inference, hiera_large_16x224 over mvit_v2_l_16x4",
+            "bf16",
+            "5.1x (table 1: 2.0x)",
+            "8.00x",
+        ),
+        (
+            "pretraining, hiera_large_16x224, sparse over dense",
+            "bf16",
+            "faster",
+            "3.00x",
+        ),
+        ("inference, hiera_large_16x224", "fp32", "40.8 /s", "20 /s"),
+    ]
+    assert claims[0]["how"] == "compiled, batch 8"
+    assert claims[3]["how"] == "compiled, batch 8 / eager, batch 1"
+    assert compare_claims([speed_row("r3d_18", 9.0)]) == []
 
 
 def row(model, library, speed, precision="fp32", top1=80.0, work="inference"):

@@ -46,8 +46,8 @@ def seen(monkeypatch):
 
     class Command:
         @staticmethod
-        def run(config, *, dry_run, as_json):
-            calls.append((config, dry_run, as_json))
+        def run(config, *, dry_run, as_json, **more):
+            calls.append((config, dry_run, as_json, *more.items()))
             return 0
 
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: Command)
@@ -87,6 +87,20 @@ def test_later_files_win(seen, tmp_path):
     files = [f"--config={tmp_path / name}.yaml" for name in "ab"]
     assert main(["finetune", *files, "data.train=x"]) == 0
     assert (seen[0][0].optim.lr, seen[0][0].optim.weight_decay) == (2, 1)
+
+
+def test_steps_are_measured_in_dry_runs_of_training(seen, capsys):
+    assert main(["finetune", "data.train=x", "--measure", "--dry-run"]) == 0
+    assert seen[0][1:] == (True, False, ("measured", True))
+    for arguments, reason in (
+        (["finetune", "data.train=x", "--measure"], "--measure is for dry runs: add --dry-run"),
+        (["evaluate", "checkpoint=x", "--measure", "--dry-run"], "unknown option --measure"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert reason in capsys.readouterr().err
+    assert len(seen) == 1
 
 
 def test_files_of_predict_stand_anywhere(seen):

@@ -59,6 +59,8 @@ def test_tables_files_and_json(run, tmp_path):
     tables = (tmp_path / "b" / "results.md").read_text()
     assert tables.count("| hiera_tiny_224 |") == 6 == out.count("| hiera_tiny_224 |")
     assert "inference, fp32, eager" in tables
+    assert "first call s" in tables
+    assert "claims" not in tables  # which peers have
     assert (tmp_path / "b" / "accuracy_speed.png").stat().st_size > 1000
 
     code, _, err = run(*SMALL, "--output-dir", tmp_path / "b")
@@ -127,6 +129,23 @@ def test_a_peer_that_fails_is_named_and_the_code_is_3(run, monkeypatch):
     assert "nothing was measured" in out
 
 
+def test_peers_close_with_the_claims_of_the_article(run, monkeypatch, tmp_path):
+    tiny = small("hiera_tiny_224")
+    monkeypatch.setattr(peers, "ours", lambda name: tiny)
+    monkeypatch.setattr(command, "ours", lambda name: tiny)
+    monkeypatch.setattr(command, "peers", lambda names: ([peers.dense(names[0])], []))
+    line = (*SMALL, "work=[inference, pretraining]", "--peers", "--output-dir", tmp_path)
+    code, out, _ = run(*line)
+    assert code == 0
+    closing = out[out.index("the article's claims beside this run on") :]
+    assert "| inference, hiera_tiny_224 " in closing
+    assert "2758 /s" in closing
+    assert "| pretraining, hiera_tiny_224, sparse over dense " in closing
+    assert closing.strip() in (tmp_path / "results.md").read_text()
+    claims = json.loads((tmp_path / "results.json").read_text())["claims"]
+    assert [row["precision"] for row in claims] == ["fp32", "fp32"]
+
+
 def _refuse():
     raise RuntimeError("nothing to build")
 
@@ -166,3 +185,5 @@ def test_dry_run_lists_what_would_be_measured(run, tmp_path):
     assert [setting["batch_size"] for setting in listed["settings"]] == [1, 8, 1, 8]
     code, out, _ = run("hiera_tiny_224", "--dry-run", "--peers", "--only", "resn")
     assert json.loads(out)["models"] == ["hiera_tiny_224", "resnet50"]
+    code, out, _ = run("hiera_tiny_16x224", "--dry-run", "--peers", "--only", "mvit_v2_l")
+    assert json.loads(out)["models"][1:] == ["mvit_v2_l_16x4", "mvit_v2_l_40x3"]

@@ -153,6 +153,7 @@ def test_validation_says_what_evaluation_says(commands, ava, trained, lines_of, 
 def test_dry_run_does_nothing(commands, ava, tmp_path):
     result = train(commands, ava, tmp_path / "run", "--dry-run")
     assert f"{len(keyframes_of(ava.train))} training key frames with" in result.out
+    assert "clips in a forward pass) = 0." in result.out
     assert not (tmp_path / "run").exists()
 
 

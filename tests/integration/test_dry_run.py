@@ -50,6 +50,76 @@ def test_pretrain(commands, tmp_path, override):
             assert not (tmp_path / "run").exists()
 
 
+def memory_of(result):
+    return json.loads(result.out)["memory"]
+
+
+def test_memory_and_steps(commands, tmp_path):
+    arguments = commands.finetune(tmp_path / "run", "--dry-run", "train.num_repeats=2")
+    result = commands.run(*arguments)
+    assert result.code == 0, result.err
+    assert " M parameters, 9 steps" not in result.out  # of twice as many clips, five
+    assert " M parameters, 5 steps" in result.out
+    assert "memory of a process, estimated: weights 0.00 + gradients 0.00 + " in result.out
+    assert "(8 clips in a forward pass) = 0." in result.out
+    assert not result.err
+    printed = json.loads(commands.run(*arguments, "--json").out)
+    memory, parameters = printed["memory"], printed["parameters"]
+    assert (printed["steps"], memory["weights"]) == (5, 4 * parameters)
+    assert memory["gradients"] == 4 * parameters
+    assert memory["optimizer"] == 8 * parameters
+    assert memory["total"] == 16 * parameters + memory["activations"]
+    assert "measured" not in printed
+    half = memory_of(commands.run(*arguments, "--json", "train.accumulation_steps=2"))
+    assert half["activations"] == pytest.approx(memory["activations"] / 2, rel=0.1)
+    less = memory_of(commands.run(*arguments, "--json", "model.grad_checkpointing=true"))
+    assert less["activations"] < 0.8 * memory["activations"]
+
+
+def test_a_batch_that_does_not_fit(commands, monkeypatch, tmp_path):
+    monkeypatch.setattr("hiera_video.training.memory.memory_of", lambda device: 2**20)
+    result = commands.run(*commands.finetune(tmp_path / "run", "--dry-run"))
+    assert result.code == 0
+    result.reports(
+        "a step needs about", "does not fit on cpu", "train.accumulation_steps=4 (1 clip"
+    )
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_measured_steps(commands, tmp_path, workers):
+    options = ("--dry-run", "--measure", f"data.num_workers={workers}")
+    arguments = commands.finetune(tmp_path / "run", *options, "train.ema_decay=0.9")
+    result = commands.run(*arguments)
+    assert result.code == 0, result.err
+    assert "7 steps measured: " in result.out  # of 9, behind two that warm up
+    assert "for 9 steps without validation and checkpoints" in result.out
+    assert not (tmp_path / "run").exists()
+    measured = json.loads(commands.run(*arguments, "--json").out)["measured"]
+    assert (measured["steps"], measured["steps_left"]) == (7, 9)
+    assert measured["hours"] == pytest.approx(9 * measured["sec_per_step"] / 3600)
+    assert 0 < measured["data_share"] <= 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_measured_steps_of_pretraining_and_of_two_processes(commands, tmp_path):
+    arguments = commands.pretrain(tmp_path / "run", "--dry-run", "--measure", "--json")
+    assert json.loads(commands.run(*arguments).out)["measured"]["steps"] == 7
+    first, second = commands.together(*arguments)
+    assert json.loads(first.out)["measured"]["steps"] == 7
+    assert (first.code, second.code, second.out) == (0, 0, "")
+    assert not (tmp_path / "run").exists()
+
+
+def test_measured_steps_name_what_cannot_be_read(commands, list_of, tmp_path):
+    videos = [(commands.toy / f"train_{i}.mp4", "right" if i % 2 else "left") for i in range(8)]
+    videos.append((commands.toy / "text.mp4", "left"))
+    data = f"data.train={list_of(tmp_path / 'train.csv', videos)}"
+    options = (data, "data.max_failed_frac=0.5", "--dry-run", "--measure")
+    result = commands.run(*commands.finetune(tmp_path / "run", *options))
+    assert result.code == 3
+    result.reports("cannot be read: ", "text.mp4")  # once, although three passes are made
+
+
 def test_the_first_batch_is_read(commands, list_of, tmp_path):
     videos = [(commands.toy / "text.mp4", "left"), (commands.toy / "train_1.mp4", "right")]
     data = f"data.train={list_of(tmp_path / 'train.csv', videos)}"

@@ -57,6 +57,7 @@ def test_dry_run_does_nothing(commands, shapes, tmp_path):
     assert result.code == 0, result.err
     assert f"{NUM_TRAIN} training pictures with " in result.out
     assert " objects of 3 classes" in result.out
+    assert " in a forward pass) = 0." in result.out
     assert not (tmp_path / "run").exists()
 
 
