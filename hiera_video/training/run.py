@@ -25,6 +25,7 @@ from hiera_video.models.checkpoint import check_weights_folder, not_finite, shor
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.saving import save_model
 from hiera_video.models.segmenter import InstanceSegmenter
+from hiera_video.runtime.compiler import check_compiler
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
@@ -88,6 +89,8 @@ def train(
     """
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device, settings.train.precision))
+        if settings.train.compile:
+            check_compiler(process.device, "train.compile")
         start_decoding(settings.data)
         stops = stack.enter_context(noting_stops())
         task = make_task(settings)
