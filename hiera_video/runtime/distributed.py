@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from hiera_video.errors import ConfigError, UserError
-from hiera_video.runtime.precision import arithmetic
+from hiera_video.runtime.precision import arithmetic, set_tf32
 from hiera_video.runtime.watch import LIMIT_SEC, Watch
 from hiera_video.settings.training import Arithmetic, Precision
 
@@ -91,6 +91,8 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
             raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
     known = arithmetic(precision, chosen)
+    if chosen.type == "cuda":
+        set_tf32(known)
     if precision == "auto" and os.environ.get("RANK", "0") == "0":
         name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen
         logger.info("precision=auto: %s on %s", known, name)
