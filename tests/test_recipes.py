@@ -35,7 +35,7 @@ from hiera_video.settings.training import (
     Optim,
     PretrainSettings,
 )
-from hiera_video.training.run import Schedule
+from hiera_video.training.schedule import Schedule
 
 CONFIGS = shipped_folder("configs")
 RECIPES = sorted(p.relative_to(CONFIGS).as_posix() for p in CONFIGS.rglob("*.yaml"))

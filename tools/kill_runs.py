@@ -6,7 +6,8 @@
 Each command runs on small generated videos, some of which cannot be read: once undisturbed, then in
 another folder, where it is killed and given again until it ends. If kills are left then, they go to
 a run in a third folder, and so on. A fifth of the kills come while the command starts, the others
-at any time after the first step or video of that start. They are
+at any time after the first step or video of that start; half of those wait for a moment at which a
+file is being written. They are
 
 * SIGKILL to the main process, or to all processes of the run;
 * SIGKILL to the fork server, which the run must survive;
@@ -58,6 +59,7 @@ NUM_FRAMES, SIDE_PX = 4, 32
 OUT = "out"  # the output of a run, in its own working folder: no file names that folder
 
 START_SHARE = 0.2  # of the kills
+WRITING_SHARE = 0.5  # of the later kills
 WORK_SHARE = 0.5  # of the time that an undisturbed run works: the latest kill after it began
 DECODING_SHARE = 0.2  # killed decoding processes for each other kill
 LIMIT_SEC = 100  # to begin the work, and to end; shorter than a decoding process may hang
@@ -70,7 +72,9 @@ DEADLY = {  # signal, whether it goes to all processes, exit codes of a process 
     "HUP all": (signal.SIGHUP, True, {-1, 143}),
 }
 FORK_SERVER = "KILL fork server"
-VARYING = {"starts", "step_sec", "data_sec", "seconds"}  # keys in JSON files
+VARYING = {  # keys in JSON files
+    *("starts", "seconds", "step_sec", "data_sec", "checkpoint_sec", "val_sec"),
+}
 NOT_COMPARED = {"train.log", "tb", ".lock"}  # names
 
 COLUMNS = (
@@ -168,6 +172,20 @@ class Run:
                 raise Problem(f"it does not begin its work in {LIMIT_SEC} s")
         return False
 
+    @property
+    def writes(self) -> bool:
+        """Whether it is writing a file that does not have its name yet."""
+        names = [name for _, *lists in os.walk(self.out) for name in (*lists[0], *lists[1])]
+        return any(fnmatch(name, f".*.{self.process.pid}-*.part") for name in names)
+
+    def ends_before_writing(self, seconds: float) -> bool:
+        """Waits until it writes, but not for long; whether it ended instead."""
+        deadline = time.monotonic() + seconds
+        while not self.writes and time.monotonic() < deadline:
+            if self.process.poll() is not None:
+                return True
+        return False
+
     def end(self, expected: set[int]) -> int:
         """Waits for its exit code."""
         if not self.ends_within(LIMIT_SEC):
@@ -183,13 +201,12 @@ class Run:
         """A kill at this moment."""
         done = self.command.done(self.out)
         num_done = len(done) - done.count("val")
-        names = [name for _, *lists in os.walk(self.out) for name in (*lists[0], *lists[1])]
         if not self.works:
             phase = "start"
+        elif self.writes:
+            phase = "writing"
         elif num_done == len(whole.done) - whole.done.count("val"):
             phase = "end"
-        elif any(fnmatch(name, f".*.{self.process.pid}-*.part") for name in names):
-            phase = "writing"
         else:
             is_next = whole.done[len(done) : len(done) + 1] == ["val"]
             phase = "evaluation" if is_next else "work"
@@ -269,7 +286,10 @@ def ends_before(run: Run, whole: Whole, rng: random.Random) -> bool:
     """Waits for a random moment; whether the run ended before it."""
     if not run.works and rng.random() < START_SHARE:
         return run.ends_within(rng.uniform(0, whole.start_sec))
-    return run.ends_before_work() or run.ends_within(rng.uniform(0, WORK_SHARE * whole.work_sec))
+    work_sec = WORK_SHARE * whole.work_sec
+    if run.ends_before_work() or run.ends_within(rng.uniform(0, work_sec)):
+        return True
+    return rng.random() < WRITING_SHARE and run.ends_before_writing(work_sec)
 
 
 def survives(

@@ -44,9 +44,9 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         from hiera_video.extraction.ray import check_installed
 
         check_installed()
+    if config.engine == "local" and not dry_run:
+        start_decoding(config.data)
     with process_group(config.device, config.precision) as process, ExitStack() as stack:
-        if config.engine == "local" and not dry_run:
-            start_decoding(config.data)
         videos = find_videos(config.inputs, config.data)
         weights = with_card(read_checkpoint(config.checkpoint, weights_key=config.weights_key))
         is_autoencoder = weights.card is not None and weights.card.kind == "autoencoder"
@@ -64,6 +64,10 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
                 "are weak; fine-tune it first, or train a probe on top",
                 config.checkpoint,
             )
+        # With the hash of the weights as they are, before they are moved or converted.
+        work, settings = make_work(config, model, card, process.precision)
+        crops = work.crops.num_crops
+        batch_size = max(1, config.batch_size // crops) * crops  # of whole windows
         extractor = FeatureExtractor(
             model,
             layer=config.layer,
@@ -72,10 +76,9 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
             device=process.device,
             precision=process.precision,
             compile=config.compile,
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             dtype=config.dtype,
         )
-        work, settings = make_work(config, model, card, process.precision)
         format: Format = "npz" if config.format == "parquet" else config.format
         store = FeatureStore(Path(config.output_dir), format, settings)
         if not config.overwrite:
@@ -102,15 +105,17 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         barrier()  # nobody writes before all have looked
         # And not before the folder is there.
         on_main(lambda: stack.enter_context(store.writing(overwrite=config.overwrite)))
-        workers, batch_size = num_workers(config.data, process.local_world_size), config.batch_size
+        workers = num_workers(config.data, process.local_world_size)
         assembly = Assembly(
             to_do, store, workers, precision=process.precision, progress=process.is_main
         )
         with closing(assembly):
-            run_engine = extract
-            if config.engine == "ray":
-                from hiera_video.extraction.ray import extract_with_ray as run_engine
-            run_engine(assembly, work, extractor, batch_size=batch_size)
+            if config.engine == "local":
+                extract(assembly, work, extractor)
+            else:
+                from hiera_video.extraction.ray import extract_with_ray
+
+                extract_with_ray(assembly, work, extractor, gpus_per_model=config.gpus_per_model)
         barrier()
         code = None
         if process.is_main:

@@ -17,6 +17,10 @@ from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.workers import NUM_JOBS, Death, Report, Workers, start_fork_server
 from hiera_video.settings.video import Decoding
 
+# Each has a CUDA context, whose memory the model lacks, and a GPU has few NVDEC engines. With two
+# processes, one crops frames while the other decodes.
+NUM_ON_GPU = 2
+
 Collate = Callable[[Sequence[Any]], Any]
 
 
@@ -151,8 +155,11 @@ def readable(samples: Iterable[Sample | Failure], failures: list[Failure]) -> It
 def num_workers(decoding: Decoding, processes: int) -> int:
     """Decoding processes of each of `processes` processes on this machine.
 
-    As configured, else the CPU cores that the machine grants, shared by the processes.
+    As configured, else the CPU cores that the machine grants, shared by the processes. On a GPU,
+    of which each process has its own, `NUM_ON_GPU`.
     """
     if decoding.num_workers is not None:
         return decoding.num_workers
+    if decoding.backend == "torchcodec-cuda":
+        return NUM_ON_GPU
     return max(1, usable_cores() // processes)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import get_args
 
 import numpy as np
+import torch
 
 from hiera_video.diagnosis.clip import CLIP, NUM_FRAMES, TOLERANCE, picture
 from hiera_video.diagnosis.findings import Finding, described, silence
@@ -21,7 +22,8 @@ from hiera_video.settings.video import Backend
 from hiera_video.video.open import open_video
 
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
-MODULES = {"pyav": "av"}  # of backends; others have the name of theirs
+# Of backends; others have the name of theirs.
+MODULES = {"pyav": "av", "torchcodec-cuda": "torchcodec"}
 INSTEAD = "use data.backend=pyav, the default, or install it again"
 LIMIT_SEC = 60.0  # for a check; slow disks take tens of seconds to import a large library
 NUM_PROCESSES = 2
@@ -69,6 +71,8 @@ def check_decoder(backend: Backend) -> Finding:
         if backend == "pyav":
             return Finding(backend, "not installed, and needed", "failed", "pip install av")
         return Finding(backend, "not installed", "missing")
+    if backend == "torchcodec-cuda" and not torch.cuda.is_available():
+        return Finding(backend, "no CUDA device", "missing")
     failed = Finding(backend, "", "failed", "" if backend == "pyav" else INSTEAD)
     try:
         with silence(), messages() as logged, open_video(CLIP, backend) as video:

@@ -16,7 +16,7 @@ from hiera_video.diagnosis.findings import Finding, described, silence
 
 PACKAGE = "hiera-video"
 GIVES = {  # each extra; the table in README.md says the same
-    "torchcodec": "one more decoder: data.backend=torchcodec",
+    "torchcodec": "one more decoder: data.backend=torchcodec, on a GPU torchcodec-cuda",
     "tensorboard": "metrics in TensorBoard",
     "onnx": "ONNX files in export",
     "hub": "weights from and to the Hugging Face Hub",

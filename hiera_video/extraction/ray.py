@@ -45,6 +45,7 @@ class Model:
     def __init__(self, extractor: FeatureExtractor) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.extractor = replace(extractor, device=device)
+        self.extractor.warm_up()
 
     def __call__(self, batch: Batch) -> Batch:
         values = [pickle.loads(value) for value in batch["value"]]
@@ -69,10 +70,23 @@ def check_installed() -> None:
         raise MissingLibrary("engine=ray needs Ray: pip install 'hiera-video[ray]'")
 
 
+def models_per_gpu(gpus_per_model: float) -> int:
+    """Model actors that fit a GPU: an actor's share lies on one, so that the rest stays unused."""
+    return int(1 / gpus_per_model + 1e-9)  # 1 / 0.2 may be a little less than 5
+
+
 def extract_with_ray(
-    assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor, *, batch_size: int
+    assembly: Assembly,
+    work: ReadWindows,
+    extractor: FeatureExtractor,
+    *,
+    gpus_per_model: float = 1.0,
 ) -> None:
-    """What `extract` does, on the Ray cluster that this process belongs to, or a local one."""
+    """What `extract` does, on the Ray cluster that this process belongs to, or a local one.
+
+    Args:
+        gpus_per_model: share of a GPU that each model actor takes, 0 < share <= 1.
+    """
     import ray
 
     if not assembly.videos:
@@ -80,6 +94,7 @@ def extract_with_ray(
     if not ray.is_initialized():
         ray.init()
     num_gpus = int(ray.cluster_resources().get("GPU", 0))
+    num_models = num_gpus * models_per_gpu(gpus_per_model)
     jobs = [{"index": index, "video": video} for index, video in enumerate(assembly.videos)]
     results = (
         ray.data.from_items(jobs)
@@ -93,10 +108,10 @@ def extract_with_ray(
         .map_batches(
             Model,
             fn_constructor_args=(extractor,),
-            batch_size=max(1, batch_size // work.crops.num_crops),
-            concurrency=max(1, num_gpus),
+            batch_size=extractor.batch_size // work.crops.num_crops,
+            concurrency=max(1, num_models),
             num_cpus=0,
-            num_gpus=1 if num_gpus else 0,
+            num_gpus=gpus_per_model if num_gpus else 0,
         )
     )
     for row in results.iter_rows():

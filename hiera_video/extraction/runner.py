@@ -1,7 +1,7 @@
 """The pipeline: decoding processes -> batches of many videos -> model -> store.
 
-A thread fills the next batches while the model works on one. Features of a batch are fetched after
-the next one has been launched.
+One thread fills the next batches while the model works on one, and another fetches and stores the
+features of batches that have been launched.
 """
 
 import contextlib
@@ -9,7 +9,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Shaped, UInt8
@@ -21,12 +23,14 @@ from hiera_video.errors import counted
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.reading import End, Failed, Read, ReadWindows, Window
 from hiera_video.extraction.store import FeatureStore, Rows
+from hiera_video.extraction.transfer import Fetch, Transfer, transfer_for
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.progress import Progress
 from hiera_video.runtime.workers import Workers
 from hiera_video.settings.training import Arithmetic
 
-NUM_BATCHES_AHEAD = 2
+NUM_BATCHES_AHEAD = 2  # that are filled
+NUM_LAUNCHED = 2  # while one more is stored
 BUSY = 0.75  # of the time: what is busy for as long is called the limit
 
 logger = logging.getLogger(__name__)
@@ -170,43 +174,46 @@ class _Batch:
     ends: list[tuple[int, End]] = field(default_factory=list)  # (video, its end)
 
 
-def extract(
-    assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor, *, batch_size: int
-) -> None:
+def extract(assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor) -> None:
     """Stores the features of the videos of an assembly, or why there are none.
 
-    Args:
-        batch_size: views in a forward pass.
+    Decoding begins while the model is put on its device and compiled.
 
     Raises:
         OutputError: the output cannot be written.
     """
+    if not assembly.videos:
+        return
     summary = assembly.summary
-    num_windows = max(1, batch_size // work.crops.num_crops)
-    pinned = extractor.device.type == "cuda"
-    launched: deque[tuple[list[tuple[int, int]], Tensor]] = deque()
+    num_windows = extractor.batch_size // work.crops.num_crops
+    transfer = transfer_for(extractor.device)
+    launched: deque[Future[None]] = deque()
 
-    def fetch() -> None:
-        keys, features = launched.popleft()
-        start = time.perf_counter()
-        features = features.cpu()
-        summary.model_sec += time.perf_counter() - start
-        assembly.add(keys, features)
+    def finish(batch: _Batch, fetch: Fetch | None) -> None:
+        if fetch is not None:
+            features, seconds = fetch()
+            summary.model_sec += seconds
+            assembly.add(batch.keys, features)
+        for index, end in batch.ends:
+            assembly.end(index, end)
 
-    made = _batches(work, assembly.videos, summary.num_workers, num_windows, pinned)
-    with contextlib.closing(prefetch(made, NUM_BATCHES_AHEAD)) as batches:
+    made = _batches(work, assembly.videos, summary.num_workers, num_windows, transfer)
+    with (
+        contextlib.closing(prefetch(made, NUM_BATCHES_AHEAD)) as batches,
+        ThreadPoolExecutor(1) as finishing,
+    ):
+        extractor.warm_up()
         for batch in batches:
+            fetch = None
             if batch.views is not None:
-                start = time.perf_counter()
-                launched.append((batch.keys, extract_windows(extractor, batch.views)))
-                summary.model_sec += time.perf_counter() - start
+                fetch = transfer.launch(partial(extract_windows, extractor), batch.views)
+                batch.views = None  # its memory is for later batches
                 summary.clips += len(batch.keys) * work.crops.num_crops
-            if len(launched) > 1:
-                fetch()
-            for index, end in batch.ends:
-                assembly.end(index, end)
+            launched.append(finishing.submit(finish, batch, fetch))
+            while len(launched) > NUM_LAUNCHED:
+                launched.popleft().result()
         while launched:
-            fetch()
+            launched.popleft().result()
 
 
 def extract_windows(
@@ -223,7 +230,7 @@ def _batches(
     videos: Sequence[VideoRecord],
     num_workers: int,
     num_windows: int,
-    pinned: bool,
+    transfer: Transfer,
 ) -> Generator[_Batch | None, None, None]:
     """Batches of `num_windows` windows, but the last; None now and then, when there is nothing."""
     batch = _Batch()
@@ -237,8 +244,7 @@ def _batches(
             index, value = result
             if isinstance(value, Window):
                 if batch.views is None:
-                    shape = (num_windows, *value.views.shape)
-                    batch.views = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
+                    batch.views = transfer.host_batch((num_windows, *value.views.shape))
                 batch.views[len(batch.keys)] = torch.from_numpy(value.views)
                 batch.keys.append((index, value.n))
                 if len(batch.keys) == num_windows:

@@ -141,6 +141,28 @@ class HieraBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
         self.proj = Linear(dim, dim_out) if self.widens and expand_proj else None
 
+    @torch.no_grad()
+    def without_affine_norms(self) -> dict[str, Tensor]:
+        """Parameters of the same function, by name, whose norms have weights of 1 and no biases.
+
+        Those are part of the linear layers that follow, whose products round them once. Empty if
+        these are other layers than this file's.
+        """
+        after = {"norm1": {"attn.qkv": self.attn.qkv}, "norm2": {"mlp.fc1": self.mlp.fc1}}
+        if self.proj is not None:
+            after["norm1"]["proj"] = self.proj
+        found = {}
+        for name, layers in after.items():
+            norm = getattr(self, name)
+            if any(type(layer) is not Linear or layer.bias is None for layer in layers.values()):
+                continue
+            for key, layer in layers.items():
+                found[f"{key}.weight"] = layer.weight * norm.weight
+                found[f"{key}.bias"] = layer.bias + layer.weight @ norm.bias
+            found[f"{name}.weight"] = torch.ones_like(norm.weight)
+            found[f"{name}.bias"] = torch.zeros_like(norm.bias)
+        return found
+
     def forward(
         self, x: Float[Tensor, "B M U D"], grid: Size3 | None = None
     ) -> Float[Tensor, "B M V E"]:

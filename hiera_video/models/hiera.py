@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, NoReturn
+from typing import TYPE_CHECKING, ClassVar, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -79,11 +79,29 @@ class Trainable(nn.Module):
             "as a torch.export program and as ONNX"
         )
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block in the backward pass: less memory for about a third more time."""
-        for module in self.modules():
-            if isinstance(module, HieraBlock):
-                module.recompute = enable
+    def set_grad_checkpointing(self, enable: bool = True, num_stages: int | None = None) -> None:
+        """Recompute blocks in the backward pass: less memory for about a third more time.
+
+        Args:
+            num_stages: only the blocks of so many stages of the encoder, from the first, which
+                hold the most memory. None: all blocks, also those of a decoder.
+
+        Raises:
+            ModelError: the encoder has fewer stages.
+        """
+        blocks = [module for module in self.modules() if isinstance(module, HieraBlock)]
+        recomputed = set(blocks)
+        if num_stages is not None:
+            encoder = cast("Hiera", getattr(self, "encoder", self))
+            ends = [-1, *encoder.stage_ends]
+            if not 0 <= num_stages < len(ends):
+                raise ModelError(
+                    f"grad_checkpointing_stages is {num_stages}; it must be from 0 to "
+                    f"{len(ends) - 1}, as many stages as the model has"
+                )
+            recomputed = {*encoder.blocks[: ends[num_stages] + 1]}
+        for block in blocks:
+            block.recompute = enable and block in recomputed
 
     def no_weight_decay(self) -> set[str]:
         """Names of the parameters that are not decayed although they are not vectors."""

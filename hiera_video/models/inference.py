@@ -12,6 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
+from hiera_video.models.blocks import HieraBlock
 from hiera_video.models.hiera import Trainable
 from hiera_video.models.normalize import Normalize
 from hiera_video.runtime.compiler import cache_folder, check_compiler
@@ -34,13 +35,21 @@ class InferenceModel:
     call to call; what the model lists as `in_float32` stays in float32, as do all inputs but clips.
 
     Args:
-        model: left as it is where it is copied, else put on the device and into evaluation mode.
+        model: takes normalised clips. Left as it is where it is copied, else put on the device and
+            into evaluation mode.
+        normalize: with the mean and standard deviation that the model expects.
+        device: where the model runs.
+        precision: "bf16", "fp16", "fp32" or "tf32". The last two are the same here: whether TF32 is
+            used is a setting of the process, see `runtime.precision.arithmetic`.
         run: what to do with the model (on the device), normalised clips and further inputs.
             Without such inputs, its output has an entry for each clip.
         compile: by torch.compile, one graph for batches of `batch_size`, to which smaller ones are
             padded; on CUDA as a CUDA graph. The first call takes up to a minute. Of detectors and
             segmenters, whose heads have another number of boxes in each call, the encoder.
         batch_size: the most clips in a call.
+
+    Raises:
+        ConfigError: `compile` without a compiler.
     """
 
     model: nn.Module
@@ -110,9 +119,15 @@ def copy_in(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mo
     The copy is not compiled, also if the model is.
     """
     kept = tuple(f"{part}." for part in getattr(model, "in_float32", ()))
+    folded = dict[str, Tensor]()
+    for name, module in model.named_modules():
+        if isinstance(module, HieraBlock):
+            parts = module.without_affine_norms()
+            folded |= {f"{name}.{key}": value for key, value in parts.items()}
     memo: dict[int, Any] = {}  # what takes the place of a tensor in the copy
     for name, parameter in model.named_parameters():
-        value = parameter.detach().to(device, torch.float32 if name.startswith(kept) else dtype)
+        value = folded.get(name, parameter).detach()
+        value = value.to(device, torch.float32 if name.startswith(kept) else dtype)
         memo[id(parameter)] = nn.Parameter(value, requires_grad=False)
     copied = copy.deepcopy(model, memo)
     for module in copied.modules():

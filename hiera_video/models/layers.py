@@ -53,7 +53,10 @@ class LayerNorm(nn.LayerNorm):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == self.weight.dtype:
             return super().forward(x)
-        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
+        if x.device.type != "cpu":  # other devices have no kernel of two types
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         with autocast_off(x):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
@@ -63,15 +66,16 @@ LIBRARY = torch.library.Library("hiera_video", "FRAGMENT")
 LIBRARY.define("gelu_of_product(Tensor x, Tensor weight, Tensor bias) -> Tensor")
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+def gelu_linear(x: Tensor, layer: nn.Module) -> Tensor:
     """GELU of a linear layer, without gradients: in half precision on a GPU within the product.
 
     cuBLAS has the approximation by tanh there, which differs from GELU by at most 5e-4: less than a
     rounding step of bfloat16 from 0.12 on.
     """
-    is_half = x.device.type == "cuda" and x.dtype in (torch.bfloat16, torch.float16)
-    is_plain = type(layer) is Linear and x.dtype == layer.weight.dtype and layer.bias is not None
-    if not (is_half and is_plain) or layer._forward_hooks or layer._forward_pre_hooks:
+    has_hooks = bool(layer._forward_hooks or layer._forward_pre_hooks)
+    if x.device.type != "cuda" or type(layer) is not Linear or layer.bias is None or has_hooks:
+        return F.gelu(layer(x))
+    if x.dtype not in (torch.bfloat16, torch.float16) or x.dtype != layer.weight.dtype:
         return F.gelu(layer(x))
     return torch.ops.hiera_video.gelu_of_product(x, layer.weight, layer.bias)
 

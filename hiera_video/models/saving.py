@@ -72,13 +72,18 @@ def save_model(
         raise OutputExistsError(f"{folder} exists and is not a weights folder")
     if replaces:
         logger.info("replacing the weights in %s", folder)
-    norm = "encoder_norm." if card.kind == "autoencoder" else "norm."
-    state = model.state_dict()
-    official = {rename(k.removeprefix("encoder."), {"norm.": norm}): v for k, v in state.items()}
+    names = official_names(model, card)
+    official = {names[key]: value for key, value in model.state_dict().items()}
     with replacing(folder) as part:
         write_folder(part, official, card.to_json())
     if repository is not None:
         write_repository(repository, folder)
+
+
+def official_names(model: Model, card: ModelCard) -> dict[str, str]:
+    """Names of tensors in a weights folder, by their names in the model."""
+    norm = "encoder_norm." if card.kind == "autoencoder" else "norm."
+    return {k: rename(k.removeprefix("encoder."), {"norm.": norm}) for k in model.state_dict()}
 
 
 def write_folder(folder: Path, state: Mapping[str, Tensor], config: dict[str, Any]) -> None:

@@ -79,6 +79,12 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
         count = torch.cuda.device_count()
         raise ConfigError(f"device is {device!r}: torch finds {count} CUDA devices, from cuda:0")
     if chosen.type == "cuda":
+        if chosen.index is None and local_rank >= torch.cuda.device_count():
+            raise ConfigError(
+                f"each process needs a CUDA device of its own: torchrun started {local_world_size} "
+                f"on this machine, where torch finds {torch.cuda.device_count()}; take as many, by "
+                "--nproc_per_node"
+            )
         if chosen.index is None:
             chosen = torch.device("cuda", local_rank)
         elif local_world_size > 1:

@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Generator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -16,9 +16,16 @@ T = TypeVar("T")
 def prefetch(values: Generator[T | None, None, None], number: int) -> Generator[T, None, None]:
     """The values that are not None, made in a thread that is up to `number` of them ahead.
 
-    An exception is raised where the value would have been used. Closing this generator closes
-    `values`, which must return to it now and then: that is what None is for.
+    The thread starts at once. An exception is raised where the value would have been used. Closing
+    the generator closes `values`, which must return to it now and then: that is what None is for.
     """
+    taken = _prefetched(values, number)
+    next(taken)  # a generator that has not begun would be closed without ending the thread
+    return taken
+
+
+def _prefetched(values: Generator[T | None, None, None], number: int) -> Generator[Any, None, None]:
+    """None once the thread has started, then the values."""
     ready: queue.Queue[T | BaseException | None] = queue.Queue(number)
     stop = threading.Event()
     # The current device belongs to a thread: pinned memory would else open a context on GPU 0.
@@ -50,6 +57,7 @@ def prefetch(values: Generator[T | None, None, None], number: int) -> Generator[
     thread = threading.Thread(target=fill, daemon=True)
     thread.start()
     try:
+        yield None
         while (item := ready.get()) is not None:
             if isinstance(item, UnguardedError):
                 raise item.with_traceback(None)  # what matters is where the program came here

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from annotated_types import MinLen
+from annotated_types import Ge, Le, MinLen
 
 from hiera_video.settings.base import (
     Allowed,
@@ -129,6 +129,8 @@ class ExtractSettings(WritingInference):
     """Views in one forward pass; views of several videos share it."""
     engine: Literal["local", "ray"] = "local"
     """local: this machine, or torchrun's processes. ray: Ray Data, on a cluster."""
+    gpus_per_model: Annotated[float, Ge(0.01), Le(1)] = 1.0
+    """With engine=ray: share of a GPU that each copy of the model takes. 0.5: two share a GPU."""
     retry_failed: bool = False
     """Read all videos again that failed before, not only those whose files have changed."""
 
@@ -146,6 +148,16 @@ class ExtractSettings(WritingInference):
         )
         self.require(
             self.data.num_workers != 0, "data.num_workers", "1 or more: decoding may crash"
+        )
+        self.require(
+            self.engine == "local" or self.data.backend != "torchcodec-cuda",
+            "data.backend",
+            "another one with engine=ray, whose decoding processes have no GPU",
+        )
+        self.require(
+            self.engine == "ray" or self.gpus_per_model == 1,
+            "gpus_per_model",
+            "1 with engine=local, where each process has a GPU of its own",
         )
         self.require(
             self.windows.kind == "views" or self.clips.sampling == "clip",

@@ -106,6 +106,9 @@ class Backbone(Settings):
     """How position embeddings are resized: aware of attention windows, or plainly bicubic."""
     grad_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    grad_checkpointing_stages: Natural | None = None
+    """With grad_checkpointing, only in so many stages from the first, which hold most of the
+    memory. Null: everywhere."""
 
     def check_rules(self) -> None:
         super().check_rules()
@@ -119,7 +122,7 @@ class Backbone(Settings):
         Args:
             checkpoint: beside which they are given; `weights_key` is of `init` alone.
         """
-        others = {"init", "overrides", "grad_checkpointing"}
+        others = {"init", "overrides", "grad_checkpointing", "grad_checkpointing_stages"}
         if checkpoint is None or checkpoint != self.init:
             others.add("weights_key")
         return self.model_dump(exclude=others) | self.overrides.arguments()

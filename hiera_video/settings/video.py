@@ -7,7 +7,7 @@ from pydantic import AfterValidator
 
 from hiera_video.settings.base import Allowed, Count, Length, Natural, Path, Positive, Settings
 
-Backend = Literal["pyav", "decord", "torchcodec"]
+Backend = Literal["pyav", "decord", "torchcodec", "torchcodec-cuda"]
 Spacing = Literal["linspace", "strided"]
 EndPolicy = Literal["repeat_last", "wrap", "error"]
 LastWindow = Literal["pad", "drop", "shift"]
@@ -26,7 +26,7 @@ NumCrops = Annotated[int, AfterValidator(_one_or_three), Allowed("1 or 3")]
 
 class Decoding(Settings):
     backend: Backend = "pyav"
-    """Library that decodes."""
+    """Library that decodes. torchcodec-cuda: on the GPU, with colours within 2 levels of 255."""
     deadline_sec: Positive = 60.0
     """Longest time that reading one video may take, seconds."""
     max_frame_pixels: Count = 2**26
@@ -40,7 +40,8 @@ class Decoding(Settings):
     """Longest time between two frames that counts, seconds: longer gaps, in which a camera was off,
     are shortened to it. Null: gaps count as long as the file states."""
     num_workers: Natural | None = None
-    """Decoding processes for each process. Null: as many as its share of the CPU cores."""
+    """Decoding processes for each process. Null: as many as its share of the CPU cores; 2 with
+    backend=torchcodec-cuda."""
 
 
 class Listed(Decoding):

@@ -31,12 +31,21 @@ ENTRIES = {  # of an optimizer's state, for each parameter
 }
 
 
-def save_checkpoint(
+def state_of(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by their names in it: those of the run, not copies."""
+    tensors = _prefixed("model", model) | (_prefixed("average", average) if average else {})
+    names, state = _trained(model, optimizer), optimizer.state_dict()["state"]
+    for index, entries in state.items():
+        tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in entries.items()}
+    return tensors
+
+
+def write_checkpoint(
     folder: Path,
     step: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    average: nn.Module | None = None,
+    state: Mapping[str, Tensor],
     *,
     facts: Mapping[str, Any],
     write_weights: Callable[[Path], None],
@@ -44,14 +53,11 @@ def save_checkpoint(
     """Writes `folder/step_N`. Processes hold the same state, and the main one alone calls this.
 
     Args:
+        state: as of `state_of`.
         facts: what else the run needs to know when it resumes, as JSON.
         write_weights: writes a weights folder at that path.
     """
-    tensors = _prefixed("model", model) | (_prefixed("average", average) if average else {})
-    names, state = _trained(model, optimizer), optimizer.state_dict()["state"]
-    for index, entries in state.items():
-        tensors |= {f"optimizer.{names[index]}.{key}": value for key, value in entries.items()}
-    tensors = {key: value.cpu().contiguous() for key, value in tensors.items()}
+    tensors = {key: value.cpu().contiguous() for key, value in state.items()}
     metadata = {METADATA: json_text({"step": step, "facts": facts})}
     final = folder / f"step_{step:08d}"
     with replacing(final) as part:

@@ -49,6 +49,11 @@ class ClassificationLoss(_Loss):
     multi_label: bool = False
     class_weights: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(self.device)
+
     def __call__(self, model: nn.Module, batch: ClipBatch, rng: np.random.Generator) -> Tensor:
         targets = multi_hot(batch.labels, self.num_classes, self.augment.label_smoothing)
         clips, targets = mix(
@@ -70,7 +75,7 @@ class ClassificationLoss(_Loss):
         else:
             losses = -targets * logits.log_softmax(dim=1)
         if self.class_weights is not None:
-            losses = losses * self.class_weights.to(self.device)
+            losses = losses * self.class_weights
         return losses.sum()
 
 
@@ -109,7 +114,9 @@ class DetectionLoss(_Loss):
     num_classes: int
 
     def __call__(self, model: nn.Module, batch: DetectionBatch, rng: np.random.Generator) -> Tensor:
-        boxes, clip_of_box = batch.boxes.to(self.device), batch.clip_of_box.to(self.device)
+        boxes, clip_of_box = (
+            values.to(self.device, non_blocking=True) for values in (batch.boxes, batch.clip_of_box)
+        )
         logits = model(self._inputs(batch), boxes, clip_of_box).float()
         columns = [tuple(action - 1 for action in ids) for ids in batch.actions]
         targets = multi_hot(columns, self.num_classes).to(self.device, non_blocking=True)

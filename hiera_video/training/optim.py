@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from hiera_video.errors import ConfigError
 from hiera_video.models.hiera import Hiera
@@ -120,3 +121,54 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Sets `lr` times each group's `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def start_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Gives each parameter of SGD the momentum that it starts with: zeros.
+
+    Fused SGD makes it at its first step, of memory that nothing is written to if that is skipped.
+    """
+    if isinstance(optimizer, torch.optim.SGD):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                optimizer.state[parameter].setdefault(
+                    "momentum_buffer", torch.zeros_like(parameter)
+                )
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, skipped: Tensor) -> None:
+    """A step of a fused optimizer, which does nothing if `skipped`, a number on the device, is 1.
+
+    The host does not wait for the device, as in `torch.amp.GradScaler`.
+    """
+    if skipped.device.type in ("cpu", "cuda"):
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif not skipped:  # kernels of other devices may not know found_inf
+        optimizer.step()
+
+
+class MovingAverage(AveragedModel):
+    """An exponential moving average of weights, decided about on the device.
+
+    It starts with the weights after the first step that is not skipped. Buffers are copied.
+
+    Args:
+        decay: what is kept of it at each step.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__(model, device=next(model.parameters()).device)
+        self.decay = decay
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, skipped: Tensor) -> None:
+        """Takes the weights of `model` in, unless `skipped`, a number on the device, is 1."""
+        taken = 1 - skipped
+        weight = taken * (self.n_averaged == 0).to(taken).clamp(min=1 - self.decay)
+        for own, parameter in zip(self.module.parameters(), model.parameters(), strict=True):
+            own.lerp_(parameter, weight)
+        for kept, buffer in zip(self.module.buffers(), model.buffers(), strict=True):
+            kept.copy_(buffer)
+        self.n_averaged += taken.long()

@@ -1,7 +1,6 @@
 """A training run from its folder to its weights: what all training commands share."""
 
 import logging
-import math
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,11 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.data.checks import check_videos, warn_of_still_model
 from hiera_video.data.loader import start_decoding, training_loader
-from hiera_video.data.order import TrainingOrder, steps_per_epoch
+from hiera_video.data.order import TrainingOrder
 from hiera_video.data.videos.records import VideoList
 from hiera_video.errors import ConfigError, UserError, WeightsError, configured, counted
 from hiera_video.files import locked
@@ -26,6 +24,8 @@ from hiera_video.models.card import ModelCard
 from hiera_video.models.checkpoint import check_weights_folder, not_finite, shorten
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.saving import save_model
+from hiera_video.models.segmenter import InstanceSegmenter
+from hiera_video.runtime.compiler import check_compiler
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
@@ -39,17 +39,14 @@ from hiera_video.runtime.dry_run import in_the_way
 from hiera_video.runtime.memory import batches_that_fit
 from hiera_video.runtime.results import exit_code, print_json, print_lines
 from hiera_video.runtime.signals import STOPPED, noting_stops
-from hiera_video.settings.training import Loop, Optim
 from hiera_video.training.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
-    prune_checkpoints,
     read_facts,
-    save_checkpoint,
 )
 from hiera_video.training.loop import Batch, LossFunction, StepReport, train_steps
 from hiera_video.training.memory import steps_that_fit
-from hiera_video.training.optim import build_optimizer, learning_rate
+from hiera_video.training.optim import MovingAverage, build_optimizer
 from hiera_video.training.plan import Plan
 from hiera_video.training.run_folder import (
     DIVERGED,
@@ -61,7 +58,10 @@ from hiera_video.training.run_folder import (
     facts_of,
     start_run,
 )
+from hiera_video.training.schedule import Schedule
 from hiera_video.training.task import Task, TaskSettings
+from hiera_video.training.times import Lap, Times
+from hiera_video.training.writer import CheckpointWriter
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +89,8 @@ def train(
     """
     with ExitStack() as stack:
         process = stack.enter_context(process_group(settings.device, settings.train.precision))
+        if settings.train.compile:
+            check_compiler(process.device, "train.compile")
         start_decoding(settings.data)
         stops = stack.enter_context(noting_stops())
         task = make_task(settings)
@@ -98,7 +100,7 @@ def train(
         schedule = Schedule(task.num_records, settings.train, settings.optim)
         latest = None
         with in_the_way(settings, "run_dir"):
-            latest = find_run(folder, task, schedule)
+            latest = find_run(folder, task, schedule, process)
         with configured(), torch.device("meta"):
             size = encoder_of(task.create(None)).input_size  # checks the settings
         unreadable = check_lists(task, size[0])
@@ -110,7 +112,7 @@ def train(
         optimizer = build_optimizer(model, settings.optim)
         average = None
         if task.ema_decay is not None:
-            average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(task.ema_decay))
+            average = MovingAverage(model, task.ema_decay)
         unit = task.unit.removesuffix("s")
         for line in (*task.describe(model), schedule.describe(process, unit)):
             print_lines([line]) if dry_run and not as_json else logger.info(line)
@@ -119,7 +121,13 @@ def train(
         start_step, facts = 0, dict[str, Any]()
         if latest:
             start_step, facts = load_checkpoint(latest, model, optimizer, average)
-        facts |= facts_of(settings, task.data)
+        scaler = None
+        if process.precision == "fp16":
+            scaler = torch.amp.GradScaler(process.device.type)
+            if "scaler" in facts:
+                scaler.load_state_dict(facts["scaler"])
+        facts = {"failed": facts.get("failed", [])}
+        facts |= facts_of(settings, task.data, process.precision)
         order = TrainingOrder(
             task.num_records,
             global_batch_size=settings.train.global_batch_size,
@@ -137,7 +145,12 @@ def train(
             decoding=settings.data,
         )
         batches = stack.enter_context(closing(iter(loader)))
-        run = Run(task, process, schedule, model, optimizer, average, task.card(model), facts)
+        card, writer = task.card(model), None
+        if process.is_main:
+            parts = (model, optimizer, average, card, settings.train.keep_checkpoints)
+            writer = CheckpointWriter(folder / "checkpoints", *parts)
+            stack.enter_context(closing(writer))
+        run = Run(task, process, schedule, model, optimizer, average, scaler, writer, card, facts)
         loss = task.loss(model, process.device)
         if dry_run:
             steps = run.steps(batches, loss, start_step, stops) if measured else None
@@ -145,13 +158,13 @@ def train(
             return plan.rehearse(batches, steps, unreadable, as_json)
         if latest:
             logger.info("resumed from %s", latest)
-        report = RunReport(folder, process, start_step, facts.get("failed", ()))
+        report = RunReport(folder, process, start_step, facts["failed"])
         if not run.take_steps(batches, loss, report, start_step, stops):
             return STOPPED
         return run.finish(report, start_step, as_json)
 
 
-def find_run(folder: Path, task: Task, schedule: "Schedule") -> Path | None:
+def find_run(folder: Path, task: Task, schedule: Schedule, process: Process) -> Path | None:
     """The checkpoint to resume from, if the folder holds a run; errors as of `train`."""
     settings = task.settings
     latest = on_main(lambda: latest_checkpoint(folder / "checkpoints"))
@@ -165,7 +178,7 @@ def find_run(folder: Path, task: Task, schedule: "Schedule") -> Path | None:
                 f"{task.unit}, and {folder} has taken {step}: raise train.epochs, or choose "
                 "another run_dir"
             )
-        check_same_run(latest, facts, settings, task.data)
+        check_same_run(latest, facts, settings, task.data, process.precision)
     elif (folder / "weights").exists():  # a start that failed leaves neither
         raise UserError(
             f"{folder} holds a finished run without checkpoints: choose another run_dir"
@@ -211,68 +224,9 @@ def build_model(task: Task, process: Process, latest: Path | None) -> Model:
         model = task.create(source).to(process.device)
     with configured():
         task.prepare(model, source)
-    model.set_grad_checkpointing(task.settings.model.grad_checkpointing)
+        config = task.settings.model
+        model.set_grad_checkpointing(config.grad_checkpointing, config.grad_checkpointing_stages)
     return model
-
-
-class Schedule:
-    """The length of a run and its learning rates.
-
-    Effective epochs count each clip of a video: an epoch of a run with R repeats is 1/R of a pass
-    over the videos.
-    """
-
-    def __init__(self, num_videos: int, loop: Loop, optim: Optim) -> None:
-        self.loop, self.optim, self.num_videos = loop, optim, num_videos
-        self.pass_steps = steps_per_epoch(num_videos, loop.global_batch_size)
-        self.end_step = math.ceil(loop.epochs / loop.num_repeats * self.pass_steps)
-        self.lr_at = partial(
-            learning_rate,
-            total_steps=self.end_step,
-            warmup_steps=round(loop.warmup_epochs / loop.num_repeats * self.pass_steps),
-            peak=optim.lr,
-            first=optim.warmup_lr,
-            last=optim.final_lr,
-            decay_at=optim.decay_at,
-        )
-
-    def every(self, passes: float) -> int:
-        """Steps of so many passes over the videos, at least 1."""
-        return max(1, round(passes * self.pass_steps))
-
-    def describe(self, process: Process, unit: str) -> str:
-        """What a step has.
-
-        Args:
-            unit: what a record is, in the singular.
-        """
-        loop, processes, parts = self.loop, process.world_size, self.loop.accumulation_steps
-        size = min(loop.global_batch_size, self.num_videos)
-        clips, last = counted(loop.num_repeats, "clip"), self.num_videos % size
-        return (
-            f"{counted(self.end_step, 'step')} of {counted(size, unit)} x {clips} = "
-            f"{counted(size * loop.num_repeats, 'clip')}"
-            + (f" (the last of each pass: {counted(last, unit)})" if last else "")
-            + f": {counted(processes, 'process')} x {counted(parts, 'part')} x "
-            f"{counted(-(-size // (processes * parts)), unit)}; peak lr {self.optim.lr:g} "
-            f"({self.optim.optimizer}, {process.precision}, {process.device})"
-        )
-
-    def check_batch(self, unit: str) -> None:
-        """Warns if no step has as many records as the learning rate is for."""
-        size, present = self.loop.global_batch_size, self.num_videos
-        if size > present:
-            logger.warning(
-                "train.global_batch_size=%d is larger than the training list of %s: each step has "
-                "the whole list, and optim.lr=%g is for batches of %d; write "
-                "train.global_batch_size=%d and optim.lr=%.1e, or choose both yourself",
-                size,
-                counted(present, unit),
-                self.optim.lr,
-                size,
-                present,
-                self.optim.lr * present / size,
-            )
 
 
 @dataclass(frozen=True)
@@ -284,7 +238,9 @@ class Run:
     schedule: Schedule
     model: Model
     optimizer: torch.optim.Optimizer
-    average: AveragedModel | None
+    average: MovingAverage | None
+    scaler: torch.amp.GradScaler | None  # of the loss, in float16
+    writer: CheckpointWriter | None  # of the main process
     card: ModelCard  # of the weights that are written
     facts: dict[str, Any]  # what checkpoints keep beside the state
 
@@ -303,10 +259,12 @@ class Run:
         """Takes each step from `start_step` on when its report is asked for, and writes nothing."""
         settings = self.task.settings
         if settings.train.compile:
-            self.model.compile()
+            self.model.compile(dynamic=False)
         wrapped: nn.Module = self.model
         if self.process.world_size > 1:
-            wrapped = DistributedDataParallel(self.model)
+            wrapped = DistributedDataParallel(
+                self.model, gradient_as_bucket_view=True, static_graph=self.is_static
+            )
         return train_steps(
             wrapped,
             loss,
@@ -319,7 +277,9 @@ class Run:
             clip_grad=settings.optim.clip_grad,
             process=self.process,
             average=self.average,
-            stop_requested=lambda: bool(stops),
+            scaler=self.scaler,
+            stop_requested=lambda: bool(stops) or self.has_failed_to_save,
+            is_due=lambda step: self.checkpoint_due(step) or self.evaluation_due(step),
         )
 
     def take_steps(
@@ -347,62 +307,96 @@ class Run:
                 except WeightsError as error:
                     logger.warning("%s; the weights are written again", error)
                     shutil.rmtree(weights)
-        checkpoint_steps = self.schedule.every(loop.checkpoint_every)
-        recent: list[StepReport] = []
-        num_nonfinite = 0
+        recent: list[tuple[StepReport, Lap]] = []
+        num_nonfinite, total_sec = 0, 0.0
 
         # A run that was killed between saving and evaluating evaluates now.
         is_missing = self.process.is_main and not report.has(start_step, "val")
         if start_step and self.evaluation_due(start_step) and any_process(is_missing):
             self.report_evaluation(report, start_step)
+        times = Times()
         for done in self.steps(batches, loss, start_step, stops):
             step, is_last = done.step, done.step == end_step
-            report.step(done)
-            recent.append(done)
+            lap = times.lap()
+            total_sec += lap.total_sec
+            report.step(done, lap)
+            recent.append((done, lap))
             self.facts["failed"] = sorted(report.failed)
             num_read = step * loop.global_batch_size
             check_failures(
                 len(report.failed), num_read, self.task.num_records, self.task.settings.data
             )
-            num_nonfinite = num_nonfinite + 1 if done.not_finite else 0
+            num_nonfinite = num_nonfinite + 1 if done.not_finite and not done.overflow else 0
             if num_nonfinite >= loop.max_nonfinite_steps:
                 raise UserError(
                     f"{counted(num_nonfinite, 'step')} in a row had a non-finite gradient: lower "
                     "optim.lr, or train with train.precision=fp32"
                 )
             if is_last or step % loop.log_every == 0 or step == start_step + 1:
-                logger.info(console_line(recent, end_step, self.process.device))
+                sec_per_step = total_sec / (step - start_step)
+                line = console_line(recent, end_step, self.process.device, sec_per_step)
+                logger.info(line)
                 recent.clear()
-            if is_last or done.stop or step % checkpoint_steps == 0:
-                self.save(step)
+            if done.stop or self.checkpoint_due(step):
+                with times.spent_on("checkpoint"):
+                    self.save(step)
             if done.stop and not is_last:
+                self.finish_saving()
                 name = stops[0] if stops else "a signal to another process"
                 logger.info("stopped by %s; saved step %d of %d", name, step, end_step)
                 return False
             if self.evaluation_due(step):
-                self.report_evaluation(report, step)
+                with times.spent_on("val"):
+                    self.report_evaluation(report, step)
+        self.finish_saving()
         report.check_steps()
         return True
 
+    @property
+    def is_static(self) -> bool:
+        """Whether all steps compute the same graph, which DDP makes use of.
+
+        Heads of instance segmentation are not used in a step without boxes for them.
+        """
+        loop = self.task.settings.train
+        has_parts = loop.accumulation_steps > 1  # gradients of which are summed up first
+        return not (has_parts or loop.compile or isinstance(self.model, InstanceSegmenter))
+
+    @property
+    def has_failed_to_save(self) -> bool:
+        return self.writer is not None and self.writer.has_failed
+
+    def checkpoint_due(self, step: int) -> bool:
+        every = self.schedule.every(self.task.settings.train.checkpoint_every)
+        return step % every == 0 or step == self.schedule.end_step
+
     def save(self, step: int) -> None:
-        """Writes the checkpoint of a step, unless its weights are not finite, and deletes older."""
+        """Begins to write the checkpoint of a step, unless its weights are not finite.
+
+        Raises:
+            UserError: on all processes; an OutputError if the checkpoint before was not written.
+        """
         for model in (self.model, self.trained):
             if bad := not_finite(dict(model.named_parameters())):
                 raise UserError(
                     f"weights are not finite after step {step}: {shorten(bad, 1)}; {DIVERGED}"
                 )
-        if self.process.is_main:
-            saved = save_checkpoint(
-                self.folder / "checkpoints",
-                step,
-                self.model,
-                self.optimizer,
-                self.average,
-                facts=self.facts,
-                write_weights=partial(save_model, model=self.trained, card=self.card),
-            )
-            prune_checkpoints(saved, self.task.settings.train.keep_checkpoints)
-        barrier()
+
+        def begin() -> None:
+            assert self.writer is not None
+            scaler = {"scaler": self.scaler.state_dict()} if self.scaler else {}
+            self.writer.save(step, self.facts | scaler)
+
+        on_main(begin)
+
+    def finish_saving(self) -> None:
+        """Waits until the last checkpoint is written; errors as of `save`."""
+
+        def wait() -> None:
+            assert self.writer is not None
+            self.writer.wait()
+
+        on_main(wait)
 
     def evaluation_due(self, step: int) -> bool:
         every = self.task.evaluate_every

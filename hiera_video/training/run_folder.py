@@ -28,9 +28,10 @@ from hiera_video.runtime.distributed import Process, barrier, from_main, union_o
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
 from hiera_video.settings.load import differences, load_settings, to_yaml
-from hiera_video.settings.training import RunSettings, TrainingData
+from hiera_video.settings.training import Arithmetic, RunSettings, TrainingData
 from hiera_video.training.events import EventFile
 from hiera_video.training.loop import StepReport
+from hiera_video.training.times import Lap
 
 logger = logging.getLogger("hiera_video")
 
@@ -45,6 +46,7 @@ FREE_TO_CHANGE = {
     "device",
     "overwrite_config",
     "model.grad_checkpointing",
+    "model.grad_checkpointing_stages",
     "data.num_workers",
     "data.check",
     "data.stills",
@@ -115,14 +117,18 @@ class RunReport:
         if self._events is not None:
             self._events.add(step, {f"{kind}/{name}": value for name, value in values.items()})
 
-    def step(self, done: StepReport) -> None:
+    def step(self, done: StepReport, lap: Lap) -> None:
         """The metrics of a step, the videos that could not be read, those of a skipped step."""
         values = {name: getattr(done, name) for name in ("loss", "lr", "grad_norm", "num_clips")}
         if done.num_dropped:
             values["num_dropped"] = done.num_dropped
         if done.not_finite:
             values["not_finite"] = 1
+        if done.loss_scale is not None:
+            values["loss_scale"] = done.loss_scale
         values |= {"step_sec": done.step_sec, "data_sec": done.data_sec}
+        since = {"checkpoint_sec": lap.checkpoint_sec, "val_sec": lap.val_sec}
+        values |= {name: seconds for name, seconds in since.items() if seconds}
         self._num_steps += 1
         self._num_skipped += done.not_finite
         self._num_taken += not done.skipped
@@ -130,7 +136,14 @@ class RunReport:
         self.failures(done.failures, done.step)
         if done.num_failed:  # of all processes
             self.failed |= union_over_processes({failure.name for failure in done.failures})
-        if done.skipped:
+        if done.overflow:
+            logger.info(
+                "step %d skipped: its gradient is too large for float16 with the loss times %g; "
+                "the factor is lowered",
+                done.step,
+                done.loss_scale,
+            )
+        elif done.skipped:
             reason = f"loss {done.loss:g}, gradient norm {done.grad_norm:g}; its videos"
             if done.names and not done.num_targets:
                 reason = "no box in any of its clips"
@@ -175,16 +188,33 @@ class RunReport:
             )
 
 
-def console_line(steps: Sequence[StepReport], end_step: int, device: torch.device) -> str:
-    """Loss, rate and gradient of the last of `steps`; their speed and share of waiting for data."""
-    last, seconds = steps[-1], sum(done.step_sec for done in steps)
-    clips = sum(done.num_clips for done in steps)
-    waited = sum(done.data_sec for done in steps)
-    left = timedelta(seconds=round((end_step - last.step) * seconds / len(steps)))
+def console_line(
+    steps: Sequence[tuple[StepReport, Lap]],
+    end_step: int,
+    device: torch.device,
+    sec_per_step: float,
+) -> str:
+    """Loss, rate and gradient of the last of `steps`; their speed, and what took the time.
+
+    Args:
+        steps: with the laps that end with them.
+        sec_per_step: of the whole run, for what is left: few lines see a checkpoint or validation.
+    """
+    last, seconds = steps[-1][0], sum(lap.total_sec for _, lap in steps)
+    clips = sum(done.num_clips for done, _ in steps)
+    spent = {
+        "data": sum(done.data_sec for done, _ in steps),
+        "checkpoint": sum(lap.checkpoint_sec for _, lap in steps),
+        "val": sum(lap.val_sec for _, lap in steps),
+    }
+    spent = {"step": seconds - sum(spent.values()), **spent}
+    shares = {name: f"{part / seconds:.0%}" for name, part in spent.items()}
+    shown = ", ".join(f"{name} {share}" for name, share in shares.items() if share != "0%")
+    left = timedelta(seconds=round((end_step - last.step) * sec_per_step))
     line = (
         f"step {last.step}/{end_step}  loss {last.loss:.4f}  lr {last.lr:.2e}  "
-        f"grad {last.grad_norm:.2f}  {seconds / len(steps):.2f} s/step  "
-        f"{clips / seconds:.1f} clips/s  data {waited / seconds:.0%}  eta {left}"
+        f"grad {last.grad_norm:.2f}  {seconds / len(steps):.2f} s/step ({shown})  "
+        f"{clips / seconds:.1f} clips/s  eta {left}"
     )
     if device.type == "cuda":
         line += f"  mem {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
@@ -214,26 +244,32 @@ def allowed_failures(tried: int, settings: TrainingData) -> float:
     return max(MIN_FAILED, settings.max_failed_frac * tried)
 
 
-def facts_of(settings: RunSettings, data: dict[str, Any]) -> dict[str, Any]:
+def facts_of(settings: RunSettings, data: dict[str, Any], precision: Arithmetic) -> dict[str, Any]:
     """What a checkpoint says about its run: only the same run may resume from it.
 
     Args:
         data: what the run trains on, with a `fingerprint`.
+        precision: what train.precision is on the device.
     """
-    return {"config": settings.model_dump(mode="json"), "data": data}
+    return {"config": settings.model_dump(mode="json"), "data": data, "precision": precision}
 
 
 def check_same_run(
-    latest: Path, earlier: dict[str, Any], settings: RunSettings, data: dict[str, Any]
+    latest: Path,
+    earlier: dict[str, Any],
+    settings: RunSettings,
+    data: dict[str, Any],
+    precision: Arithmetic,
 ) -> None:
     """Compares settings and data with those of the run that is about to be resumed.
 
     Keys that do not change results may differ; with `overwrite_config`, all with which it can
-    continue.
+    continue. Where "auto" is another precision on this device, a warning says so.
 
     Args:
         latest: the checkpoint from which it would resume.
         earlier: the facts of that checkpoint.
+        precision: what train.precision is on the device.
 
     Raises:
         ConfigError: names the keys that differ.
@@ -248,6 +284,9 @@ def check_same_run(
                 f"{folder} holds a run that this command does not resume ({error}): choose another "
                 "run_dir"
             ) from None
+    before = earlier.get("precision") or earlier["config"]["train"]["precision"]
+    if before == precision:
+        changed.pop("train.precision", None)
     has_average = changed.get("train.ema_decay", (0, 0))[0] is not None
     fixed = FIXED if has_average else FIXED | {"train.ema_decay": True}
     weights = folder if (folder / "weights").is_dir() else latest
@@ -259,10 +298,10 @@ def check_same_run(
             + (other if all(fixed[key] for key in keys) else "choose another run_dir")
         )
     if earlier["data"]["fingerprint"] != data["fingerprint"]:
-        before, now = _described(earlier["data"]), _described(data)
+        was, now = _described(earlier["data"]), _described(data)
         raise UserError(
             f"{folder} was trained on other data: "
-            + (f"{before}, now {now}" if before != now else f"{now} has changed since then")
+            + (f"{was}, now {now}" if was != now else f"{now} has changed since then")
             + f"; restore the list, or {other}"
         )
     keys = [key for key in changed if key not in FREE_TO_CHANGE]
@@ -270,6 +309,15 @@ def check_same_run(
         raise ConfigError(
             f"{folder} holds a run with another configuration ({_changes(changed, keys)}): choose "
             "another run_dir, or set overwrite_config=true to resume it with the new one"
+        )
+    if before != precision:
+        logger.warning(
+            "%s was trained in %s so far, and continues in %s: train.precision=%s keeps "
+            "it, on a device that has it",
+            folder,
+            before,
+            precision,
+            before,
         )
 
 

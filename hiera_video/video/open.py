@@ -41,13 +41,14 @@ def open_video(
     files of several pages, are videos.
 
     Frame times, the stream (the first with the default disposition, without cover art) and rotation
-    are the same for all backends. If decord or torchcodec cannot read a file with the same frames
-    as PyAV, a warning names the file and the reason, and PyAV is used; see `reader.backend`.
+    are the same for all backends. If another cannot read a file with the same frames as PyAV, a
+    warning names the file and the reason, and PyAV is used; see `reader.backend`. Those of
+    torchcodec-cuda, on the current CUDA device, have other colours, by at most 2 of 255 on average.
 
     Args:
         source: a path, or the content of a file as bytes or an open binary file, which is copied
             to a temporary file for the lifetime of the reader.
-        backend: "pyav", "decord" or "torchcodec".
+        backend: "pyav", "decord", "torchcodec" or "torchcodec-cuda".
         deadline_sec: wall-clock limit for opening, for a call of `frames`, and for each frame of
             `stream`. It is checked between packets; the native loops of decord and torchcodec
             cannot be interrupted during a call, so read untrusted files with PyAV.
@@ -60,7 +61,8 @@ def open_video(
     Raises:
         VideoError: the file cannot be read; `.cause` is one of `hiera_video.video.reader.Cause`.
         TypeError: `source` is something else.
-        ConfigError: an unknown backend, or a limit that is not positive.
+        ConfigError: an unknown backend, one that needs a GPU without one, or a limit that is not
+            positive.
         MissingLibrary: the library of the backend is not installed.
     """
     decoding = Decoding(
@@ -77,10 +79,10 @@ def open_video(
         copy = tempfile.NamedTemporaryFile(suffix=suffix, dir=temporary_folder())  # noqa: SIM115
         shutil.copyfileobj(io.BytesIO(source) if isinstance(source, bytes) else source, copy)
         copy.flush()
-        reader = _open(copy.name, decoding)
+        reader = opener(decoding)(copy.name)
         weakref.finalize(reader, copy.close)  # which deletes it
         return reader
-    return _open(os.path.expanduser(source), decoding)
+    return opener(decoding)(os.path.expanduser(source))
 
 
 def _check_content(source: object) -> None:
@@ -102,13 +104,26 @@ def opener(decoding: Decoding, num_frames: int = 1) -> OpenVideo:
     Args:
         num_frames: of the clips that are read. If there are several, a still picture is an error,
             unless the settings allow it.
+
+    Raises:
+        ConfigError: the backend needs a GPU, and there is none.
     """
     is_strict = num_frames > 1 and isinstance(decoding, Reading) and not decoding.stills
-    return partial(_open, limits=decoding, takes_stills=not is_strict)
+    gpu = None
+    if decoding.backend == "torchcodec-cuda":
+        from hiera_video.video.backends.torchcodec_cuda import current_gpu
+
+        gpu = current_gpu()  # of this process, which decoding processes do not know
+    return partial(_open, limits=decoding, takes_stills=not is_strict, gpu=gpu)
 
 
 def _open(
-    path: str, limits: Decoding, frames_fps: float | None = None, takes_stills: bool = True
+    path: str,
+    limits: Decoding,
+    frames_fps: float | None = None,
+    *,
+    takes_stills: bool,
+    gpu: str | None,
 ) -> VideoReader:
     backend, frames_fps = limits.backend, frames_fps or limits.frames_fps
     if frames_fps is not None and os.path.isdir(path):
@@ -137,8 +152,12 @@ def _open(
     reader_class: Callable[[PyavReader], VideoReader]
     if backend == "decord":
         from hiera_video.video.backends.decord import DecordReader as reader_class
-    else:
+    elif gpu is None:
         from hiera_video.video.backends.torchcodec import TorchcodecReader as reader_class
+    else:
+        from hiera_video.video.backends.torchcodec_cuda import TorchcodecCudaReader
+
+        reader_class = partial(TorchcodecCudaReader, device=gpu)
     exact = PyavReader(path, limits)
     try:
         return reader_class(exact)

@@ -39,6 +39,13 @@ def test_a_backend_that_is_not_installed_is_missing(monkeypatch):
     assert check_decoder("pyav").status == "failed"
 
 
+def test_a_backend_for_a_gpu_is_missing_without_one(monkeypatch):
+    monkeypatch.setattr(decoders.importlib.util, "find_spec", lambda name: name == "torchcodec")
+    monkeypatch.setattr(decoders.torch.cuda, "is_available", lambda: False)
+    finding = check_decoder("torchcodec-cuda")
+    assert (finding.status, finding.text) == ("missing", "no CUDA device")
+
+
 @pytest.fixture
 def decord(tmp_path, monkeypatch):
     """Replaces decord by a module of this text."""
@@ -91,10 +98,11 @@ if __name__ == "__main__":
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
     command = [sys.executable, str(tmp_path / "program.py")]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
-    pyav, decord, torchcodec = done.stdout.splitlines()
+    pyav, decord, torchcodec, on_gpu = done.stdout.splitlines()
     assert pyav.startswith("ok|pyav")
     assert decord == "failed|decord|the process that tried it died with SIGABRT"
     assert torchcodec.startswith(("ok|", "missing|"))
+    assert on_gpu.startswith(("ok|", "missing|"))
 
 
 def test_a_check_reports_what_it_works_on():

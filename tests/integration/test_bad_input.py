@@ -273,3 +273,20 @@ def test_an_error_beside_busy_decoding_processes_ends_the_command(commands, tmp_
     result = commands.finish(commands.start(*arguments), timeout_sec=60)
     assert result.code == 1
     result.reports("2 steps in a row had a non-finite gradient")
+
+
+def test_compilation_without_a_compiler(commands, monkeypatch, tmp_path, trained, toy):
+    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    video = next(toy.glob("**/*.mp4"))
+    output = f"output_dir={tmp_path / 'out'}"
+    for key, arguments in {
+        "train.compile": commands.finetune(tmp_path / "run"),
+        "compile": ("predict", video, f"checkpoint={trained}", "device=cpu"),
+    }.items():
+        result = commands.run(*arguments, f"{key}=true")
+        assert result.code == 2
+        result.reports(f"{key} is true: torch.compile needs a C++", f"or write {key}=false")
+    result = commands.run("extract", video, f"checkpoint={trained}", output, "compile=true")
+    assert result.code == 2
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out").exists()

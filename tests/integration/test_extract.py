@@ -119,7 +119,7 @@ def test_what_is_written(whole):
 
 def test_features_that_are_not_finite_are_not_stored(commands, videos, diverged, tmp_path):
     arguments = ("extract", videos, f"checkpoint={diverged}", "layer=logits", "device=cpu")
-    result = commands.run(*arguments, f"output_dir={tmp_path}")
+    result = commands.run(*arguments, f"output_dir={tmp_path}", "precision=fp32")
     assert result.code == 1
     assert rows(tmp_path).keys() == {*GOOD, *BAD}
     causes = {name: row["cause"] for name, row in rows(tmp_path, "failures.jsonl").items()}
@@ -439,6 +439,7 @@ def test_all_failed(commands, videos, trained, tmp_path):
         ("windows.num_clips=3", "5 with kind=dense, which does not use it"),
         ("windows.kind=views", "windows.clip_stride"),
         ("layer=stage5", "layer"),
+        ("gpus_per_model=0.5", "gpus_per_model"),
     ],
 )
 def test_settings_that_do_not_fit(commands, arguments, tmp_path, setting, reported):

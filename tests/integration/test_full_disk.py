@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
+
+from hiera_video.training import checkpoint
+from hiera_video.training.run_folder import RunReport
 
 OUTPUT = {  # of each command, in its folder; its arguments
     # Without decoding processes, to which the limit would apply as well.
@@ -101,3 +105,53 @@ def test_training_resumes_when_there_is_room(commands, tmp_path, files_up_to, nu
     assert result.code == 1
     result.reports(str(tmp_path / "run"), "cannot be written (File too large): make room")
     assert commands.run(*arguments).code == 0
+
+
+def test_a_checkpoint_that_does_not_fit_ends_the_run_at_the_next_step(
+    commands, tmp_path, monkeypatch, lines_of, weights_of
+):
+    """The one before stays, and the run resumes from it."""
+    longer = ["train.epochs=4", "train.checkpoint_every=1"]
+    commands.train(tmp_path / "whole", *longer)
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        result = commands.run(*commands.finetune(run_dir, *longer))
+    assert result.code == 1
+    result.reports("step_00000006", "cannot be written (No space left on device): make room")
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["step_00000003"]
+    assert lines_of(run_dir / "metrics.jsonl")[-1]["step"] in (7, 8)  # noticed then
+    result = commands.train(run_dir, *longer)
+    assert weights_of(run_dir) == weights_of(tmp_path / "whole")
+    assert "step_00000003" in result.err
+
+
+def test_a_checkpoint_that_does_not_fit_ends_all_processes(commands, tmp_path, monkeypatch):
+    longer = ["train.epochs=4", "train.checkpoint_every=1"]
+    with monkeypatch.context() as patch:
+        fill_the_disk(patch)
+        results = commands.together(*commands.finetune(tmp_path, *longer))
+    assert [result.code for result in results] == [1, 1], results
+    for result in results:
+        result.reports("step_00000006", "cannot be written (No space left on device): make room")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+
+
+def fill_the_disk(patch) -> None:
+    """There is no room for the checkpoint of step 6, which step 7 waits to know."""
+    write_tensors, step = checkpoint.write_tensors, RunReport.step
+
+    def writing(path: Path, *args) -> None:
+        if "step_00000006" in str(path):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_tensors(path, *args)
+
+    def stepping(self, done, lap) -> None:
+        step(self, done, lap)
+        if done.step == 7:
+            for thread in threading.enumerate():
+                if "_write" in thread.name:
+                    thread.join()
+
+    patch.setattr(checkpoint, "write_tensors", writing)
+    patch.setattr(RunReport, "step", stepping)

@@ -6,19 +6,22 @@ import random
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import load_file
 
 from hiera_video import files
 from hiera_video.commands import finetune
+from hiera_video.errors import UserError
 from hiera_video.files import locked
 from hiera_video.models.saving import save_model
-from hiera_video.training import checkpoint, run
-from hiera_video.training.checkpoint import latest_checkpoint
+from hiera_video.runtime import distributed
+from hiera_video.training import checkpoint, run, writer
 from hiera_video.training.run_folder import RunReport
 
 # What may be random in training, all of it.
@@ -192,6 +195,58 @@ def test_what_touches_no_result_may_differ(commands, tmp_path):
     )
 
 
+def test_auto_is_the_precision_that_was_meant_before(commands, tmp_path, monkeypatch):
+    """The setting says how the precision is chosen; what counts is which one it was."""
+    short = "train.epochs=1"
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp32")
+    commands.train(tmp_path, short, "train.precision=fp32")
+    result = commands.train(tmp_path, short, "train.precision=auto")
+    assert "continues in" not in result.err
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "bf16")
+    result = commands.run(*commands.finetune(tmp_path, short, "train.precision=bf16"))
+    assert result.code == 2
+    result.reports('train.precision: "fp32" -> "bf16"', "overwrite_config=true")
+
+
+def test_auto_is_another_precision_on_another_device(commands, tmp_path, monkeypatch):
+    automatic = ("train.epochs=1", "train.precision=auto")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "bf16")
+    commands.train(tmp_path, *automatic)
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp32")
+    commands.train(tmp_path, *automatic).reports("trained in bf16 so far, and continues in fp32")
+
+
+def test_float16_resumes_with_its_scaler(commands, tmp_path, monkeypatch, lines_of, weights_of):
+    """On a CPU, where it is slow and therefore refused, the arithmetic is the same."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp16")
+    settings = dict(init_scale=2.0**28, growth_interval=3)
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device: scaler(device, **settings))
+    overrides = (*LONG, "train.precision=auto", "optim.lr=1.0e-5")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    commands.train(whole, *overrides)
+    step = RunReport.step
+
+    def dying(self, done, lap):
+        step(self, done, lap)
+        if done.step == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunReport, "step", dying)
+        process = commands.fork(*commands.finetune(broken, *overrides))
+    assert commands.exit_code(process) == -signal.SIGKILL
+    assert "resumed from" in commands.train(broken, *overrides).err
+    scales = [
+        [(line["loss_scale"], line.get("not_finite")) for line in lines_of(run / "metrics.jsonl")]
+        for run in (whole, broken)
+    ]
+    assert scales[0] == scales[1]
+    assert scales[0][0] == (2.0**28, 1)  # too large
+    assert len(set(scales[0])) > 3
+    assert weights_of(broken) == weights_of(whole)
+
+
 def test_a_start_that_failed_leaves_no_run_behind(commands, tmp_path):
     result = commands.run(*commands.finetune(tmp_path, "model.image_size=72"))
     assert result.code == 2
@@ -246,10 +301,13 @@ def test_killed_between_a_checkpoint_and_its_evaluation(commands, tmp_path, line
     overrides = (f"data.val={val}", "train.evaluate_every=1", "train.checkpoint_every=1")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert commands.run(*commands.finetune(whole, *overrides)).code == 3
-    validate = finetune.validate
+    validate, called = finetune.validate, []
 
     def dying(*args, **kwargs):
-        if latest_checkpoint(broken / "checkpoints").name != "step_00000003":
+        called.append(args)
+        if len(called) == 2:
+            while not (broken / "checkpoints" / "step_00000006").exists():
+                time.sleep(0.001)
             os.kill(os.getpid(), signal.SIGKILL)
         return validate(*args, **kwargs)
 
@@ -280,8 +338,8 @@ def test_a_failure_is_listed_once_however_often_it_was_met(commands, list_of, tm
     broken = tmp_path / "broken"
     step = RunReport.step
 
-    def dying(self, done):
-        step(self, done)
+    def dying(self, done, lap):
+        step(self, done, lap)
         if done.failures and done.step > 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -322,9 +380,36 @@ def test_a_run_holds_its_folder_to_the_end(commands, tmp_path, monkeypatch):
         results.append(commands.run(*commands.finetune(tmp_path, "train.epochs=1")))
         return save_model(*args, **options)
 
-    monkeypatch.setattr(run, "save_model", saving)  # in each checkpoint, and at the end
+    monkeypatch.setattr(run, "save_model", saving)
     commands.train(tmp_path, "train.epochs=1")
-    assert [result.code for result in results] == [1, 1]
+    assert [result.code for result in results] == [1]
+
+
+def test_a_run_that_fails_ends_when_its_checkpoint_is_written(commands, tmp_path, monkeypatch):
+    """The lock of the folder is held until then."""
+    write, step = writer.write_checkpoint, RunReport.step
+    fails, seen = threading.Event(), []
+
+    def slow(*args, **options):
+        fails.wait()
+        time.sleep(0.3)
+        seen.append(commands.start(*commands.finetune(tmp_path)))
+        assert commands.finish(seen[0]).code == 1  # in use
+        return write(*args, **options)
+
+    def failing(self, done, lap):
+        step(self, done, lap)
+        if done.step == 4:
+            fails.set()
+            raise UserError("the fourth step fails")
+
+    monkeypatch.setattr(writer, "write_checkpoint", slow)
+    monkeypatch.setattr(RunReport, "step", failing)
+    result = commands.run(*commands.finetune(tmp_path, "train.checkpoint_every=1"))
+    assert result.code == 1
+    result.reports("the fourth step fails")
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000003"]
+    assert len(seen) == 1
 
 
 # ---- damaged files

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
 
+from hiera_video.errors import ModelError
 from hiera_video.models import blocks
 from hiera_video.models.blocks import DropPath, Mlp
 from hiera_video.models.hiera import Hiera, reroll, unroll
@@ -245,6 +247,32 @@ def test_gradient_checkpointing_gives_the_same_gradients() -> None:
     assert gradients[0].keys() == gradients[1].keys()
     for name, gradient in gradients[0].items():
         assert torch.equal(gradient, gradients[1][name]), name
+
+
+@pytest.mark.parametrize("num_stages", [None, 0, 1, 3, 4])
+def test_gradient_checkpointing_of_the_first_stages(num_stages: int | None) -> None:
+    """Equal gradients, and the blocks of those stages are computed twice."""
+    gradients = []
+    for enable in (False, True):
+        model = small(drop_path=0.2).train()
+        model.set_grad_checkpointing(enable, num_stages)
+        computed: Counter[nn.Module] = Counter()
+        for block in model.blocks:
+            block.attn.register_forward_pre_hook(lambda attn, _, seen=computed: seen.update([attn]))
+        x = clip(model)
+        torch.manual_seed(2)
+        model(x).square().sum().backward()
+        gradients.append([p.grad for p in model.parameters()])
+        stages = 0 if not enable else 4 if num_stages is None else num_stages
+        twice = sum(end + 1 for end in model.stage_ends[stages - 1 : stages]) if stages else 0
+        expected = [2] * twice + [1] * (len(model.blocks) - twice)
+        assert [computed[block.attn] for block in model.blocks] == expected
+    assert all(map(torch.equal, *gradients))
+
+
+def test_gradient_checkpointing_of_stages_that_the_model_does_not_have() -> None:
+    with pytest.raises(ModelError, match=r"grad_checkpointing_stages is 5; .* from 0 to 4"):
+        small().set_grad_checkpointing(num_stages=5)
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -100,3 +100,26 @@ def test_the_number_of_a_cuda_device(monkeypatch):
     message = "device is 'cuda:2': torch finds 2 CUDA devices, from cuda:0"
     with pytest.raises(ConfigError, match=message), process_group("cuda:2"):
         pass
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch, rank):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: precision)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    with process_group("auto") as process:
+        assert process.device == torch.device("cuda", rank)
+    assert chosen == [process.device]
+
+
+def test_more_processes_than_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    message = "torchrun started 4 on this machine, where torch finds 2; take as many, by --nproc"
+    with pytest.raises(ConfigError, match=message), process_group("cuda"):
+        pass

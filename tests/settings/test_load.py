@@ -268,7 +268,10 @@ def test_a_key_with_dots_in_a_file(tmp_path, text, groups):
         ("optim=sgd", "optim is 'sgd'; it must be a group with optimizer, lr"),
         ("optim.optimizer=adam", "optim.optimizer is 'adam'; it must be adamw or sgd"),
         ("clips.sampling=segment", "clips.sampling is 'segment'; it must be clip or segments"),
-        ("data.backend=opencv", "data.backend is 'opencv'; it must be pyav, decord or torchcodec"),
+        (
+            "data.backend=opencv",
+            "data.backend is 'opencv'; it must be pyav, decord, torchcodec or torchcodec-cuda",
+        ),
         ("model.overrides.widths=3", "model.overrides.widths is unknown"),
         (
             "model.overrides.mask_unit=[2,8]",

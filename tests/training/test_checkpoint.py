@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from hiera_video.errors import UserError
 from hiera_video.models.saving import save_model
@@ -16,8 +15,10 @@ from hiera_video.training.checkpoint import (
     load_checkpoint,
     prune_checkpoints,
     read_facts,
-    save_checkpoint,
+    state_of,
+    write_checkpoint,
 )
+from hiera_video.training.optim import MovingAverage
 from tests.models.tiny_models import VIDEO, hiera
 
 
@@ -33,7 +34,7 @@ def training(optimizer="adamw", seed=0, width=4):
         built = torch.optim.AdamW(groups, lr=0.01)
     else:
         built = torch.optim.SGD(groups, lr=0.01, momentum=0.9, nesterov=True)
-    return model, built, AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    return model, built, MovingAverage(model, 0.9)
 
 
 def advance(model, optimizer, average, num_steps, first=0):
@@ -42,7 +43,7 @@ def advance(model, optimizer, average, num_steps, first=0):
         model(torch.randn(5, 3)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        average.update_parameters(model)
+        average.update(model, torch.tensor(0.0))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +56,9 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def save(weights):
-    """As `save_checkpoint`, with weights and without facts."""
-    return lambda *args, facts=None: save_checkpoint(
-        *args, facts=facts or {}, write_weights=weights
+    """Writes a checkpoint, with weights and without facts."""
+    return lambda folder, step, *parts, facts=None: write_checkpoint(
+        folder, step, state_of(*parts), facts=facts or {}, write_weights=weights
     )
 
 

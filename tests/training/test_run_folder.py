@@ -12,7 +12,9 @@ from hiera_video.settings.load import load_settings
 from hiera_video.settings.training import PretrainingData, PretrainSettings
 from hiera_video.training.loop import StepReport
 from hiera_video.training.run_folder import RunReport, check_failures, console_line, start_run
+from hiera_video.training.times import Lap, Times
 
+LAP = Lap(0.4)
 MAIN = Process(0, 1, 1, torch.device("cpu"))
 
 
@@ -32,13 +34,13 @@ def steps_in(path):
 def test_what_lies_beyond_the_checkpoint_is_dropped(tmp_path):
     report = RunReport(tmp_path, MAIN)
     for step in (1, 2, 3):
-        report.step(done(step))
+        report.step(done(step), LAP)
     report.metrics(3, "val", {"top1": 0.5})
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "kind": "tr')  # where SIGKILL came
     resumed = RunReport(tmp_path, MAIN, start_step=2)
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
-    resumed.step(done(3))
+    resumed.step(done(3), LAP)
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2, 3]
 
 
@@ -71,7 +73,7 @@ def test_damaged_lines_are_dropped(tmp_path, caplog, name, torn):
 
 def test_a_last_line_that_is_whole_but_for_its_end_is_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "kind": "train"}')
-    RunReport(tmp_path, MAIN, start_step=1).step(done(2))
+    RunReport(tmp_path, MAIN, start_step=1).step(done(2), LAP)
     assert steps_in(tmp_path / "metrics.jsonl") == [1, 2]
 
 
@@ -95,7 +97,7 @@ def test_a_run_needs_more_steps_taken_than_skipped(tmp_path, taken, skipped, is_
     kinds = [{}] * taken + [nan] * skipped + [nan | {"num_clips": 0}] * 3
     for step, kind in enumerate(kinds, 1):
         report = RunReport(tmp_path, MAIN, start_step=step - 1)
-        report.step(done(step, **kind))
+        report.step(done(step, **kind), LAP)
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert sum(line.get("not_finite", 0) for line in lines) == skipped
     if is_useless:
@@ -111,7 +113,7 @@ def test_tensorboard_holds_the_same(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     report = RunReport(tmp_path, MAIN)
-    report.step(done(1, loss=0.25))
+    report.step(done(1, loss=0.25), LAP)
     report.metrics(1, "val", {"top1": 0.75})
     report.metrics(2, "val", {"top1": 0.5})
     RunReport(tmp_path, MAIN, start_step=1).metrics(3, "val", {"top1": 0.25})
@@ -123,7 +125,7 @@ def test_tensorboard_holds_the_same(tmp_path):
 def test_other_processes_write_no_metrics_but_their_failures(tmp_path):
     other = RunReport(tmp_path, Process(1, 2, 2, torch.device("cpu")))
     failure = Failure("ä b.mp4", "/x/ä b.mp4", "empty", "/x/ä b.mp4: is empty")
-    other.step(done(4, failures=[failure]))
+    other.step(done(4, failures=[failure]), LAP)
     assert not (tmp_path / "metrics.jsonl").exists()
     (line,) = (tmp_path / "failures.jsonl").read_text("utf-8").splitlines()
     assert json.loads(line) == {
@@ -136,12 +138,63 @@ def test_other_processes_write_no_metrics_but_their_failures(tmp_path):
 
 
 def test_console_line():
-    line = console_line([done(9), done(10)], 100, torch.device("cpu"))
-    for part in ("step 10/100", "loss 0.5000", "0.40 s/step", "20.0 clips/s", "data 25%"):
-        assert part in line
-    assert "eta 0:00:36" in line
-    line = console_line([done(11, step_sec=0.1, data_sec=0.0)], 100, torch.device("cpu"))
-    assert "80.0 clips/s  data 0%  eta 0:00:09" in line
+    """All time that passes counts, and what took it is named unless it took none."""
+    cpu, now = torch.device("cpu"), [100.0]
+    times = Times(lambda: now[0])
+
+    def step(number, seconds, **values):
+        now[0] += seconds
+        return done(number, step_sec=seconds, **values), times.lap()
+
+    first, second = step(9, 0.4), step(10, 0.4)
+    line = console_line([first, second], 100, cpu, sec_per_step=0.4)
+    assert line.endswith("0.40 s/step (step 75%, data 25%)  20.0 clips/s  eta 0:00:36")
+    assert line.startswith("step 10/100  loss 0.5000  lr 1.00e-03  grad 2.00  ")
+    with times.spent_on("checkpoint"):
+        now[0] += 1.0
+    with times.spent_on("val"):
+        now[0] += 0.25
+    with times.spent_on("val"):
+        now[0] += 0.25
+    (report, lap), third = step(11, 0.5), step(12, 2.0, data_sec=0.0)
+    assert lap == Lap(total_sec=2.0, checkpoint_sec=1.0, val_sec=0.5)
+    assert third[1] == Lap(total_sec=2.0)
+    line = console_line([(report, lap), third], 100, cpu, sec_per_step=3.0)
+    shares = "(step 60%, data 2%, checkpoint 25%, val 12%)"
+    assert line.endswith(f"2.00 s/step {shares}  4.0 clips/s  eta 0:04:24")
+    line = console_line([third], 100, cpu, sec_per_step=3.0)
+    assert "2.00 s/step (step 100%)  4.0 clips/s" in line
+
+
+def test_metrics_name_what_the_run_waited_for_since_the_line_before(tmp_path):
+    report = RunReport(tmp_path, MAIN)
+    report.step(done(1), Lap(0.4))
+    report.step(done(2), Lap(2.0, checkpoint_sec=1.5))
+    report.step(done(3, loss_scale=512.0), Lap(2.0, checkpoint_sec=0.5, val_sec=1.0))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    names = ("step_sec", "data_sec", "checkpoint_sec", "val_sec", "loss_scale")
+    assert [{name: line[name] for name in names if name in line} for line in lines] == [
+        {"step_sec": 0.4, "data_sec": 0.1},
+        {"step_sec": 0.4, "data_sec": 0.1, "checkpoint_sec": 1.5},
+        {"step_sec": 0.4, "data_sec": 0.1, "checkpoint_sec": 0.5, "val_sec": 1.0}
+        | {"loss_scale": 512.0},
+    ]
+
+
+def test_an_overflow_of_float16_is_no_warning(tmp_path, caplog):
+    caplog.set_level("INFO", "hiera_video")
+    infinite = {"grad_norm": math.inf, "skipped": True}
+    RunReport(tmp_path, MAIN).step(done(5, loss_scale=1024.0, **infinite), LAP)
+    assert [(r.levelname, r.message) for r in caplog.records if "skipped" in r.message] == [
+        (
+            "INFO",
+            "step 5 skipped: its gradient is too large for float16 with the loss times 1024; the "
+            "factor is lowered",
+        )
+    ]
+    RunReport(tmp_path, MAIN).step(done(6, loss_scale=1.0, **infinite), LAP)
+    assert caplog.records[-1].levelname == "WARNING"
+    assert '"not_finite": 1' in (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
 
 
 def test_the_failure_limit_waits_for_a_hundred_videos():

@@ -233,7 +233,7 @@ def test_torchcodec_without_ffmpeg_is_one_sentence(tmp_path, monkeypatch):
 
 
 def test_unknown_arguments(tmp_path):
-    with pytest.raises(ValueError, match="pyav, decord or torchcodec"):
+    with pytest.raises(ValueError, match="pyav, decord, torchcodec or torchcodec-cuda"):
         open_video(tmp_path / "v.mp4", "opencv")
     with pytest.raises(ValueError, match="deadline_sec is 0"):
         open_video(tmp_path / "v.mp4", deadline_sec=0)

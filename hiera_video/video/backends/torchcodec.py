@@ -18,6 +18,7 @@ class TorchcodecReader(CheckedReader):
     """See `VideoReader`; built on an open PyAV reader."""
 
     backend = "torchcodec"
+    device = "cpu"
     errors = (RuntimeError, ValueError, IndexError)
 
     def _import_decoder(self) -> Any:
@@ -29,7 +30,7 @@ class TorchcodecReader(CheckedReader):
                 raise ImportError("torchcodec finds no FFmpeg")
         except (ImportError, RuntimeError, OSError) as error:
             if isinstance(error, ModuleNotFoundError) and error.name == "torchcodec":
-                sentence = "the torchcodec backend needs torchcodec: pip install torchcodec"
+                sentence = f"the {self.backend} backend needs torchcodec: pip install torchcodec"
             else:
                 sentence = (
                     "torchcodec does not load: it needs FFmpeg's shared libraries and a release "
@@ -45,6 +46,7 @@ class TorchcodecReader(CheckedReader):
             dimension_order="NHWC",
             num_ffmpeg_threads=1,
             seek_mode="exact",
+            device=self.device,
         )
         if len(video) != len(exact):
             raise BackendRefusal(f"torchcodec counts {len(video)} frames, not {len(exact)}")
@@ -55,4 +57,4 @@ class TorchcodecReader(CheckedReader):
         offsets = batch.pts_seconds.numpy() - self.frame_times_sec[positions]
         if np.abs(offsets).max() > TIME_TOLERANCE_SEC:
             raise BackendRefusal("torchcodec returns frames of other times")
-        return batch.data.numpy()
+        return batch.data.cpu().numpy()

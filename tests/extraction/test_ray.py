@@ -1,0 +1,55 @@
+"""How many copies of the model Ray starts; tests/integration/test_extract.py runs it."""
+
+from __future__ import annotations
+
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from hiera_video.data.transforms import Crops
+from hiera_video.extraction.ray import extract_with_ray
+from hiera_video.extraction.runner import Summary
+
+
+@pytest.fixture
+def actors(monkeypatch):
+    """Runs an extraction on so many GPUs. Returns which actors of the model it asked for."""
+
+    def run(num_gpus, **how):
+        asked = []
+
+        class Data:
+            def map_batches(self, actor, **options):
+                asked.append(options)
+                return self
+
+            def iter_rows(self):
+                return iter(())
+
+        ray = SimpleNamespace(
+            is_initialized=lambda: True,
+            cluster_resources=lambda: {"GPU": num_gpus} if num_gpus else {},
+            data=SimpleNamespace(from_items=lambda jobs: Data()),
+        )
+        monkeypatch.setitem(sys.modules, "ray", ray)
+        assembly = SimpleNamespace(videos=["a.mp4"], summary=Summary(1))
+        work = SimpleNamespace(crops=Crops((4, 4), 1, 4))
+        extract_with_ray(assembly, work, SimpleNamespace(batch_size=4), **how)
+        _, model = asked
+        return model["concurrency"], model["num_gpus"]
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("num_gpus", "share", "expected"),
+    [(2, 1.0, 2), (3, 0.5, 6), (1, 0.2, 5), (2, 0.6, 2), (4, 0.3, 12)],
+)
+def test_actors_share_gpus(actors, num_gpus, share, expected):
+    """The share of an actor lies on one GPU: of two, three actors of 0.6 would not fit."""
+    assert actors(num_gpus, gpus_per_model=share) == (expected, share)
+
+
+def test_actors_on_a_cluster_without_gpus(actors):
+    assert actors(0) == (1, 0)
