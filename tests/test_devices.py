@@ -22,14 +22,13 @@ from hiera_video.data.batches import (
     InstanceBatch,
     ViewSample,
 )
-from hiera_video.evaluation.people import SegmentedPeople
+from hiera_video.evaluation import people
 from hiera_video.evaluation.views import Scorer, score_views
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking, kept_units
 from hiera_video.models.normalize import Normalize
-from hiera_video.models.people import detect_people
 from hiera_video.models.pretrained import create_detector, create_segmenter
 from hiera_video.models.pyramid import Pyramid
 from hiera_video.runtime.distributed import Process
@@ -434,13 +433,15 @@ def test_features_on_the_device(layer: Any, pooling: Any, dtype: Any) -> None:
         torch.testing.assert_close(found.values, expected, atol=tolerance, rtol=tolerance)
 
 
-def test_people_are_found_on_the_device(cuda: FakeCuda) -> None:
+def test_people_are_found_on_the_device(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = pixels(2, 40, 60, 3).numpy()
     model, _ = segmenter()
-    people = SegmentedPeople(scorer(model, CUDA), (64, 64), 1, "runs/x")(frames, min_score=0.0)
-    assert len(people) == 2
+    segmented = people.SegmentedPeople(scorer(model, CUDA), (64, 64), 1, "runs/x")
+    assert len(segmented(frames, min_score=0.0)) == 2
     published = fasterrcnn_resnet50_fpn_v2(
         weights=None, weights_backbone=None, num_classes=91, min_size=32, box_score_thresh=0.0
     )
-    people = detect_people(published.eval().to("cuda"), frames[:1], min_score=0.0)
-    assert len(people) == 1
+    monkeypatch.setattr(people, "load_person_detector", lambda source: published.eval())
+    found = people.person_detector(None, CUDA)(frames[:1], min_score=0.0)
+    assert len(found) == 1
+    assert published.roi_heads.box_predictor.cls_score.weight.device == CUDA
