@@ -94,8 +94,9 @@ def score_keyframes(
         for batch in iter(lambda: list(islice(samples, scorer.batch_size)), []):
             counts = torch.tensor([len(sample.boxes) for sample in batch])
             clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
-            boxes = torch.cat([sample.boxes for sample in batch]).to(device)
-            clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
+            boxes = torch.cat([sample.boxes for sample in batch]).to(device, non_blocking=True)
+            clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts)
+            clip_of_box = clip_of_box.to(device, non_blocking=True)
             scores = scorer(clips, boxes, clip_of_box).split(counts.tolist())
             yield from zip(batch, (of_boxes.numpy() for of_boxes in scores), strict=True)
 
