@@ -89,7 +89,7 @@ def find(
     size = (picture.shape[0], picture.shape[1])
     canvas, shape = fitted(picture, shown)
     sample = PictureSample(0, torch.from_numpy(canvas[None]), shape, size, backend)
-    (found,) = scorer.outputs(sample.clip[None].to(scorer.device))
+    (found,) = scorer.outputs(sample.clip[None])
     return objects_of(sample, found) if found["is_finite"] else None
 
 

@@ -198,7 +198,8 @@ class ViewSample:
         """
         clip, place = divmod(i, len(self.crop_offsets))
         top, left = self.crop_offsets[place]
-        positions = torch.from_numpy(self.clip_positions[clip]).to(frames.device)
+        positions = torch.from_numpy(self.clip_positions[clip])
+        positions = positions.to(frames.device, non_blocking=True)
         crop = frames[:, top : top + size[0], left : left + size[1]]
         return crop.index_select(0, positions)  # 6 times faster than one advanced index
 

@@ -88,7 +88,7 @@ class SegmentedPeople:
             return []
         scorer = self.scorer
         canvases, shapes = zip(*(fitted(frame, self.size) for frame in frames), strict=True)
-        clips = torch.from_numpy(np.stack(canvases)[:, None]).to(scorer.device)
+        clips = torch.from_numpy(np.stack(canvases)[:, None])
         people = []
         for frame, shape, found in zip(frames, shapes, scorer.outputs(clips), strict=True):
             if not found["is_finite"]:

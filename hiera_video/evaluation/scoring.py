@@ -93,9 +93,10 @@ def score_keyframes(
     def scored(samples: Iterator[KeyframeSample]) -> Iterator[tuple[KeyframeSample, np.ndarray]]:
         for batch in iter(lambda: list(islice(samples, scorer.batch_size)), []):
             counts = torch.tensor([len(sample.boxes) for sample in batch])
-            clips = torch.stack([sample.clip for sample in batch]).to(device, non_blocking=True)
-            boxes = torch.cat([sample.boxes for sample in batch]).to(device)
-            clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts).to(device)
+            clips = torch.stack([sample.clip for sample in batch])
+            boxes = torch.cat([sample.boxes for sample in batch]).to(device, non_blocking=True)
+            clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts)
+            clip_of_box = clip_of_box.to(device, non_blocking=True)
             scores = scorer(clips, boxes, clip_of_box).split(counts.tolist())
             yield from zip(batch, (of_boxes.numpy() for of_boxes in scores), strict=True)
 
@@ -132,7 +133,7 @@ def find_objects(
     ) -> Iterator[tuple[PictureObjects, np.ndarray]]:
         for batch in iter(lambda: list(islice(samples, scorer.batch_size)), []):
             clips = torch.stack([sample.clip for sample in batch])
-            found = scorer.outputs(clips.to(scorer.device, non_blocking=True))
+            found = scorer.outputs(clips)
             for sample, objects in zip(batch, found, strict=True):
                 finite = np.where(objects["is_finite"].cpu().numpy(), 0.0, np.nan)
                 yield objects_of(sample, objects), finite

@@ -92,7 +92,7 @@ class Scorer:
         """Probabilities, float32 [B, L], on the host; NaN in rows with a logit that is not finite.
 
         Args:
-            clips: uint8 [B, T, h, w, C], on the device.
+            clips: uint8 [B, T, h, w, C], on any device.
             boxes: further inputs of the model.
         """
         logits = self.outputs(clips, *boxes).float()

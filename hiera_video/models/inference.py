@@ -35,13 +35,21 @@ class InferenceModel:
     call to call; what the model lists as `in_float32` stays in float32, as do all inputs but clips.
 
     Args:
-        model: left as it is where it is copied, else put on the device and into evaluation mode.
+        model: takes normalised clips. Left as it is where it is copied, else put on the device and
+            into evaluation mode.
+        normalize: with the mean and standard deviation that the model expects.
+        device: where the model runs.
+        precision: "bf16", "fp16", "fp32" or "tf32". The last two are the same here: whether TF32 is
+            used is a setting of the process, see `runtime.precision.arithmetic`.
         run: what to do with the model (on the device), normalised clips and further inputs.
             Without such inputs, its output has an entry for each clip.
         compile: by torch.compile, one graph for batches of `batch_size`, to which smaller ones are
             padded; on CUDA as a CUDA graph. The first call takes up to a minute. Of detectors and
             segmenters, whose heads have another number of boxes in each call, the encoder.
         batch_size: the most clips in a call.
+
+    Raises:
+        ConfigError: `compile` without a compiler.
     """
 
     model: nn.Module

@@ -234,8 +234,9 @@ def histograms_of_gradients(x: Float[Tensor, "n C p q"]) -> Float[Tensor, "n P"]
     bin; each channel of a cell has unit length (MaskFeat; as slowfast/models/operators.py). Ordered
     by channel, bin, cell row and cell column.
     """
-    smooth, slope = x.new_tensor([1.0, 2.0, 1.0]), x.new_tensor([1.0, 0.0, -1.0])
+    smooth, slope = torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, -1.0])
     kernels = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
+    kernels = kernels.to(x, non_blocking=True)  # `x.new_tensor` would wait for the device
     along_x, along_y = F.conv2d(x.flatten(0, 1)[:, None], kernels).unbind(1)  # [n * C, p, q]
     turn = torch.atan2(along_x, along_y) / math.pi * HOG_BINS
     bins = turn.floor().long() % HOG_BINS

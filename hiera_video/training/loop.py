@@ -9,7 +9,7 @@ what a step gave is read when the next one has been launched.
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -29,6 +29,8 @@ from hiera_video.training.optim import (
     start_momentum,
     step_if_finite,
 )
+
+MAX_GRAPHS = 4  # that are compiled for sizes of batches, each in up to a minute
 
 LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]
 """(model, batch, random numbers) -> the sum of the losses of the batch's targets, float32."""
@@ -191,6 +193,7 @@ class _Steps:
     def __post_init__(self) -> None:
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.to_device = _CopyStream(self.process.device)
+        self.compiled_sizes = set[int]()
 
     def __call__(self, step: int, group: list[Batch], lr: float, stop: bool) -> _Launched:
         process, device = self.process, self.process.device
@@ -244,13 +247,25 @@ class _Steps:
         model = self.model
         is_ddp = isinstance(model, DistributedDataParallel)
         with model.no_sync() if is_ddp and not is_last else nullcontext():  # type: ignore[operator]
-            with autocast(self.process.device, self.process.precision):
+            with autocast(self.process.device, self.process.precision), self._graphs_for(batch):
                 loss = self.loss_function(model, self.to_device(batch), rng)
             if not len(batch):
                 loss = loss * 0.0
             scaled = loss * factor
             (scaled if self.scaler is None else self.scaler.scale(scaled)).backward()
         return loss.detach()
+
+    def _graphs_for(self, batch: Batch) -> AbstractContextManager[None]:
+        """Lets a compiled model compile a graph for the size of the batch, or runs it as it is.
+
+        Batches in which videos could not be read have many sizes.
+        """
+        if not self.loop.compile:
+            return nullcontext()
+        if len(self.compiled_sizes) < MAX_GRAPHS:
+            self.compiled_sizes.add(len(batch.clips))
+        is_compiled = len(batch.clips) in self.compiled_sizes
+        return nullcontext() if is_compiled else torch.compiler.set_stance("force_eager")
 
     def _update(self, loss_sum: Tensor, *, is_empty: bool) -> Tensor:
         """Takes the step, unless it is empty or not finite; returns the results of `_Launched`."""

@@ -259,7 +259,7 @@ class Run:
         """Takes each step from `start_step` on when its report is asked for, and writes nothing."""
         settings = self.task.settings
         if settings.train.compile:
-            self.model.compile()
+            self.model.compile(dynamic=False)
         wrapped: nn.Module = self.model
         if self.process.world_size > 1:
             wrapped = DistributedDataParallel(

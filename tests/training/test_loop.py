@@ -486,3 +486,24 @@ def test_the_scaler_resumes_to_the_bit():
     scales = [report.loss_scale for report, _ in whole]
     assert [report.loss_scale for report, _ in rest] == scales[4:]
     assert len(set(scales)) > 2
+
+
+def test_a_compiled_model_has_few_graphs_and_takes_batches_of_any_size():
+    """Each size would be a graph, and torch gives up compiling after eight of them."""
+    graphs = []
+
+    def backend(module, inputs):
+        graphs.append(tuple(inputs[-1].shape))
+        return module
+
+    model = nn.Linear(1, 1, bias=False)
+    model.compile(dynamic=False, backend=backend)
+    sizes = [4, 3, 4, 2, 1, 5, 6, 7, 4, 2, 6]
+    plain = [weight for _, weight in steps([batch(*[1.0] * n) for n in sizes])]
+    compiled = steps(
+        [batch(*[1.0] * n) for n in sizes],
+        model=model,
+        loop=Loop(accumulation_steps=1, compile=True),
+    )
+    assert [weight for _, weight in compiled] == pytest.approx(plain)
+    assert len(graphs) == 4
