@@ -57,7 +57,8 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
         precision: of models, see `runtime.precision.arithmetic`.
 
     Raises:
-        ConfigError: there is no such device, or it has no such precision.
+        ConfigError: there is no such device, it has no such precision, or "auto" is not the same on
+            all of them.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
@@ -107,6 +108,12 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
             backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
         )
         try:
+            kinds = union_over_processes({known})
+            if len(kinds) > 1:
+                raise ConfigError(
+                    f"precision={precision} is {' and '.join(sorted(kinds))} on the devices of the "
+                    "processes: choose one that all of them have"
+                )
             yield Process(rank, world_size, local_world_size, chosen, watch, known)
         finally:
             dist.destroy_process_group()
