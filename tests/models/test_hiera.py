@@ -229,7 +229,7 @@ def test_drop_path() -> None:
 
 def test_a_head_takes_features_of_any_type() -> None:
     """As a linear layer does under autocast, in which features may be in half precision."""
-    head, x = Head(4, 3), torch.randn(2, 4).bfloat16()
+    head, x = Head(4, 3, dropout=0.0), torch.randn(2, 4).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(head(x), head(x.float()))
 
