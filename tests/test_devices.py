@@ -24,6 +24,7 @@ from hiera_video.data.batches import (
 )
 from hiera_video.evaluation import people
 from hiera_video.evaluation.views import Scorer, score_views
+from hiera_video.extraction import ray
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
@@ -199,6 +200,16 @@ def test_a_model_on_the_device(name: str, training: bool, unchecked_shapes: None
         assert cuda.waits == []
         assert_same(found, expected)
         assert_same(found_gradients, gradients)
+
+
+@pytest.mark.parametrize("kind", ["classifier", "detector", "segmenter"])
+def test_another_classifier_is_where_the_model_is(kind: str, cuda: FakeCuda) -> None:
+    models = {"detector": lambda: detector(1)[0], "segmenter": lambda: segmenter()[0]}
+    model: Any = models.get(kind, lambda: hiera(VIDEO))().to("cuda")
+    model.reset_classifier(7)
+    if kind == "segmenter":
+        model.reset_heads(6)
+    assert {parameter.device for parameter in model.parameters()} == {CUDA}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -393,16 +404,24 @@ def scorer(model: nn.Module, device: torch.device, **changes: Any) -> Scorer:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_views_are_cut_and_scored_on_the_device(precision: Any) -> None:
+def test_views_are_cut_and_scored_on_the_device(
+    precision: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The host waits for scores, once a batch."""
     positions = np.array([[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 4, 5, 6, 7, 8, 9]])
     video = ViewSample(0, pixels(10, 64, 80, 3), positions, [(0, 0), (0, 16)], "pyav")
     ((_, expected),) = score_views(scorer(hiera(VIDEO), CPU), [video], (64, 64))
     with FakeCuda() as cuda:
         there = scorer(hiera(VIDEO), CUDA, precision=precision)
+        cut = ViewSample.view
+        devices = list[torch.device]()
+        monkeypatch.setattr(
+            ViewSample, "view", lambda *args: devices.append(args[1].device) or cut(*args)
+        )
         cuda.waits.clear()
         ((_, found),) = score_views(there, [video], (64, 64))
         assert [wait.where for wait in cuda.waits] == ["hiera_video/evaluation/views.py"] * 2
+        assert devices == [CUDA] * 4  # of each frame once, and not of each view, bytes are copied
     tolerance = 1e-5 if precision == "fp32" else 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
@@ -431,6 +450,13 @@ def test_features_on_the_device(layer: Any, pooling: Any, dtype: Any) -> None:
         assert cuda.waits == []
         tolerance = 1e-4 if dtype == "float32" else 1e-2
         torch.testing.assert_close(found.values, expected, atol=tolerance, rtol=tolerance)
+
+
+def test_an_actor_of_ray_has_its_model_on_the_device(cuda: FakeCuda) -> None:
+    made_by_the_driver = FeatureExtractor(
+        hiera(VIDEO), normalize=Normalize(**NORMALIZE), device=CPU, layer="pre_logits"
+    )
+    assert ray.Model(made_by_the_driver).extractor(pixels(2, 8, 64, 64, 3)).device == CUDA
 
 
 def test_people_are_found_on_the_device(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:

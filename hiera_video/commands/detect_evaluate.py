@@ -57,11 +57,11 @@ def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool 
             print_json({**found, **protocol}, indent=2)
             num_failed = unreadable.total()
             return exit_code(done=len(val.records) - num_failed, failed=num_failed)
-        if process.is_main:  # before hours of work, not after
-            make_writable_folder(folder)
         scorer = Scorer.of(
             model, card, process.device, config.batch_size, process.precision, config.compile
         )
+        if process.is_main:  # before hours of work, not after
+            make_writable_folder(folder)
         scored, failures = score_keyframes(scorer, clips, process, data, progress=process.is_main)
         if process.is_main:
             detections = detections_of(val.records, {k.index: k.scores for k in scored}, label_map)

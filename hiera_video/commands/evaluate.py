@@ -49,11 +49,11 @@ def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = Fals
             print_json({**found, **protocol}, indent=2)
             num_failed = unreadable.total()
             return exit_code(done=len(val.records) - num_failed, failed=num_failed)
-        if process.is_main:  # before hours of work, not after
-            make_writable_folder(folder)
         scorer = Scorer.of(
             model, card, process.device, config.views.batch_size, process.precision, config.compile
         )
+        if process.is_main:  # before hours of work, not after
+            make_writable_folder(folder)
         videos, failures = validate(scorer, views, process, config.data, progress=process.is_main)
         if process.is_main:
             expected = [record.labels for record in val.records]

@@ -67,11 +67,11 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
             )
             num_failed = unreadable.total()
             return exit_code(done=len(val.records) - num_failed, failed=num_failed)
-        if process.is_main:
-            make_writable_folder(folder)
         scorer = Scorer.of(
             model, card, process.device, config.batch_size, process.precision, config.compile
         )
+        if process.is_main:  # before hours of work, not after
+            make_writable_folder(folder)
         pictures = WholePictures(val.records, size=size, open_video=opener(data))
         found, failures = find_objects(scorer, pictures, process, data, progress=process.is_main)
         if process.is_main:

@@ -108,7 +108,7 @@ class LayerScale(nn.Module):
         nn.init.constant_(self.gamma, 1e-5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.gamma
+        return (x * self.gamma).to(x.dtype)
 
 
 class HieraBlock(nn.Module):

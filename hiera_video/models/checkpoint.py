@@ -213,7 +213,9 @@ def differences(state: Mapping[str, Tensor], needed: Mapping[str, Tensor]) -> li
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
     """The keys of tensors that hold a value which is not finite."""
-    return [key for key, value in state.items() if not value.isfinite().all()]
+    finite = [value.isfinite().all() for value in state.values()]
+    flags = torch.stack(finite).tolist() if finite else []  # one wait for the device
+    return [key for key, is_finite in zip(state, flags, strict=True) if not is_finite]
 
 
 def shorten(names: Sequence[str], shown: int = 6) -> str:

@@ -336,7 +336,8 @@ class Hiera(Trainable):
 
         With `pre_logits`, the pooled and normalised features `[B, D]` instead.
         """
-        x = self.norm(x.flatten(1, -2).mean(dim=1, dtype=self.norm.weight.dtype))
+        dtype = next(self.norm.parameters(), x).dtype  # of a row a clip, float32 costs nothing
+        x = self.norm(x.flatten(1, -2).mean(dim=1, dtype=dtype))
         return x if pre_logits else self.head(x)
 
     def forward_intermediates(

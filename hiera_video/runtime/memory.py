@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 GIB = 2**30
-MESSAGES = ("out of memory", "can't allocate memory")  # of torch, on a GPU and on a CPU
+# Of torch, on a GPU, in its library and on a CPU.
+MESSAGES = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "can't allocate memory")
 
 
 def is_full(error: RuntimeError) -> bool:
