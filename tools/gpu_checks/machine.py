@@ -69,10 +69,10 @@ def environment(page: Page, folder: Path, smoke: bool) -> None:
 
 
 def tests(page: Page, folder: Path, smoke: bool) -> None:
-    """`pytest -m gpu`, of the files that have such tests."""
+    """`pytest -m gpu`, of tests/gpu and of the files that mark such tests."""
     has_marker = re.compile(r"mark\.gpu\b")
     found = sorted((ROOT / "tests").rglob("test_*.py"))
-    found = [path for path in found if has_marker.search(path.read_text())]
+    found = [path for path in found if has_marker.search(path.read_text()) or "gpu" in path.parts]
     line = ["pytest", "-m", "gpu", "-q", "-rfE", "--durations=5", "-o", "addopts="]
     line += ["--import-mode=importlib", "-p", "no:cacheprovider"]
     line += [str(path.relative_to(ROOT)) for path in found]
