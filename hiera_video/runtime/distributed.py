@@ -47,7 +47,9 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 @contextmanager
-def process_group(device: str, precision: Precision = "fp32") -> Iterator[Process]:
+def process_group(
+    device: str, precision: Precision = "fp32", key: str = "precision"
+) -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.
 
     The processes wait for one another as long as all of them live, see `Watch`.
@@ -55,6 +57,7 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
         precision: of models, see `runtime.precision.arithmetic`.
+        key: the setting of the precision, for messages.
 
     Raises:
         ConfigError: there is no such device, or it has no such precision.
@@ -90,10 +93,10 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
         elif local_world_size > 1:
             raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
-    known = arithmetic(precision, chosen)
+    known = arithmetic(precision, chosen, key)
     if precision == "auto" and os.environ.get("RANK", "0") == "0":
         name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen
-        logger.info("precision=auto: %s on %s", known, name)
+        logger.info("%s=auto: %s on %s", key, known, name)
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, 1, chosen, precision=known)
         return
