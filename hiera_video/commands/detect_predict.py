@@ -24,7 +24,6 @@ from hiera_video.evaluation.people import PersonDetector, person_detector
 from hiera_video.evaluation.scoring import keyframe_clips_of, score_keyframes
 from hiera_video.evaluation.views import Scorer
 from hiera_video.files import replacing_all, utf8_text, write_json
-from hiera_video.models.card import ModelCard
 from hiera_video.models.detector import ActionDetector
 from hiera_video.models.people import announce_weights
 from hiera_video.models.pretrained import load_model
@@ -59,7 +58,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                 announce_weights()
             print_planned((file for files in outputs for file in files.values()), as_json=as_json)
             return 0
-        models = {model.encoder.input_size[1:]: model}  # by size of the clip
+        scorers = dict[tuple[int, ...], Scorer]()  # by size of the clip
         detect = None
         if table is None:
             detect = person_detector(config.detector, process.device, process.precision)
@@ -75,13 +74,17 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                             "wide; cut the video"
                         )
                     size = clip_size(model, height, width)
-                    if size not in models:
-                        models[size], _ = load_model(
-                            config.checkpoint,
-                            kind="detector",
-                            weights_key=config.weights_key,
-                            image_size=size,
-                        )
+                    if size not in scorers:
+                        resized = model
+                        if size != model.encoder.input_size[1:]:
+                            resized, _ = load_model(
+                                config.checkpoint,
+                                kind="detector",
+                                weights_key=config.weights_key,
+                                image_size=size,
+                            )
+                        how = (config.batch_size, process.precision, config.compile)
+                        scorers[size] = Scorer.of(resized, card, process.device, *how)
                     interval_sec = config.every_sec
                     if detect is not None:
                         records = detected_boxes(video, detect, config)
@@ -90,7 +93,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
                         records = given_boxes(video, table, config)
                         gaps = np.diff([record.second for record in records])
                         interval_sec = min(gaps, default=interval_sec)
-                    scores = action_scores(models[size], card, records, config, process)
+                    scores = action_scores(scorers[size], records, config, process)
                     described = [
                         people_of(record, of_boxes, label_map, config)
                         for record, of_boxes in zip(records, scores, strict=True)
@@ -194,8 +197,7 @@ def clip_size(model: ActionDetector, height: int, width: int) -> tuple[int, int]
 
 
 def action_scores(
-    model: ActionDetector,
-    card: ModelCard,
+    scorer: Scorer,
     records: Sequence[KeyframeRecord],
     config: DetectPredictSettings,
     process: Process,
@@ -207,10 +209,8 @@ def action_scores(
     """
     if not records:
         return []
-    clips = keyframe_clips_of(records, model, config.clips, config.data)
-    scorer = Scorer.of(
-        model, card, process.device, config.batch_size, process.precision, config.compile
-    )
+    assert isinstance(scorer.model, ActionDetector)
+    clips = keyframe_clips_of(records, scorer.model, config.clips, config.data)
     scored, failures = score_keyframes(scorer, clips, process, config.data)
     if failures:
         raise NoResult(failures[0].message)

@@ -20,6 +20,7 @@ from hiera_video.errors import MissingLibrary
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.reading import End, ReadWindows, Window
 from hiera_video.extraction.runner import Assembly, extract_windows
+from hiera_video.runtime.precision import arithmetic, set_tf32
 from hiera_video.runtime.workers import Workers
 
 Batch = dict[str, np.ndarray]
@@ -44,6 +45,7 @@ class Model:
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        set_tf32(arithmetic(extractor.precision, device))  # in this process, on this device
         self.extractor = replace(extractor, device=device)
         self.extractor.warm_up()
 

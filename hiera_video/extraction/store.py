@@ -290,8 +290,11 @@ class FeatureStore:
             if before.get(key) != now.get(key)
         ]
         reasons = "; ".join(changed) or "an earlier version, which resized videos in another way"
+        precision, same = before.get("precision"), ""
+        if precision not in (None, now.get("precision")):  # "auto" may be another one here
+            same = f"set precision={precision}, as there, "
         raise StoreError(
-            f"{path} was made with other settings ({reasons}): choose another "
+            f"{path} was made with other settings ({reasons}): {same}choose another "
             "output_dir, or set overwrite=true to replace what there is"
         )
 

@@ -70,7 +70,9 @@ class CudaTransfer(Transfer):
         arrived.record(self._model)
 
         def fetch() -> tuple[Tensor, float]:
-            arrived.synchronize()
+            # The current device belongs to a thread: another would open a context on GPU 0.
+            with torch.cuda.device(self.device):
+                arrived.synchronize()
             return on_host, begin.elapsed_time(end) / 1000  # of milliseconds
 
         return fetch

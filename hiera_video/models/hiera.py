@@ -56,6 +56,8 @@ class Head(nn.Module):
         self.projection = nn.Linear(dim, num_classes) if num_classes else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B L"]:
+        if isinstance(self.projection, nn.Linear):
+            x = x.to(self.projection.weight.dtype)
         with autocast_off(x):  # a row a clip: float32 costs nothing
             return self.projection(self.dropout(x))
 

@@ -40,7 +40,7 @@ class InferenceModel:
         normalize: with the mean and standard deviation that the model expects.
         device: where the model runs.
         precision: "bf16", "fp16", "fp32" or "tf32". The last two are the same here: whether TF32 is
-            used is a setting of the process, see `runtime.precision.arithmetic`.
+            used is a setting of the process, see `runtime.precision.set_tf32`.
         run: what to do with the model (on the device), normalised clips and further inputs.
             Without such inputs, its output has an entry for each clip.
         compile: by torch.compile, one graph for batches of `batch_size`, to which smaller ones are

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from hiera_video.errors import ConfigError, UserError
-from hiera_video.runtime.precision import arithmetic
+from hiera_video.runtime.precision import arithmetic, set_tf32
 from hiera_video.runtime.watch import LIMIT_SEC, Watch
 from hiera_video.settings.training import Arithmetic, Precision
 
@@ -60,7 +60,8 @@ def process_group(
         key: the setting of the precision, for messages.
 
     Raises:
-        ConfigError: there is no such device, or it has no such precision.
+        ConfigError: there is no such device, it has no such precision, or "auto" is not the same on
+            all of them.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
@@ -94,6 +95,8 @@ def process_group(
             raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
     known = arithmetic(precision, chosen, key)
+    if chosen.type == "cuda":
+        set_tf32(known)
     if precision == "auto" and os.environ.get("RANK", "0") == "0":
         name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen
         logger.info("%s=auto: %s on %s", key, known, name)
@@ -108,6 +111,12 @@ def process_group(
             backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
         )
         try:
+            kinds = union_over_processes({known})
+            if len(kinds) > 1:
+                raise ConfigError(
+                    f"{key}={precision} is {' and '.join(sorted(kinds))} on the devices of the "
+                    "processes: choose one that all of them have"
+                )
             yield Process(rank, world_size, local_world_size, chosen, watch, known)
         finally:
             dist.destroy_process_group()

@@ -32,8 +32,7 @@ def in_hardware(dtype: torch.dtype, device: torch.device) -> bool | None:
 def arithmetic(precision: Precision, device: torch.device, key: str = "precision") -> Arithmetic:
     """What `precision` is on this device; "auto" is the fastest kind that the device has.
 
-    That is bf16 where it is in hardware, else fp16 on CUDA, else fp32. On CUDA, this decides for
-    the process whether products of float32 use TF32: with "tf32" alone. `key` is its setting.
+    That is bf16 where it is in hardware, else fp16 on CUDA, else fp32. `key` is its setting.
 
     Raises:
         ConfigError: the device has no such arithmetic.
@@ -57,10 +56,16 @@ def arithmetic(precision: Precision, device: torch.device, key: str = "precision
             f"{key} is tf32: only NVIDIA's GPUs have it, and the device is {device.type}; take "
             "fp32, bf16 or auto"
         )
-    if is_cuda:  # for convolutions, torch's default is TF32
-        is_tf32 = precision == "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_tf32
     return precision
+
+
+def set_tf32(precision: Arithmetic) -> None:
+    """Lets products of float32 on CUDA use TF32 with "tf32" alone, in the whole process.
+
+    For convolutions, torch's default is TF32.
+    """
+    is_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_tf32
 
 
 def autocast(device: torch.device, precision: Arithmetic) -> torch.autocast:

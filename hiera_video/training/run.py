@@ -155,8 +155,8 @@ def train(
         run = Run(task, process, schedule, model, optimizer, average, scaler, writer, card, facts)
         loss = task.loss(model, process.device)
         if dry_run:
+            plan = Plan.of(task, model, process, schedule.end_step)  # before it is compiled
             steps = run.steps(batches, loss, start_step, stops) if measured else None
-            plan = Plan.of(task, model, process, schedule.end_step)
             return plan.rehearse(batches, steps, unreadable, as_json)
         if latest:
             logger.info("resumed from %s", latest)

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 class CheckpointWriter:
     """Copies the state of a run between two steps, and writes the copy in a thread.
 
-    At most one checkpoint is being written. The copy, in pinned memory if the run is on a GPU,
-    takes as much memory of the host as the state has; the next one takes its place. The main
-    process alone has a writer.
+    At most one checkpoint is being written. The copy takes as much memory of the host as the state
+    has; if the run is on a GPU it is pinned, for which torch takes the next power of two. The next
+    copy takes its place. The main process alone has a writer.
 
     Args:
         folder: of the checkpoints.
@@ -116,7 +116,7 @@ class CheckpointWriter:
 def _host_tensors(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Empty tensors like those of `state` in one piece of memory, pinned if any is on a GPU.
 
-    One piece, because torch rounds each piece of pinned memory up to a power of two.
+    One piece, so that torch rounds up to a power of two once, and not for each tensor.
     """
     is_cuda = any(value.is_cuda for value in state.values())
     sizes = [-(-value.nbytes // 64) * 64 for value in state.values()]

@@ -6,9 +6,11 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from hiera_video.data.transforms import Crops
-from hiera_video.extraction.ray import extract_with_ray
+from hiera_video.errors import ConfigError
+from hiera_video.extraction.ray import Model, extract_with_ray
 from hiera_video.extraction.runner import Summary
 
 
@@ -49,6 +51,18 @@ def actors(monkeypatch):
 def test_actors_share_gpus(actors, num_gpus, share, expected):
     """The share of an actor lies on one GPU: of two, three actors of 0.6 would not fit."""
     assert actors(num_gpus, gpus_per_model=share) == (expected, share)
+
+
+def test_an_actor_takes_the_precision(monkeypatch):
+    """In its process, and on its device, which may lack it."""
+    taken = []
+    monkeypatch.setattr("hiera_video.extraction.ray.set_tf32", taken.append)
+    monkeypatch.setattr("hiera_video.extraction.ray.replace", lambda extractor, device: extractor)
+    Model(SimpleNamespace(precision="fp32", warm_up=lambda: None))
+    assert taken == ["fp32"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="precision is tf32: only NVIDIA's GPUs have it"):
+        Model(SimpleNamespace(precision="tf32", warm_up=lambda: None))
 
 
 def test_actors_on_a_cluster_without_gpus(actors):

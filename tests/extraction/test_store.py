@@ -232,6 +232,19 @@ def test_other_formats_of_the_same_settings_stay(tmp_path):
     assert files == ["a.json", "a.npy", "a.npz"]
 
 
+def test_another_precision_is_refused_with_the_one_to_take(tmp_path):
+    """By precision=auto, another machine may have one that nobody has chosen."""
+    with FeatureStore(tmp_path, "npz", {"layer": "stage2", "precision": "fp32"}).writing():
+        pass
+    found = (
+        r"\(precision was fp32, is bf16\): set precision=fp32, as there, choose another output_dir"
+    )
+    with pytest.raises(StoreError, match=found):
+        FeatureStore(tmp_path, "npz", {"layer": "stage2", "precision": "bf16"}).check()
+    with pytest.raises(StoreError, match=r"is stage3\): choose another output_dir"):
+        FeatureStore(tmp_path, "npz", {"layer": "stage3", "precision": "fp32"}).check()
+
+
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", "null", '{"hash": 1}', '{"hash": "1"}', "[" * 100_000, "\0"]
 )

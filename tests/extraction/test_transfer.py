@@ -71,6 +71,12 @@ def log(monkeypatch):
         log.append(f"{current[-1].name} copies to {torch.device(device).type}")
         return real_to(self, device, non_blocking=True)
 
+    @contextlib.contextmanager
+    def device(chosen):
+        log.append(f"the device is {chosen}")
+        yield
+
+    monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: model)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: copies)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
@@ -110,8 +116,8 @@ def test_copies_have_a_stream_of_their_own_and_results_an_event(log):
     results, seconds = first()
     assert results.device.type == "cpu"
     assert seconds == 0.25
-    # Not for the second batch, which was launched meanwhile.
-    assert log == ["host waits for event 2", "host reads time 0 to time 1"]
+    # Not for the second batch, which was launched meanwhile; and another thread may ask.
+    assert log == ["the device is cuda:0", "host waits for event 2", "host reads time 0 to time 1"]
 
 
 def test_batches_for_cuda_lie_in_pinned_memory(log, monkeypatch):

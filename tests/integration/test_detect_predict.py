@@ -12,6 +12,7 @@ import torch
 
 from hiera_video.commands.detect_predict import clip_size
 from hiera_video.data.boxes.files import read_boxes
+from hiera_video.evaluation.views import Scorer
 from hiera_video.models import people
 from hiera_video.models.pretrained import create_detector, create_segmenter, load_model
 from hiera_video.models.saving import save_model
@@ -90,6 +91,22 @@ def test_boxes_of_a_csv(commands, detector, files, tmp_path):
         assert len(overlay) == len(video)
         assert overlay.fps == pytest.approx(video.fps, rel=1e-3)
         assert min(overlay.height, overlay.width) >= 360
+
+
+def test_files_of_one_size_share_a_model(commands, detector, files, monkeypatch, tmp_path):
+    """It is copied, and compiled, once for each size of clips."""
+    made, of = [], Scorer.of
+    monkeypatch.setattr(Scorer, "of", lambda *how: made.append(of(*how)) or made[-1])
+    shutil.copy(files / "a.mp4", tmp_path / "b.mp4")
+    rows = ["a,0.2,0.5,0.1,0.9,0.9,,1", "b,0.2,0.5,0.1,0.9,0.9,,1"]
+    (tmp_path / "boxes.csv").write_text("\n".join(rows) + "\n")
+    inputs = (files / "a.mp4", tmp_path / "b.mp4")
+    boxes = f"boxes={tmp_path / 'boxes.csv'}"
+    result = predict(commands, detector, tmp_path / "out", *inputs, boxes, "precision=bf16")
+    assert result.code == 0, result.err
+    assert len(made) == 1
+    scores = [read_boxes("detections", tmp_path / f"out/{n}_detections.csv").score for n in "ab"]
+    np.testing.assert_array_equal(*scores)
 
 
 def test_boxes_may_have_actions_by_name(commands, detector, files, tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from hiera_video.models import download, pretrained
 from hiera_video.models.variants import PUBLISHED
@@ -99,6 +100,27 @@ def test_measured_steps(commands, tmp_path, workers):
     assert measured["hours"] == pytest.approx(9 * measured["sec_per_step"] / 3600)
     assert 0 < measured["data_share"] <= 1
     assert not (tmp_path / "run").exists()
+
+
+def test_measured_steps_of_a_compiled_model(commands, monkeypatch, tmp_path):
+    """Its memory is estimated with the model that is not compiled: compilers need real tensors."""
+    calls = []
+
+    def compile(model, **how):
+        def compiled(clips):
+            assert not isinstance(clips, FakeTensor)
+            calls.append(clips.shape)
+            return model._call_impl(clips)
+
+        model._compiled_call_impl = compiled
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile)
+    monkeypatch.setattr("hiera_video.training.run.check_compiler", lambda device, key: None)
+    options = ("--dry-run", "--measure", "train.compile=true", "--json")
+    result = commands.run(*commands.finetune(tmp_path / "run", *options))
+    assert result.code == 0, result.err
+    assert json.loads(result.out)["measured"]["steps"] == 7
+    assert calls
 
 
 def test_measured_steps_of_pretraining_and_of_two_processes(commands, tmp_path):

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from hiera_video.errors import ModelError
 from hiera_video.models import blocks
 from hiera_video.models.blocks import DropPath, Mlp
-from hiera_video.models.hiera import Hiera, reroll, unroll
+from hiera_video.models.hiera import Head, Hiera, reroll, unroll
 from hiera_video.models.masking import kept_units
 from hiera_video.models.units import pool_tokens, size3
 
@@ -225,6 +225,13 @@ def test_drop_path() -> None:
     assert kept.unique().tolist() == pytest.approx([0.0, 4 / 3])
     assert torch.equal(kept[:, 0, 0], kept[:, 1, 2])  # a sample as a whole
     assert kept.mean().item() == pytest.approx(1.0, abs=0.05)
+
+
+def test_a_head_takes_features_of_any_type() -> None:
+    """As a linear layer does under autocast, in which features may be in half precision."""
+    head, x = Head(4, 3, dropout=0.0), torch.randn(2, 4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(head(x), head(x.float()))
 
 
 def test_head_dropout() -> None:

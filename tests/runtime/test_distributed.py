@@ -1,3 +1,4 @@
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,10 +29,9 @@ def test_without_torchrun_there_is_one_process(monkeypatch):
         barrier()
 
 
-def test_a_group_of_one(monkeypatch, tmp_path):
-    """What torchrun sets, for one process; the group is left again, after an error too."""
-    import socket
-
+@pytest.fixture
+def group_of_one(monkeypatch):
+    """What torchrun sets, for one process."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -44,12 +44,26 @@ def test_a_group_of_one(monkeypatch, tmp_path):
         "MASTER_PORT": port,
     }.items():
         monkeypatch.setenv(name, str(value))
+
+
+def test_a_group_of_one(group_of_one):
+    """The group is left again, after an error too."""
     with pytest.raises(KeyError), process_group("cpu") as process:  # noqa: PT012
         assert is_distributed()
         assert process.world_size == 1
         assert sum_over_processes(torch.tensor(3.0)).item() == 3.0
         assert gather_on_main({"a": 1}) == [{"a": 1}]
         raise KeyError
+    assert not is_distributed()
+
+
+def test_processes_whose_devices_differ_have_one_precision(group_of_one, monkeypatch):
+    """Gradients of a scaled loss and of others must not be added up."""
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: "bf16")
+    monkeypatch.setattr(distributed, "union_over_processes", lambda kinds: kinds | {"fp16"})
+    message = "precision=auto is bf16 and fp16 on the devices of the processes: choose one"
+    with pytest.raises(ConfigError, match=message), process_group("cpu", "auto"):
+        pass
     assert not is_distributed()
 
 
@@ -108,7 +122,7 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch, rank):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: precision)
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: precision)
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     with process_group("auto") as process:
         assert process.device == torch.device("cuda", rank)

@@ -51,12 +51,24 @@ def test_auto_is_what_the_card_has(card):
     assert arithmetic("auto", CUDA) == "fp16"
 
 
-def test_tf32_is_on_where_it_was_asked_for(card):
+def test_tf32_is_on_where_it_was_asked_for(card, monkeypatch):
     card(has_bf16=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
     for asked, is_on in (("tf32", True), ("fp32", False), ("tf32", True), ("auto", False)):
-        arithmetic(asked, CUDA)
-        assert torch.backends.cuda.matmul.allow_tf32 is is_on
-        assert torch.backends.cudnn.allow_tf32 is is_on
+        with process_group("cuda:0", asked):
+            assert torch.backends.cuda.matmul.allow_tf32 is is_on
+            assert torch.backends.cudnn.allow_tf32 is is_on
+
+
+def test_asking_what_a_precision_is_changes_nothing(card):
+    """As `LoadedModel.predict` does, in the process of another program."""
+    card(has_bf16=True)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    arithmetic("auto", CUDA)
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize(

@@ -604,9 +604,9 @@ def test_differences_are_listed_by_key():
 
 def test_a_run_is_not_resumed_with_another_configuration(tmp_path):
     data = {"train": "t.csv", "videos": 8, "fingerprint": "a"}
-    saved = json.loads(json.dumps(facts_of(finetune(), data)))
+    saved = json.loads(json.dumps(facts_of(finetune(), data, "fp32")))
     latest = tmp_path / "checkpoints" / "step_00000001"
-    check = functools.partial(check_same_run, latest, saved, data=data)
+    check = functools.partial(check_same_run, latest, saved, data=data, precision="fp32")
     check(settings=finetune("device=cpu", "data.max_read_gib=9"))  # results stay the same
     with pytest.raises(ConfigError, match=r"optim\.lr: 0\.0008 -> 1\.0.*overwrite_config=true"):
         check(settings=finetune("optim.lr=1"))
