@@ -13,6 +13,11 @@
 # $PYTHON is the Python to use, by default python3. docs/performance.md describes the sections.
 set -euo pipefail
 
+refuse() {
+    echo "tools/gpu_check.sh: $1" >&2
+    exit 2
+}
+
 usage() {
     echo "usage: tools/gpu_check.sh FOLDER [--smoke] [--wheels DIR] [--only SECTION,...]" >&2
     echo "sections: ${sections[*]}" >&2
@@ -52,6 +57,11 @@ done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-python3}
+has_gpu=$("$python" -c "import torch; print(torch.cuda.is_available())") ||
+    refuse "PYTHON=$python does not import torch"
+[[ -n $smoke || $has_gpu == True ]] ||
+    refuse "torch finds no CUDA device; with --smoke it needs none"
+[[ -z $wheels ]] || compgen -G "$wheels/*.whl" >/dev/null || refuse "--wheels $wheels has no wheels"
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
 path=$root:$root/tools

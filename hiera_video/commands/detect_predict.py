@@ -45,20 +45,19 @@ class NoResult(Exception):
 def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
     outputs = output_files(config, config.inputs, OUTPUTS)
-    model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
-    label_map = LabelMap(card.actions, {})
-    # Which actions the boxes have, if any, does not matter here.
-    table = None if config.boxes is None else read_boxes("proposals", config.boxes, label_map)
-    if dry_run:
-        if config.detector is not None:
-            person_detector(config.detector, torch.device("cpu"))
-        elif table is None:
-            announce_weights()
-        print_planned((file for files in outputs for file in files.values()), as_json=as_json)
-        return 0
-
     failed = 0
     with process_group(config.device, config.precision) as process:
+        model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
+        label_map = LabelMap(card.actions, {})
+        # Which actions the boxes have, if any, does not matter here.
+        table = None if config.boxes is None else read_boxes("proposals", config.boxes, label_map)
+        if dry_run:
+            if config.detector is not None:
+                person_detector(config.detector, torch.device("cpu"))
+            elif table is None:
+                announce_weights()
+            print_planned((file for files in outputs for file in files.values()), as_json=as_json)
+            return 0
         scorers = dict[tuple[int, ...], Scorer]()  # by size of the clip
         detect = None
         if table is None:

@@ -33,15 +33,17 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
     mask_library()
     paths = files_among(config.inputs)
     outputs = output_files(config, paths, OUTPUTS)
-    model, card = load_model(config.checkpoint, kind="segmenter", weights_key=config.weights_key)
-    if dry_run:
-        print_planned((file for files in outputs for file in files.values()), as_json=as_json)
-        records = [VideoRecord(path, (), path) for path in paths]
-        failed = warn_of_unreadable(records, opener(config.data))
-        return exit_code(done=len(paths) - failed, failed=failed)
-    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    failed = 0
     with process_group(config.device, config.precision) as process:
+        model, card = load_model(
+            config.checkpoint, kind="segmenter", weights_key=config.weights_key
+        )
+        if dry_run:
+            print_planned((file for files in outputs for file in files.values()), as_json=as_json)
+            records = [VideoRecord(path, (), path) for path in paths]
+            failed = warn_of_unreadable(records, opener(config.data))
+            return exit_code(done=len(paths) - failed, failed=failed)
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        failed = 0
         scorer = Scorer.of(model, card, process.device, 1, process.precision, config.compile)
         for path, files in zip(paths, outputs, strict=True):
             try:

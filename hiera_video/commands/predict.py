@@ -16,16 +16,18 @@ from hiera_video.video.open import opener
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
     paths = files_among(config.inputs, has_frames=config.data.frames_fps is not None)
-    model, card = load_model(config.checkpoint, kind="classifier", weights_key=config.weights_key)
-    records = [VideoRecord(path, (), path) for path in paths]
-    views = views_of(records, model, config.clips, config.views, config.data)
-    warn_of_pictures(paths, views.sampler.num_frames, config.checkpoint)
-    if dry_run:
-        print_planned(paths, as_json=as_json)
-        num_failed = warn_of_unreadable(records, opener(config.data))
-        return exit_code(done=len(paths) - num_failed, failed=num_failed)
-    failures: list[Failure] = []
     with process_group(config.device, config.precision) as process:
+        model, card = load_model(
+            config.checkpoint, kind="classifier", weights_key=config.weights_key
+        )
+        records = [VideoRecord(path, (), path) for path in paths]
+        views = views_of(records, model, config.clips, config.views, config.data)
+        warn_of_pictures(paths, views.sampler.num_frames, config.checkpoint)
+        if dry_run:
+            print_planned(paths, as_json=as_json)
+            num_failed = warn_of_unreadable(records, opener(config.data))
+            return exit_code(done=len(paths) - num_failed, failed=num_failed)
+        failures: list[Failure] = []
         scorer = Scorer.of(
             model, card, process.device, config.views.batch_size, process.precision, config.compile
         )

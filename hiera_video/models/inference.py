@@ -80,13 +80,10 @@ class InferenceModel:
     @torch.inference_mode()
     def __call__(self, clips: UInt8[Tensor, "B T H W C"], *others: Tensor) -> Any:
         """What `run` returns, on the device; `clips` are there, or on the host, pinned or not."""
-        clips = clips.to(self.device, non_blocking=True)
         if not self.compile:
-            return self._compute(clips, *others)
+            return self._compute(clips.to(self.device, non_blocking=True), *others)
         count = len(clips)
-        if count < self.batch_size:
-            padding = clips.new_zeros(self.batch_size - count, *clips.shape[1:])
-            clips = torch.cat([clips, padding])
+        clips = self._full_batch(clips)
         with self._first_call_timed():
             if self.device.type == "cuda":
                 torch.compiler.cudagraph_mark_step_begin()
@@ -94,6 +91,18 @@ class InferenceModel:
         if not others:
             outputs = outputs[:count]
         return outputs.clone() if isinstance(outputs, Tensor) else outputs  # graphs reuse memory
+
+    @torch.inference_mode(False)
+    def _full_batch(self, clips: Tensor) -> Tensor:
+        """The clips on the device, and zeros up to `batch_size`.
+
+        They are no tensors of inference mode, for which torch.compile would make another graph.
+        """
+        clips = clips.to(self.device, non_blocking=True)
+        if len(clips) < self.batch_size:
+            padding = clips.new_zeros(self.batch_size - len(clips), *clips.shape[1:])
+            clips = torch.cat([clips, padding])
+        return clips.clone() if clips.is_inference() else clips
 
     def _compute(self, clips: Tensor, *others: Tensor) -> Any:
         return self.run(self.model, self.normalize(clips, self.dtype), *others)

@@ -11,9 +11,14 @@ from collections.abc import Iterable, Sequence
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiera_video.errors import ModelError
+
+# einops keeps a table of the types that it has seen, which torch.compile guards: types that are new
+# while a model is traced would make it compile the model again at the second call.
+for seen in (torch.empty(1, device="cpu"), nn.Parameter(torch.empty(1, device="cpu"))):
+    rearrange(seen, "n -> n")
 
 Size3 = tuple[int, int, int]  # along (time, height, width)
 

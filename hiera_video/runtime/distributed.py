@@ -47,7 +47,9 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 
 @contextmanager
-def process_group(device: str, precision: Precision = "fp32") -> Iterator[Process]:
+def process_group(
+    device: str, precision: Precision = "fp32", key: str = "precision"
+) -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.
 
     The processes wait for one another as long as all of them live, see `Watch`.
@@ -55,6 +57,7 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
         precision: of models, see `runtime.precision.arithmetic`.
+        key: the setting of the precision, for messages.
 
     Raises:
         ConfigError: there is no such device, it has no such precision, or "auto" is not the same on
@@ -91,12 +94,12 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
         elif local_world_size > 1:
             raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
-    known = arithmetic(precision, chosen)
+    known = arithmetic(precision, chosen, key)
     if chosen.type == "cuda":
         set_tf32(known)
     if precision == "auto" and os.environ.get("RANK", "0") == "0":
         name = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else chosen
-        logger.info("precision=auto: %s on %s", known, name)
+        logger.info("%s=auto: %s on %s", key, known, name)
     if "WORLD_SIZE" not in os.environ:
         yield Process(0, 1, 1, chosen, precision=known)
         return
@@ -111,7 +114,7 @@ def process_group(device: str, precision: Precision = "fp32") -> Iterator[Proces
             kinds = union_over_processes({known})
             if len(kinds) > 1:
                 raise ConfigError(
-                    f"precision={precision} is {' and '.join(sorted(kinds))} on the devices of the "
+                    f"{key}={precision} is {' and '.join(sorted(kinds))} on the devices of the "
                     "processes: choose one that all of them have"
                 )
             yield Process(rank, world_size, local_world_size, chosen, watch, known)

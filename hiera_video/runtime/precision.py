@@ -29,10 +29,10 @@ def in_hardware(dtype: torch.dtype, device: torch.device) -> bool | None:
     return not PRODUCTS[dtype].isdisjoint(features) if features else None
 
 
-def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
+def arithmetic(precision: Precision, device: torch.device, key: str = "precision") -> Arithmetic:
     """What `precision` is on this device; "auto" is the fastest kind that the device has.
 
-    That is bf16 where it is in hardware, else fp16 on CUDA, else fp32.
+    That is bf16 where it is in hardware, else fp16 on CUDA, else fp32. `key` is its setting.
 
     Raises:
         ConfigError: the device has no such arithmetic.
@@ -43,17 +43,17 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
         precision = "bf16" if has_bf16 else "fp16" if is_cuda else "fp32"
     if precision == "fp16" and device.type == "cpu":
         raise ConfigError(
-            "precision is fp16: torch has no fast float16 products for processors; take bf16, fp32 "
-            "or auto"
+            f"{key} is fp16: torch has no fast float16 products for processors; take bf16, fp32 or "
+            "auto"
         )
     if is_cuda and not has_bf16 and precision in ("bf16", "tf32"):
         raise ConfigError(
-            f"precision is {precision}: {torch.cuda.get_device_name(device)} has no such products; "
+            f"{key} is {precision}: {torch.cuda.get_device_name(device)} has no such products; "
             "take fp16, fp32 or auto"
         )
     if precision == "tf32" and not is_cuda:
         raise ConfigError(
-            f"precision is tf32: only NVIDIA's GPUs have it, and the device is {device.type}; take "
+            f"{key} is tf32: only NVIDIA's GPUs have it, and the device is {device.type}; take "
             "fp32, bf16 or auto"
         )
     return precision

@@ -115,6 +115,11 @@ class Backbone(Settings):
         self.require(
             self.weights_key is None or self.init is not None, "weights_key", "null without init"
         )
+        self.require(
+            self.grad_checkpointing or self.grad_checkpointing_stages is None,
+            "grad_checkpointing_stages",
+            "null without grad_checkpointing=true",
+        )
 
     def arguments(self, checkpoint: object) -> dict[str, Any]:
         """Keyword arguments of the builders in `hiera_video.models`, weights left out.

@@ -138,10 +138,11 @@ def in_words(figures: dict[str, Any] | None) -> str:
     limit = "the device is the limit"
     if share > WAITING:
         limit = "data are the limit: more data.num_workers or cores, or smaller videos, help"
-    peak = figures["peak_memory"]
+    peak, hours = figures["peak_memory"], figures["hours"]
+    duration = f"{hours:.3g} hours" if hours >= 1 else f"{60 * hours:.2g} minutes"
     return (
         f"{counted(figures['steps'], 'step')} measured: {figures['sec_per_step']:.3g} s/step, "
-        f"{figures['clips_per_sec']:.1f} clips/s, {figures['hours']:.3g} hours for "
+        f"{figures['clips_per_sec']:.1f} clips/s, {duration} for "
         f"{counted(figures['steps_left'], 'step')} without validation and checkpoints"
         + ("" if peak is None else f", peak memory {peak / GIB:.2f} GiB")
         + f"; {share:.0%} of the time is waiting for data: {limit}"

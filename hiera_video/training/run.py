@@ -25,7 +25,7 @@ from hiera_video.models.checkpoint import check_weights_folder, not_finite, shor
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.saving import save_model
 from hiera_video.models.segmenter import InstanceSegmenter
-from hiera_video.runtime.compiler import check_compiler
+from hiera_video.runtime.compiler import cache_folder, check_compiler
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
@@ -88,7 +88,9 @@ def train(
         UserError: the folder holds a run that cannot be resumed.
     """
     with ExitStack() as stack:
-        process = stack.enter_context(process_group(settings.device, settings.train.precision))
+        process = stack.enter_context(
+            process_group(settings.device, settings.train.precision, "train.precision")
+        )
         if settings.train.compile:
             check_compiler(process.device, "train.compile")
         start_decoding(settings.data)
@@ -259,6 +261,9 @@ class Run:
         """Takes each step from `start_step` on when its report is asked for, and writes nothing."""
         settings = self.task.settings
         if settings.train.compile:
+            if self.process.is_main:
+                text = "compiling the model in the first step; the next start finds it in %s"
+                logger.info(text, cache_folder())
             self.model.compile(dynamic=False)
         wrapped: nn.Module = self.model
         if self.process.world_size > 1:

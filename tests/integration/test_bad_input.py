@@ -275,6 +275,48 @@ def test_an_error_beside_busy_decoding_processes_ends_the_command(commands, tmp_
     result.reports("2 steps in a row had a non-finite gradient")
 
 
+def test_a_device_or_precision_that_is_not_there_is_refused_before_weights_are_loaded(
+    commands, trained, toy, monkeypatch
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ("predict", next(toy.glob("**/*.mp4")), f"checkpoint={trained}")
+    for wrong, reason in {
+        ("device=cuda",): "device is 'cuda': torch finds no CUDA device",
+        ("device=cpu", "precision=fp16"): "precision is fp16: torch has no fast float16",
+    }.items():
+        result = commands.run(*arguments, *wrong)
+        assert result.code == 2
+        result.reports(reason)
+        assert "loaded" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ("train.precision=fp16", "train.precision is fp16: torch has no fast float16 products"),
+        (
+            "model.grad_checkpointing_stages=2",
+            "model.grad_checkpointing_stages is 2; it must be null without grad_checkpointing=true",
+        ),
+    ],
+)
+def test_settings_of_training_that_cannot_be(commands, tmp_path, wrong, reason):
+    result = commands.run(*commands.finetune(tmp_path / "run"), wrong)
+    assert result.code == 2
+    result.reports(reason)
+    assert not (tmp_path / "run").exists()
+
+
+def test_that_a_run_is_compiled_is_logged(commands, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.nn.Module.compile", lambda *_, **__: None)
+    monkeypatch.setattr("hiera_video.training.run.check_compiler", lambda *_: None)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    arguments = commands.finetune(tmp_path / "run", "train.epochs=1", "train.compile=true")
+    result = commands.run(*arguments)
+    assert result.code == 0
+    result.reports("compiling the model in the first step", f"finds it in {tmp_path / 'cache'}")
+
+
 def test_compilation_without_a_compiler(commands, monkeypatch, tmp_path, trained, toy):
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
     video = next(toy.glob("**/*.mp4"))

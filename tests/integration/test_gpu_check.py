@@ -108,6 +108,31 @@ def test_wrong_usage_ends_with_2(tmp_path, line):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("line", "python", "reason"),
+    [
+        ([], "no_gpu", "torch finds no CUDA device; with --smoke it needs none"),
+        (["--smoke"], "no_torch", "no_torch does not import torch"),
+        (["--smoke", "--wheels", "nowhere"], "no_gpu", "--wheels nowhere has no wheels"),
+    ],
+)
+def test_what_is_missing_is_said_before_anything_is_measured(tmp_path, line, python, reason):
+    for name, end in {"no_gpu": "echo False", "no_torch": "exit 1"}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{end}\n")
+        (tmp_path / name).chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "tools" / "gpu_check.sh", "results", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHON": str(tmp_path / python)},
+    )
+    assert done.returncode == 2
+    assert reason in done.stderr
+    assert not (tmp_path / "results").exists()
+
+
 def section(monkeypatch, tmp_path, function):
     """Runs a section that is `function`; returns its exit code and its page."""
     monkeypatch.setattr(machine, "environment", function)

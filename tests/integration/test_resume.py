@@ -198,11 +198,11 @@ def test_what_touches_no_result_may_differ(commands, tmp_path):
 def test_auto_is_the_precision_that_was_meant_before(commands, tmp_path, monkeypatch):
     """The setting says how the precision is chosen; what counts is which one it was."""
     short = "train.epochs=1"
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp32")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: "fp32")
     commands.train(tmp_path, short, "train.precision=fp32")
     result = commands.train(tmp_path, short, "train.precision=auto")
     assert "continues in" not in result.err
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "bf16")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: "bf16")
     result = commands.run(*commands.finetune(tmp_path, short, "train.precision=bf16"))
     assert result.code == 2
     result.reports('train.precision: "fp32" -> "bf16"', "overwrite_config=true")
@@ -210,16 +210,16 @@ def test_auto_is_the_precision_that_was_meant_before(commands, tmp_path, monkeyp
 
 def test_auto_is_another_precision_on_another_device(commands, tmp_path, monkeypatch):
     automatic = ("train.epochs=1", "train.precision=auto")
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "bf16")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: "bf16")
     commands.train(tmp_path, *automatic)
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp32")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: "fp32")
     commands.train(tmp_path, *automatic).reports("trained in bf16 so far, and continues in fp32")
 
 
 def test_float16_resumes_with_its_scaler(commands, tmp_path, monkeypatch, lines_of, weights_of):
     """On a CPU, where it is slow and therefore refused, the arithmetic is the same."""
     scaler = torch.amp.GradScaler
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "fp16")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: "fp16")
     settings = dict(init_scale=2.0**28, growth_interval=3)
     monkeypatch.setattr(torch.amp, "GradScaler", lambda device: scaler(device, **settings))
     overrides = (*LONG, "train.precision=auto", "optim.lr=1.0e-5")

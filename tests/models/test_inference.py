@@ -2,6 +2,9 @@
 
 import copy
 import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -155,6 +158,44 @@ def test_batches_are_padded_to_the_size_of_the_graph(compilations, caplog, unche
     assert compilations == [[tuple(views.shape)]] * 3
     assert caplog.text.count("compiling the model for batches of 4") == 1
     assert caplog.text.count("the next start finds it in") == 1
+
+
+GRAPHS = """
+import torch
+from hiera_video.models.inference import InferenceModel
+from hiera_video.models.normalize import Normalize
+from tests.models.tiny_models import VIDEO, hiera
+
+graphs = []
+compile_ = torch.compile
+torch.compile = lambda f, **_: compile_(f, dynamic=False, backend=backend)
+
+def backend(graph, inputs):
+    graphs.append(graph)
+    return graph
+
+model, normalize = hiera(VIDEO), Normalize((0.4, 0.5, 0.6), (0.2, 0.2, 0.3))
+run = InferenceModel(model, normalize, device=torch.device("cpu"), batch_size=4, compile=True)
+frames, height, width = model.input_size
+clips = torch.zeros(4, frames, height, width, 3, dtype=torch.uint8)
+for number in (4, 4, 2):
+    run(clips[:number])
+with torch.inference_mode():
+    for number in (4, 2):
+        run(clips[:number] + 1)
+print("graphs:", len(graphs))
+"""
+
+
+def test_one_graph_for_all_batches(tmp_path):
+    """In a new process, in which einops has seen no tensor before the model is traced."""
+    compiler = tmp_path / "c++"  # looked for, and not needed here
+    compiler.write_text("")
+    compiler.chmod(0o755)
+    environment = {**os.environ, "CXX": str(compiler)}
+    command = [sys.executable, "-c", GRAPHS]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "graphs: 1\n"
 
 
 def test_a_later_batch_does_not_write_over_an_earlier_one(monkeypatch):

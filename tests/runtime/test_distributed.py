@@ -59,7 +59,7 @@ def test_a_group_of_one(group_of_one):
 
 def test_processes_whose_devices_differ_have_one_precision(group_of_one, monkeypatch):
     """Gradients of a scaled loss and of others must not be added up."""
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: "bf16")
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: "bf16")
     monkeypatch.setattr(distributed, "union_over_processes", lambda kinds: kinds | {"fp16"})
     message = "precision=auto is bf16 and fp16 on the devices of the processes: choose one"
     with pytest.raises(ConfigError, match=message), process_group("cpu", "auto"):
@@ -122,7 +122,7 @@ def test_each_process_of_a_machine_has_a_device_of_its_own(monkeypatch, rank):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(distributed, "arithmetic", lambda precision, device: precision)
+    monkeypatch.setattr(distributed, "arithmetic", lambda precision, *_: precision)
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     with process_group("auto") as process:
         assert process.device == torch.device("cuda", rank)

@@ -54,6 +54,7 @@ def test_the_figures(clock):
     text = in_words(figures)
     assert text.startswith("5 steps measured: 4 s/step, 2.0 clips/s, 1 hours for 900 steps without")
     assert "75% of the time is waiting for data: data are the limit" in text
+    assert ", 1.5 minutes for 900 steps" in in_words(figures | {"hours": 0.025})
     assert in_words(figures | {"data_share": 0.02}).endswith("the device is the limit")
     assert "peak memory 1.50 GiB" in in_words(figures | {"peak_memory": 3 * 2**29})
 
