@@ -323,7 +323,8 @@ class Run:
         for done in self.steps(batches, loss, start_step, stops):
             step, is_last = done.step, done.step == end_step
             lap = times.lap()
-            total_sec += lap.total_sec
+            if step > start_step + 1:  # in the first, decoding starts and a model is compiled
+                total_sec += lap.total_sec
             report.step(done, lap)
             recent.append((done, lap))
             self.facts["failed"] = sorted(report.failed)
@@ -338,7 +339,8 @@ class Run:
                     "optim.lr, or train with train.precision=fp32"
                 )
             if is_last or step % loop.log_every == 0 or step == start_step + 1:
-                sec_per_step = total_sec / (step - start_step)
+                num_steps = step - start_step - 1
+                sec_per_step = total_sec / num_steps if num_steps else None
                 line = console_line(recent, end_step, self.process.device, sec_per_step)
                 logger.info(line)
                 recent.clear()

@@ -192,13 +192,14 @@ def console_line(
     steps: Sequence[tuple[StepReport, Lap]],
     end_step: int,
     device: torch.device,
-    sec_per_step: float,
+    sec_per_step: float | None,
 ) -> str:
     """Loss, rate and gradient of the last of `steps`; their speed, and what took the time.
 
     Args:
         steps: with the laps that end with them.
         sec_per_step: of the whole run, for what is left: few lines see a checkpoint or validation.
+            None: not known yet.
     """
     last, seconds = steps[-1][0], sum(lap.total_sec for _, lap in steps)
     clips = sum(done.num_clips for done, _ in steps)
@@ -210,12 +211,13 @@ def console_line(
     spent = {"step": seconds - sum(spent.values()), **spent}
     shares = {name: f"{part / seconds:.0%}" for name, part in spent.items()}
     shown = ", ".join(f"{name} {share}" for name, share in shares.items() if share != "0%")
-    left = timedelta(seconds=round((end_step - last.step) * sec_per_step))
     line = (
         f"step {last.step}/{end_step}  loss {last.loss:.4f}  lr {last.lr:.2e}  "
         f"grad {last.grad_norm:.2f}  {seconds / len(steps):.2f} s/step ({shown})  "
-        f"{clips / seconds:.1f} clips/s  eta {left}"
+        f"{clips / seconds:.1f} clips/s"
     )
+    if sec_per_step is not None:
+        line += f"  eta {timedelta(seconds=round((end_step - last.step) * sec_per_step))}"
     if device.type == "cuda":
         line += f"  mem {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
     return line

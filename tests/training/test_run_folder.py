@@ -164,6 +164,7 @@ def test_console_line():
     assert line.endswith(f"2.00 s/step {shares}  4.0 clips/s  eta 0:04:24")
     line = console_line([third], 100, cpu, sec_per_step=3.0)
     assert "2.00 s/step (step 100%)  4.0 clips/s" in line
+    assert console_line([third], 100, cpu, sec_per_step=None).endswith("4.0 clips/s")
 
 
 def test_metrics_name_what_the_run_waited_for_since_the_line_before(tmp_path):
