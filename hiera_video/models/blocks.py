@@ -154,7 +154,8 @@ class HieraBlock(nn.Module):
         found = {}
         for name, layers in after.items():
             norm = getattr(self, name)
-            if any(type(layer) is not Linear or layer.bias is None for layer in layers.values()):
+            others = any(type(layer) is not Linear or layer.bias is None for layer in layers.values())
+            if others or type(norm) is not LayerNorm:
                 continue
             for key, layer in layers.items():
                 found[f"{key}.weight"] = layer.weight * norm.weight
