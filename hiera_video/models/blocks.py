@@ -154,8 +154,10 @@ class HieraBlock(nn.Module):
         found = {}
         for name, layers in after.items():
             norm = getattr(self, name)
-            others = any(type(layer) is not Linear or layer.bias is None for layer in layers.values())
-            if others or type(norm) is not LayerNorm:
+            plain = all(
+                type(layer) is Linear and layer.bias is not None for layer in layers.values()
+            )
+            if not plain or type(norm) is not LayerNorm:
                 continue
             for key, layer in layers.items():
                 found[f"{key}.weight"] = layer.weight * norm.weight
