@@ -206,9 +206,9 @@ def test_a_model_on_the_device(name: str, training: bool, unchecked_shapes: None
 def test_another_classifier_is_where_the_model_is(kind: str, cuda: FakeCuda) -> None:
     models = {"detector": lambda: detector(1)[0], "segmenter": lambda: segmenter()[0]}
     model: Any = models.get(kind, lambda: hiera(VIDEO))().to("cuda")
-    model.reset_classifier(7)
     if kind == "segmenter":
         model.reset_heads(6)
+    model.reset_classifier(7)
     assert {parameter.device for parameter in model.parameters()} == {CUDA}
 
 
