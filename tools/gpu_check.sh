@@ -8,7 +8,7 @@
 # what was measured. A section that fails is followed by the others; the exit code is then 1.
 #
 # --wheels: packages to use that are not installed. They are unpacked, nothing is installed.
-# --smoke: all sections in small, on a CPU, in about a minute: whether the check itself works. There
+# --smoke: all sections in small, on a CPU, in one or two minutes: whether the check itself works. There
 # are no other limits than that of the whole.
 # $PYTHON is the Python to use, by default python3. docs/performance.md describes the sections.
 set -euo pipefail
@@ -52,7 +52,7 @@ while (($#)); do
 done
 [[ -n $folder ]] || usage
 for section in ${only//,/ }; do
-    [[ " ${sections[*]} " == *" $section "* ]] || usage
+    [[ " ${sections[*]} " == *" $section "* ]] || refuse "there is no section $section: ${sections[*]}"
 done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
