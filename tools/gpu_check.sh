@@ -52,7 +52,7 @@ while (($#)); do
 done
 [[ -n $folder ]] || usage
 for section in ${only//,/ }; do
-    [[ " ${sections[*]} " == *" $section "* ]] || refuse "there is no section $section: ${sections[*]}"
+    [[ " ${sections[*]} " == *" $section "* ]] || refuse "there is no section $section; sections: ${sections[*]}"
 done
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
