@@ -136,9 +136,17 @@ def _instances_predict(m: Material, output: Path, overrides: tuple[object, ...])
 
 def _visualize(m: Material, output: Path, overrides: tuple[object, ...]) -> Numbers:
     video = m.commands.toy / "val_0.mp4"
-    for kind, checkpoint in (("mae", m.autoencoder), ("attention", m.classifier)):
-        how = (f"checkpoint={checkpoint}", f"output_dir={output / kind}")
-        m.run("visualize", kind, video, *how, *(o for o in overrides if "precision" not in str(o)))
+    allowed = [o for o in overrides if "precision" not in str(o)]
+    for kind, checkpoint, *how in (
+        (
+            "mae",
+            m.autoencoder,
+            "mode=ground_truth_statistics",
+        ),  # which needs the colours' deviation
+        ("attention", m.classifier),
+    ):
+        how += [f"checkpoint={checkpoint}", f"output_dir={output / kind}"]
+        m.run("visualize", kind, video, *how, *allowed)
     return {}
 
 
