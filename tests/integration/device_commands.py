@@ -142,7 +142,7 @@ def _visualize(m: Material, output: Path, overrides: tuple[object, ...]) -> Numb
             "mae",
             m.autoencoder,
             "mode=ground_truth_statistics",
-        ),  # which needs the colours' deviation
+        ),  # of colours
         ("attention", m.classifier),
     ):
         how += [f"checkpoint={checkpoint}", f"output_dir={output / kind}"]
