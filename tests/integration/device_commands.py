@@ -138,11 +138,7 @@ def _visualize(m: Material, output: Path, overrides: tuple[object, ...]) -> Numb
     video = m.commands.toy / "val_0.mp4"
     allowed = [o for o in overrides if "precision" not in str(o)]
     for kind, checkpoint, *how in (
-        (
-            "mae",
-            m.autoencoder,
-            "mode=ground_truth_statistics",
-        ),  # of colours
+        ("mae", m.autoencoder, "mode=ground_truth_statistics"),  # of colours
         ("attention", m.classifier),
     ):
         how += [f"checkpoint={checkpoint}", f"output_dir={output / kind}"]
