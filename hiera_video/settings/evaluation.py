@@ -63,7 +63,7 @@ class Inference(Trained):
     fp32."""
 
     compile: bool = False
-    """torch.compile the model: the first batch takes up to a minute, the others less time. Batches
+    """torch.compile the model: the first batch takes a minute or more, the others less time. Batches
     have one size, to which the last is padded."""
 
 

@@ -30,7 +30,7 @@ from hiera_video.training.optim import (
     step_if_finite,
 )
 
-MAX_GRAPHS = 4  # that are compiled for sizes of batches, each in up to a minute
+MAX_GRAPHS = 4  # that are compiled for sizes of batches, each in a minute or two
 
 LossFunction = Callable[[nn.Module, Any, np.random.Generator], Tensor]
 """(model, batch, random numbers) -> the sum of the losses of the batch's targets, float32."""

@@ -120,7 +120,8 @@ def ways(
             )
         except Exception as failure:
             print(f"{what}, {name}: {failure}", flush=True)
-            table.row(what, name, shape, f"fails: {type(failure).__name__}", "", "")
+            reason = str(failure).splitlines()[0][:60] if str(failure) else type(failure).__name__
+            table.row(what, name, shape, f"fails: {reason}", "", "")
             continue
         first_sec = first_sec or seconds
         table.row(what, name, shape, f"{1e3 * seconds:.3f}", f"{seconds / first_sec:.2f}", error)
