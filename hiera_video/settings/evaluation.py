@@ -63,8 +63,8 @@ class Inference(Trained):
     fp32."""
 
     compile: bool = False
-    """torch.compile the model: the first batch takes a minute or more, the others less time. Batches
-    have one size, to which the last is padded."""
+    """torch.compile the model: the first batch takes a minute or more, the others less time. All
+    batches have one size, to which the last is padded."""
 
 
 class WritingInference(Inference):
