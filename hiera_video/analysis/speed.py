@@ -34,6 +34,7 @@ from hiera_video.models.inference import InferenceModel
 from hiera_video.models.layers import Linear
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.variants import KINETICS_MEAN, KINETICS_STD
+from hiera_video.runtime.progress import Progress
 from hiera_video.settings.training import Arithmetic
 
 logger = logging.getLogger(__name__)
@@ -90,9 +91,8 @@ def measure(
         failed.append({"model": subject.name, "setting": str(setting), "cause": cause})
 
     torch.compiler.reset()  # it stops compiling a function after eight versions
-    for subject in subjects:
-        if not subject.does(setting.work):
-            continue
+    able = [subject for subject in subjects if subject.does(setting.work)]
+    for subject in Progress(able, unit="model", leave=False):
         try:
             flops = flops_of_clip(subject, setting.work)
             calls[subject], fits, first_sec, peak_gib = fitting_call(subject, setting)
@@ -110,7 +110,7 @@ def measure(
             "peak_gib": peak_gib,
             "seconds": [],
         }
-    for _ in range(rounds):
+    for _ in Progress(range(rounds), unit="round", leave=False):
         for subject, call in list(calls.items()):
             try:
                 rows[subject]["seconds"].append(seconds_a_call(call, setting.device))

@@ -42,7 +42,7 @@ RESULTS = ("report.json", "detections.csv", "keyframes.csv")
 def run(config: DetectEvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
     data = config.data
-    with process_group(config.device, config.precision) as process:
+    with process_group(config.device, config.precision, config.compile) as process:
         if not dry_run:
             start_decoding(config.data)
         folder = evaluation_folder(config, RESULTS)

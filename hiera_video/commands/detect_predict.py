@@ -46,7 +46,7 @@ def run(config: DetectPredictSettings, *, dry_run: bool = False, as_json: bool =
     """Writes detections and an overlay of each file, or prints why not; returns the exit code."""
     outputs = output_files(config, config.inputs, OUTPUTS)
     failed = 0
-    with process_group(config.device, config.precision) as process:
+    with process_group(config.device, config.precision, config.compile) as process:
         model, card = load_model(config.checkpoint, kind="detector", weights_key=config.weights_key)
         label_map = LabelMap(card.actions, {})
         # Which actions the boxes have, if any, does not matter here.

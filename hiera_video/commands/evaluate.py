@@ -28,7 +28,7 @@ RESULTS = ("report.json", "scores.npz", "predictions.csv", "confusion.csv")
 
 def run(config: EvaluateSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Evaluates and writes the results; returns the exit code."""
-    with process_group(config.device, config.precision) as process:
+    with process_group(config.device, config.precision, config.compile) as process:
         if not dry_run:
             start_decoding(config.data)
         folder = evaluation_folder(config, RESULTS)

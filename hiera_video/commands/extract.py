@@ -46,7 +46,10 @@ def run(config: ExtractSettings, *, dry_run: bool = False, as_json: bool = False
         check_installed()
     if config.engine == "local" and not dry_run:
         start_decoding(config.data)
-    with process_group(config.device, config.precision) as process, ExitStack() as stack:
+    with (
+        process_group(config.device, config.precision, config.compile) as process,
+        ExitStack() as stack,
+    ):
         videos = find_videos(config.inputs, config.data)
         weights = with_card(read_checkpoint(config.checkpoint, weights_key=config.weights_key))
         is_autoencoder = weights.card is not None and weights.card.kind == "autoencoder"

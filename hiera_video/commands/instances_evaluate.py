@@ -41,7 +41,7 @@ def run(config: InstancesEvaluateSettings, *, dry_run: bool = False, as_json: bo
     """Evaluates and writes the results; returns the exit code."""
     data = config.data
     mask_library()  # before hours of work, not after
-    with process_group(config.device, config.precision) as process:
+    with process_group(config.device, config.precision, config.compile) as process:
         if not dry_run:
             start_decoding(data)
         folder = evaluation_folder(config, RESULTS)

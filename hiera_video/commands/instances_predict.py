@@ -33,7 +33,7 @@ def run(config: InstancesPredictSettings, *, dry_run: bool = False, as_json: boo
     mask_library()
     paths = files_among(config.inputs)
     outputs = output_files(config, paths, OUTPUTS)
-    with process_group(config.device, config.precision) as process:
+    with process_group(config.device, config.precision, config.compile) as process:
         model, card = load_model(
             config.checkpoint, kind="segmenter", weights_key=config.weights_key
         )

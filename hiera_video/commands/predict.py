@@ -16,7 +16,7 @@ from hiera_video.video.open import opener
 def run(config: PredictSettings, *, dry_run: bool = False, as_json: bool = False) -> int:
     """Prints the classes of each file, or in one line why there are none; returns the exit code."""
     paths = files_among(config.inputs, has_frames=config.data.frames_fps is not None)
-    with process_group(config.device, config.precision) as process:
+    with process_group(config.device, config.precision, config.compile) as process:
         model, card = load_model(
             config.checkpoint, kind="classifier", weights_key=config.weights_key
         )

@@ -12,7 +12,6 @@ from hiera_video.files import json_text
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.inference import InferenceModel
 from hiera_video.models.normalize import Normalize
-from hiera_video.runtime.compiler import check_compiler
 from hiera_video.settings.evaluation import DType, Layer, Pooling
 from hiera_video.settings.training import Arithmetic
 
@@ -55,8 +54,6 @@ class FeatureExtractor:
     batch_size: int = 16
 
     def __post_init__(self) -> None:
-        if self.compile:
-            check_compiler(self.device, "compile")
         layer, model = self.layer, self.model
         stages = [f"stage{i + 1}" for i in range(len(model.stage_ends))]
         if layer not in (*stages, "pre_logits", "logits"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from hiera_video.errors import ConfigError, UserError
+from hiera_video.runtime.compiler import check_compiler
 from hiera_video.runtime.precision import arithmetic, set_tf32
 from hiera_video.runtime.watch import LIMIT_SEC, Watch
 from hiera_video.settings.training import Arithmetic, Precision
@@ -48,7 +49,7 @@ ALONE = Process(0, 1, 1, torch.device("cpu"))
 
 @contextmanager
 def process_group(
-    device: str, precision: Precision = "fp32", key: str = "precision"
+    device: str, precision: Precision = "fp32", compile: bool = False, section: str = ""
 ) -> Iterator[Process]:
     """Joins the other processes that torchrun started, if any, and leaves them at the end.
 
@@ -57,11 +58,12 @@ def process_group(
     Args:
         device: "auto", or a torch device; each process of a machine gets a GPU of its own.
         precision: of models, see `runtime.precision.arithmetic`.
-        key: the setting of the precision, for messages.
+        compile: whether models are compiled.
+        section: of the settings, for messages: "train." in train.precision.
 
     Raises:
-        ConfigError: there is no such device, it has no such precision, or "auto" is not the same on
-            all of them.
+        ConfigError: there is no such device, it has no such precision, torch.compile has no
+            compiler, or "auto" is not the same on all of them.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if device == "auto":
@@ -94,7 +96,10 @@ def process_group(
         elif local_world_size > 1:
             raise ConfigError(f"device={device}: several processes cannot share it, say cuda")
         torch.cuda.set_device(chosen)
+    key = f"{section}precision"
     known = arithmetic(precision, chosen, key)
+    if compile:
+        check_compiler(chosen, f"{section}compile")
     if chosen.type == "cuda":
         set_tf32(known)
     if precision == "auto" and os.environ.get("RANK", "0") == "0":

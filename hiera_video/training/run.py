@@ -25,7 +25,7 @@ from hiera_video.models.checkpoint import check_weights_folder, not_finite, shor
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.saving import save_model
 from hiera_video.models.segmenter import InstanceSegmenter
-from hiera_video.runtime.compiler import cache_folder, check_compiler
+from hiera_video.runtime.compiler import cache_folder
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
@@ -89,10 +89,10 @@ def train(
     """
     with ExitStack() as stack:
         process = stack.enter_context(
-            process_group(settings.device, settings.train.precision, "train.precision")
+            process_group(
+                settings.device, settings.train.precision, settings.train.compile, "train."
+            )
         )
-        if settings.train.compile:
-            check_compiler(process.device, "train.compile")
         start_decoding(settings.data)
         stops = stack.enter_context(noting_stops())
         task = make_task(settings)

@@ -309,7 +309,7 @@ def test_settings_of_training_that_cannot_be(commands, tmp_path, wrong, reason):
 
 def test_that_a_run_is_compiled_is_logged(commands, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.nn.Module.compile", lambda *_, **__: None)
-    monkeypatch.setattr("hiera_video.training.run.check_compiler", lambda *_: None)
+    monkeypatch.setattr("hiera_video.runtime.distributed.check_compiler", lambda *_: None)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     arguments = commands.finetune(tmp_path / "run", "train.epochs=1", "train.compile=true")
     result = commands.run(*arguments)
@@ -317,18 +317,19 @@ def test_that_a_run_is_compiled_is_logged(commands, tmp_path, monkeypatch):
     result.reports("compiling the model in the first step", f"finds it in {tmp_path / 'cache'}")
 
 
-def test_compilation_without_a_compiler(commands, monkeypatch, tmp_path, trained, toy):
+def test_compilation_without_a_compiler(commands, monkeypatch, tmp_path, toy):
+    """It is refused before anything is read or written."""
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
-    video = next(toy.glob("**/*.mp4"))
-    output = f"output_dir={tmp_path / 'out'}"
-    for key, arguments in {
-        "train.compile": commands.finetune(tmp_path / "run"),
-        "compile": ("predict", video, f"checkpoint={trained}", "device=cpu"),
-    }.items():
+    video, run = next(toy.glob("**/*.mp4")), tmp_path / "run"
+    (tmp_path / "unread.pt").write_bytes(b"no weights")
+    unread = (f"checkpoint={tmp_path / 'unread.pt'}", "device=cpu")
+    for key, arguments in (
+        ("train.compile", commands.finetune(run)),
+        ("compile", ("predict", video, *unread)),
+        ("compile", ("evaluate", "--dry-run", f"data.val={toy}", f"output_dir={run}", *unread)),
+        ("compile", ("extract", video, f"output_dir={run}", *unread)),
+    ):
         result = commands.run(*arguments, f"{key}=true")
         assert result.code == 2
         result.reports(f"{key} is true: torch.compile needs a C++", f"or write {key}=false")
-    result = commands.run("extract", video, f"checkpoint={trained}", output, "compile=true")
-    assert result.code == 2
-    assert not (tmp_path / "run").exists()
-    assert not (tmp_path / "out").exists()
+    assert not run.exists()
