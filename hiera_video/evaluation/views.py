@@ -6,8 +6,7 @@ merge. Views of several videos share a forward pass.
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
-from functools import cached_property
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol, Self, TypeVar
 
@@ -31,40 +30,15 @@ class Indexed(Protocol):
 Sample = TypeVar("Sample", bound=Indexed)
 
 
-@dataclass(frozen=True)
-class Scorer:
-    """Clips to probabilities: a model, which is put on the device, and how it runs.
+@dataclass(kw_only=True)
+class Scorer(InferenceModel):
+    """Clips to probabilities: an `InferenceModel` of logits, and what to make of these.
 
     Args:
-        batch_size: views, or clips around key frames, in a forward pass.
-        precision: see `InferenceModel`.
-        compile: likewise.
         multi_label: sigmoid instead of softmax.
     """
 
-    model: nn.Module
-    normalize: Normalize
-    _: KW_ONLY
-    device: torch.device
-    batch_size: int
-    precision: Arithmetic = "fp32"
-    compile: bool = False
     multi_label: bool = False
-
-    def __post_init__(self) -> None:
-        self.outputs  # noqa: B018  # so that mistakes show when the scorer is made
-
-    @cached_property
-    def outputs(self) -> InferenceModel:
-        """Clips, uint8 [B, T, h, w, C], to what the model makes of them."""
-        return InferenceModel(
-            self.model,
-            self.normalize,
-            device=self.device,
-            batch_size=self.batch_size,
-            precision=self.precision,
-            compile=self.compile,
-        )
 
     @classmethod
     def of(
@@ -100,6 +74,10 @@ class Scorer:
         # Asked of the logits, because the sigmoid of an infinite one is 0 or 1.
         is_finite = logits.isfinite().all(dim=1, keepdim=True)
         return scores.where(is_finite, torch.nan).cpu()
+
+    def outputs(self, clips: Tensor, *boxes: Tensor) -> Any:
+        """What the model itself makes of clips, on the device."""
+        return super().__call__(clips, *boxes)
 
     def finite(
         self,
