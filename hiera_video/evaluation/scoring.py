@@ -23,6 +23,7 @@ from hiera_video.models.detector import ActionDetector
 from hiera_video.models.segmenter import MASK_SHIFT, whole_masks
 from hiera_video.runtime.distributed import Process, gather_on_main
 from hiera_video.runtime.progress import Progress
+from hiera_video.runtime.transfer import Fetch, transfer_for
 from hiera_video.settings.training import KeyframeData
 from hiera_video.settings.video import Decoding, FrameSampling
 from hiera_video.video.clips import ClipSampler
@@ -88,17 +89,20 @@ def score_keyframes(
     progress: bool = False,
 ) -> tuple[list[KeyframeScores], list[Failure]]:
     """`validate` for a detector: the scores of all boxes, and the key frames without any."""
-    device = scorer.device
+    transfer = transfer_for(scorer.device)
 
-    def scored(samples: Iterator[KeyframeSample]) -> Iterator[tuple[KeyframeSample, np.ndarray]]:
+    def launched(samples: Iterator[KeyframeSample]) -> Iterator[tuple[list[KeyframeSample], Fetch]]:
         for batch in iter(lambda: list(islice(samples, scorer.batch_size)), []):
             counts = torch.tensor([len(sample.boxes) for sample in batch])
             clips = torch.stack([sample.clip for sample in batch])
-            boxes = torch.cat([sample.boxes for sample in batch]).to(device, non_blocking=True)
+            boxes = torch.cat([sample.boxes for sample in batch])
             clip_of_box = torch.repeat_interleave(torch.arange(len(batch)), counts)
-            clip_of_box = clip_of_box.to(device, non_blocking=True)
-            scores = scorer(clips, boxes, clip_of_box).split(counts.tolist())
-            yield from zip(batch, (of_boxes.numpy() for of_boxes in scores), strict=True)
+            yield batch, transfer.launch(scorer.probabilities, clips, boxes, clip_of_box)
+
+    def scored(samples: Iterator[KeyframeSample]) -> Iterator[tuple[KeyframeSample, np.ndarray]]:
+        for batch, scores in transfer.results(launched(samples)):
+            of_samples = scores.split([len(sample.boxes) for sample in batch])
+            yield from zip(batch, (of_boxes.numpy() for of_boxes in of_samples), strict=True)
 
     def kept(keyframe: KeyframeSample, scores: np.ndarray) -> KeyframeScores:
         return KeyframeScores(keyframe.index, scores, keyframe.num_outside, keyframe.backend)

@@ -18,6 +18,7 @@ from hiera_video.data.batches import Failure, ViewSample
 from hiera_video.models.card import ModelCard
 from hiera_video.models.inference import InferenceModel
 from hiera_video.models.normalize import Normalize
+from hiera_video.runtime.transfer import Fetch, transfer_for
 from hiera_video.settings.training import Arithmetic
 
 
@@ -61,7 +62,6 @@ class Scorer(InferenceModel):
             multi_label=card.multi_label or card.kind == "detector",
         )
 
-    @torch.inference_mode()
     def __call__(self, clips: Tensor, *boxes: Tensor) -> Tensor:
         """Probabilities, float32 [B, L], on the host; NaN in rows with a logit that is not finite.
 
@@ -69,11 +69,16 @@ class Scorer(InferenceModel):
             clips: uint8 [B, T, h, w, C], on any device.
             boxes: further inputs of the model.
         """
+        return self.probabilities(clips, *boxes).cpu()
+
+    @torch.inference_mode()
+    def probabilities(self, clips: Tensor, *boxes: Tensor) -> Tensor:
+        """The same on the device."""
         logits = self.outputs(clips, *boxes).float()
         scores = logits.sigmoid() if self.multi_label else logits.softmax(dim=1)
         # Asked of the logits, because the sigmoid of an infinite one is 0 or 1.
         is_finite = logits.isfinite().all(dim=1, keepdim=True)
-        return scores.where(is_finite, torch.nan).cpu()
+        return scores.where(is_finite, torch.nan)
 
     def outputs(self, clips: Tensor, *boxes: Tensor) -> Any:
         """What the model itself makes of clips, on the device."""
@@ -104,20 +109,28 @@ def score_views(
 ) -> Iterator[tuple[ViewSample, np.ndarray]]:
     """Yields each video with the probabilities of its views, float32 [V, L], in order.
 
+    On CUDA, those of a batch are awaited once the model has the next one.
+
     Args:
         crop_size: height and width of a view, pixels.
     """
+    transfer = transfer_for(scorer.device)
     begun: deque[ViewSample] = deque()  # videos of which scores are missing
 
     def views() -> Iterator[Tensor]:
         for video in videos:
             begun.append(video)
-            frames = video.frames.to(scorer.device, non_blocking=True)
+            frames = transfer.to_device(video.frames)
             yield from (video.view(frames, i, crop_size) for i in range(video.num_views))
 
-    pixels, scores = views(), list[Tensor]()
-    while batch := list(islice(pixels, scorer.batch_size)):
-        scores += scorer(torch.stack(batch))
+    def launched() -> Iterator[tuple[None, Fetch]]:
+        pixels = views()
+        while batch := list(islice(pixels, scorer.batch_size)):
+            yield None, transfer.launch(scorer.probabilities, torch.stack(batch))
+
+    scores = list[Tensor]()
+    for _, of_batch in transfer.results(launched()):
+        scores += of_batch
         while begun and len(scores) >= begun[0].num_views:
             video = begun.popleft()
             yield video, torch.stack(scores[: video.num_views]).numpy()

@@ -23,9 +23,9 @@ from hiera_video.errors import counted
 from hiera_video.extraction.features import FeatureExtractor
 from hiera_video.extraction.reading import End, Failed, Read, ReadWindows, Window
 from hiera_video.extraction.store import FeatureStore, Rows
-from hiera_video.extraction.transfer import Fetch, Transfer, transfer_for
 from hiera_video.runtime.prefetch import prefetch
 from hiera_video.runtime.progress import Progress
+from hiera_video.runtime.transfer import Fetch, Transfer, transfer_for
 from hiera_video.runtime.workers import Workers
 from hiera_video.settings.training import Arithmetic
 

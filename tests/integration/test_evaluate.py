@@ -181,8 +181,8 @@ def test_one_video_without_finite_scores_is_counted_as_wrong(
         scores = scores_of_model(scorer, clips)
         return scores * np.nan if len(batches) == 3 else scores
 
-    scores_of_model = Scorer.__call__
-    monkeypatch.setattr(Scorer, "__call__", scores_of)
+    scores_of_model = Scorer.probabilities
+    monkeypatch.setattr(Scorer, "probabilities", scores_of)
     val = f"data.val={commands.toy / 'val.csv'}"
     result = evaluate(commands, trained, tmp_path, val, "views.batch_size=6")
     assert result.code == 3

@@ -14,7 +14,7 @@ def full_scorer(monkeypatch):
     def scores(*_):
         raise FULL
 
-    monkeypatch.setattr(Scorer, "__call__", scores)
+    monkeypatch.setattr(Scorer, "probabilities", scores)
 
 
 def test_training(commands, monkeypatch, tmp_path):
@@ -55,7 +55,7 @@ def test_other_errors_keep_their_trace(commands, monkeypatch, trained, tmp_path)
     def scores(*_):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(Scorer, "__call__", scores)
+    monkeypatch.setattr(Scorer, "probabilities", scores)
     data = (f"data.val={commands.toy / 'val.csv'}", f"output_dir={tmp_path}", "device=cpu")
     with pytest.raises(RuntimeError, match="shapes differ"):
         commands.run("evaluate", f"checkpoint={trained}", *data, "data.num_workers=0")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from hiera_video.extraction.transfer import CudaTransfer, Transfer, transfer_for
+from hiera_video.runtime.transfer import CudaTransfer, Transfer, transfer_for
 
 
 def test_a_device_without_streams_takes_the_batch_as_it_is():

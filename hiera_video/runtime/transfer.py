@@ -1,11 +1,15 @@
 """Batches to the device and results back, while the model works on other batches."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
+
+T = TypeVar("T")
 
 Fetch = Callable[[], tuple[Tensor, float]]
 """Waits for the results of a batch. Returns them, on the host, and the seconds that they took."""
@@ -14,8 +18,10 @@ Fetch = Callable[[], tuple[Tensor, float]]
 class Transfer:
     """Runs functions on batches that lie on the host, and returns their results to the host.
 
-    This class is for devices without streams: functions move batches themselves.
+    This class is for devices without streams.
     """
+
+    num_ahead = 0  # batches that are launched before the results of one are awaited
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -24,10 +30,14 @@ class Transfer:
         """Memory on the host for a batch, from which it is copied to the device."""
         return torch.empty(shape, dtype=torch.uint8)
 
-    def launch(self, function: Callable[[Tensor], Tensor], batch: Shaped[Tensor, "B ..."]) -> Fetch:
+    def to_device(self, values: Tensor) -> Tensor:
+        """Values for the functions that are launched after this."""
+        return values.to(self.device)
+
+    def launch(self, function: Callable[..., Tensor], *batch: Shaped[Tensor, "B ..."]) -> Fetch:
         """Starts the work on a batch; any thread may fetch the results."""
         start = time.perf_counter()
-        results = function(batch)
+        results = function(*map(self.to_device, batch))
         launch_sec = time.perf_counter() - start
 
         def fetch() -> tuple[Tensor, float]:
@@ -36,6 +46,17 @@ class Transfer:
             return on_host, launch_sec + time.perf_counter() - start
 
         return fetch
+
+    def results(self, launched: Iterable[tuple[T, Fetch]]) -> Iterator[tuple[T, Tensor]]:
+        """The results in place of how to fetch them, in order, `num_ahead` behind `launched`."""
+        waiting = deque[tuple[T, Fetch]]()
+        for pair in launched:
+            waiting.append(pair)
+            if len(waiting) > self.num_ahead:
+                item, fetch = waiting.popleft()
+                yield item, fetch()[0]
+        for item, fetch in waiting:
+            yield item, fetch()[0]
 
 
 class CudaTransfer(Transfer):
@@ -48,6 +69,8 @@ class CudaTransfer(Transfer):
     once the copy to the device has ended: after the first batches none is allocated.
     """
 
+    num_ahead = 1
+
     def __init__(self, device: torch.device) -> None:
         super().__init__(device)
         self._model = torch.cuda.current_stream(device)
@@ -56,14 +79,18 @@ class CudaTransfer(Transfer):
     def host_batch(self, shape: Sequence[int]) -> UInt8[Tensor, "..."]:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=True)
 
-    def launch(self, function: Callable[[Tensor], Tensor], batch: Shaped[Tensor, "B ..."]) -> Fetch:
+    def to_device(self, values: Tensor) -> Tensor:
         with torch.cuda.stream(self._copies):
-            on_device = batch.to(self.device, non_blocking=True)
+            on_device = values.to(self.device, non_blocking=True)
         self._model.wait_stream(self._copies)
         on_device.record_stream(self._model)  # else its memory were free for the next copy
+        return on_device
+
+    def launch(self, function: Callable[..., Tensor], *batch: Shaped[Tensor, "B ..."]) -> Fetch:
+        on_device = [self.to_device(values) for values in batch]
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record(self._model)
-        results = function(on_device)
+        results = function(*on_device)
         end.record(self._model)
         on_host = results.to("cpu", non_blocking=True)  # into pinned memory
         arrived = torch.cuda.Event()
