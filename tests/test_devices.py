@@ -26,6 +26,7 @@ from hiera_video.evaluation import people
 from hiera_video.evaluation.views import Scorer, score_views
 from hiera_video.extraction import ray
 from hiera_video.extraction.features import FeatureExtractor
+from hiera_video.models import attention
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MaskedAutoencoderHiera
 from hiera_video.models.masking import UnitMasking, kept_units
@@ -210,6 +211,24 @@ def test_another_classifier_is_where_the_model_is(kind: str, cuda: FakeCuda) -> 
         model.reset_heads(6)
     model.reset_classifier(7)
     assert {parameter.device for parameter in model.parameters()} == {CUDA}
+
+
+def test_more_windows_than_a_kernel_takes(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hiera(VIDEO)
+    clips = torch.randn(3, 3, *VIDEO["input_size"])
+    with torch.no_grad():
+        expected = model(clips)
+        sizes = list[int]()
+        attend = torch.nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(attention, "MAX_WINDOWS", 5)
+        monkeypatch.setattr(
+            attention.F,
+            "scaled_dot_product_attention",
+            lambda *qkv: sizes.append(len(qkv[0])) or attend(*qkv),
+        )
+        found = model.to(CUDA)(clips.to(CUDA))
+    assert max(sizes) == 5
+    torch.testing.assert_close(found.cpu(), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -407,7 +426,7 @@ def scorer(model: nn.Module, device: torch.device, **changes: Any) -> Scorer:
 def test_views_are_cut_and_scored_on_the_device(
     precision: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The host waits for scores, once a batch."""
+    """The host waits for no operation, only for the events behind scores."""
     positions = np.array([[0, 1, 2, 3, 4, 5, 6, 7], [2, 3, 4, 5, 6, 7, 8, 9]])
     video = ViewSample(0, pixels(10, 64, 80, 3), positions, [(0, 0), (0, 16)], "pyav")
     ((_, expected),) = score_views(scorer(hiera(VIDEO), CPU), [video], (64, 64))
@@ -420,7 +439,7 @@ def test_views_are_cut_and_scored_on_the_device(
         )
         cuda.waits.clear()
         ((_, found),) = score_views(there, [video], (64, 64))
-        assert [wait.where for wait in cuda.waits] == ["hiera_video/evaluation/views.py"] * 2
+        assert [wait.line for wait in cuda.waits] == ["arrived.synchronize()"] * 2
         assert devices == [CUDA] * 4  # of each frame once, and not of each view, bytes are copied
     tolerance = 1e-5 if precision == "fp32" else 0.1
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)

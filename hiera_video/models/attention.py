@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 PANEL_ELEMENTS = 1 << 22  # scores at a time: 8 MiB in bfloat16
+MAX_WINDOWS = 65_535  # of torch's kernels for half precision on a GPU: an axis of a CUDA grid
 
 # Not by torch.library.custom_op: at the first call that one imports torch's compiler, which takes
 # 1.5 s and 150 MiB.
@@ -36,6 +37,9 @@ def attend(
         q3, k3, v3 = (x.flatten(0, 1) for x in (q, k, v))
         rows = torch.ops.hiera_video.panel_attention(q3, k3, v3)
         return rows.unflatten(0, q.shape[:2])
+    if q.device.type == "cuda" and len(q) > MAX_WINDOWS:
+        parts = zip(*(x.split(MAX_WINDOWS) for x in (q, k, v)), strict=True)
+        return torch.cat([F.scaled_dot_product_attention(*part) for part in parts])
     return F.scaled_dot_product_attention(q, k, v)
 
 
