@@ -85,7 +85,9 @@ class FeatureExtractor:
         shape = (self.batch_size, *self.model.input_size, self.model.in_chans)
         inference = self.inference
         if self.compile:
-            inference(torch.zeros(shape, dtype=torch.uint8))
+            clips = torch.zeros(shape, dtype=torch.uint8)
+            for _ in range(2):  # the first compiles, the second records a CUDA graph
+                inference(clips)
 
     def _run(self, model: Hiera, clips: Tensor) -> Tensor:
         dtype = getattr(torch, self.dtype)

@@ -47,12 +47,17 @@ class Model:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         set_tf32(arithmetic(extractor.precision, device))  # in this process, on this device
         self.extractor = replace(extractor, device=device)
-        self.extractor.warm_up()
+        self.is_warm = False
 
     def __call__(self, batch: Batch) -> Batch:
         values = [pickle.loads(value) for value in batch["value"]]
         places = [i for i, value in enumerate(values) if isinstance(value, Window)]
         if places:
+            # Not before: Ray makes all calls in a thread of their own, and CUDA graphs belong to
+            # the thread that records them.
+            if not self.is_warm:
+                self.extractor.warm_up()
+                self.is_warm = True
             views = torch.from_numpy(np.stack([values[i].views for i in places]))
             start = time.perf_counter()
             rows = extract_windows(self.extractor, views).cpu()

@@ -44,8 +44,9 @@ class InferenceModel:
         run: what to do with the model (on the device), normalised clips and further inputs.
             Without such inputs, its output has an entry for each clip.
         compile: by torch.compile, one graph for batches of `batch_size`, to which smaller ones are
-            padded; on CUDA as a CUDA graph. The first call takes a minute or more. Of detectors and
-            segmenters, whose heads have another number of boxes in each call, the encoder.
+            padded; on CUDA as a CUDA graph, which belongs to a thread: one thread makes all calls.
+            The first call takes a minute or more. Of detectors and segmenters, whose heads have
+            another number of boxes in each call, the encoder.
         batch_size: the most clips in a call.
 
     Raises:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from hiera_video.data.transforms import Crops
 from hiera_video.errors import ConfigError
 from hiera_video.extraction.ray import Model, extract_with_ray
+from hiera_video.extraction.reading import Window
 from hiera_video.extraction.runner import Summary
 
 
@@ -58,11 +63,31 @@ def test_an_actor_takes_the_precision(monkeypatch):
     taken = []
     monkeypatch.setattr("hiera_video.extraction.ray.set_tf32", taken.append)
     monkeypatch.setattr("hiera_video.extraction.ray.replace", lambda extractor, device: extractor)
-    Model(SimpleNamespace(precision="fp32", warm_up=lambda: None))
+    Model(SimpleNamespace(precision="fp32"))
     assert taken == ["fp32"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="precision is tf32: only NVIDIA's GPUs have it"):
-        Model(SimpleNamespace(precision="tf32", warm_up=lambda: None))
+        Model(SimpleNamespace(precision="tf32"))
+
+
+def test_an_actor_warms_up_in_the_thread_of_its_calls(monkeypatch):
+    """Once: Ray makes an actor in another thread, and CUDA graphs belong to one."""
+    threads = []
+    extractor = SimpleNamespace(
+        precision="fp32", warm_up=lambda: threads.append(threading.current_thread())
+    )
+    monkeypatch.setattr("hiera_video.extraction.ray.replace", lambda extractor, device: extractor)
+    monkeypatch.setattr(
+        "hiera_video.extraction.ray.extract_windows", lambda _, views: torch.zeros(len(views), 2)
+    )
+    model = Model(extractor)
+    window = pickle.dumps(Window(0, np.zeros((1, 1, 4, 4, 3), np.uint8)))
+    batch = {"index": np.array([0]), "value": np.array([window], object)}
+    with ThreadPoolExecutor(1) as calls:
+        for _ in range(2):
+            calls.submit(model, batch).result()
+        (thread,) = threads
+        assert thread is not threading.current_thread()
 
 
 def test_actors_on_a_cluster_without_gpus(actors):
