@@ -12,7 +12,6 @@ has neither, and is that of timm.
 """
 
 import importlib
-import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -56,6 +55,7 @@ TORCHVISION_IMAGES = {
     "convnext_base": (3, 224, 224),
     "resnet50": (3, 224, 224),
 }
+PYTORCHVIDEO_HUB = "pytorchvideo.models.hub"
 PYTORCHVIDEO = {  # clip, accuracy
     "mvit_base_16x4": ((3, 16, 224, 224), 78.4),
     "slowfast_r50": ((3, 32, 256, 256), 76.94),
@@ -193,26 +193,25 @@ def dense(name: str) -> Subject:
     )
 
 
-def peers(names: Sequence[str]) -> tuple[list[Subject], list[str]]:
+def peers(names: Sequence[str]) -> tuple[list[Subject], dict[str, str]]:
     """What variants `names` are compared with.
 
     That is their own pretraining without sparsity, and the models of other libraries for the same
     data, video or images.
 
     Returns:
-        The subjects, and the packages that are not installed (the official code is installed if
-        `hiera` can be imported).
+        The subjects, and of the packages that cannot be imported, why.
     """
     found = [dense(name) for name in names]
-    missing = []
+    missing = dict[str, str]()
     libraries = {"hiera": _official_models, "torchvision": _torchvision_models}
     image = is_image(VARIANTS[names[0]])
     libraries |= {"timm": _timm_models} if image else {"pytorchvideo": _pytorchvideo_models}
     for module, models in libraries.items():
-        if importlib.util.find_spec(module) is None:
-            missing.append("hiera-transformer" if module == "hiera" else module)
-        else:
-            found += models(names)
+        try:
+            found += list(models(names))
+        except ImportError as error:
+            missing["hiera-transformer" if module == "hiera" else module] = str(error)
     return found, missing
 
 
@@ -299,7 +298,7 @@ def _mvit_v2_l(name: str) -> nn.Module:
 
 
 def _pytorchvideo(name: str) -> nn.Module:
-    model = getattr(importlib.import_module("pytorchvideo.models.hub"), name)(pretrained=False)
+    model = getattr(importlib.import_module(PYTORCHVIDEO_HUB), name)(pretrained=False)
     if not name.startswith("slowfast"):
         return model
     # The slow pathway has every 4th frame of the fast one.
@@ -307,5 +306,6 @@ def _pytorchvideo(name: str) -> nn.Module:
 
 
 def _pytorchvideo_models(names: Sequence[str]) -> Iterator[Subject]:
+    importlib.import_module(PYTORCHVIDEO_HUB)  # fails here, where it is reported
     for name, (clip, top1) in PYTORCHVIDEO.items():
         yield Subject(name, "pytorchvideo", partial(_pytorchvideo, name), clip, top1)

@@ -34,6 +34,7 @@ from hiera_video.models.inference import InferenceModel
 from hiera_video.models.layers import Linear
 from hiera_video.models.normalize import Normalize
 from hiera_video.models.variants import KINETICS_MEAN, KINETICS_STD
+from hiera_video.runtime.memory import is_full
 from hiera_video.runtime.progress import Progress
 from hiera_video.settings.training import Arithmetic
 
@@ -336,6 +337,6 @@ def _memory_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "can't allocate memory" in str(error) or "out of memory" in str(error):
+        if is_full(error):
             raise MemoryError from None
         raise

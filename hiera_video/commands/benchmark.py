@@ -116,14 +116,14 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
 
 
 def chosen_peers(names: Sequence[str], only: str) -> list[Subject]:
-    """Models of other libraries whose names contain `only`; logs libraries that are missing.
+    """Models of other libraries whose names contain `only`; logs what cannot be imported.
 
     Raises:
         ConfigError: no name contains it.
     """
     others, missing = peers(names)
-    for package in missing:
-        logger.info("%s is not measured: pip install %s", package, package)
+    for package, why in missing.items():
+        logger.info("%s is not measured (%s): pip install %s", package, why, package)
     chosen = [peer for peer in others if only in peer.name]
     if not chosen:
         allowed = ", ".join(peer.name for peer in others)

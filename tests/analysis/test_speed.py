@@ -2,6 +2,7 @@
 
 import multiprocessing
 import statistics
+import sys
 import time
 from dataclasses import replace
 from functools import cache, partial
@@ -294,14 +295,13 @@ def test_peers_are_of_the_same_data_and_take_their_clips(name):
     )
 
 
-def test_libraries_that_are_not_installed_are_named(monkeypatch):
-    import importlib.util
-
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    packages = ["hiera-transformer", "torchvision", "pytorchvideo"]
+def test_libraries_that_cannot_be_imported_are_named(monkeypatch):
+    for module in ("hiera", "torchvision", "pytorchvideo.models.hub"):
+        monkeypatch.setitem(sys.modules, module, None)
     found, missing = peers(["hiera_base_16x224"])
     assert [subject.name for subject in found] == ["hiera_base_16x224 (dense)"]
-    assert missing == packages
+    assert list(missing) == ["hiera-transformer", "torchvision", "pytorchvideo"]
+    assert missing["hiera-transformer"] == "import of hiera halted; None in sys.modules"
 
 
 @pytest.mark.parametrize(

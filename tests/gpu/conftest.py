@@ -4,13 +4,14 @@ without what only CUDA has: to check the tests themselves."""
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 
+from hiera_video.runtime.machine import usable_cores
 from tests.integration.conftest import (  # noqa: F401
     _no_sync,
-    _one_thread,
     commands,
     segmenter,
     shapes,
@@ -32,6 +33,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _all_cores() -> Iterator[None]:
+    """For what is computed on the CPU to compare with; other tests take one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(usable_cores())
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def device() -> torch.device:
     return DEVICE
@@ -49,3 +59,9 @@ def cuda() -> torch.device:
 def size() -> str:
     """Of models: "base" as published, or a tiny one for a CPU."""
     return "base" if IS_CUDA else "tiny"
+
+
+@pytest.fixture
+def compiled_size() -> str:
+    """Of models that are compiled: base with a block in each stage, or a tiny one for a CPU."""
+    return "short" if IS_CUDA else "tiny"

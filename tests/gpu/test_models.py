@@ -52,8 +52,8 @@ def visible_units(model: Any, batch: int, ratio: float) -> Tensor:
 def case(name: str, size: str, batch: int = 2) -> tuple[Any, list[Tensor]]:
     """A model in evaluation mode with values in all parameters, and its inputs."""
     torch.manual_seed(0)
-    changes = {} if size == "base" else TINY
-    variant = f"hiera_{size}_16x224"
+    changes = {"base": {}, "short": {"stages": (1, 1, 1, 1)}, "tiny": TINY}[size]
+    variant = f"hiera_{'tiny' if size == 'tiny' else 'base'}_16x224"
     others: list[Tensor] = []
     model: Any
     if name == "classifier":
@@ -107,10 +107,10 @@ def test_outputs_and_gradients_are_those_of_the_cpu(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_compiled_inference(
-    precision: Arithmetic, device: torch.device, size: str, unchecked_shapes: None
+    precision: Arithmetic, device: torch.device, compiled_size: str, unchecked_shapes: None
 ) -> None:
     """Also of a smaller batch, to which nothing is compiled again."""
-    model, _ = case("classifier", size)
+    model, _ = case("classifier", compiled_size)
     clips = torch.randint(0, 256, (4, *model.input_size, 3), dtype=torch.uint8)
     how = {"device": device, "batch_size": 4, "precision": precision}
     plain, compiled = (
@@ -123,9 +123,11 @@ def test_compiled_inference(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_one_graph(name: str, device: torch.device, size: str, unchecked_shapes: None) -> None:
+def test_one_graph(
+    name: str, device: torch.device, compiled_size: str, unchecked_shapes: None
+) -> None:
     torch._dynamo.reset()
-    model, inputs = case(name, size)
+    model, inputs = case(name, compiled_size)
     if name == "detector":  # of boxes, whose number changes, the head is not compiled
         model, inputs = model.feature_map, inputs[:1]
     else:
@@ -150,7 +152,7 @@ def training(
         loss = ClassificationLoss(Augment(), num_classes=400, **how)
     else:
         model = model.autoencoder
-        ratio = 0.9 if size == "base" else 0.5
+        ratio = 0.5 if size == "tiny" else 0.9
         sample.visible = visible_units(model, batch, ratio)
         masking = UnitMasking(model.encoder.units_shape, ratio)
         loss = ReconstructionLoss(model, masking, **how)
@@ -205,12 +207,14 @@ def test_memory_of_a_training_step(
         assert torch.cuda.max_memory_allocated() - before <= most_gib * GIB
 
 
-def test_a_compiled_training_step(device: torch.device, size: str, unchecked_shapes: None) -> None:
+def test_a_compiled_training_step(
+    device: torch.device, compiled_size: str, unchecked_shapes: None
+) -> None:
     plain, compiled = (
         [next(steps).loss for _ in range(2)]
         for steps in (
-            training("classifier", device, size, 2),
-            training("classifier", device, size, 2, compile=True),
+            training("classifier", device, compiled_size, 2),
+            training("classifier", device, compiled_size, 2, compile=True),
         )
     )
     assert compiled == pytest.approx(plain, rel=2e-2)

@@ -114,7 +114,8 @@ def run_rank(
 
 def environment(**changes: str) -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    return kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | changes
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return kept | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | changes
 
 
 def start(*arguments: object, processes: int = 0, **options: Any) -> subprocess.Popen[str]:

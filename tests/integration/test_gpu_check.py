@@ -181,6 +181,13 @@ def test_what_is_missing_though_it_should_not_be_fails_the_check(monkeypatch, tm
         ),
         ("triton_poi_fused__to_copy_0", "copy, cast"),
         ("triton_poi_fused__to_copy_add_gelu_2", "other"),
+        ("triton_poi_fused__to_copy_addmm_1", "other"),
+        ("triton_poi_fused__scaled_dot_product_flash_attention_clone_3", "copy, cast"),
+        (
+            "void elementwise_kernel<128, 4, gpu_kernel_impl_nocast<CUDAFunctor_add<float>>>",
+            "other",
+        ),
+        ("unrolled_elementwise_kernel<CUDAFunctor_add<BFloat16>, LoadWithoutCast>", "other"),
         ("void at::native::vectorized_elementwise_kernel<4, GeluCUDAKernelImpl>", "other"),
     ],
 )

@@ -2,9 +2,12 @@
 
 import os
 import re
+import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from hiera_video.models import inference
 from hiera_video.runtime.machine import processor_name
 
 ROOT = Path(hiera_video.__file__).parents[1]
+LAST_WORDS_SEC = 5.0  # less than the GRACE of tools/gpu_check.sh
 
 
 def device() -> str:
@@ -48,9 +52,7 @@ def environment(page: Page, folder: Path, smoke: bool) -> None:
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
         capability = f"{properties.major}.{properties.minor}"
         table.row("device", f"{properties.name}, {memory}, compute capability {capability}")
-        query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
-        done = subprocess.run(query, capture_output=True, text=True, check=False)
-        table.row("driver, highest clock", done.stdout.strip() or "unknown")
+        table.row("driver, highest clock", driver() or "unknown")
         table.row("CUDA, cuDNN", f"{torch.version.cuda}, {torch.backends.cudnn.version()}")
     size = 256 if smoke else 8192
     table = page.table("peak", "measured")
@@ -68,12 +70,21 @@ def environment(page: Page, folder: Path, smoke: bool) -> None:
     table.row("copy, GB/s read and written", f"{rate:.4g}")
 
 
+def driver() -> str:
+    """What nvidia-smi says, where it is installed."""
+    if shutil.which("nvidia-smi") is None:
+        return ""
+    query = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+
+
 def tests(page: Page, folder: Path, smoke: bool) -> None:
     """`pytest -m gpu`, of tests/gpu and of the files that mark such tests."""
     has_marker = re.compile(r"mark\.gpu\b")
     found = sorted((ROOT / "tests").rglob("test_*.py"))
     found = [path for path in found if has_marker.search(path.read_text()) or "gpu" in path.parts]
-    line = ["pytest", "-m", "gpu", "-q", "-rfE", "--durations=5", "-o", "addopts="]
+    found.sort(key=lambda path: path.name != "test_models.py")  # which says the most comes first
+    line = ["pytest", "-m", "gpu", "-v", "-rfE", "--durations=5", "-o", "addopts="]
     line += ["--import-mode=importlib", "-p", "no:cacheprovider"]
     line += [str(path.relative_to(ROOT)) for path in found]
     variables = {} if smoke else {"HIERA_VIDEO_REQUIRE_GPU": "1"}
@@ -82,15 +93,18 @@ def tests(page: Page, folder: Path, smoke: bool) -> None:
         command = [sys.executable, "-m", *line]
         code = run(command, lines.append, variables, stderr=subprocess.STDOUT)
     except OutOfTime:
-        page.failure(f"Stopped before the end. The last lines:\n\n{fenced(lines[-12:])}")
+        page.failure(f"Stopped before the end:\n\n{fenced(failures_in(lines) + lines[-12:])}")
         raise
     page.text(f"`{' '.join(line[:3])}`: {lines[-1].strip('= ') if lines else 'no output'}")
     durations = [text for text in lines if re.match(r"[\d.]+s (call|setup)", text)]
     if durations:
         page.text(fenced(durations))
     if code:
-        failures = [text for text in lines if text.startswith(("FAILED", "ERROR"))]
-        page.failure(fenced(failures or lines[-12:]))
+        page.failure(fenced(failures_in(lines) or lines[-12:]))
+
+
+def failures_in(lines: Sequence[str]) -> list[str]:
+    return [text for text in lines if text.startswith(("FAILED", "ERROR"))]
 
 
 def peers(page: Page, folder: Path, smoke: bool) -> None:
@@ -127,7 +141,17 @@ def run(
     variables: Mapping[str, str] | None = None,
     **options: Any,
 ) -> int:
-    """The exit code of a program whose output is printed and given away; it ends with this one."""
+    """The exit code of a program whose output is printed and given away.
+
+    If this one must end, it is interrupted, and has a few seconds to say what it found.
+    """
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            on_line(line.rstrip())
+
     with subprocess.Popen(
         command,
         cwd=ROOT,
@@ -136,13 +160,14 @@ def run(
         text=True,
         **options,
     ) as process:
-        assert process.stdout is not None
         try:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-                on_line(line.rstrip())
+            read()
         except BaseException:
-            process.kill()
+            process.send_signal(signal.SIGINT)
+            kill = threading.Timer(LAST_WORDS_SEC, process.kill)
+            kill.start()
+            read()
+            kill.cancel()
             raise
     return process.returncode
 
