@@ -47,11 +47,12 @@ def _random_states() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _logging() -> Iterator[None]:
-    """A command that a test runs in its process sets up logging: not for the tests after it."""
+    """A command that a test, or a fixture of a module, runs in its process sets up logging: not
+    for the tests after it."""
     logger = logging.getLogger("hiera_video")
-    level, propagate, handlers = logger.level, logger.propagate, list(logger.handlers)
+    logger.level, logger.propagate, logger.handlers = logging.NOTSET, True, []
     yield
-    logger.level, logger.propagate, logger.handlers = level, propagate, handlers
+    logger.level, logger.propagate, logger.handlers = logging.NOTSET, True, []
 
 
 @pytest.fixture

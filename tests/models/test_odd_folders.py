@@ -343,7 +343,7 @@ def test_floats_of_other_precision(dtype: torch.dtype, tmp_path: Path) -> None:
     folder = tmp_path / "weights"
     shutil.copytree(FIRST_EDITION / "classifier", folder)
     path = folder / "model.safetensors"
-    state = load_file(path)
+    state = load_file(FIRST_EDITION / "classifier" / "model.safetensors")
     save_file({key: value.to(dtype) for key, value in state.items()}, path)
     model, _ = load_model(folder)
     assert model.norm.bias.dtype == torch.float32
