@@ -117,7 +117,9 @@ def test_lists_of_splits_and_folders_of_frames(run, tmp_path):
 
 def test_a_peer_that_fails_is_named_and_the_code_is_3(run, monkeypatch):
     broken = Subject("broken", "other", _refuse, (3, 8, 8))
-    monkeypatch.setattr(command, "peers", lambda names: ([broken], ["absent"]))
+    monkeypatch.setattr(
+        command, "peers", lambda names: ([broken], {"absent": "No module named absent"})
+    )
     code, out, err = run(*SMALL, "work=[inference]", "--peers")
     assert code == 3
     assert "| hiera_tiny_224" in out
@@ -133,7 +135,7 @@ def test_peers_close_with_the_claims_of_the_article(run, monkeypatch, tmp_path):
     tiny = small("hiera_tiny_224")
     monkeypatch.setattr(peers, "ours", lambda name: tiny)
     monkeypatch.setattr(command, "ours", lambda name: tiny)
-    monkeypatch.setattr(command, "peers", lambda names: ([peers.dense(names[0])], []))
+    monkeypatch.setattr(command, "peers", lambda names: ([peers.dense(names[0])], {}))
     line = (*SMALL, "work=[inference, pretraining]", "--peers", "--output-dir", tmp_path)
     code, out, _ = run(*line)
     assert code == 0
