@@ -2,6 +2,7 @@
 
 import re
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -107,7 +108,7 @@ def candidates(page: Page, folder: Path, smoke: bool) -> None:
     )
     table = page.table("what", "way", "shape", "ms", "relative", "error")
     torch.manual_seed(0)
-    for compare in (bias_gradient, norms, windows_of_64, windows_of_16, patches):
+    for compare in (bias_gradient, norms, windows_of_64, windows_of_16, new_sizes, patches):
         compare(table, 0.002 if smoke else 1.0)
         torch.compiler.reset()
 
@@ -220,6 +221,32 @@ def windows_of_64(table: Table, scale: float) -> None:
 def windows_of_16(table: Table, scale: float) -> None:
     """Stage 2 at 32 clips."""
     attention(table, 12544, 2, 16, scale)
+
+
+def new_sizes(table: Table, scale: float) -> None:
+    """First calls with other numbers of windows: whether incomplete batches should be padded."""
+    first_sec = None
+    for backend in ("CUDNN", "FLASH"):
+        attend = by_backend(getattr(SDPBackend, f"{backend}_ATTENTION"))
+        seconds = []
+        for missing in range(4):  # the first also loads the library
+            q, k, v = (random(12544, 1, 64, 96, scale=scale)[missing:] for _ in range(3))
+            synchronize(device())
+            start = time.perf_counter()
+            try:
+                attend(q, k, v)
+            except RuntimeError as error:
+                print(f"{backend}: {error}", flush=True)
+                break
+            synchronize(device())
+            seconds.append(time.perf_counter() - start)
+        row = "attention over 64 tokens, first call of a size", backend, "12543x1x64x96"
+        if len(seconds) < 4:
+            table.row(*row, "fails", "", "")
+            continue
+        median_sec = statistics.median(seconds[1:])
+        first_sec = first_sec or median_sec
+        table.row(*row, f"{1e3 * median_sec:.3f}", f"{median_sec / first_sec:.2f}", "")
 
 
 def patches(table: Table, scale: float) -> None:
