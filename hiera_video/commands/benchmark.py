@@ -33,6 +33,7 @@ from hiera_video.files import write_json, write_text
 from hiera_video.models.loading import card_of
 from hiera_video.models.pretrained import create_model
 from hiera_video.models.variants import VARIANTS, is_image
+from hiera_video.runtime.compiler import check_compiler
 from hiera_video.runtime.distributed import process_group
 from hiera_video.runtime.environment import environment
 from hiera_video.runtime.logging import setup_logging
@@ -63,9 +64,12 @@ def run(config: BenchmarkSettings, *, dry_run: bool = False, as_json: bool = Fal
         raise ConfigError(f"MODEL is {' '.join(names)}: all must be of video, or all of images")
     if device == "cpu" and "fp16" in config.precisions:
         raise ConfigError(
-            f"precisions is {config.precisions}: processors have no fp16 products and take "
-            "minutes for one; use fp32 and bf16"
+            f"precisions is {', '.join(config.precisions)}: processors have no fp16 products and "
+            "take minutes for one; use fp32 and bf16"
         )
+    if "compiled" in config.execution:
+        wish = f"execution is {', '.join(config.execution)}"
+        check_compiler(process.device, wish, "write execution=[eager]")
     if config.peers:
         subjects += chosen_peers(names, config.only)
     settings = [

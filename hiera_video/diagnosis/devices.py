@@ -185,5 +185,7 @@ def compiler(has_gpu: bool) -> Finding:
     needed = needed_for_compilation(has_gpu)
     if missing := [what for what, is_there in needed.items() if not is_there]:
         advice = "install it for compile=true; nothing else needs it"
-        return Finding("torch.compile", f"{', '.join(missing)} is missing", "missing", advice)
+        return Finding(
+            "torch.compile", f"{', '.join(missing)} is missing or does not work", "missing", advice
+        )
     return Finding("torch.compile", f"{', '.join(needed)} found; not tried, which takes a minute")

@@ -45,6 +45,7 @@ class Summary:
     failed: int = 0
     clips: int = 0  # views that went through the model
     wall_sec: float = 0.0
+    start_sec: float = 0.0  # of it, until the first batch went to the model
     decode_sec: float = 0.0  # of all decoding processes together, as the next
     transform_sec: float = 0.0
     model_sec: float = 0.0
@@ -58,12 +59,14 @@ class Summary:
             t / (wall * self.num_workers) for t in (self.decode_sec, self.transform_sec)
         )
         model = self.model_sec / wall
-        shares = {"the model": model, "reading": decode + transform}
+        starting = self.start_sec / wall
+        shares = {"the model": model, "reading": decode + transform, "starting": starting}
         most = max(shares, key=lambda name: shares[name])
         limit = most if shares[most] >= BUSY else "neither: starting, or too few cores for both"
         return (
-            f"{counted(self.clips, 'clip')} in {wall:.1f} s: {self.clips / wall:.2f} clips/s, the "
-            f"model alone {self.clips / max(self.model_sec, 1e-9):.2f} (utilisation {model:.2f})\n"
+            f"{counted(self.clips, 'clip')} in {wall:.1f} s, of which {self.start_sec:.1f} s were "
+            f"starting: {self.clips / wall:.2f} clips/s, the model alone "
+            f"{self.clips / max(self.model_sec, 1e-9):.2f} (utilisation {model:.2f})\n"
             f"busy: {counted(self.num_workers, 'decoding process')} {decode:.0%} with decoding and "
             f"{transform:.0%} with transforms, the model {model:.0%}, writing "
             f"{self.store_sec / wall:.0%}; the limit is {limit}"
@@ -184,7 +187,7 @@ def extract(assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor) 
     """
     if not assembly.videos:
         return
-    summary = assembly.summary
+    summary, begin = assembly.summary, time.perf_counter()
     num_windows = extractor.batch_size // work.crops.num_crops
     transfer = transfer_for(extractor.device)
     launched: deque[Future[None]] = deque()
@@ -206,6 +209,8 @@ def extract(assembly: Assembly, work: ReadWindows, extractor: FeatureExtractor) 
         for batch in batches:
             fetch = None
             if batch.views is not None:
+                if not summary.clips:
+                    summary.start_sec = time.perf_counter() - begin
                 fetch = transfer.launch(partial(extract_windows, extractor), batch.views)
                 batch.views = None  # its memory is for later batches
                 summary.clips += len(batch.keys) * work.crops.num_crops

@@ -64,7 +64,7 @@ class InferenceModel:
 
     def __post_init__(self) -> None:
         if self.compile:
-            check_compiler(self.device, "compile")
+            check_compiler(self.device, "compile is true", "write compile=false")
         self.dtype = DTYPES[self.precision]
         if self.dtype != torch.float32:
             self.model = copy_in(self.model, self.device, self.dtype)

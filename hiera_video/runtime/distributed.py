@@ -99,7 +99,8 @@ def process_group(
     key = f"{section}precision"
     known = arithmetic(precision, chosen, key)
     if compile:
-        check_compiler(chosen, f"{section}compile")
+        key_of_it = f"{section}compile"
+        check_compiler(chosen, f"{key_of_it} is true", f"write {key_of_it}=false")
     if chosen.type == "cuda":
         set_tf32(known)
     if precision == "auto" and os.environ.get("RANK", "0") == "0":

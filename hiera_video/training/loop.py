@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video.data.batches import ClipBatch, DetectionBatch, Failure, InstanceBatch
+from hiera_video.runtime.compiler import uncompiled
 from hiera_video.runtime.distributed import Process, sum_over_processes
 from hiera_video.runtime.precision import autocast
 from hiera_video.settings.training import Loop
@@ -265,7 +266,7 @@ class _Steps:
         if len(self.compiled_sizes) < MAX_GRAPHS:
             self.compiled_sizes.add(len(batch.clips))
         is_compiled = len(batch.clips) in self.compiled_sizes
-        return nullcontext() if is_compiled else torch.compiler.set_stance("force_eager")
+        return uncompiled(not is_compiled)
 
     def _update(self, loss_sum: Tensor, *, is_empty: bool) -> Tensor:
         """Takes the step, unless it is empty or not finite; returns the results of `_Launched`."""

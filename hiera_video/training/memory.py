@@ -7,7 +7,7 @@ attention and what checkpoints compute again among them; each storage is counted
 
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -25,6 +25,7 @@ from hiera_video.errors import UserError, counted
 from hiera_video.models.layers import autocast_off
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.segmenter import InstanceSegmenter
+from hiera_video.runtime.compiler import uncompiled
 from hiera_video.runtime.distributed import Process
 from hiera_video.runtime.memory import GIB, is_full, memory_of, where
 from hiera_video.runtime.precision import autocast
@@ -229,8 +230,7 @@ def steps_that_fit(task: Task, model: Model, process: Process) -> Iterator[None]
     except RuntimeError as error:
         if not is_full(error):
             raise
-        is_compiled = task.settings.train.compile
-        with torch.compiler.set_stance("force_eager") if is_compiled else nullcontext():
+        with uncompiled(task.settings.train.compile):
             memory = step_memory(task, model, process)
         raise UserError(
             f"out of memory on {where(process.device)} with {counted(memory.num_clips, 'clip')} in "

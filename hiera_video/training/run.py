@@ -25,7 +25,7 @@ from hiera_video.models.checkpoint import check_weights_folder, not_finite, shor
 from hiera_video.models.loading import Model, encoder_of
 from hiera_video.models.saving import save_model
 from hiera_video.models.segmenter import InstanceSegmenter
-from hiera_video.runtime.compiler import cache_folder
+from hiera_video.runtime.compiler import cache_folder, uncompiled
 from hiera_video.runtime.distributed import (
     Process,
     any_process,
@@ -411,10 +411,11 @@ class Run:
         return self.task.val is not None and (between or step == self.schedule.end_step)
 
     def report_evaluation(self, report: RunReport, step: int) -> None:
-        """Evaluates on all processes; the main one reports."""
+        """Evaluates on all processes, without compiling anything; the main one reports."""
         task = self.task
         assert task.val is not None
-        with batches_that_fit(task.settings, self.process.device):
+        fits = batches_that_fit(task.settings, self.process.device)
+        with fits, uncompiled(task.settings.train.compile):
             scored, failures = task.score(self.trained, self.process)
         self.model.train()
         self.trained.train()

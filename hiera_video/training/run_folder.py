@@ -349,6 +349,8 @@ def start_run(
         remove_unfinished(folder, deep=False)  # evaluations write into folders below
         path = folder / "run.json"
         started = {**environment(), "processes": process.world_size, "device": str(process.device)}
+        if path.exists() and not resumes:
+            logger.info("%s has no checkpoint yet: the run begins again", folder)
         earlier = _starts(path) if resumes and path.exists() else []
         write_text(folder / "config.yaml", to_yaml(settings))
         write_json(path, {"data": data, "starts": [*earlier, started]})

@@ -152,16 +152,17 @@ def test_versions_of_cudnn(monkeypatch):
         assert devices.torch_build().data["cudnn"] == version
 
 
-def test_the_compiler_is_looked_for_and_not_run(monkeypatch, tmp_path):
+def test_the_compiler_is_looked_for_and_asked_for_its_version(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(tmp_path / "c++"))
     found = devices.compiler(has_gpu=False)
     assert found.status == "missing"
     assert "C++ compiler" in found.text
-    (tmp_path / "c++").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "c++").chmod(0o755)
-    assert devices.compiler(has_gpu=False).status == "ok"
+    for code, status in ((1, "missing"), (0, "ok")):
+        (tmp_path / "c++").write_text(f'#!/bin/sh\n[ "$*" = --version ] && exit {code}\n')
+        (tmp_path / "c++").chmod(0o755)
+        assert devices.compiler(has_gpu=False).status == status
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert devices.compiler(has_gpu=True).text == "triton is missing"
+    assert devices.compiler(has_gpu=True).text == "triton is missing or does not work"
 
 
 @pytest.mark.gpu

@@ -317,9 +317,10 @@ def test_that_a_run_is_compiled_is_logged(commands, tmp_path, monkeypatch):
     result.reports("compiling the model in the first step", f"finds it in {tmp_path / 'cache'}")
 
 
-def test_compilation_without_a_compiler(commands, monkeypatch, tmp_path, toy):
+@pytest.mark.parametrize("compiler", ["/nowhere/c++", "false"])  # which always fails
+def test_compilation_without_a_compiler(commands, monkeypatch, tmp_path, toy, compiler):
     """It is refused before anything is read or written."""
-    monkeypatch.setenv("CXX", str(tmp_path / "c++"))
+    monkeypatch.setenv("CXX", compiler)
     video, run = next(toy.glob("**/*.mp4")), tmp_path / "run"
     (tmp_path / "unread.pt").write_bytes(b"no weights")
     unread = (f"checkpoint={tmp_path / 'unread.pt'}", "device=cpu")
@@ -333,3 +334,7 @@ def test_compilation_without_a_compiler(commands, monkeypatch, tmp_path, toy):
         assert result.code == 2
         result.reports(f"{key} is true: torch.compile needs a C++", f"or write {key}=false")
     assert not run.exists()
+    result = commands.run("benchmark", "hiera_tiny_224", "execution=[eager, compiled]")
+    assert result.code == 2
+    reason = "execution is eager, compiled: torch.compile needs a C++ compiler"
+    result.reports(reason, "or write execution=[eager]")

@@ -115,7 +115,7 @@ def test_measured_steps_of_a_compiled_model(commands, monkeypatch, tmp_path):
         model._compiled_call_impl = compiled
 
     monkeypatch.setattr(torch.nn.Module, "compile", compile)
-    monkeypatch.setattr("hiera_video.runtime.distributed.check_compiler", lambda device, key: None)
+    monkeypatch.setattr("hiera_video.runtime.distributed.check_compiler", lambda *_: None)
     options = ("--dry-run", "--measure", "train.compile=true", "--json")
     result = commands.run(*commands.finetune(tmp_path / "run", *options))
     assert result.code == 0, result.err

@@ -55,6 +55,7 @@ def test_in_small_every_section_writes_its_tables(tmp_path):
         "| finetuning, hiera_tiny_224 ",
         "| pretraining, hiera_tiny_224 ",
         "| `aten::",
+        "| seconds until the first batch",
         "| clips/s from end to end",
         "| finetune ",
         "| pretrain ",

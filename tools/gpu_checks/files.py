@@ -107,10 +107,11 @@ def extraction(page: Page, work: Path, videos: Path, smoke: bool) -> None:
     wall_sec, clips = summary["wall_sec"], summary["clips"]
     rates = work.parent / RATES
     alone = json.loads(rates.read_text()) if rates.exists() else {}
-    rate = clips / wall_sec
+    rate = clips / (wall_sec - summary["start_sec"])
     table = page.table("`extract`, " + " ".join(options), "")
     table.row("clips", clips)
-    table.row("clips/s from end to end, without starting", f"{rate:.4g}")
+    table.row("seconds until the first batch", f"{summary['start_sec']:.1f}")
+    table.row("clips/s from end to end after these", f"{rate:.4g}")
     for execution in ("eager", "compiled"):
         if speed := alone.get(str(Job(BASE, "inference", "bf16", execution, batch_size, True))):
             text = f"of the model alone in the section speed, {execution}, {speed:.4g} clips/s"
