@@ -384,3 +384,33 @@ def test_what_the_shipped_model_is_does_not_leak(trained):
     model, _ = load_model(trained, kind="classifier")
     assert isinstance(model, Hiera)
     assert set(state_of(trained)) == set(dict(model.named_parameters()))
+
+
+def test_validation_is_not_compiled(commands, tmp_path, monkeypatch, unchecked_shapes):
+    """Which would take another minute, of a model in evaluation mode."""
+    compile_, has_gradients = torch.compile, []
+
+    def backend(graph, inputs):
+        has_gradients.append(torch.is_grad_enabled())
+        return graph
+
+    def compile(model, **how):
+        model._compiled_call_impl = compile_(model._call_impl, backend=backend, **how)
+
+    monkeypatch.setattr("torch.nn.Module.compile", compile)
+    monkeypatch.setattr("hiera_video.runtime.distributed.check_compiler", lambda *_: None)
+    val = f"data.val={commands.toy / 'val.csv'}"
+    arguments = commands.finetune(tmp_path / "run", val, "train.epochs=1", "train.compile=true")
+    result = commands.run(*arguments)
+    assert result.code == 0, result.err
+    assert has_gradients
+    assert all(has_gradients)
+
+
+def test_a_run_without_a_checkpoint_says_that_it_begins_again(commands, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text("{}")
+    result = commands.run(*commands.finetune(run, "train.epochs=1"))
+    assert result.code == 0
+    result.reports(f"{run} has no checkpoint yet: the run begins again")
