@@ -35,6 +35,13 @@ def _plain_processor() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _autograd() -> None:
+    """Autograd starts its threads in its first pass. Within torch.compile, it would start some for
+    devices that do not exist, and a fork of a process with such threads cannot train."""
+    torch.zeros((), requires_grad=True).backward()
+
+
 @pytest.fixture(autouse=True)
 def _random_states() -> Iterator[None]:
     """A test neither sees nor changes the random state of others."""
