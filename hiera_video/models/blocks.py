@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hiera_video.models.attention import attend
-from hiera_video.models.layers import LayerNorm, Linear, gelu_linear
+from hiera_video.models.layers import LayerNorm, Linear, gelu_linear, is_plain
 from hiera_video.models.units import Size3, divided, pool_tokens
 
 # Tokens attend within units, everywhere, or in windows of units along (time, height, width).
@@ -90,8 +90,8 @@ class Mlp(nn.Module):
             return self.project(x)
         # gelu(x), the widest activation of a block, is a fifth of the memory of a training step and
         # takes 1 % of its time. It is computed again for the backward pass; fc2's product is not.
-        draws = type(self.fc2) is not Linear  # as an adapter in its place may
-        return checkpoint(self.project, x, use_reentrant=False, preserve_rng_state=draws)
+        may_draw = not is_plain(self.fc2)  # random numbers, which must be the same again
+        return checkpoint(self.project, x, use_reentrant=False, preserve_rng_state=may_draw)
 
     def project(self, x: Tensor) -> Tensor:
         return self.fc2(F.gelu(x))
@@ -155,9 +155,7 @@ class HieraBlock(nn.Module):
         found = {}
         for name, layers in after.items():
             norm = getattr(self, name)
-            plain = all(
-                type(layer) is Linear and layer.bias is not None for layer in layers.values()
-            )
+            plain = all(is_plain(layer) and layer.bias is not None for layer in layers.values())
             if not plain or type(norm) is not LayerNorm:
                 continue
             for key, layer in layers.items():

@@ -395,7 +395,7 @@ class Adapter(nn.Module):
 
 @pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("change", ["none", "frozen", "adapter"])
+@pytest.mark.parametrize("change", ["none", "frozen", "adapter", "hook"])
 def test_an_mlp_has_the_gradients_of_its_parts(
     change: str, dtype: torch.dtype, checkpointed: bool
 ) -> None:
@@ -405,6 +405,8 @@ def test_an_mlp_has_the_gradients_of_its_parts(
         mlp.fc2.requires_grad_(False)
     if change == "adapter":
         mlp.fc2 = Adapter(mlp.fc2)
+    if change == "hook":
+        mlp.fc2.register_forward_pre_hook(lambda _, inputs: F.dropout(inputs[0], 0.5))
     x, target = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(2, 3, 5, 8)
     inputs = [x, *(p for p in mlp.parameters() if p.requires_grad)]
 
