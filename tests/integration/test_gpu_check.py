@@ -11,6 +11,7 @@ import pytest
 
 from gpu_checks import __main__ as program
 from gpu_checks import kernels, machine
+from gpu_checks.page import OutOfTime
 
 ROOT = Path(__file__).parents[2]
 TITLES = {
@@ -157,6 +158,34 @@ def test_a_section_keeps_what_it_measured_until_its_time_is_over(monkeypatch, tm
     assert "| first" in page
     assert page.endswith("The rest was not measured: the 1 s of this section were over.\n")
     assert "went on" not in page
+
+
+TALKATIVE = """
+import subprocess, sys, time
+other = subprocess.Popen(["sleep", "20"])  # which has the pipe, too
+try:
+    print("begins", flush=True)
+    time.sleep(20)
+except KeyboardInterrupt:
+    print("FAILED one")
+"""
+
+
+def test_a_program_whose_time_is_over_says_what_it_found(monkeypatch, tmp_path):
+    def run(page, folder, smoke):
+        lines = []
+        try:
+            machine.run([sys.executable, "-c", TALKATIVE], lines.append)
+        except OutOfTime:
+            page.failure(" ".join(lines))
+            raise
+
+    monkeypatch.setattr(machine, "LAST_WORDS_SEC", 2)
+    start = time.monotonic()
+    code, page = section(monkeypatch, tmp_path, run)
+    assert time.monotonic() - start < 10
+    assert code == 1
+    assert "begins FAILED one" in page
 
 
 def test_what_is_missing_though_it_should_not_be_fails_the_check(monkeypatch, tmp_path):

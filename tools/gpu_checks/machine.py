@@ -1,12 +1,12 @@
 """Sections that other programs measure: the machine, the tests, and `hiera-video benchmark`."""
 
+import contextlib
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from hiera_video.models import inference
 from hiera_video.runtime.machine import processor_name
 
 ROOT = Path(hiera_video.__file__).parents[1]
-LAST_WORDS_SEC = 5.0  # less than the GRACE of tools/gpu_check.sh
+LAST_WORDS_SEC = 5  # less than the GRACE of tools/gpu_check.sh
 
 
 def device() -> str:
@@ -143,7 +143,8 @@ def run(
 ) -> int:
     """The exit code of a program whose output is printed and given away.
 
-    If this one must end, it is interrupted, and has a few seconds to say what it found.
+    When the time of the section is over, it is interrupted, and has a few seconds to say what it
+    found.
     """
 
     def read() -> None:
@@ -162,12 +163,16 @@ def run(
     ) as process:
         try:
             read()
-        except BaseException:
+        except OutOfTime:
             process.send_signal(signal.SIGINT)
-            kill = threading.Timer(LAST_WORDS_SEC, process.kill)
-            kill.start()
-            read()
-            kill.cancel()
+            signal.alarm(LAST_WORDS_SEC)  # again: others may hold the pipe open
+            with contextlib.suppress(OutOfTime):
+                read()
+            signal.alarm(0)
+            process.kill()
+            raise
+        except BaseException:
+            process.kill()
             raise
     return process.returncode
 
