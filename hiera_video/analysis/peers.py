@@ -210,8 +210,9 @@ def peers(names: Sequence[str]) -> tuple[list[Subject], dict[str, str]]:
     for module, models in libraries.items():
         try:
             found += list(models(names))
-        except ImportError as error:
-            missing["hiera-transformer" if module == "hiera" else module] = str(error)
+        except Exception as error:  # whatever an import raises, the others are measured
+            why = str(error) or type(error).__name__
+            missing["hiera-transformer" if module == "hiera" else module] = why
     return found, missing
 
 

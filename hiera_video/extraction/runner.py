@@ -45,7 +45,7 @@ class Summary:
     failed: int = 0
     clips: int = 0  # views that went through the model
     wall_sec: float = 0.0
-    start_sec: float = 0.0  # of it, until the first batch went to the model
+    start_sec: float = 0.0  # of it, until the first batch went to the model; 0 with Ray
     decode_sec: float = 0.0  # of all decoding processes together, as the next
     transform_sec: float = 0.0
     model_sec: float = 0.0
@@ -59,14 +59,17 @@ class Summary:
             t / (wall * self.num_workers) for t in (self.decode_sec, self.transform_sec)
         )
         model = self.model_sec / wall
-        starting = self.start_sec / wall
-        shares = {"the model": model, "reading": decode + transform, "starting": starting}
+        shares = {"the model": model, "reading": decode + transform}
+        start = ""
+        if self.start_sec:
+            shares["starting"] = self.start_sec / wall
+            start = f", of which {self.start_sec:.1f} s were starting"
         most = max(shares, key=lambda name: shares[name])
         limit = most if shares[most] >= BUSY else "neither: starting, or too few cores for both"
         return (
-            f"{counted(self.clips, 'clip')} in {wall:.1f} s, of which {self.start_sec:.1f} s were "
-            f"starting: {self.clips / wall:.2f} clips/s, the model alone "
-            f"{self.clips / max(self.model_sec, 1e-9):.2f} (utilisation {model:.2f})\n"
+            f"{counted(self.clips, 'clip')} in {wall:.1f} s{start}: {self.clips / wall:.2f} "
+            f"clips/s, the model alone {self.clips / max(self.model_sec, 1e-9):.2f} (utilisation "
+            f"{model:.2f})\n"
             f"busy: {counted(self.num_workers, 'decoding process')} {decode:.0%} with decoding and "
             f"{transform:.0%} with transforms, the model {model:.0%}, writing "
             f"{self.store_sec / wall:.0%}; the limit is {limit}"

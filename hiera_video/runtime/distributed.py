@@ -99,8 +99,7 @@ def process_group(
     key = f"{section}precision"
     known = arithmetic(precision, chosen, key)
     if compile:
-        key_of_it = f"{section}compile"
-        check_compiler(chosen, f"{key_of_it} is true", f"write {key_of_it}=false")
+        check_compiler(chosen, f"{section}compile is true", f"write {section}compile=false")
     if chosen.type == "cuda":
         set_tf32(known)
     if precision == "auto" and os.environ.get("RANK", "0") == "0":

@@ -226,21 +226,22 @@ def windows_of_16(table: Table, scale: float) -> None:
 def new_sizes(table: Table, scale: float) -> None:
     """First calls with other numbers of windows: whether incomplete batches should be padded."""
     first_sec = None
-    for backend in ("CUDNN", "FLASH"):
-        attend = by_backend(getattr(SDPBackend, f"{backend}_ATTENTION"))
-        seconds = []
+    backends = {"cuDNN": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+    for name, backend in backends.items():
+        attend, seconds, shape = by_backend(backend), [], ""
         for missing in range(4):  # the first also loads the library
             q, k, v = (random(12544, 1, 64, 96, scale=scale)[missing:] for _ in range(3))
+            shape = "x".join(map(str, q.shape))
             synchronize(device())
             start = time.perf_counter()
             try:
                 attend(q, k, v)
             except RuntimeError as error:
-                print(f"{backend}: {error}", flush=True)
+                print(f"{name}: {error}", flush=True)
                 break
             synchronize(device())
             seconds.append(time.perf_counter() - start)
-        row = "attention over 64 tokens, first call of a size", backend, "12543x1x64x96"
+        row = "attention over 64 tokens, first call of a size", name, shape
         if len(seconds) < 4:
             table.row(*row, "fails", "", "")
             continue
