@@ -49,6 +49,8 @@ def main() -> int:
     module, name, title = SECTIONS[args.section]
     page = Page(args.folder / f"{args.section}.md", title)
     signal.signal(signal.SIGALRM, stop)
+    # In the background of a shell it is ignored, also by the programs that a section interrupts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.alarm(args.seconds)
     try:
         section = getattr(importlib.import_module(f"gpu_checks.{module}"), name)
